@@ -1,0 +1,74 @@
+"""Frozen option sets: fields that change behaviour first, then fields that change only speed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Durability(enum.Enum):
+    """What an acknowledged commit survives.
+
+    FULL: power loss; every commit has its own sync. GROUP: power loss; concurrent committers
+    share one sync. RELAXED: process crash; power loss may take the last commit, never more, and
+    never corrupts.
+    """
+
+    FULL = "full"
+    GROUP = "group"
+    RELAXED = "relaxed"
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a database file is opened.
+
+    Parameters
+    ----------
+    read_only : bool
+        Refuse writes; the file must exist.
+    create : bool
+        Create the file when it does not exist.
+    durability : Durability
+    check : bool
+        Verify structure, headers and checksums before use, even beside other processes' readers.
+    lock_timeout_s : float
+        How long a commit waits for another process's writer before LockError.
+    max_size_bytes : int, optional
+        Quota of the data file; a commit beyond it raises StorageFullError.
+    max_read_age_s : float
+        A read transaction older than this is ended, so that a forgotten one cannot grow the file.
+    map_size_bytes : int
+        Address space to reserve; halved until the system grants it.
+    delta_limit_rows : int
+        Rows a table's delta may hold before merging starts; writers wait at four times as many.
+    segment_rows : int
+        Rows of one column block.
+    background_merge : bool
+    """
+
+    read_only: bool = False
+    create: bool = True
+    durability: Durability = Durability.FULL
+    check: bool = False
+    lock_timeout_s: float = 5.0
+    max_size_bytes: int | None = None
+    max_read_age_s: float = 600.0
+
+    map_size_bytes: int = 1 << 40
+    delta_limit_rows: int = 4096
+    segment_rows: int = 2048
+    background_merge: bool = True
+
+
+@dataclass(frozen=True)
+class SandboxLimits:
+    """What one statement's calls of a sandboxed function may use.
+
+    Fuel is wasmtime's unit, about one per instruction.
+    """
+
+    fuel: int = 10_000_000
+    fuel_per_row: int = 100_000
+    max_memory_bytes: int = 64 << 20
+    timeout_ms: int = 5_000

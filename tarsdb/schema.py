@@ -1,0 +1,255 @@
+"""Definitions of the named objects a database holds: tables, indexes, models, modules, functions.
+
+Frozen dataclasses, shared by the SQL layer (which resolves names to them) and storage (which
+keeps them as JSON). They describe; they hold no data and do no I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tarsdb.types import SqlType, parse_type
+
+
+@dataclass(frozen=True)
+class ColumnDef:
+    """One column of a table.
+
+    Parameters
+    ----------
+    id : int
+        Never reused within the table; names blocks on disk.
+    name : str
+        As written; compared case-insensitively.
+    type : SqlType
+    not_null : bool
+    default : str, optional
+        SQL expression text used when an INSERT omits the column.
+    generated : str, optional
+        SQL expression text of ``GENERATED ALWAYS AS (...) STORED``.
+    missing : object, optional
+        JSON-able storage value (bytes as hex) of rows older than the column (ADD COLUMN DEFAULT).
+    """
+
+    id: int
+    name: str
+    type: SqlType
+    not_null: bool = False
+    default: str | None = None
+    generated: str | None = None
+    missing: Any = None
+
+
+@dataclass(frozen=True)
+class IndexDef:
+    """An index over columns of one table.
+
+    ``method`` is ``'btree'`` here (ordered scalar index); vector methods come with their issue.
+    ``origin`` is ``'primary key'``, ``'unique'`` (constraint) or ``'create index'``.
+    """
+
+    id: int
+    name: str
+    table: str
+    column_ids: tuple[int, ...]
+    unique: bool = False
+    method: str = "btree"
+    origin: str = "create index"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableDef:
+    """A table: columns in order, constraints and indexes.
+
+    ``version`` is the number of the commit that last changed this definition; a transaction that
+    wrote under an older version conflicts.
+    """
+
+    id: int
+    name: str
+    columns: tuple[ColumnDef, ...]
+    primary_key: tuple[int, ...] = ()
+    checks: tuple[tuple[str, str], ...] = ()  # (name, SQL text)
+    indexes: tuple[IndexDef, ...] = ()
+    next_column_id: int = 1
+    version: int = 0
+
+    @cached_property
+    def _by_name(self) -> dict[str, ColumnDef]:
+        return {column.name.lower(): column for column in self.columns}
+
+    @cached_property
+    def _by_id(self) -> dict[int, ColumnDef]:
+        return {column.id: column for column in self.columns}
+
+    @cached_property
+    def ordinals(self) -> dict[int, int]:
+        """Column id -> position in ``columns``."""
+        return {column.id: position for position, column in enumerate(self.columns)}
+
+    def column(self, name: str) -> ColumnDef | None:
+        """Return the column of that name (any case), or None."""
+        return self._by_name.get(name.lower())
+
+    def column_by_id(self, column_id: int) -> ColumnDef:
+        """Return the column with that id."""
+        return self._by_id[column_id]
+
+    @cached_property
+    def scalar_columns(self) -> tuple[ColumnDef, ...]:
+        """Columns that are not vectors: stored together (column group 0)."""
+        return tuple(column for column in self.columns if not column.type.is_vector)
+
+    @cached_property
+    def vector_columns(self) -> tuple[ColumnDef, ...]:
+        """Vector columns: each a column group of its own, with its own versions."""
+        return tuple(column for column in self.columns if column.type.is_vector)
+
+    @cached_property
+    def primary_index(self) -> IndexDef | None:
+        """The index behind PRIMARY KEY, if there is one."""
+        return next((index for index in self.indexes if index.origin == "primary key"), None)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One immutable version of a model: content-addressed files, never changed after creation.
+
+    ``files`` maps a file name of the Hugging Face layout (``config.json``, ``tokenizer.json``) to
+    the digest of its bytes; ``tensors`` maps a tensor name to ``(dtype, shape, digest)``.
+    """
+
+    name: str
+    commit: int
+    files: dict[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...], str]]
+    lineage: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDef:
+    """A model and its versions.
+
+    Parameters
+    ----------
+    task : str
+        ``'embed'`` so far.
+    dim : int
+        Output dimension of the default version, 0 where it has none.
+    default_version : str
+    """
+
+    id: int
+    name: str
+    task: str
+    dim: int
+    default_version: str
+    versions: tuple[ModelVersion, ...]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = 0
+
+    def find_version(self, name: str | None = None) -> ModelVersion | None:
+        """Return the named version (default version when None)."""
+        wanted = name or self.default_version
+        return next((v for v in self.versions if v.name == wanted), None)
+
+
+@dataclass(frozen=True)
+class ModuleDef:
+    """A WebAssembly module stored in the database by content."""
+
+    id: int
+    name: str
+    digest: str  # of the blob
+    sha256: str
+    size: int
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class FunctionDef:
+    """A sandboxed scalar function: signature, where its code is, limits."""
+
+    id: int
+    name: str
+    arguments: tuple[tuple[str, SqlType], ...]
+    returns: SqlType
+    language: str
+    module: str | None  # name of a ModuleDef, or None for inline code
+    export: str
+    digest: str  # blob of the wasm bytes that run
+    strict: bool = True
+    volatility: str = "IMMUTABLE"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = 0
+
+
+CatalogObject = TableDef | ModelDef | ModuleDef | FunctionDef
+KINDS: dict[str, type[CatalogObject]] = {
+    "table": TableDef, "model": ModelDef, "module": ModuleDef, "function": FunctionDef,
+}  # fmt: skip
+
+
+def to_json(definition: CatalogObject) -> dict[str, Any]:
+    """Return a JSON-able dict of a definition; :func:`from_json` reads it back."""
+    plain: dict[str, Any] = _plain(definition)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SqlType):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def from_json(kind: str, data: dict[str, Any]) -> CatalogObject:
+    """Rebuild the definition of a kind from :func:`to_json`'s dict."""
+    return _READERS[kind](data)
+
+
+def _table(data: dict[str, Any]) -> TableDef:
+    return TableDef(
+        **{
+            **data,
+            "columns": tuple(ColumnDef(**{**c, "type": parse_type(c["type"])}) for c in data["columns"]),
+            "primary_key": tuple(data["primary_key"]),
+            "checks": tuple((name, text) for name, text in data["checks"]),
+            "indexes": tuple(
+                IndexDef(**{**i, "column_ids": tuple(i["column_ids"])}) for i in data["indexes"]
+            ),
+        }
+    )
+
+
+def _model(data: dict[str, Any]) -> ModelDef:
+    versions = tuple(
+        ModelVersion(
+            **{
+                **v,
+                "tensors": {n: (t[0], tuple(t[1]), t[2]) for n, t in v["tensors"].items()},
+            }
+        )
+        for v in data["versions"]
+    )
+    return ModelDef(**{**data, "versions": versions})
+
+
+def _function(data: dict[str, Any]) -> FunctionDef:
+    arguments = tuple((name, parse_type(text)) for name, text in data["arguments"])
+    return FunctionDef(**{**data, "arguments": arguments, "returns": parse_type(data["returns"])})
+
+
+_READERS: dict[str, Any] = {
+    "table": _table, "model": _model, "module": lambda data: ModuleDef(**data),
+    "function": _function,
+}  # fmt: skip

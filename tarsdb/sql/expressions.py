@@ -1,0 +1,140 @@
+"""Bound expressions the engine evaluates itself: the small core of SQL the fast path needs.
+
+An expression outside this core stays SQL text and goes to the relational engine. Names are
+resolved: a ``ColumnRef`` carries the column's definition. NULL follows three-valued logic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tarsdb.schema import ColumnDef
+from tarsdb.types import SqlType
+
+ROWID = "rowid"
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A constant of the statement: None, bool, int, float, Decimal, str or bytes."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A bound parameter: zero-based position, or name without its prefix."""
+
+    key: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRef:
+    """A column of the statement's one table."""
+
+    column: ColumnDef
+
+
+@dataclass(frozen=True, slots=True)
+class RowidRef:
+    """The 64-bit row id of the statement's one table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """``excluded.column`` of ON CONFLICT DO UPDATE."""
+
+    column: ColumnDef
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """``left op right``; op is one of ``= <> < <= > >=``."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """All of the terms."""
+
+    terms: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Any of the terms."""
+
+    terms: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Negation; NULL stays NULL."""
+
+    operand: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class IsNull:
+    """``operand IS NULL`` (IS NOT NULL is Not of it)."""
+
+    operand: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class InList:
+    """``operand IN (items)``; a NULL item makes a miss NULL."""
+
+    operand: Expr
+    items: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """``left op right`` of numbers; op is one of ``+ - *``. Integer overflow is a DataError."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """``left op right`` of vectors; op is one of ``<-> <#> <=> <+> <~> <%>``."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call of a built-in model function (``embed``) or of a catalog or session function.
+
+    ``target`` is the catalog name for ``kind`` 'udf' and the model name for ``kind`` 'model'.
+    """
+
+    kind: str
+    name: str
+    target: str
+    args: tuple[Expr, ...]
+    returns: SqlType | None = None
+
+
+Expr = (
+    Literal | Parameter | ColumnRef | RowidRef | Excluded | Compare | And | Or | Not | IsNull
+    | InList | Arithmetic | Distance | Call
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result column: its name, its expression, and its type where the binder knows it."""
+
+    name: str
+    expr: Expr
+    type: SqlType | None = None
