@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class Column:
         assert self.offsets is not None
         raw = self.values.tobytes()
         bounds = self.offsets.tolist()
-        pieces = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces = [raw[a:b] for a, b in pairwise(bounds)]
         if self.type.physical is Physical.UTF8:
             return [piece.decode() for piece in pieces]
         return pieces

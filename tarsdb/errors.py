@@ -64,7 +64,7 @@ class Error(Exception):
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
 
 
-class Warning(Exception):  # noqa: A001 - PEP 249 fixes the name
+class Warning(Exception):
     """PEP 249 warning class; tarsdb raises none of these itself."""
 
 
@@ -96,7 +96,12 @@ class SQLSyntaxError(ProgrammingError):
     """
 
     def __init__(
-        self, message: str, *, line: int = 1, column: int = 1, excerpt: str = "",
+        self,
+        message: str,
+        *,
+        line: int = 1,
+        column: int = 1,
+        excerpt: str = "",
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint)
@@ -205,8 +210,28 @@ class UdfValidationError(UdfError):
 
 
 class UdfTrapError(UdfError):
-    """The guest code trapped."""
+    """The guest code trapped.
+
+    Attributes
+    ----------
+    code : str
+        Name of the trap, such as ``'INTEGER_DIVISION_BY_ZERO'``.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, code: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
 
 
 class UdfLimitError(UdfError):
-    """The guest ran out of fuel, memory or time."""
+    """The guest ran out of fuel, memory or time.
+
+    Attributes
+    ----------
+    kind : str
+        ``'fuel'``, ``'memory'`` or ``'time'``.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, kind: str = "") -> None:
+        super().__init__(message, hint)
+        self.kind = kind

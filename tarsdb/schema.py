@@ -214,14 +214,16 @@ def _plain(value: Any) -> Any:
 
 def from_json(kind: str, data: dict[str, Any]) -> CatalogObject:
     """Rebuild the definition of a kind from :func:`to_json`'s dict."""
-    return _READERS[kind](data)
+    definition: CatalogObject = _READERS[kind](data)
+    return definition
 
 
 def _table(data: dict[str, Any]) -> TableDef:
+    columns = [ColumnDef(**{**c, "type": parse_type(c["type"])}) for c in data["columns"]]
     return TableDef(
         **{
             **data,
-            "columns": tuple(ColumnDef(**{**c, "type": parse_type(c["type"])}) for c in data["columns"]),
+            "columns": tuple(columns),
             "primary_key": tuple(data["primary_key"]),
             "checks": tuple((name, text) for name, text in data["checks"]),
             "indexes": tuple(

@@ -113,6 +113,7 @@ _PHYSICAL: dict[Kind, Physical] = {
 _VECTOR_KINDS = frozenset({Kind.VECTOR, Kind.HALFVEC, Kind.INT8VEC, Kind.BIT})
 _VARIABLE = frozenset({Physical.UTF8, Physical.BINARY})
 MAX_DIM = 65_536
+_TYPE_NAME = re.compile(r"([A-Z0-9 ]+?)(?:\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?( WITH TIME ZONE)?")
 
 _ALIASES: dict[str, Kind] = {
     "BOOL": Kind.BOOLEAN, "BOOLEAN": Kind.BOOLEAN, "LOGICAL": Kind.BOOLEAN,
@@ -161,7 +162,7 @@ class SqlType:
             return f"{self.element}[]"
         if self.dim is not None:
             return f"{self.kind.value}({self.dim})"
-        return self.kind.value
+        return str(self.kind.value)
 
     @property
     def physical(self) -> Physical:
@@ -208,7 +209,7 @@ def parse_type(text: str) -> SqlType:
         if element.is_vector or element.kind in (Kind.ARRAY, Kind.JSON):
             raise BindError(f"type {text!r}: arrays hold scalar types, not {element}")
         return SqlType(Kind.ARRAY, element=element)
-    match = re.fullmatch(r"([A-Z0-9 ]+?)(?:\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?( WITH TIME ZONE)?", name)
+    match = _TYPE_NAME.fullmatch(name)
     if match is None:
         raise BindError(f"type {text!r} is not known")
     base = match[1] + (match[4] or "")
@@ -246,6 +247,7 @@ TIMESTAMP = SqlType(Kind.TIMESTAMP)
 
 _EPOCH_DATE = dt.date(1970, 1, 1)
 _EPOCH = dt.datetime(1970, 1, 1)
+_EPOCH_UTC = _EPOCH.replace(tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _INT_RANGE = {
     Kind.SMALLINT: (-(2**15), 2**15 - 1),
@@ -490,7 +492,7 @@ _PRESENT: dict[Kind, Any] = {
     Kind.DATE: lambda value, _: _EPOCH_DATE + dt.timedelta(days=value),
     Kind.TIME: lambda value, _: (_EPOCH + dt.timedelta(microseconds=value)).time(),
     Kind.TIMESTAMP: lambda value, _: _EPOCH + dt.timedelta(microseconds=value),
-    Kind.TIMESTAMPTZ: lambda value, _: _EPOCH.replace(tzinfo=dt.UTC) + dt.timedelta(microseconds=value),
+    Kind.TIMESTAMPTZ: lambda value, _: _EPOCH_UTC + dt.timedelta(microseconds=value),
     Kind.INTERVAL: _show_interval,
     Kind.UUID: lambda value, _: uuid.UUID(bytes=value),
     Kind.JSON: lambda value, _: json.loads(value),

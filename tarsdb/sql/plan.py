@@ -26,7 +26,7 @@ class PointLookup:
 
 @dataclass(frozen=True)
 class Scan:
-    """``SELECT outputs FROM table [WHERE predicate] [LIMIT limit] [OFFSET offset]``, rowid order."""
+    """``SELECT outputs FROM table [WHERE predicate] [LIMIT limit] [OFFSET offset]`` by rowid."""
 
     table: TableDef
     outputs: tuple[Output, ...]
