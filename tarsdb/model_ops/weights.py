@@ -1,0 +1,213 @@
+"""A model's tensors in the layout the encoder computes with.
+
+Matrices are kept transposed (inputs x outputs), query, key and value side by side, the query
+scaled by 1/sqrt(head size), positions and token type 0 added up. Every array is this module's own
+copy, made one tensor at a time, so it outlives the file or the transaction it was read from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import ModelFormatError
+from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shapes
+
+F32 = npt.NDArray[np.float32]
+
+_ANCHOR = "embeddings.word_embeddings.weight"
+_NAMED = 8  # missing tensors spelled out in an error
+_ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer. Matrices are (inputs, outputs), vectors (outputs,), all float32, C order."""
+
+    qkv: F32
+    qkv_bias: F32
+    context: F32
+    context_bias: F32
+    context_norm: tuple[F32, F32]
+    expand: F32
+    expand_bias: F32
+    reduce: F32
+    reduce_bias: F32
+    output_norm: tuple[F32, F32]
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """All weights of an encoder.
+
+    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type included;
+    ``relative`` (heads, 2 * max_tokens - 1) or None.
+    """
+
+    words: F32
+    positions: F32
+    norm: tuple[F32, F32]
+    layers: tuple[LayerWeights, ...]
+    relative: F32 | None
+
+
+def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
+    """Check names and shapes against the config.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple
+        Shape of each tensor at hand.
+    where : str
+        Names the model in messages.
+
+    Returns
+    -------
+    str
+        The prefix all names carry, such as 'bert.'.
+
+    Raises
+    ------
+    ModelFormatError
+        Names the missing tensors, or the tensor and the two shapes that disagree.
+    """
+    prefix = _prefix(shapes, where)
+    missing = []
+    for name, expected in tensor_shapes(spec).items():
+        found = _find(shapes, prefix + name)
+        if found is None:
+            missing.append(name)
+        elif tuple(shapes[found]) != expected:
+            raise ModelFormatError(
+                f"tensor {found!r} of {where} has shape {tuple(shapes[found])}, "
+                f"config.json asks for {expected}"
+            )
+    if missing:
+        listed = ", ".join(missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ModelFormatError(
+            f"{where} lacks {len(missing)} tensors: {listed}{more}",
+            "the weights are incomplete or belong to another config.json",
+        )
+    return prefix
+
+
+def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> EncoderWeights:
+    """Copy the tensors an encoder needs; each is read from the mapping once.
+
+    Raises
+    ------
+    ModelFormatError
+        A tensor is missing, has another shape than the config asks for, or holds NaN or infinity.
+    """
+    prefix = _prefix(tensors, "the model")
+    missing = [n for n in tensor_shapes(spec) if _find(tensors, prefix + n) is None]
+    if missing:
+        check_tensors(spec, {name: (0,) for name in tensors}, "the model")
+    read = _Reader(spec, tensors, prefix)
+    positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
+    if spec.token_types:
+        positions += read("embeddings.token_type_embeddings.weight")[0]
+    relative = None
+    if spec.relative_buckets:
+        relative = _relative_bias(read("encoder.relative_attention_bias.weight"), spec.max_tokens)
+    return EncoderWeights(
+        words=read(_ANCHOR),
+        positions=positions,
+        norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
+        layers=tuple(_layer(spec, read, number) for number in range(spec.layers)),
+        relative=relative,
+    )
+
+
+class _Reader:
+    """Reads checked float32 copies by name."""
+
+    def __init__(
+        self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], prefix: str
+    ) -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+        self._shapes = tensor_shapes(spec)
+
+    def __call__(self, name: str, transpose: bool = False) -> F32:
+        found = _find(self._tensors, self._prefix + name) or name
+        tensor = self._tensors[found]
+        if tensor.shape != self._shapes[name]:
+            raise ModelFormatError(
+                f"tensor {found!r} has shape {tensor.shape}, config.json asks for "
+                f"{self._shapes[name]}"
+            )
+        if tensor.dtype.kind != "f":
+            raise ModelFormatError(f"tensor {found!r} has dtype {tensor.dtype}, not a float type")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
+            values = np.array(tensor.T if transpose else tensor, dtype=np.float32, order="C")
+        if not np.isfinite(values).all():
+            raise ModelFormatError(f"tensor {found!r} holds NaN or infinity")
+        return values
+
+
+def _layer(spec: EncoderSpec, read: _Reader, number: int) -> LayerWeights:
+    def weight(part: str) -> F32:
+        return read(layer_tensor(spec, number, part, "weight"), transpose=True)
+
+    def bias(part: str) -> F32:
+        return read(layer_tensor(spec, number, part, "bias"))
+
+    def norm(part: str) -> tuple[F32, F32]:
+        return read(layer_tensor(spec, number, part, "weight")), bias(part)
+
+    scale = np.float32(1.0 / math.sqrt(spec.hidden // spec.heads))
+    return LayerWeights(
+        qkv=np.concatenate([weight("query") * scale, weight("key"), weight("value")], axis=1),
+        qkv_bias=np.concatenate([bias("query") * scale, bias("key"), bias("value")]),
+        context=weight("context"),
+        context_bias=bias("context"),
+        context_norm=norm("context_norm"),
+        expand=weight("expand"),
+        expand_bias=bias("expand"),
+        reduce=weight("reduce"),
+        reduce_bias=bias("reduce"),
+        output_norm=norm("output_norm"),
+    )
+
+
+def _relative_bias(table: F32, longest: int) -> F32:
+    """Spread MPNet's bucketed bias (buckets, heads) over distances key - query.
+
+    Buckets are T5's: half of them for each direction, exact up to a quarter, then logarithmic up
+    to distance 128 (Raffel et al. 2020, section 2.1).
+    """
+    distance = np.arange(-(longest - 1), longest)
+    half = len(table) // 2
+    exact = half // 2
+    size = np.abs(distance)
+    ratio = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+    far = exact + (ratio / np.float32(math.log(128 / exact)) * (half - exact)).astype(np.int64)
+    bucket = np.where(size < exact, size, np.minimum(far, half - 1)) + (distance > 0) * half
+    return np.ascontiguousarray(table[bucket].T)
+
+
+def _prefix(names: Iterable[str], where: str) -> str:
+    found = [name[: -len(_ANCHOR)] for name in names if name.endswith(_ANCHOR)]
+    prefixes = sorted({prefix for prefix in found if prefix == "" or prefix.endswith(".")}, key=len)
+    if not prefixes:
+        raise ModelFormatError(
+            f"{where} lacks the tensor {_ANCHOR!r}", "are these the weights of a text encoder?"
+        )
+    return prefixes[0]
+
+
+def _find(names: Mapping[str, Any], name: str) -> str | None:
+    if name in names:
+        return name
+    for modern, old in _ALIASES:  # TensorFlow-era checkpoints
+        alias = name.removesuffix(modern) + old
+        if name.endswith(modern) and alias in names:
+            return alias
+    return None
