@@ -1,0 +1,27 @@
+"""Untrusted functions as WebAssembly: inspect a module, check a signature, call it with columns.
+
+A guest imports nothing, sees only copies of its arguments in its own memory, and always runs
+under limits of fuel, memory and time. docs/sandbox.md states the threat model and the ABI.
+Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
+"""
+
+from tarsdb.udf_sandbox.function import ScalarFunction
+from tarsdb.udf_sandbox.limits import Budget, limits_from_options
+from tarsdb.udf_sandbox.module import (
+    ModuleInfo,
+    check_digest,
+    check_signature,
+    inspect_module,
+    to_wasm,
+)
+
+__all__ = [
+    "Budget",
+    "ModuleInfo",
+    "ScalarFunction",
+    "check_digest",
+    "check_signature",
+    "inspect_module",
+    "limits_from_options",
+    "to_wasm",
+]

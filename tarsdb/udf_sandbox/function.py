@@ -1,0 +1,260 @@
+"""ScalarFunction: a sandboxed function that maps columns to a column.
+
+Handles NULLs, batch sizes, threads and reuse; what runs the code is behind ``guests``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tarsdb.columns import Column, concat, empty
+from tarsdb.errors import InterfaceError, UdfError, UdfValidationError
+from tarsdb.options import SandboxLimits
+from tarsdb.types import SqlType
+from tarsdb.udf_sandbox import stacks
+from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
+from tarsdb.udf_sandbox.module import check_signature, inspect_module
+
+if TYPE_CHECKING:
+    from tarsdb.udf_sandbox.guests import Guest, Program
+
+MAX_BATCH_ROWS = 65_536
+DIRECT_FUEL = 20_000_000  # about 10 ms: how long the main thread may not see Ctrl-C
+_IDLE_GUESTS = 4
+_keys = itertools.count(1)
+
+
+class ScalarFunction:
+    """A function of a WebAssembly module, called with columns, safe to share between threads.
+
+    Parameters
+    ----------
+    code : bytes
+        A binary module. Compiled once per process and digest.
+    export : str
+    arguments : sequence of SqlType
+    returns : SqlType
+    strict : bool
+        ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
+        exports cannot see NULL and must be strict.
+    limits : SandboxLimits
+    name : str, optional
+        What errors call the function; the export when absent.
+
+    Raises
+    ------
+    UdfValidationError
+        The module is not acceptable, or the export does not fit the signature.
+    UdfLimitError
+        The module's memory starts larger than ``limits.max_memory_bytes``.
+    """
+
+    def __init__(
+        self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
+        strict: bool = True, limits: SandboxLimits | None = None, name: str | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name or export
+        self.arguments = tuple(arguments)
+        self.returns = returns
+        self.strict = strict
+        self.limits = limits or SandboxLimits()
+        self._key = next(_keys)
+        self._program, self._scalar = self._load(bytes(code), export)
+        self._lock = threading.Lock()
+        self._idle: dict[bool, list[Guest]] = {True: [], False: []}
+        self._calls: set[Call] = set()
+        self._closed = False
+
+    def _load(self, code: bytes, export: str) -> tuple[Program, bool]:
+        info = inspect_module(code)
+        scalar = check_signature(info, export, self.arguments, self.returns) == "scalar"
+        if scalar and not self.strict:
+            raise UdfValidationError(
+                f"function {self.name}: a bare scalar export cannot be CALLED ON NULL INPUT",
+                hint="declare it STRICT, or use the columnar ABI",
+            )
+        if info.memory_pages * WASM_PAGE > self.limits.max_memory_bytes:
+            what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
+            raise memory_error(self.name, self.limits, what)
+        from tarsdb.udf_sandbox.guests import Program, driver_module
+        from tarsdb.udf_sandbox.wasmtime_backend import runtime
+
+        program = Program(
+            module=runtime().module(info.sha256, code),
+            driver=driver_module(self.arguments, self.returns) if scalar else None,
+            export=export, arguments=self.arguments, returns=self.returns, limits=self.limits,
+            reusable=info.stateless if scalar else info.resettable,
+            resettable=info.resettable,
+        )  # fmt: skip
+        return program, scalar
+
+    def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
+        """Return the function's value for every row, as a new column.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            One per argument, of the declared types, each of ``rows`` rows. Only read.
+        rows : int
+        budget : Budget, optional
+            Of the statement; a fresh one when absent.
+
+        Raises
+        ------
+        UdfTrapError, UdfLimitError, UdfError, InterruptError
+            No part of the result survives, and the guest that failed is thrown away.
+        """
+        budget = Budget() if budget is None else budget
+        self._check(columns, rows)
+        budget.check(self.name)
+        if rows == 0:
+            return empty(self.returns)
+        keep = _valid_rows(columns) if self.strict else None
+        if keep is None:
+            return self._run(columns, rows, budget)
+        chosen = np.flatnonzero(keep)
+        if len(chosen) == 0:
+            return _scatter(empty(self.returns), keep)
+        taken = [column.take(chosen) for column in columns]
+        taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
+        return _scatter(self._run(taken, len(chosen), budget), keep)
+
+    def interrupt(self) -> None:
+        """End every running call of this function with InterruptError."""
+        with self._lock:
+            for call in self._calls:
+                call.interrupted = True
+
+    def close(self) -> None:
+        """Free idle guests; running calls end normally, later calls raise InterfaceError."""
+        with self._lock:
+            self._closed = True
+            guests = self._idle[True] + self._idle[False]
+            self._idle = {True: [], False: []}
+        for guest in guests:
+            guest.store.close()
+
+    def _check(self, columns: Sequence[Column], rows: int) -> None:
+        if self._closed:
+            raise InterfaceError(f"function {self.name} is closed")
+        if len(columns) != len(self.arguments):
+            raise UdfError(
+                f"function {self.name} takes {len(self.arguments)} arguments, got {len(columns)}"
+            )
+        for number, (column, wanted) in enumerate(zip(columns, self.arguments, strict=True), 1):
+            if column.type != wanted or len(column) != rows:
+                raise UdfError(
+                    f"function {self.name}: argument {number} is {wanted} of {rows} rows, "
+                    f"got {column.type} of {len(column)} rows"
+                )
+
+    def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+        pieces = 1 if self._scalar else self._pieces(columns, rows)
+        if pieces == 1:
+            return self._run_piece(columns, rows, budget)
+        size = -(-rows // pieces)
+        parts = []
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            part = [column.slice(start, stop) for column in columns]
+            parts.append(self._run_piece(part, stop - start, budget))
+        return concat(self.returns, parts)
+
+    def _pieces(self, columns: Sequence[Column], rows: int) -> int:
+        """Return how many batches keep each under a quarter of the guest's memory."""
+        size = sum(column.nbytes for column in columns)
+        size += rows * self.returns.width * self.returns.dtype.itemsize
+        wanted = max(-(-size // (self.limits.max_memory_bytes // 4)), -(-rows // MAX_BATCH_ROWS))
+        return min(max(wanted, 1), rows)
+
+    def _run_piece(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+        fuel, seconds = budget.begin(self._key, rows, self.limits)
+        began = time.monotonic()
+        call = Call(self.name, self.limits, budget, fuel, began + seconds)
+        if seconds <= 0:
+            raise time_error(call)
+        with self._lock:
+            self._calls.add(call)
+        try:
+            return self._placed(columns, rows, call)
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+            budget.end(self._key, call.used, time.monotonic() - began)
+
+    def _placed(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
+        """Run on this thread, or on one of ours where this one is not fit for it."""
+        main = stacks.on_main_thread()
+        if stacks.has_enough_stack() and not (main and call.fuel > DIRECT_FUEL):
+            return self._batch(columns, rows, call, not main)
+
+        def cancel() -> None:
+            call.interrupted = True
+
+        return stacks.run_with_stack(lambda: self._batch(columns, rows, call, True), cancel)
+
+    def _batch(self, columns: Sequence[Column], rows: int, call: Call, watched: bool) -> Column:
+        from tarsdb.udf_sandbox.wasmtime_backend import runtime
+
+        with runtime().ticker:
+            guest = self._acquire(call, watched)
+            try:
+                result = guest.batch(columns, rows, call)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    call.used = guest.store.end(call)
+                guest.store.close()
+                raise
+            call.used = guest.store.end(call)
+        self._release(guest, watched)
+        return result
+
+    def _acquire(self, call: Call, watched: bool) -> Guest:
+        with self._lock:
+            guest = self._idle[watched].pop() if self._idle[watched] else None
+        if guest is not None:
+            guest.store.begin(call)
+            return guest
+        from tarsdb.udf_sandbox.guests import ColumnarGuest, ScalarGuest
+
+        return (ScalarGuest if self._scalar else ColumnarGuest)(self._program, call, watched)
+
+    def _release(self, guest: Guest, watched: bool) -> None:
+        if self._program.reusable:
+            with self._lock:
+                if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
+                    self._idle[watched].append(guest)
+                    return
+        guest.store.close()
+
+
+def _valid_rows(columns: Sequence[Column]) -> np.ndarray | None:
+    """Return where no argument is NULL, or None when that is everywhere."""
+    keep: np.ndarray | None = None
+    for column in columns:
+        if column.validity is not None:
+            keep = column.validity if keep is None else keep & column.validity
+    return None if keep is None or keep.all() else keep
+
+
+def _scatter(column: Column, keep: np.ndarray) -> Column:
+    """Spread results over the rows where ``keep`` holds; the others are NULL."""
+    validity = keep.copy()
+    if column.validity is not None:
+        validity[keep] = column.validity
+    if column.offsets is not None:
+        lengths = np.zeros(len(keep), dtype=np.int64)
+        lengths[keep] = np.diff(column.offsets)
+        offsets = np.zeros(len(keep) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        return Column(column.type, column.values, offsets, validity)
+    values = np.zeros((len(keep), *column.values.shape[1:]), dtype=column.values.dtype)
+    values[keep] = column.values
+    return Column(column.type, values, None, validity)

@@ -1,0 +1,205 @@
+"""Limits of sandboxed functions: parsing them, and what a statement has left of them.
+
+Knows no WebAssembly: fuel is a number, time is ``time.monotonic``.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tarsdb.errors import BindError, InterruptError, UdfLimitError
+from tarsdb.options import SandboxLimits
+
+MAX_FUEL = 2**62
+MAX_MEMORY_BYTES = 4 << 30
+MAX_TIMEOUT_MS = 24 * 3600 * 1000
+WASM_PAGE = 65_536
+
+_UNITS = {"": 1, "B": 1, "KB": 10, "K": 10, "KIB": 10, "MB": 20, "M": 20, "MIB": 20,
+          "GB": 30, "G": 30, "GIB": 30}  # fmt: skip
+
+
+def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
+    """Return the limits a ``WITH (...)`` clause asks for; missing ones keep their defaults.
+
+    Parameters
+    ----------
+    options : mapping
+        ``fuel``, ``fuel_per_row``, ``max_memory`` (bytes, or text such as ``'16MB'``; units are
+        powers of 1024), ``timeout_ms``. Names ignore case. ``backend`` may be ``'wasmtime'``.
+
+    Raises
+    ------
+    BindError
+        An option is unknown, or its value is not a number in range.
+    """
+    defaults = SandboxLimits()
+    found = {
+        "fuel": defaults.fuel,
+        "fuel_per_row": defaults.fuel_per_row,
+        "max_memory": defaults.max_memory_bytes,
+        "timeout_ms": defaults.timeout_ms,
+    }
+    for name, value in options.items():
+        key = name.lower()
+        if key == "backend":
+            _check_backend(value)
+        elif key == "max_memory":
+            found[key] = _bounded(name, parse_size(value, name), WASM_PAGE, MAX_MEMORY_BYTES)
+        elif key in found:
+            low, high = (1, MAX_TIMEOUT_MS) if key == "timeout_ms" else (0, MAX_FUEL)
+            found[key] = _bounded(name, _integer(value, name), low, high)
+        else:
+            raise BindError(
+                f"function option {name!r} is not known",
+                hint=f"options: {', '.join(sorted(found))}, backend",
+            )
+    return SandboxLimits(
+        fuel=found["fuel"], fuel_per_row=found["fuel_per_row"],
+        max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"],
+    )  # fmt: skip
+
+
+def _check_backend(value: Any) -> None:
+    if str(value).lower() != "wasmtime":
+        raise BindError(
+            f"function option backend = {value!r} is not available",
+            hint="this release runs functions by backend = 'wasmtime'",
+        )
+
+
+def parse_size(value: Any, name: str = "size") -> int:
+    """Return a number of bytes from an int or text such as ``'16MB'``."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", value)
+        if match is None or match[2].upper() not in _UNITS:
+            raise BindError(f"option {name}: {value!r} is not a size", hint="write '16MB'")
+        shift = _UNITS[match[2].upper()]
+        return int(match[1]) << shift if shift > 1 else int(match[1])
+    return _integer(value, name)
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise BindError(f"option {name}: {value!r} is not a whole number")
+    try:
+        number = int(value)
+    except (ValueError, OverflowError) as error:
+        raise BindError(f"option {name}: {value!r} is not a whole number") from error
+    if isinstance(value, float) and number != value:
+        raise BindError(f"option {name}: {value!r} is not a whole number")
+    return number
+
+
+def _bounded(name: str, number: int, low: int, high: int) -> int:
+    if not low <= number <= high:
+        raise BindError(f"option {name}: {number} is outside {low}..{high}")
+    return number
+
+
+@dataclass(slots=True)
+class _Spent:
+    rows: int = 0
+    fuel: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Budget:
+    """What the sandboxed functions of one statement may still use, and its stop switch.
+
+    One budget is shared by all calls of a statement, from any thread. Fuel and time are counted
+    per function: ``fuel + fuel_per_row * rows so far``, and ``timeout_ms`` of time inside the
+    function. Calls that run at the same moment each see what was left when they began.
+    """
+
+    _spent: dict[int, _Spent] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def interrupt(self) -> None:
+        """End the running calls of this statement, and every later one, with InterruptError."""
+        self._interrupted.set()
+
+    @property
+    def interrupted(self) -> bool:
+        """True after :meth:`interrupt`."""
+        return self._interrupted.is_set()
+
+    def check(self, function: str) -> None:
+        """Raise InterruptError when the statement was interrupted."""
+        if self._interrupted.is_set():
+            raise InterruptError(f"function {function}: interrupted")
+
+    def begin(self, key: int, rows: int, limits: SandboxLimits) -> tuple[int, float]:
+        """Count the rows of a call; return the (fuel, seconds) it may use."""
+        with self._lock:
+            spent = self._spent.setdefault(key, _Spent())
+            spent.rows += rows
+            granted = limits.fuel + limits.fuel_per_row * spent.rows
+            fuel = min(max(granted - spent.fuel, 0), MAX_FUEL)
+            return fuel, limits.timeout_ms / 1000 - spent.seconds
+
+    def end(self, key: int, fuel: int, seconds: float) -> None:
+        """Count the fuel and time a call has used."""
+        with self._lock:
+            spent = self._spent.setdefault(key, _Spent())
+            spent.fuel += fuel
+            spent.seconds += seconds
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One running call: when it must end, and why it was stopped."""
+
+    function: str
+    limits: SandboxLimits
+    budget: Budget
+    fuel: int
+    deadline: float
+    stopped: str = ""  # '', 'time' or 'interrupt'
+    interrupted: bool = False
+    used: int = 0  # fuel, known at the end
+
+    def must_stop(self) -> bool:
+        """Called at every tick: decide, and remember the reason."""
+        if self.interrupted or self.budget.interrupted:
+            self.stopped = "interrupt"
+        elif time.monotonic() >= self.deadline:
+            self.stopped = "time"
+        return bool(self.stopped)
+
+
+def fuel_error(call: Call) -> UdfLimitError:
+    """Return the error for a call that used up its fuel."""
+    limits = call.limits
+    return UdfLimitError(
+        f"function {call.function}: out of fuel (limit {limits.fuel} + "
+        f"{limits.fuel_per_row} per row)",
+        hint="it may loop forever; otherwise raise fuel or fuel_per_row in WITH (...)",
+        kind="fuel",
+    )
+
+
+def time_error(call: Call) -> UdfLimitError:
+    """Return the error for a call that ran too long."""
+    return UdfLimitError(
+        f"function {call.function}: ran longer than timeout_ms = {call.limits.timeout_ms} "
+        "in one statement",
+        hint="raise timeout_ms in WITH (...), or call it for fewer rows",
+        kind="time",
+    )
+
+
+def memory_error(function: str, limits: SandboxLimits, what: str) -> UdfLimitError:
+    """Return the error for a function that needs more memory than its limit."""
+    return UdfLimitError(
+        f"function {function}: {what} (limit max_memory = {limits.max_memory_bytes} bytes)",
+        hint="raise max_memory in WITH (...), or free memory in tars_reset",
+        kind="memory",
+    )

@@ -1,0 +1,257 @@
+"""wasmtime: the engine and its settings, compiled modules, stores with limits, traps to errors.
+
+The only module that imports wasmtime, and so imported on first need. Uses four functions of
+wasmtime-py's C binding that its classes do not wrap (the epoch callback); where they are absent
+calls end at their time limit all the same, they only cannot be interrupted earlier.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import itertools
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import wasmtime
+
+from tarsdb.errors import InterruptError, UdfError, UdfTrapError, UdfValidationError
+from tarsdb.options import SandboxLimits
+from tarsdb.udf_sandbox import stacks
+from tarsdb.udf_sandbox.limits import Call, fuel_error, memory_error, time_error
+from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
+from tarsdb.udf_sandbox.ticker import INTERVAL_S, Ticker
+
+_CACHED_MODULES = 64
+_OFF = (
+    "wasm_threads", "wasm_memory64", "wasm_multi_memory", "wasm_gc", "wasm_exceptions",
+    "wasm_tail_call", "wasm_relaxed_simd", "wasm_function_references", "wasm_wide_arithmetic",
+    "wasm_custom_page_sizes", "wasm_stack_switching", "wasm_component_model", "shared_memory",
+    "debug_info", "parallel_compilation",
+)  # fmt: skip
+
+
+def _config() -> wasmtime.Config:
+    """Return the settings every guest runs under."""
+    config = wasmtime.Config()
+    for name in _OFF:  # a pool of compiler threads would not survive fork either
+        setattr(config, name, False)
+    config.consume_fuel = True
+    config.epoch_interruption = True
+    config.cranelift_nan_canonicalization = True
+    config.max_wasm_stack = stacks.MAX_WASM_STACK
+    return config
+
+
+class Runtime:
+    """One engine of this process, its clock and its compiled modules."""
+
+    def __init__(self) -> None:
+        self.engine = wasmtime.Engine(_config())
+        self.ticker = Ticker(self.engine.increment_epoch)
+        self._modules: OrderedDict[str, wasmtime.Module] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def module(self, key: str, code: bytes) -> wasmtime.Module:
+        """Return the compiled module, from the cache when its key (a sha256) is known."""
+        with self._lock:
+            found = self._modules.get(key)
+            if found is not None:
+                self._modules.move_to_end(key)
+                return found
+        try:
+            module = wasmtime.Module(self.engine, code)
+        except wasmtime.WasmtimeError as error:
+            raise UdfValidationError(f"module does not compile: {_short(error)}") from error
+        with self._lock:
+            self._modules[key] = module
+            while len(self._modules) > _CACHED_MODULES:
+                self._modules.popitem(last=False)
+        return module
+
+
+_runtime: Runtime | None = None
+_runtime_lock = threading.Lock()
+
+
+def runtime() -> Runtime:
+    """Return this process's runtime, made on first use."""
+    global _runtime  # noqa: PLW0603 - one engine a process
+    with _runtime_lock:
+        if _runtime is None:
+            _runtime = Runtime()
+        return _runtime
+
+
+def _after_fork() -> None:
+    """Forget threads and locks of the parent; a forked child makes its own engine."""
+    global _runtime, _runtime_lock  # noqa: PLW0603 - see runtime()
+    _runtime, _runtime_lock = None, threading.Lock()
+    stacks.forget_workers()
+
+
+def _at_exit() -> None:
+    if _runtime is not None:
+        _runtime.ticker.stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
+
+
+def assemble(text: bytes) -> bytes:
+    """Return the binary form of WebAssembly text."""
+    try:
+        return bytes(wasmtime.wat2wasm(text))
+    except wasmtime.WasmtimeError as error:
+        raise UdfValidationError(f"WebAssembly text does not parse: {_short(error)}") from error
+
+
+def validate(code: bytes) -> None:
+    """Raise UdfValidationError unless the module validates under our settings; compiles nothing."""
+    try:
+        wasmtime.Module.validate(runtime().engine, code)
+    except wasmtime.WasmtimeError as error:
+        raise UdfValidationError(f"module does not validate: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip()[:500]
+
+
+# -- stopping a running call ------------------------------------------------------------------
+
+_running: dict[int, Call] = {}
+_ids = itertools.count(1)
+
+
+def _on_epoch(_context: Any, key: int | None, delta: Any, kind: Any) -> int | None:
+    """Every tick in a running guest: go on for one more tick, or end it with an error."""
+    call = _running.get(key or 0)
+    if call is None or call.must_stop():
+        error = wasmtime.WasmtimeError("stopped")._consume()  # type: ignore[attr-defined]
+        return ctypes.cast(error, ctypes.c_void_p).value
+    delta[0] = 1
+    kind[0] = 0  # continue
+    return 0
+
+
+def _epoch_callback() -> Any:
+    from wasmtime import _bindings
+
+    _, prototype, _, finalizer = _bindings._wasmtime_store_epoch_deadline_callback.argtypes
+    set_callback = _bindings.wasmtime_store_epoch_deadline_callback
+    return prototype(_on_epoch), finalizer(0), set_callback
+
+
+try:
+    _callback, _no_finalizer, _set_callback = _epoch_callback()
+except (AttributeError, ImportError, TypeError):  # another wasmtime-py than the tested range
+    _set_callback = None
+
+
+class Store:
+    """One wasmtime store with its limits: what a guest's instances live in.
+
+    Parameters
+    ----------
+    limits : SandboxLimits
+    watched : bool
+        Ask at every tick whether to stop. Not for calls on the main thread, where the question
+        would swallow a pending Ctrl-C; those end at their deadline.
+    """
+
+    def __init__(self, limits: SandboxLimits, watched: bool) -> None:
+        self.limits = limits
+        self.watched = watched and _set_callback is not None
+        self.raw = wasmtime.Store(runtime().engine)
+        self.key = next(_ids)
+        self.set_memory_limit(limits.max_memory_bytes)
+        if self.watched:
+            _set_callback(self.raw.ptr(), _callback, self.key, _no_finalizer)
+
+    def set_memory_limit(self, size: int) -> None:
+        """Bound every memory of the store, for instances made and growth asked from now on."""
+        self.raw.set_limits(
+            memory_size=size, table_elements=MAX_TABLE_ELEMENTS, instances=2, tables=16, memories=2
+        )
+
+    def begin(self, call: Call) -> None:
+        """Give the store the fuel and the time of a call."""
+        self.raw.set_fuel(call.fuel)
+        left = max(call.deadline - time.monotonic(), 0.0)
+        self.raw.set_epoch_deadline(1 if self.watched else math.ceil(left / INTERVAL_S) + 1)
+        _running[self.key] = call
+
+    def end(self, call: Call) -> int:
+        """Return the fuel the call used."""
+        _running.pop(self.key, None)
+        return call.fuel - int(self.raw.get_fuel())
+
+    def instantiate(
+        self, module: wasmtime.Module, imports: list[Any], call: Call
+    ) -> wasmtime.Instance:
+        """Make an instance; runs the module's start function under the call's limits."""
+        try:
+            return wasmtime.Instance(self.raw, module, imports)
+        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+            text = str(error)
+            if "exceeds memory limits" in text or "memory minimum size" in text:
+                raise memory_error(call.function, self.limits, "its memory is too large") from error
+            raise _converted(error, call, None) from error
+
+    def invoke(self, function: Any, call: Call, memory: wasmtime.Memory | None, *args: int) -> Any:
+        """Call an export; traps and stops become typed errors."""
+        try:
+            return function(self.raw, *args)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            size = None if memory is None else memory.data_len(self.raw)
+            raise _converted(error, call, size) from error
+
+    def view(self, memory: wasmtime.Memory) -> np.ndarray:
+        """Return a memory as bytes; valid until the guest next runs (growth moves it)."""
+        size = memory.data_len(self.raw)
+        if size == 0:
+            return np.zeros(0, dtype=np.uint8)
+        address = ctypes.addressof(memory.data_ptr(self.raw).contents)
+        return np.frombuffer((ctypes.c_ubyte * size).from_address(address), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Free the store and everything in it."""
+        _running.pop(self.key, None)
+        with contextlib.suppress(ValueError):
+            self.raw.close()
+
+
+def _converted(error: Exception, call: Call, memory_size: int | None) -> Exception:
+    if call.stopped == "interrupt":
+        return InterruptError(f"function {call.function}: interrupted")
+    if call.stopped == "time":
+        return time_error(call)
+    if not isinstance(error, wasmtime.Trap):
+        return UdfError(f"function {call.function}: {_short(error)}")
+    code = error.trap_code
+    if code is wasmtime.TrapCode.OUT_OF_FUEL:
+        return fuel_error(call)
+    if code is wasmtime.TrapCode.INTERRUPT:
+        return time_error(call)
+    name = "UNKNOWN" if code is None else code.name
+    hint = None
+    if memory_size is not None and memory_size > call.limits.max_memory_bytes - (1 << 20):
+        hint = f"its memory is at {memory_size} of max_memory = {call.limits.max_memory_bytes} bytes"
+    return UdfTrapError(
+        f"function {call.function}: trap {name}{_place(error)}", hint=hint, code=name
+    )
+
+
+def _place(trap: wasmtime.Trap) -> str:
+    """Return the guest function a trap came from, where its name section tells."""
+    frames = trap.frames
+    return f" in {frames[0].func_name!r}" if frames and frames[0].func_name else ""
