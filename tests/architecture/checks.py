@@ -1,0 +1,224 @@
+"""The house rules as functions of source text, so that each can be shown to catch a bad example.
+
+Every checker takes sources (module name -> text) and returns findings, one sentence each.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 6
+
+OWNERS = {
+    "lmdb": ("tarsdb.storage",),
+    "xxhash": ("tarsdb.storage",),
+    "wasmtime": ("tarsdb.udf_sandbox",),
+    "numba": ("tarsdb.kernels",),
+    "llvmlite": ("tarsdb.kernels",),
+    "cupy": ("tarsdb.kernels",),
+    "sqlglot": ("tarsdb.sql",),
+    "duckdb": ("tarsdb.engine.relational",),
+    "tokenizers": ("tarsdb.model_ops",),
+    "safetensors": ("tarsdb.model_ops",),
+    "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),
+    "prompt_toolkit": ("tarsdb.cli",),
+    "pygments": ("tarsdb.cli",),
+    "pandas": ("tarsdb.engine", "tarsdb.database"),
+    "polars": ("tarsdb.engine", "tarsdb.database"),
+}
+SHARED = {"numpy", "pyarrow"}
+"""Dependencies that are the common language of the layers: arrays and record batches."""
+
+Sources = Mapping[str, str]
+
+
+def sources(package: str = "tarsdb") -> dict[str, str]:
+    """Return module name -> text of every file of the package."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def layers() -> list[set[str]]:
+    """Return the layers of setup.cfg, highest first."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    text = config["importlinter:contract:layers"]["layers"]
+    return [{part.strip() for part in line.split("|")} for line in text.split("\n") if line.strip()]
+
+
+def imports(name: str, text: str, known: Sources) -> Iterator[tuple[int, str]]:
+    """Yield (line, module) of every import, those inside functions too."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*name.split(".")[: -node.level or None], base]).rstrip(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield node.lineno, full if full in known else base
+
+
+def check_layers(known: Sources, order: list[set[str]]) -> list[str]:
+    """Flag imports that go up or sideways, and modules that stand in no layer."""
+    rank = {part: level for level, parts in enumerate(order) for part in parts}
+    findings = []
+    for name, text in known.items():
+        if name.count(".") == 0:
+            continue
+        own = name.split(".")[1]
+        if own not in rank:
+            findings.append(f"{name}: {own!r} stands in no layer of setup.cfg")
+            continue
+        for line, module in imports(name, text, known):
+            if module.split(".")[0] != "tarsdb":
+                continue
+            findings += _import_finding(f"{name}:{line}", own, module, rank)
+    return findings
+
+
+def _import_finding(where: str, own: str, module: str, rank: dict[str, int]) -> list[str]:
+    if module == "tarsdb":
+        return [f"{where}: imports from the package root"]
+    other = module.split(".")[1]
+    if other == own:
+        return []
+    if other not in rank:
+        return [f"{where}: imports {module}, which stands in no layer"]
+    if rank[other] == rank[own]:
+        return [f"{where}: {own} and {other} may not import each other"]
+    return [f"{where}: {own} imports {other} above it"] if rank[other] < rank[own] else []
+
+
+def check_owners(known: Sources) -> list[str]:
+    """Flag a third-party import outside the package that owns the dependency."""
+    findings = []
+    for name, text in known.items():
+        for line, module in imports(name, text, known):
+            top = module.split(".")[0]
+            if top in SHARED or top in sys.stdlib_module_names or top == "tarsdb":
+                continue
+            allowed = OWNERS.get(top)
+            if allowed is None:
+                findings.append(
+                    f"{name}:{line}: {top} has no owner in tests/architecture/checks.py"
+                )
+            elif not name.startswith(allowed):
+                findings.append(f"{name}:{line}: {top} belongs to {' or '.join(allowed)}")
+    return findings
+
+
+def check_sizes(known: Sources) -> list[str]:
+    """Flag files, functions and parameter lists over the limits."""
+    findings = []
+    for name, text in known.items():
+        lines = text.count("\n")
+        if lines > MAX_FILE_LINES:
+            findings.append(f"{name}: {lines} lines, more than {MAX_FILE_LINES}")
+        kernel = name.startswith("tarsdb.kernels")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                findings += _function_findings(f"{name}:{node.lineno} {node.name}", node, kernel)
+    return findings
+
+
+def _function_findings(
+    where: str, node: ast.FunctionDef | ast.AsyncFunctionDef, kernel: bool
+) -> list[str]:
+    findings = []
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+    if length > MAX_FUNCTION_LINES and not (kernel and is_jitted(node)):
+        findings.append(f"{where}: {length} lines, more than {MAX_FUNCTION_LINES}")
+    given = node.args
+    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    count = len([n for n in names if n not in ("self", "cls") and not n.startswith("_")])
+    if count > MAX_PARAMETERS and not kernel:
+        findings.append(f"{where}: {count} parameters, more than {MAX_PARAMETERS}")
+    return findings
+
+
+def is_jitted(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return True for a function that a jit decorator compiles."""
+    return any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def check_kernel_cache(known: Sources) -> list[str]:
+    """Flag compiled functions that use names of another file of ours.
+
+    Numba's disk cache looks at one file only: an edit of the other file would go unnoticed.
+    """
+    findings = []
+    for name, text in known.items():
+        tree = ast.parse(text)
+        foreign = {
+            alias.asname or alias.name: node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tarsdb.")
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef) or not is_jitted(node):
+                continue
+            used = {
+                child.id
+                for statement in node.body
+                for child in ast.walk(statement)
+                if isinstance(child, ast.Name)
+            }
+            findings += [
+                f"{name}:{node.lineno}: kernel {node.name} uses {n} of {foreign[n]}"
+                for n in sorted(used & foreign.keys())
+            ]
+    return findings
+
+
+def check_documented(known: Sources) -> list[str]:
+    """Flag public modules, classes and functions without a docstring."""
+    findings = []
+    for name, text in known.items():
+        tree = ast.parse(text)
+        if ast.get_docstring(tree) is None:
+            findings.append(f"{name}: no docstring")
+        findings += [
+            f"{name}:{node.lineno}: {node.name} has no docstring"
+            for node in tree.body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and not node.name.startswith("_")
+            and ast.get_docstring(node) is None
+        ]
+    return findings
+
+
+def check_vocabulary(known: Sources) -> list[str]:
+    """Flag words the house does not use for classes and modules, pickle, and input asserts."""
+    findings = []
+    for name, text in known.items():
+        words = ("manager", "helper", "util", "handler")
+        last = name.rsplit(".", 1)[-1].lower()
+        findings += [f"{name}: {w} names nothing" for w in words if w in last]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                lowered = node.name.lower()
+                findings += [
+                    f"{name}:{node.lineno}: class {node.name}: {w} names nothing"
+                    for w in words
+                    if w in lowered
+                ]
+        for line, module in imports(name, text, known):
+            if module.split(".")[0] in ("pickle", "shelve", "marshal"):
+                findings.append(f"{name}:{line}: {module} runs code when it reads")
+    return findings
