@@ -1,0 +1,411 @@
+"""The open file: one environment per inode and process, shared by all connections.
+
+LMDB forbids opening a file twice in one process, so `Environment.open` hands out one reference-
+counted object per (device, inode). LMDB runs with ``metasync=False``: a commit syncs the data
+before it writes the meta page, and the committer adds a second sync for the durabilities that
+promise one. Never ``sync=False``, never ``writemap``.
+
+Knows transactions, locks and recovery of the environment; what the keys mean is the business of the
+layers above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import lmdb
+
+from tarsdb.errors import (
+    ForkedProcessError,
+    InterfaceError,
+    OperationalError,
+    ReadOnlyError,
+)
+from tarsdb.metrics import METRICS
+from tarsdb.options import Durability, OpenOptions
+from tarsdb.storage import failpoints, opening
+from tarsdb.storage import head as head_record
+from tarsdb.storage.committer import Change, CommitInfo, Committer
+from tarsdb.storage.lmdb_errors import convert
+from tarsdb.storage.locks import FileLocks
+from tarsdb.storage.reader_watch import ReaderWatch
+from tarsdb.storage.transaction import EngineFailure, ReaderSlot, ReadTxn, WriteTxn
+
+T = TypeVar("T")
+_QUIESCE_S = 2.0
+_RETRIES = 4
+
+_registry: dict[tuple[int, int], Environment] = {}
+_registry_lock = threading.RLock()
+
+
+class Environment:
+    """One open data file; thread-safe. Use `Environment.open` and `release`.
+
+    Attributes
+    ----------
+    options : OpenOptions
+    path : str
+    read_only : bool
+    file_id : bytes
+        16 random bytes given at creation.
+    epoch : int
+        Grows whenever the map moves: cached addresses of an older epoch are dead.
+    caches : dict
+        Process-wide caches of the layers above; cleared when the epoch grows and on close.
+    """
+
+    def __init__(self, path: str, options: OpenOptions, opened: opening.Opened) -> None:
+        self.path = path
+        self.options = options
+        self.read_only = options.read_only
+        self.epoch = 1
+        self.caches: dict[str, Any] = {}
+        self.parking = threading.Lock()
+        self._references = 1
+        self._pid = os.getpid()
+        self._key = opened.inode
+        self._fd = opened.fd
+        self.locks: FileLocks = opened.locks
+        self.file_id = opened.file_id
+        self._committer = Committer(self)
+        self._live: set[ReaderSlot] = set()
+        self._moving = threading.RLock()
+        self._gate: threading.Event | None = None
+        self._seen: tuple[bytes, head_record.Head] = (b"", (0, 0, 0))
+        self._use(opened.lmdb_env, opened.databases)
+        self._watch = ReaderWatch(self)
+
+    def _use(self, lmdb_env: Any, databases: dict[str, Any]) -> None:
+        self._lmdb = lmdb_env
+        self._begin: Callable[..., Any] = lmdb_env.begin
+        self.databases = databases
+
+    # --- opening and closing ---
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], options: OpenOptions | None = None) -> Environment:
+        """Open a data file, or share it when this process has it open already.
+
+        Raises
+        ------
+        OperationalError
+            The file is missing and must not be created, is on a remote filesystem, or is open in
+            another process namespace.
+        DatabaseError
+            It is not a tarsdb file; `FormatVersionError` and `CorruptionError` say more.
+        """
+        options = options or OpenOptions()
+        path = os.path.abspath(os.fspath(path))
+        with _registry_lock:
+            shared = cls._shared(path)
+            if shared is not None:
+                return shared._join(options)
+            opened = opening.open_file(path, options)
+            env = cls(path, options, opened)
+            _registry[env._key] = env
+        return env
+
+    @staticmethod
+    def _shared(path: str) -> Environment | None:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        env = _registry.get((found.st_dev, found.st_ino))
+        return env if env is not None and env._pid == os.getpid() else None
+
+    def _join(self, options: OpenOptions) -> Environment:
+        if self.read_only and not options.read_only:
+            self._reopen(options)
+        self._references += 1
+        return self
+
+    def release(self) -> None:
+        """Give back one reference; the last one closes the file."""
+        with _registry_lock:
+            if self._pid != os.getpid() or self._references == 0:
+                return
+            self._references -= 1
+            if self._references:
+                return
+            _registry.pop(self._key, None)
+            self._close()
+
+    def _close(self) -> None:
+        self._watch.stop()
+        try:
+            with self._quiesced("close", _QUIESCE_S):
+                self.caches.clear()
+                self._lmdb.close()
+        except OperationalError:
+            # Somebody still holds views of the map: unmapping it would kill the process. The
+            # mapping stays until the process ends; the locks are released all the same.
+            METRICS.add("storage.closed_with_live_readers")
+            self.caches.clear()
+        os.close(self._fd)
+        self._begin = _refuse_closed
+
+    # --- reading ---
+
+    def read(self) -> ReadTxn:
+        """Begin a read transaction on the latest commit."""
+        if self._pid != os.getpid():
+            self._refuse_fork()
+        slot = ReaderSlot(time.monotonic())
+        live = self._live
+        live.add(slot)
+        if self._gate is not None:
+            self._pass_gate(slot)
+        try:
+            txn = self._begin(None, None, False, True)
+            raw = txn.get(head_record.KEY, None, self.databases["meta"])
+            seen = self._seen
+            head = seen[1] if raw == seen[0] else self._read_head(raw)
+        except BaseException as error:
+            live.discard(slot)
+            return self._read_again(error)
+        slot.txn = txn
+        return ReadTxn(self, txn, slot, head, self.epoch)
+
+    def _read_head(self, raw: memoryview | None) -> head_record.Head:
+        copy = None if raw is None else bytes(raw)
+        head = head_record.decode(copy, self.path)
+        self._seen = (copy or b"", head)
+        return head
+
+    def _read_again(self, error: BaseException) -> ReadTxn:
+        if isinstance(error, (lmdb.MapResizedError, lmdb.PanicError, lmdb.ReadersFullError)):
+            self._recover(error)
+            return self.read()
+        if isinstance(error, lmdb.Error):
+            raise convert(error, self.path) from error
+        raise error
+
+    def _end_read(self, slot: ReaderSlot) -> None:
+        self._live.discard(slot)
+        if slot.expired or slot.parked:
+            with self.parking:
+                txn, slot.txn = slot.txn, None
+        else:
+            txn = slot.txn
+        if txn is not None and self._pid == os.getpid():
+            txn.abort()
+
+    def _pass_gate(self, slot: ReaderSlot) -> None:
+        while (gate := self._gate) is not None:
+            self._live.discard(slot)
+            gate.wait()
+            self._live.add(slot)
+
+    def forget_reader(self, slot: ReaderSlot) -> None:
+        """Take note that a transaction was ended from outside."""
+        self._live.discard(slot)
+
+    def live_readers(self) -> list[ReaderSlot]:
+        """Return the slots of this process's read transactions."""
+        return list(self._live)
+
+    # --- writing ---
+
+    def commit(
+        self,
+        change: Change,
+        durability: Durability | None = None,
+        timeout_s: float | None = None,
+    ) -> CommitInfo:
+        """Make one commit; returns when it is as durable as asked.
+
+        Parameters
+        ----------
+        change : Change
+        durability : Durability, optional
+            The environment's by default.
+        timeout_s : float, optional
+            How long to wait for other writers; ``lock_timeout_s`` by default.
+
+        Raises
+        ------
+        LockError
+            Another thread or process wrote for longer than the timeout.
+        StorageFullError
+            Disk or quota; nothing was written.
+        """
+        self._require_writable()
+        timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
+        return self._committer.commit(change, durability or self.options.durability, timeout_s)
+
+    def stage(self, work: Callable[[WriteTxn], T], timeout_s: float | None = None) -> T:
+        """Run `work` in a write transaction without a commit number; return its result.
+
+        For data no commit refers to yet, merges and collections. It is as durable as the next
+        commit. `work` may be called again after a rollback; it should write at most 32 MB.
+        """
+        self._require_writable()
+        timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
+        return self._committer.stage(work, timeout_s)
+
+    def run_write(self, run: Callable[[WriteTxn], T]) -> T:
+        """Run one LMDB write transaction; the committer calls this with the writer lock held."""
+        for attempt in range(_RETRIES):
+            try:
+                return self._write_once(run)
+            except EngineFailure as failure:
+                if attempt == _RETRIES - 1:
+                    raise
+                self._recover(failure.error)
+        raise AssertionError("unreachable")
+
+    def _write_once(self, run: Callable[[WriteTxn], T]) -> T:
+        try:
+            raw_txn = self._begin(None, None, True, True)
+        except lmdb.Error as error:
+            raise EngineFailure(error) from error
+        try:
+            raw = raw_txn.get(head_record.KEY, None, self.databases["meta"])
+            head = head_record.decode(None if raw is None else bytes(raw), self.path)
+            txn = WriteTxn(self, raw_txn, ReaderSlot(0.0), head, self.epoch)
+            try:
+                return run(txn)
+            finally:
+                txn.retire()
+        finally:
+            raw_txn.abort()  # does nothing after a commit
+
+    def commit_lmdb(self, txn: WriteTxn) -> None:
+        """Commit the LMDB transaction: its data is synced, then its meta page is written."""
+        try:
+            txn._txn.commit()
+        except lmdb.Error as error:
+            if isinstance(error, (lmdb.MapFullError, lmdb.PanicError)):
+                raise EngineFailure(error) from error
+            raise
+
+    def sync(self) -> None:
+        """Make the meta page of the last commit durable."""
+        os.fdatasync(self._fd)
+
+    def note_interrupt(self, interrupt: BaseException, info: CommitInfo | None) -> None:
+        """Say in a KeyboardInterrupt that the commit was made before it."""
+        if info is not None:
+            interrupt.args = (f"commit {info.number} was made before the interrupt",)
+
+    def _require_writable(self) -> None:
+        if self._pid != os.getpid():
+            self._refuse_fork()
+        if self.read_only:
+            raise ReadOnlyError(f"{self.path}: opened read-only")
+
+    def _refuse_fork(self) -> None:
+        raise ForkedProcessError(
+            f"{self.path}: opened by process {self._pid}, used in its fork {os.getpid()}",
+            hint="open the database again in the child process",
+        )
+
+    # --- recovery ---
+
+    def _recover(self, error: lmdb.Error) -> None:
+        """Make the environment usable after `error`, or raise its tarsdb error."""
+        if isinstance(error, lmdb.ReadersFullError):
+            if self._lmdb.reader_check() == 0:
+                raise OperationalError(
+                    f"{self.path}: all {opening.MAX_READERS} reader slots are in use"
+                ) from error
+        elif isinstance(error, lmdb.MapResizedError):
+            self._remap(0)
+        elif isinstance(error, lmdb.PanicError):
+            self._reopen(self.options)
+        elif isinstance(error, lmdb.MapFullError):
+            self._grow(error)
+        else:
+            raise convert(error, self.path) from error
+
+    def _remap(self, size: int) -> None:
+        with self._quiesced("remap", _QUIESCE_S):
+            try:
+                self._lmdb.set_mapsize(size)
+            except lmdb.Error as error:
+                raise convert(error, self.path) from error
+            self._moved()
+
+    def _grow(self, error: lmdb.Error) -> None:
+        size = opening.larger_map(self._lmdb.info()["map_size"], self.options)
+        if size is None:
+            raise convert(error, self.path) from error
+        try:
+            self._remap(size)
+        except OperationalError:
+            raise convert(error, self.path) from error
+
+    def _reopen(self, options: OpenOptions) -> None:
+        with self._quiesced("reopen", _QUIESCE_S):
+            METRICS.add("storage.reopens")
+            self.caches.clear()
+            self._lmdb.close()
+            failpoints.hit("reopen.before_open")
+            self._use(*opening.open_lmdb(self.path, options))
+            self.options, self.read_only = options, options.read_only
+            self._moved()
+
+    def _moved(self) -> None:
+        self.epoch += 1
+        self.caches.clear()
+
+    @contextlib.contextmanager
+    def _quiesced(self, purpose: str, timeout_s: float) -> Iterator[None]:
+        """Hold new read transactions back and wait until none is live."""
+        with self._moving:
+            gate = self._gate = threading.Event()
+            try:
+                deadline = time.monotonic() + timeout_s
+                while self._live:
+                    if time.monotonic() >= deadline:
+                        raise OperationalError(
+                            f"{self.path}: cannot {purpose} while {len(self._live)} read "
+                            f"transactions are open; waited {timeout_s:g} s",
+                            hint="close cursors and transactions, then try again",
+                        )
+                    time.sleep(0.001)
+                yield
+            finally:
+                self._gate = None
+                gate.set()
+
+    # --- care ---
+
+    def copy(self, path: str | os.PathLike[str]) -> None:
+        """Write a consistent compact copy; `path` must not exist."""
+        with self.read():
+            opening.copy_file(self._lmdb, self.path, os.path.abspath(os.fspath(path)))
+
+    def size_bytes(self) -> int:
+        """Return the size of the data file."""
+        return os.fstat(self._fd).st_size
+
+    def reader_check(self) -> int:
+        """Clear reader slots of dead processes; return how many there were."""
+        return int(self._lmdb.reader_check())
+
+    def stat(self) -> dict[str, int]:
+        """Return sizes and counts: map, file, pages in use, readers, entries per database."""
+        info = self._lmdb.info()
+        found = {
+            "map_size": info["map_size"],
+            "file_size": self.size_bytes(),
+            "used_bytes": (info["last_pgno"] + 1) * self._lmdb.stat()["psize"],
+            "readers": info["num_readers"],
+            "live_readers": len(self._live),
+        }
+        with self.read() as txn:
+            for name in opening.DATABASES:
+                found[f"entries_{name}"] = txn.count(name)
+        return found
+
+
+def _refuse_closed(*_: object) -> None:
+    raise InterfaceError("the database is closed")

@@ -1,0 +1,312 @@
+"""From a path to an open LMDB environment that can be trusted: create, check, open, copy.
+
+Knows the rules of a safe open (nothing in the file is believed before it was checked); knows
+nothing about transactions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from typing import Any, NamedTuple
+
+import lmdb
+
+from tarsdb.errors import (
+    CorruptionError,
+    DatabaseError,
+    FormatVersionError,
+    NotSupportedError,
+    OperationalError,
+)
+from tarsdb.options import OpenOptions
+from tarsdb.storage import failpoints, filesystems, verify
+from tarsdb.storage import head as head_record
+from tarsdb.storage.lmdb_errors import convert
+from tarsdb.storage.locks import FileLocks
+from tarsdb.storage.values import FORMAT_VERSION
+
+DATABASES = (
+    "meta", "catalog", "commits", "delta", "blocks", "segments", "tombs", "index", "blobs",
+)
+MAX_READERS = 1024
+_FORMAT_KEY = b"format"
+_FORMAT_MARK = b"tarsdb"
+_SMALLEST_MAP = 1 << 24
+_OPEN_TRIES = 50
+
+
+class Opened(NamedTuple):
+    """An open, checked file: what an Environment is made of."""
+
+    fd: int
+    inode: tuple[int, int]
+    locks: FileLocks
+    lmdb_env: Any
+    databases: dict[str, Any]
+    file_id: bytes
+
+
+def require_bundled_engine() -> None:
+    """Refuse an lmdb module that is not the bundled, hardened build."""
+    version = tuple(int(part) for part in lmdb.__version__.split(".")[:2])
+    bundled = hasattr(lmdb, "BadChecksumError") and lmdb.version()[:2] == (0, 9)
+    if version < (3, 0) or not bundled:
+        raise NotSupportedError(
+            f"the lmdb module is {lmdb.__version__} with engine {lmdb.version()}, "
+            "tarsdb needs lmdb >= 3.0 with its bundled engine",
+            hint="pip install --force-reinstall --only-binary lmdb 'lmdb>=3.0'",
+        )
+
+
+def open_file(path: str, options: OpenOptions) -> Opened:
+    """Open or create the data file at an absolute path."""
+    require_bundled_engine()
+    if os.path.isdir(path):
+        raise OperationalError(f"{path}: is a directory, expected a file")
+    filesystems.require_local(path)
+    deadline = time.monotonic() + max(options.lock_timeout_s, 1.0)
+    for _ in range(_OPEN_TRIES):
+        fd = _open_or_create(path, options)
+        try:
+            opened = _open_locked(fd, path, options, deadline)
+        except BaseException:
+            os.close(fd)
+            raise
+        if opened is not None:
+            return opened
+        os.close(fd)  # another process put a new file in its place meanwhile
+    raise OperationalError(f"{path}: the file was replaced {_OPEN_TRIES} times while opening it")
+
+
+def _open_or_create(path: str, options: OpenOptions) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if options.read_only or not options.create:
+                raise OperationalError(
+                    f"{path}: no such database file", hint="open it with create=True"
+                ) from error
+            try:
+                _create(path, replace=False)
+            except FileNotFoundError as missing:
+                raise OperationalError(
+                    f"{path}: its directory does not exist"
+                ) from missing
+            except (OSError, lmdb.Error) as failed:
+                raise convert(failed, path) from failed
+        except OSError as error:
+            if not options.read_only:
+                raise convert(error, path) from error
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as denied:
+                raise convert(denied, path) from denied
+
+
+def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> Opened | None:
+    locks = FileLocks(fd, path)
+    alone = locks.try_open_exclusive()
+    left = max(deadline - time.monotonic(), 0.0)
+    if not alone:
+        locks.open_shared(left)
+    found = os.fstat(fd)
+    if not _is_at(path, found):
+        return None
+    if found.st_size == 0:
+        if options.read_only:
+            raise DatabaseError(f"{path}: the file is empty")
+        if alone:
+            _create(path, replace=True)
+        return None
+    _check_before_open(fd, path, options, locks, alone)
+    lmdb_env, databases = open_lmdb(path, options)
+    try:
+        file_id = read_format(lmdb_env, databases, path)
+        locks.open_shared(left)
+    except BaseException:
+        lmdb_env.close()
+        raise
+    return Opened(fd, (found.st_dev, found.st_ino), locks, lmdb_env, databases, file_id)
+
+
+def _is_at(path: str, found: os.stat_result) -> bool:
+    try:
+        now = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _check_before_open(
+    fd: int, path: str, options: OpenOptions, locks: FileLocks, alone: bool
+) -> None:
+    failpoints.hit("open.before_verify")
+    verify.check_start(fd, path)
+    if options.check and not alone:
+        locks.acquire_writer(options.lock_timeout_s)
+        try:
+            verify.check_structure(path, limit_s=None)
+        finally:
+            locks.release_writer()
+    elif alone:
+        verify.check_structure(path, limit_s=None if options.check else verify.LIMIT_S)
+
+
+# --- LMDB ---
+
+
+def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
+    """Open the LMDB environment and its named databases."""
+    size = _first_map_size(path, options)
+    while True:
+        try:
+            env = lmdb.open(
+                path, map_size=size, subdir=False, readonly=options.read_only, metasync=False,
+                create=False, mode=0o644, readahead=True, max_readers=MAX_READERS,
+                max_dbs=len(DATABASES) + 7, max_spare_txns=64, lib_version=0,
+            )
+            break
+        except lmdb.MemoryError as error:
+            size //= 2
+            if size < _SMALLEST_MAP:
+                raise convert(error, path) from error
+        except lmdb.VersionMismatchError as error:
+            raise CorruptionError(f"{path}: written by another LMDB engine: {error}") from error
+        except (lmdb.InvalidError, lmdb.CorruptedError) as error:
+            raise CorruptionError(f"{path}: {error}", hint="restore from a backup") from error
+        except (lmdb.Error, OSError) as error:
+            raise convert(error, path) from error
+    try:
+        databases = {name: env.open_db(name.encode(), create=False) for name in DATABASES}
+        if not options.read_only:
+            env.reader_check()
+    except lmdb.Error as error:
+        env.close()
+        raise DatabaseError(
+            f"{path}: an LMDB file, but not a tarsdb database ({error})",
+            hint="open it with the program that made it",
+        ) from error
+    return env, databases
+
+
+def _address_space_limit() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _first_map_size(path: str, options: OpenOptions) -> int:
+    size = options.map_size_bytes
+    limit = _address_space_limit()
+    if limit is not None:
+        # leave most of a limited address space to the rest of the process; the map grows later
+        used = os.path.getsize(path) if os.path.exists(path) else 0
+        size = min(size, max(limit // 8, used + used // 4, _SMALLEST_MAP))
+    if options.max_size_bytes is not None:
+        size = min(size, options.max_size_bytes)
+    return max(size // 65536, 1) * 65536
+
+
+def larger_map(current: int, options: OpenOptions) -> int | None:
+    """Return the next map size after the map is full, or None when quota or system forbid it."""
+    ceiling = min(options.max_size_bytes or options.map_size_bytes, options.map_size_bytes)
+    if current >= ceiling // 65536 * 65536:
+        return None
+    return min(current * 2, ceiling) // 65536 * 65536
+
+
+def read_format(env: Any, databases: dict[str, Any], path: str) -> bytes:
+    """Check the format record; return the file id."""
+    try:
+        with env.begin() as txn:
+            raw = txn.get(_FORMAT_KEY, None, databases["meta"])
+    except lmdb.Error as error:
+        raise convert(error, path) from error
+    if raw is None or len(raw) != 24 or not raw.startswith(_FORMAT_MARK):
+        raise DatabaseError(f"{path}: an LMDB file, but not a tarsdb database")
+    version = int.from_bytes(raw[6:8], "little")
+    if version != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: written in format version {version}, this release reads {FORMAT_VERSION}",
+            hint="open it with the release that wrote it, or a newer one",
+        )
+    return bytes(raw[8:24])
+
+
+# --- creating and copying ---
+
+
+def _create(path: str, replace: bool) -> None:
+    """Make a new database beside `path` and link it into place, so that it is born complete."""
+    failpoints.hit("open.before_create")
+    temporary = f"{path}.new-{secrets.token_hex(6)}"
+    try:
+        env = lmdb.open(
+            temporary, map_size=1 << 20, subdir=False, mode=0o644, max_dbs=len(DATABASES) + 7,
+            lib_version=0, metasync=False,
+        )
+        try:
+            with env.begin(write=True) as txn:
+                handles = {n: env.open_db(n.encode(), txn=txn) for n in DATABASES}
+                mark = _FORMAT_MARK + FORMAT_VERSION.to_bytes(2, "little")
+                txn.put(_FORMAT_KEY, mark + secrets.token_bytes(16), db=handles["meta"])
+                head = (0, time.time_ns() // 1000, 0)
+                txn.put(head_record.KEY, head_record.encode(head), db=handles["meta"])
+        finally:
+            env.close()
+        _publish(temporary, path, replace)
+    finally:
+        for leftover in (temporary, f"{temporary}-lock"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(leftover)
+
+
+def _publish(temporary: str, path: str, replace: bool) -> None:
+    """Sync a finished file and give it its name; an existing one wins unless `replace`."""
+    fd = os.open(temporary, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    failpoints.hit("open.before_publish")
+    if replace:
+        os.replace(temporary, path)
+    else:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    sync_directory(path)
+
+
+def sync_directory(path: str) -> None:
+    """Make the directory entry of `path` durable."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy_file(env: Any, source: str, path: str) -> None:
+    """Write a consistent compact copy of an open environment to a path that must not exist."""
+    if os.path.exists(path):
+        raise OperationalError(f"{path}: exists already", hint="choose another name")
+    temporary = f"{path}.new-{secrets.token_hex(6)}"
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            env.copyfd(fd, compact=True)
+        finally:
+            os.close(fd)
+        _publish(temporary, path, replace=False)
+    except (OSError, lmdb.Error) as error:
+        raise convert(error, source) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

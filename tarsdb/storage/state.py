@@ -1,0 +1,343 @@
+"""What one table looks like at one commit, shared by every snapshot that shows that commit.
+
+Per process and table there is one :class:`TableCache` with segments, delta logs and tombstone logs;
+all only grow. A :class:`TableState` is a cut through them: the table's counters as stored (they are
+the key), and per column group the segments, the delta prefix and what is deleted. States hold
+views into the memory map, so they are used only under a live read transaction in which the table
+has exactly these counters. A write transaction never gets one: it would see uncommitted data.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import VectorBlock
+from tarsdb.schema import ColumnDef, IndexDef, TableDef
+from tarsdb.storage import keys
+from tarsdb.storage.delta import DeltaLog
+from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.index_keys import KeyCodec
+from tarsdb.storage.segments import Segment
+from tarsdb.storage.tombstones import TombstoneLog
+from tarsdb.storage.transaction import ReadTxn
+from tarsdb.storage.values import ValueType, unpack
+
+_KEPT_STATES = 8
+_KEPT_LOGS = 3
+_ORDER = 1 << 20
+
+
+class GroupState:
+    """One column group at one commit.
+
+    Attributes
+    ----------
+    segments : list of Segment
+        By least rowid.
+    delta : DeltaLog
+    count : int
+        Length of the delta prefix that belongs to this state.
+    commit : int
+        Versions deleted after it are live.
+    """
+
+    __slots__ = ("_blocks", "_lows", "_reach", "commit", "count", "delta", "name", "segments")
+
+    def __init__(self, name: str, segments: SegmentList, delta: DeltaLog, commit: int) -> None:
+        self.name = name
+        self.segments = segments.items
+        self._lows, self._reach = segments.lows, segments.reach
+        self.delta = delta
+        self.commit = commit
+        self.count = int(np.searchsorted(delta.created.prefix(delta.count), commit, "right"))
+        self._blocks: list[VectorBlock] | None = None
+
+    def find(self, txn: ReadTxn, rowid: int) -> tuple[Segment | None, int] | None:
+        """Return (segment or None for the delta, position) of a row's live version, or None."""
+        if self.count:
+            position = self.delta.find(rowid, self.count, self.commit)
+            if position >= 0:
+                return None, position
+        at = bisect_right(self._lows, rowid) - 1
+        while at >= 0 and self._reach[at] >= rowid:
+            segment = self.segments[at]
+            position = segment.find(txn, self.name, rowid, self.commit)
+            if position >= 0:
+                return segment, position
+            at -= 1
+        return None
+
+    def locate(self, txn: ReadTxn, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the live versions of many rows.
+
+        Returns
+        -------
+        sources, positions : int64 arrays like ``rowids``
+            Source is an index into ``segments``, ``len(segments)`` for the delta, -1 for none.
+        """
+        sources = np.full(len(rowids), -1, dtype=np.int64)
+        positions = np.zeros(len(rowids), dtype=np.int64)
+        order = np.argsort(rowids, kind="stable")
+        wanted = rowids[order]
+        lows = np.array(self._lows, dtype=np.int64)
+        highs = np.array([segment.high for segment in self.segments], dtype=np.int64)
+        starts = np.searchsorted(wanted, lows, "left")
+        stops = np.searchsorted(wanted, highs, "right")
+        for at in np.flatnonzero(stops > starts).tolist():
+            part = slice(int(starts[at]), int(stops[at]))
+            found = _find_sorted(self.segments[at], txn, self.name, wanted[part], self.commit)
+            hit = found >= 0
+            sources[order[part][hit]] = at
+            positions[order[part][hit]] = found[hit]
+        if self.count:
+            find, count, commit = self.delta.find, self.count, self.commit
+            found = np.array([find(r, count, commit) for r in rowids.tolist()], dtype=np.int64)
+            hit = found >= 0
+            sources[hit] = len(self.segments)
+            positions[hit] = found[hit]
+        return sources, positions
+
+    def created(self, txn: ReadTxn, sources: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the creating commits of located versions; 0 where there is none."""
+        out = np.zeros(len(sources), dtype=np.int64)
+        for at in np.unique(sources).tolist():
+            mask = sources == at
+            if at == len(self.segments):
+                out[mask] = self.delta.created.data[positions[mask]]
+            elif at >= 0:
+                out[mask] = self.segments[at].created_at(txn, self.name, positions[mask])
+        return out
+
+    def created_one(self, txn: ReadTxn, segment: Segment | None, position: int) -> int:
+        """Return the creating commit of one version from :meth:`find`."""
+        if segment is None:
+            return int(self.delta.created.data[position])
+        created = segment.created(txn, self.name)
+        return created if isinstance(created, int) else int(created[position])
+
+    def delta_live(self) -> np.ndarray | None:
+        """Return the live mask of the delta prefix, or None when all are live."""
+        return self.delta.live(self.count, self.commit)
+
+    def vector_blocks(self, txn: ReadTxn, column: ColumnDef) -> list[VectorBlock]:
+        """Return all vectors of a vector group; the same list while this state lives."""
+        if self._blocks is None:
+            found = []
+            for segment in self.segments:
+                data = segment.column(txn, column, self.name).values
+                live = segment.live(self.commit)
+                if live is None or live.any():
+                    found.append(VectorBlock(segment.rowids(txn, self.name), data, live))
+            if self.count:
+                live = self.delta_live()
+                rowids = self.delta.rowids.prefix(self.count)
+                found.append(VectorBlock(rowids, self.delta.vectors(self.count), live))
+            self._blocks = found
+        return self._blocks
+
+
+def _find_sorted(
+    segment: Segment, txn: ReadTxn, name: str, wanted: np.ndarray, commit: int
+) -> np.ndarray:
+    """Return positions of live versions of ascending rowids in a segment, -1 where none."""
+    if segment.base is not None:
+        found = wanted - segment.base
+        if segment.deleted is not None:
+            found = np.where(segment.deleted[found] > commit, found, -1)
+        return np.asarray(found)
+    rowids = segment.rowids(txn, name)
+    live = segment.live(commit)
+    if live is None:
+        live_at = None
+    else:
+        live_at = np.flatnonzero(live)
+        rowids = rowids[live_at]
+    if not len(rowids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    found = np.minimum(np.searchsorted(rowids, wanted), len(rowids) - 1)
+    hit = rowids[found] == wanted
+    if live_at is not None:
+        found = live_at[found]
+    return np.where(hit, found, -1)
+
+
+class SegmentList:
+    """The segments of one group in one layout, ordered for look-ups by rowid."""
+
+    __slots__ = ("items", "lows", "reach")
+
+    def __init__(self, items: list[Segment]) -> None:
+        self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
+        self.lows = [segment.low for segment in self.items]
+        self.reach: list[int] = []  # greatest rowid in this segment or any before it
+        highest = -1
+        for segment in self.items:
+            highest = max(highest, segment.high)
+            self.reach.append(highest)
+
+
+class _GroupCache:
+    """Everything this process decoded of one column group."""
+
+    def __init__(self) -> None:
+        self.segments: dict[int, Segment] = {}
+        self.lists: OrderedDict[int, SegmentList] = OrderedDict()
+        self.deltas: OrderedDict[int, DeltaLog] = OrderedDict()
+        self.tombs: OrderedDict[int, TombstoneLog] = OrderedDict()
+
+
+class TableCache:
+    """Decoded data of one table, shared by all snapshots of one process."""
+
+    def __init__(self, table: int) -> None:
+        self.table = table
+        self.lock = threading.RLock()
+        self.states: OrderedDict[bytes, TableState] = OrderedDict()
+        self._groups: dict[int, _GroupCache] = {}
+        self._codecs: dict[int, KeyCodec] = {}
+
+    def state(self, raw: bytes, name: str) -> TableState:
+        """Return the state for counters as stored; ``b""`` for a table without data."""
+        state = self.states.get(raw)
+        if state is None:
+            with self.lock:
+                state = TableState(self, raw, name)
+                self.states[raw] = state
+                while len(self.states) > _KEPT_STATES:
+                    self.states.popitem(last=False)
+        return state
+
+    def codec(self, table: TableDef, index: IndexDef) -> KeyCodec:
+        """Return the key codec of an index."""
+        codec = self._codecs.get(index.id)
+        if codec is None:
+            codec = KeyCodec([table.column_by_id(c).type for c in index.column_ids])
+            self._codecs[index.id] = codec
+        return codec
+
+    def build_group(
+        self, txn: ReadTxn, counters: TableCounters, group: int, column: ColumnDef | None, name: str
+    ) -> GroupState:
+        """Return the state of one group, reading what is new since the last time."""
+        with self.lock:
+            cache = self._groups.setdefault(group, _GroupCache())
+            segments = self._segments(txn, cache, group, counters.layout, name)
+            delta = _recent(
+                cache.deltas, counters.delta_generation, lambda: DeltaLog(self.table, group)
+            )
+            tombs = _recent(
+                cache.tombs, counters.tomb_generation, lambda: TombstoneLog(self.table, group)
+            )
+            commit = counters.last_commit
+            if counters.delta_records:
+                delta.extend(txn, commit, name, column)
+            if counters.tombstones:
+                tombs.extend(txn, commit)
+            _apply(txn, segments.items, delta, tombs, counters.tomb_generation, name)
+            return GroupState(name, segments, delta, commit)
+
+    def _segments(
+        self, txn: ReadTxn, cache: _GroupCache, group: int, layout: int, name: str
+    ) -> SegmentList:
+        known = cache.lists.get(layout)
+        if known is not None:
+            return known
+        items = []
+        start, stop = keys.group_range(self.table, group)
+        for key, value in txn.range("segments", start, stop):
+            number = keys.read_segment_key(key)[2]
+            segment = cache.segments.get(number)
+            if segment is None:
+                segment = cache.segments[number] = Segment(key, value, name)
+                segment.load_holes(txn, name)
+            items.append(segment)
+        listed = {segment.id for segment in items}
+        if not cache.lists or layout > max(cache.lists):
+            for number in [n for n in cache.segments if n not in listed]:
+                del cache.segments[number]
+        known = cache.lists[layout] = SegmentList(items)
+        while len(cache.lists) > _KEPT_LOGS:
+            cache.lists.popitem(last=False)
+        return known
+
+
+def _recent(logs: OrderedDict[int, Any], generation: int, make: Any) -> Any:
+    log = logs.get(generation)
+    if log is None:
+        log = logs[generation] = make()
+        while len(logs) > _KEPT_LOGS:
+            logs.popitem(last=False)
+    return log
+
+
+def _apply(
+    txn: ReadTxn,
+    segments: list[Segment],
+    delta: DeltaLog,
+    tombs: TombstoneLog,
+    generation: int,
+    name: str,
+) -> None:
+    """Bring the ``deleted`` arrays of segments and delta up to date with the tombstones."""
+    done = (generation, tombs.count)
+    pending: dict[int, np.ndarray] = {}
+    for target in [*segments, delta]:
+        if target.tombs == done:
+            continue
+        start = target.tombs[1] if target.tombs[0] == generation else 0
+        if start not in pending:
+            pending[start] = tombs.since(start)
+        rows = pending[start]
+        if len(rows):
+            if isinstance(target, DeltaLog):
+                target.apply_tombstones(rows)
+            else:
+                target.apply_tombstones(txn, name, rows)
+        target.tombs = done
+
+
+class TableState:
+    """One table at one commit; groups are read on first use.
+
+    Attributes
+    ----------
+    counters : TableCounters
+    """
+
+    __slots__ = ("_groups", "cache", "counters", "name")
+
+    def __init__(self, cache: TableCache, raw: bytes, name: str) -> None:
+        self.cache = cache
+        self.name = name
+        self.counters = decode_counters(cache.table, raw, name) if raw else TableCounters()
+        self._groups: dict[int, GroupState] = {}
+
+    def group(self, txn: ReadTxn, group: int, column: ColumnDef | None = None) -> GroupState:
+        """Return one column group; ``column`` is the vector column of a vector group."""
+        state = self._groups.get(group)
+        if state is None:
+            state = self.cache.build_group(txn, self.counters, group, column, self.name)
+            state = self._groups.setdefault(group, state)
+        return state
+
+
+def decode_counters(table: int, raw: bytes | memoryview, name: str) -> TableCounters:
+    """Return a table's counters from the value under its ``meta`` key."""
+    payload, _, _ = unpack(ValueType.META, keys.table_key(table), raw, f"table {name}: counters")
+    return TableCounters.decode(payload)
+
+
+def table_cache(caches: dict[str, Any], table: int) -> TableCache:
+    """Return the process-wide cache of a table."""
+    known = caches.get("tables")
+    if known is None:
+        known = caches.setdefault("tables", {})
+    cache: TableCache | None = known.get(table)
+    if cache is None:
+        cache = known.setdefault(table, TableCache(table))
+    return cache

@@ -1,0 +1,123 @@
+"""Tombstones of one column group: which version ended at which commit, as arrays.
+
+A version is (rowid, created commit), wherever it is stored; its deleting commit never changes. So
+one array per segment, shared by all snapshots, answers "live at S" as ``deleted > S``. Knows no
+segments: callers hand in rowids and creating commits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tarsdb.storage import keys
+
+ALIVE = np.iinfo(np.int64).max
+"""``deleted`` of a version that nobody deleted."""
+
+
+class GrowingArray:
+    """An append-only array; prefixes handed out stay valid while it grows."""
+
+    def __init__(self, dtype: Any, width: int | None = None) -> None:
+        self._width = width
+        self._buffer = np.empty(self._shape(64), dtype=dtype)
+        self.count = 0
+
+    def _shape(self, capacity: int) -> tuple[int, ...]:
+        return (capacity,) if self._width is None else (capacity, self._width)
+
+    def extend(self, values: np.ndarray) -> None:
+        """Append rows."""
+        needed = self.count + len(values)
+        if needed > len(self._buffer):
+            grown = np.empty(self._shape(max(needed, 2 * len(self._buffer))), self._buffer.dtype)
+            grown[: self.count] = self._buffer[: self.count]
+            self._buffer = grown
+        self._buffer[self.count : needed] = values
+        self.count = needed
+
+    def prefix(self, count: int) -> np.ndarray:
+        """Return the first rows as a view."""
+        return self._buffer[:count]
+
+    @property
+    def data(self) -> np.ndarray:
+        """The current buffer; entries beyond ``count`` are undefined."""
+        return self._buffer
+
+
+class TombstoneLog:
+    """All tombstones of one column group, in commit order, read incrementally."""
+
+    def __init__(self, table: int, group: int) -> None:
+        self._table, self._group = table, group
+        self.loaded = 0  # commit number up to which the log is complete
+        self._log = GrowingArray(np.int64, 3)  # deleted, rowid, created
+
+    @property
+    def count(self) -> int:
+        """Number of tombstones read so far."""
+        return self._log.count
+
+    def extend(self, txn: Any, commit: int) -> None:
+        """Read the tombstones of commits up to ``commit`` that are not here yet."""
+        if commit <= self.loaded:
+            return
+        start, stop = keys.commits_after(self._table, self._group, self.loaded)
+        found = b"".join([bytes(key) for key, _ in txn.range("tombs", start, stop)])
+        if found:
+            self._log.extend(decode_tombstones(found))
+        self.loaded = commit
+
+    def since(self, position: int) -> np.ndarray:
+        """Return ``(n, 3)`` int64 rows (deleted, rowid, created) from a position on."""
+        return self._log.prefix(self._log.count)[position:]
+
+
+def decode_tombstones(joined: bytes) -> np.ndarray:
+    """Return ``(n, 3)`` int64 (deleted, rowid, created) of concatenated ``tombs`` keys."""
+    fields = np.frombuffer(joined, dtype=keys.TOMB_DTYPE)
+    out = np.empty((len(fields), 3), dtype=np.int64)
+    out[:, 0], out[:, 1], out[:, 2] = fields["deleted"], fields["rowid"], fields["created"]
+    return out
+
+
+def match_versions(
+    rowids: np.ndarray, created: np.ndarray | int, tombs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the stored versions that tombstones name.
+
+    Parameters
+    ----------
+    rowids : int64 (n,)
+        Ascending.
+    created : int64 (n,) or int
+        Creating commit of each row; ascending among rows of one rowid.
+    tombs : int64 (m, 3)
+        deleted, rowid, created.
+
+    Returns
+    -------
+    positions, deleted : int64 arrays
+        Row positions hit and the deleting commit of each.
+    """
+    first = np.searchsorted(rowids, tombs[:, 1], side="left")
+    last = np.searchsorted(rowids, tombs[:, 1], side="right")
+    positions, deleted = [], []
+    offset = 0
+    while True:  # rows of one rowid are few: one round per version
+        candidates = first + offset
+        open_rows = candidates < last
+        if not open_rows.any():
+            break
+        at = candidates[open_rows]
+        rows = tombs[open_rows]
+        hit = (created if isinstance(created, int) else created[at]) == rows[:, 2]
+        positions.append(at[hit])
+        deleted.append(rows[hit, 0])
+        offset += 1
+    if not positions:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate(positions), np.concatenate(deleted)

@@ -1,0 +1,289 @@
+"""Read and write transactions over the named databases of one file.
+
+A `ReadTxn` is a snapshot: the commit number it shows never changes. Views it returns point into the
+memory map and are valid only while it lives. A `WriteTxn` exists only inside
+``Environment.commit`` and ``Environment.stage``. Knows keys and bytes, not tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import lmdb
+
+from tarsdb.errors import InterfaceError, SnapshotExpiredError
+from tarsdb.storage import head as head_record
+from tarsdb.storage.lmdb_errors import convert
+
+if TYPE_CHECKING:
+    from tarsdb.storage.environment import Environment
+
+# A value above this may sit on overflow pages (LMDB 0.9, 4 KiB pages: about 2 KB).
+_LARGE = 1000
+
+
+class ReaderSlot:
+    """What the environment knows of one live read transaction."""
+
+    __slots__ = ("born", "expired", "parked", "txn")
+
+    def __init__(self, born: float) -> None:
+        self.txn: Any = None
+        self.born = born
+        self.parked = False
+        self.expired = False
+
+
+def _closed(*_: object) -> NoReturn:
+    raise InterfaceError("the read transaction is closed")
+
+
+class ReadTxn:
+    """A snapshot of the file; a context manager. Made by ``Environment.read``.
+
+    One thread uses it at a time. It is *active* until `park` says that nobody uses it or a view of
+    it; only a parked transaction can be ended from outside. An active one that outlives
+    ``max_read_age_s`` fails at its next use.
+
+    Attributes
+    ----------
+    commit_number, timestamp_us, catalog_version : int
+        The commit this snapshot shows.
+    epoch : int
+        Addresses from another epoch are dead.
+    """
+
+    __slots__ = (
+        "_databases", "_env", "_get", "_slot", "_txn",
+        "catalog_version", "commit_number", "epoch", "timestamp_us",
+    )
+
+    def __init__(
+        self, env: Environment, txn: Any, slot: ReaderSlot, head: head_record.Head, epoch: int
+    ) -> None:
+        self._env = env
+        self._txn = txn
+        self._slot = slot
+        self._databases = env.databases
+        self._get: Callable[..., Any] = txn.get
+        self.commit_number, self.timestamp_us, self.catalog_version = head
+        self.epoch = epoch
+
+    def get(self, db: str, key: bytes) -> memoryview | None:
+        """Return the value of a key as a view valid while the transaction lives, or None."""
+        if self._slot.expired:
+            self._refuse()
+        try:
+            return self._get(key, None, self._databases[db])  # type: ignore[no-any-return]
+        except lmdb.Error as error:
+            raise convert(error, self._env.path) from error
+
+    def range(
+        self, db: str, start: bytes, stop: bytes | None
+    ) -> Iterator[tuple[bytes, memoryview]]:
+        """Yield (key, view) for start <= key < stop in key order; None means no upper end."""
+        slot = self._slot
+        if slot.expired:
+            self._refuse()
+        try:
+            cursor = self._cursor(db)
+            if not cursor.set_range(start):
+                return
+            for view, value in cursor.iternext():
+                key = bytes(view)
+                if stop is not None and key >= stop:
+                    return
+                yield key, value
+                if slot.expired:
+                    self._refuse()
+        except lmdb.Error as error:
+            raise convert(error, self._env.path) from error
+
+    def last(self, db: str, start: bytes, stop: bytes) -> tuple[bytes, memoryview] | None:
+        """Return the entry with the greatest key in [start, stop), or None."""
+        if self._slot.expired:
+            self._refuse()
+        try:
+            cursor = self._cursor(db)
+            found = cursor.prev() if cursor.set_range(stop) else cursor.last()
+            if not found:
+                return None
+            key = bytes(cursor.key())
+            return (key, cursor.value()) if key >= start else None
+        except lmdb.Error as error:
+            raise convert(error, self._env.path) from error
+
+    def count(self, db: str) -> int:
+        """Return the number of entries of a database."""
+        return int(self._txn.stat(self._databases[db])["entries"])
+
+    def _cursor(self, db: str) -> Any:
+        if self._txn is None:
+            _closed()
+        return self._txn.cursor(db=self._databases[db])
+
+    def _refuse(self) -> NoReturn:
+        age = time.monotonic() - self._slot.born
+        self.close()
+        raise SnapshotExpiredError(
+            f"{self._env.path}: the snapshot of commit {self.commit_number} is {age:.0f} s old, "
+            f"the limit is {self._env.options.max_read_age_s:g} s",
+            hint="run the transaction again, or raise max_read_age_s",
+        )
+
+    def park(self) -> None:
+        """Say that until `resume` no thread uses this transaction or a view it returned."""
+        with self._env.parking:
+            self._slot.parked = True
+
+    def resume(self) -> None:
+        """Use a parked transaction again.
+
+        Raises
+        ------
+        SnapshotExpiredError
+            It was ended meanwhile because of its age.
+        """
+        with self._env.parking:
+            self._slot.parked = False
+        if self._slot.expired:
+            self._refuse()
+
+    def close(self) -> None:
+        """End the transaction; its views must not be used any more. Idempotent."""
+        txn, self._txn = self._txn, None
+        if txn is not None:
+            self._get = _closed
+            self._env._end_read(self._slot)
+
+    def __enter__(self) -> ReadTxn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_txn", None) is not None:
+            self.close()
+
+
+class WriteTxn(ReadTxn):
+    """The one write transaction, handed to ``Change.validate``/``apply`` and ``stage`` functions.
+
+    Attributes
+    ----------
+    commit_number : int
+        The commit being made; in ``stage`` the latest one.
+    """
+
+    __slots__ = ("_delete", "_large", "_put", "is_staging")
+
+    def __init__(
+        self, env: Environment, txn: Any, slot: ReaderSlot, head: head_record.Head, epoch: int
+    ) -> None:
+        super().__init__(env, txn, slot, head, epoch)
+        self._put: Callable[..., Any] = txn.put
+        self._delete: Callable[..., Any] = txn.delete
+        self._large: set[tuple[str, bytes]] = set()
+        self.is_staging = False
+
+    @property
+    def head(self) -> head_record.Head:
+        """Commit number, time and catalog version as they stand in this transaction."""
+        return self.commit_number, self.timestamp_us, self.catalog_version
+
+    @head.setter
+    def head(self, head: head_record.Head) -> None:
+        self.commit_number, self.timestamp_us, self.catalog_version = head
+
+    def put(self, db: str, key: bytes, value: Any, append: bool = False) -> None:
+        """Store a value.
+
+        Parameters
+        ----------
+        db, key
+        value : buffer
+            Bytes-like, C-contiguous.
+        append : bool
+            The key is greater than all others of `db` (packs pages tighter); a key that is not is
+            stored as usual.
+        """
+        if len(value) > _LARGE or self._large:
+            self._before_large_put(db, key, value)
+        try:
+            database = self._databases[db]
+            # dupdata and overwrite keep their defaults; append falls back for an unordered key
+            if append and self._put(key, value, True, True, True, database):
+                return
+            self._put(key, value, True, True, False, database)
+        except lmdb.Error as error:
+            raise convert_write(error, self._env.path) from error
+
+    def _before_large_put(self, db: str, key: bytes, value: Any) -> None:
+        # A value that shrinks within one transaction keeps its larger page extent; the structural
+        # verifier calls that damage. Deleting first avoids it.
+        entry = (db, key)
+        if entry in self._large:
+            self._large.discard(entry)
+            self.delete(db, key)
+        if len(value) > _LARGE:
+            self._large.add(entry)
+
+    def put_many(self, db: str, items: list[tuple[bytes, bytes]], append: bool = False) -> None:
+        """Store many small values; faster than `put` in a loop."""
+        if not items:
+            return
+        if self._large or max(len(value) for _, value in items) > _LARGE:
+            for key, value in items:
+                self.put(db, key, value, append)
+            return
+        try:
+            cursor = self._cursor(db)
+            done, _ = cursor.putmulti(items, append=append)
+            if done < len(items):
+                cursor.putmulti(items[done:])
+        except lmdb.KeyExistsError:
+            cursor.putmulti(items)
+        except lmdb.Error as error:
+            raise convert_write(error, self._env.path) from error
+
+    def delete(self, db: str, key: bytes) -> bool:
+        """Delete a key; return whether it was there."""
+        try:
+            return bool(self._delete(key, b"", self._databases[db]))
+        except lmdb.Error as error:
+            raise convert_write(error, self._env.path) from error
+
+    def bump_catalog(self) -> None:
+        """Record that the catalog changes in this commit: its version becomes the commit number."""
+        if self.is_staging:
+            raise InterfaceError("a staging transaction cannot change the catalog")
+        self.catalog_version = self.commit_number
+
+    def close(self) -> None:
+        """Do nothing: the environment ends a write transaction."""
+
+    def retire(self) -> None:
+        """Called by the environment when the transaction is over: every use fails from now on."""
+        self._txn = None
+        self._get = self._put = self._delete = _closed
+
+
+class EngineFailure(Exception):
+    """An lmdb error inside a write transaction, carried to the environment, which may recover."""
+
+    def __init__(self, error: lmdb.Error) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def convert_write(error: lmdb.Error, where: str) -> Exception:
+    """Return the error to raise inside a write transaction.
+
+    A full map and errors that need the environment reopened travel as `EngineFailure` so that
+    nothing in between mistakes them for an outcome.
+    """
+    recoverable = (lmdb.MapFullError, lmdb.PanicError, lmdb.MapResizedError, lmdb.BadTxnError)
+    return EngineFailure(error) if isinstance(error, recoverable) else convert(error, where)

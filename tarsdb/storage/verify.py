@@ -1,0 +1,125 @@
+"""Checks a data file before LMDB maps it: LMDB trusts its file and a damaged one can kill a process.
+
+Uses lmdb's own verifier, a pure reader of bytes. Its answer holds only while nobody writes, so the
+caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their checksums are
+checked at first touch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import time
+from typing import Any
+
+from tarsdb.errors import CorruptionError, DatabaseError
+from tarsdb.metrics import METRICS
+
+LIMIT_S = 2.0
+_LMDB_MAGIC = 0xBEEFC0DE
+_META = struct.Struct("<II")  # magic, data version at page offset 16
+_PAGE = 4096
+_EXTENT = re.compile(r"overflow page \d+ header mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)$")
+_LEAK = re.compile(r"(\d+) page\(s\) are neither reachable nor in the freeDB -- a leak ")
+_COUNTER = re.compile(r"walked (\d+) overflow pages, record says (\d+)$")
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+class _TimedFile:
+    """A binary file whose reads stop at a deadline."""
+
+    def __init__(self, file: Any, limit_s: float | None) -> None:
+        self._file = file
+        self._deadline = None if limit_s is None else time.monotonic() + limit_s
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def read(self, size: int) -> bytes:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise _OutOfTime
+        return bytes(self._file.read(size))
+
+
+def check_start(fd: int, path: str) -> None:
+    """Raise unless the first two pages look like meta pages of the engine we use."""
+    first = os.pread(fd, 64, 0)
+    second = os.pread(fd, 64, _PAGE)
+    found = [_META.unpack_from(page, 16) for page in (first, second) if len(page) >= 24]
+    magics = [magic == _LMDB_MAGIC for magic, _ in found]
+    if not any(magics):
+        if len(first) >= 28 and struct.unpack_from("<I", first, 24)[0] == _LMDB_MAGIC:
+            raise CorruptionError(f"{path}: written by another LMDB engine (1.0), expected 0.9")
+        raise DatabaseError(
+            f"{path}: not a tarsdb database; it starts with {first[:8]!r}",
+            hint="check the file name",
+        )
+    if len(found) < 2 or not all(magics) or any(version != 1 for _, version in found):
+        raise CorruptionError(
+            f"{path}: the meta pages are damaged or from another LMDB engine",
+            hint="restore from a backup",
+        )
+
+
+def check_structure(path: str, limit_s: float | None) -> bool:
+    """Verify pages, trees and free lists; return False when the time ran out before the end.
+
+    Raises
+    ------
+    CorruptionError
+        With the first findings and their number.
+    """
+    problems, finished = find_problems(path, limit_s)
+    problems = without_false_alarm(problems)
+    if problems:
+        raise CorruptionError(
+            f"{path}: {len(problems)} structural problems, first: {problems[0]}",
+            hint="restore from a backup",
+        )
+    if not finished:
+        METRICS.add("storage.verify_skipped")
+    return finished
+
+
+def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:
+    """Return the verifier's findings and whether it came to its end."""
+    from lmdb import verify
+
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        checker: Any = verify._Verifier(_TimedFile(file, limit_s), size)
+        try:
+            return list(checker.verify()), True
+        except _OutOfTime:
+            return list(checker.errors), False
+        except verify.VerifyError as error:
+            return [str(error)], True
+        except Exception as error:  # damage can take the walker anywhere
+            return [*checker.errors, f"{type(error).__name__}: {error}"], True
+
+
+def without_false_alarm(problems: list[str]) -> list[str]:
+    """Drop the one finding lmdb's verifier raises on a healthy file.
+
+    LMDB keeps the larger page extent of a value that was replaced by a shorter one in the same
+    transaction. The verifier reports the extent, and its spare pages as a leak. Both are dropped
+    when the numbers agree exactly and nothing else was found.
+    """
+    spare = leaked = recorded = 0
+    for problem in problems:
+        extent = _EXTENT.search(problem)
+        leak = _LEAK.match(problem)
+        counter = _COUNTER.search(problem)
+        if extent and int(extent[1]) > int(extent[2]):
+            spare += int(extent[1]) - int(extent[2])
+        elif leak:
+            leaked = int(leak[1])
+        elif counter:
+            recorded += int(counter[2]) - int(counter[1])
+        else:
+            return problems
+    return [] if spare and spare == leaked == recorded else problems
