@@ -1,0 +1,40 @@
+"""tarsdb: an embedded AI database. One file holds rows, vectors, models and sandboxed functions."""
+
+from tarsdb.database import Connection, Cursor, apilevel, connect, paramstyle, threadsafety
+from tarsdb.errors import (
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    Warning,  # noqa: A004 - PEP 249 fixes the name
+)
+from tarsdb.options import Durability, OpenOptions
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "Durability",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OpenOptions",
+    "OperationalError",
+    "ProgrammingError",
+    "Warning",
+    "__version__",
+    "apilevel",
+    "connect",
+    "paramstyle",
+    "threadsafety",
+]

@@ -1,0 +1,183 @@
+"""Statements about the database rather than its rows: SHOW, DESCRIBE, PRAGMA, EXPLAIN, upkeep."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tarsdb import storage
+from tarsdb.engine import access, executor, system_tables
+from tarsdb.engine.context import Context
+from tarsdb.engine.result import Result
+from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError
+from tarsdb.schema import ModelDef, TableDef
+from tarsdb.sql import explain as explain_plan
+from tarsdb.sql.plan import (
+    Aggregate,
+    Describe,
+    Explain,
+    Knn,
+    Maintain,
+    PointLookup,
+    Pragma,
+    Relational,
+    Scan,
+    Show,
+)
+from tarsdb.types import TEXT
+
+_SHOWN = {
+    "tables": "tars_tables", "indexes": "tars_indexes", "models": "tars_models",
+    "functions": "tars_functions", "modules": "tars_modules", "all": "tars_settings",
+    "settings": "tars_settings", "commits": "tars_commits", "metrics": "tars_metrics",
+}  # fmt: skip
+
+
+def show(context: Context, plan: Show) -> Result:
+    """SHOW TABLES and its like, or the value of one setting."""
+    what = plan.what.lower()
+    if what in _SHOWN:
+        names, columns = system_tables.read(context, _SHOWN[what])
+        return Result(names, [column.type for column in columns], columns=columns)
+    settings = context.engines.settings
+    if what not in settings:
+        raise ProgrammingError(
+            f"SHOW {plan.what}: no such setting", hint=f"SHOW {', '.join(sorted(_SHOWN))}"
+        )
+    return Result([what], [TEXT], rows=[(str(settings[what]),)])
+
+
+def describe(context: Context, plan: Describe) -> Result:
+    """DESCRIBE a table or a model."""
+    if plan.kind == "model":
+        model = context.catalog.model(plan.name)
+        if model is None:
+            raise CatalogError(f"model {plan.name!r} does not exist")
+        return _text_table(("property", "value"), _model_rows(model))
+    table = context.catalog.table(plan.name)
+    if table is None:
+        raise CatalogError(f"table {plan.name!r} does not exist", hint="SHOW TABLES lists them")
+    header = ("column", "type", "null", "key", "default", "generated")
+    return _text_table(header, _column_rows(table))
+
+
+def _column_rows(table: TableDef) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for column in table.columns:
+        is_key = column.id in table.primary_key
+        unique = any(i.unique and i.column_ids == (column.id,) for i in table.indexes)
+        key = "PRI" if is_key else "UNI" if unique else None
+        nullable = "NO" if column.not_null or is_key else "YES"
+        rows.append(
+            (column.name, str(column.type), nullable, key, column.default, column.generated)
+        )
+    return rows
+
+
+def _model_rows(model: ModelDef) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = [
+        ("name", model.name), ("task", model.task), ("dim", str(model.dim)),
+        ("default version", model.default_version),
+    ]  # fmt: skip
+    for version in model.versions:
+        text = f"{len(version.tensors)} tensors, {len(version.files)} files; {version.lineage}"
+        rows.append((f"version {version.name}", text))
+    rows += [(f"option {key}", str(value)) for key, value in sorted(model.options.items())]
+    return rows
+
+
+def _text_table(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Result:
+    return Result(names, [TEXT] * len(names), rows=rows)
+
+
+def explain(context: Context, plan: Explain) -> Result:
+    """EXPLAIN: the plan and the access path; ANALYZE runs it and adds time and rows."""
+    lines = [*explain_plan(plan.target), *access_notes(context, plan.target)]
+    if plan.analyze:
+        if not isinstance(plan.target, (PointLookup, Scan, Aggregate, Knn, Relational)):
+            raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")
+        start = time.perf_counter()
+        result = executor.run(context, plan.target)
+        took = (time.perf_counter() - start) * 1000
+        lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
+    return _text_table(("plan",), [(line,) for line in lines])
+
+
+def access_notes(context: Context, plan: Any) -> list[str]:
+    """Return lines that say how rows are found at run time."""
+    if isinstance(plan, Relational):
+        notes: list[str] = []
+        for relation in plan.relations:
+            if relation.knn is not None:
+                notes += [f"{relation.name}: {n}" for n in access_notes(context, relation.knn)]
+            elif relation.table is not None:
+                rows = context.view(relation.table).count()
+                notes.append(f"{relation.name}: scan {relation.table.name}, {rows} rows")
+        return notes
+    if not isinstance(plan, (Knn, Scan, Aggregate)):
+        return []
+    view = context.view(plan.table)
+    try:
+        probe = access.choose(plan.table, plan.predicate, view, context)
+    except ProgrammingError:  # EXPLAIN without bound parameters cannot choose yet
+        return [f"access: chosen when parameters are bound, {view.count()} rows"]
+    if probe is not None:
+        how = "range" if probe.is_range else "lookup"
+        found = f"access: index {probe.index.name} ({how})"
+    else:
+        found = f"access: scan, {view.count()} rows"
+    if isinstance(plan, Knn):
+        return [f"search: exact (flat), {'filter first, ' if plan.predicate else ''}{found}"]
+    return [found]
+
+
+def pragma(context: Context, plan: Pragma) -> Result:
+    """PRAGMA integrity_check, quick_check, durability, database_size."""
+    name = plan.name.lower()
+    env = context.snapshot.env
+    if name in ("integrity_check", "quick_check"):
+        findings = storage.check(env, full=name == "integrity_check")
+        return _text_table((name,), [(line,) for line in findings or ["ok"]])
+    if name == "durability":
+        if plan.value is not None:
+            context.engines.settings.set("durability", plan.value)
+        return _text_table((name,), [(context.engines.settings["durability"],)])
+    if name == "database_size":
+        return _text_table((name,), [(str(env.size_bytes()),)])
+    raise NotSupportedError(
+        f"PRAGMA {plan.name} is not known",
+        hint="PRAGMA integrity_check, quick_check, durability, database_size",
+    )
+
+
+def maintain(context: Context, plan: Maintain) -> Result:
+    """VACUUM, OPTIMIZE, REINDEX, CHECKPOINT."""
+    env = context.snapshot.env
+    table = None
+    if plan.name is not None and plan.action != "reindex":
+        table = context.catalog.table(plan.name)
+        if table is None:
+            raise CatalogError(f"table {plan.name!r} does not exist")
+    if plan.action == "vacuum":
+        storage.vacuum(env, table)
+    elif plan.action == "optimize":
+        storage.optimize(env, table)
+    elif plan.action == "checkpoint":
+        env.sync()
+    else:
+        _reindex(context, plan)
+    return Result()
+
+
+def _reindex(context: Context, plan: Maintain) -> None:
+    writes = context.require_writes()
+    rebuilt = 0
+    for table in context.catalog.tables():
+        for index in table.indexes:
+            named = (plan.name or "").lower()
+            if plan.name is None or named in (index.name.lower(), table.name.lower()):
+                writes.rebuild_index(table, index, context.view(table))
+                rebuilt += 1
+    if plan.name is not None and not rebuilt:
+        raise CatalogError(f"REINDEX {plan.name}: no such table or index")
+

@@ -1,0 +1,227 @@
+"""The context of one running statement: its snapshot, own writes, parameters and calls.
+
+Everything an executor needs from outside passes through here, so that executors stay functions of
+a plan and a context.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.engine.functions import FunctionRuntime
+from tarsdb.engine.models import ModelRuntime
+from tarsdb.engine.settings import Settings
+from tarsdb.errors import (
+    ConflictError,
+    InternalError,
+    InterruptError,
+    ProgrammingError,
+    StatementTimeoutError,
+)
+from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import Environment, Snapshot, TableView, WriteSet
+
+if TYPE_CHECKING:
+    from tarsdb.engine.relational import RelationalEngine
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class Interrupt:
+    """A flag other threads set to end the running statement, with the reason."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._timed_out = False
+
+    def set(self, *, timed_out: bool = False) -> None:
+        """Ask the running statement to stop."""
+        self._timed_out = timed_out
+        self._event.set()
+
+    def clear(self) -> None:
+        """Forget an earlier request."""
+        self._event.clear()
+
+    def is_set(self) -> bool:
+        """Return True when a stop was asked for."""
+        return self._event.is_set()
+
+    def error(self) -> InterruptError | StatementTimeoutError:
+        """Return the error that tells why."""
+        if self._timed_out:
+            return StatementTimeoutError(
+                "the statement ran longer than statement_timeout",
+                hint="SET statement_timeout = 0 removes the limit",
+            )
+        return InterruptError("the statement was interrupted")
+
+    def check(self) -> None:
+        """Raise when a stop was asked for."""
+        if self._event.is_set():
+            raise self.error()
+
+
+class Engines:
+    """What a connection keeps between statements: runtimes of models, functions and DuckDB."""
+
+    def __init__(self, env: Environment, settings: Settings) -> None:
+        self.env = env
+        self.settings = settings
+        self.interrupt = Interrupt()
+        self.models = ModelRuntime(env)
+        self.functions = FunctionRuntime(env)
+        self._relational: RelationalEngine | None = None
+
+    @property
+    def relational(self) -> RelationalEngine:
+        """The relational engine, made on first use (imports duckdb)."""
+        if self._relational is None:
+            from tarsdb.engine.relational import RelationalEngine
+
+            self._relational = RelationalEngine(self.settings)
+        return self._relational
+
+    def stop(self, *, timed_out: bool = False) -> None:
+        """Ask whatever runs now to end."""
+        self.interrupt.set(timed_out=timed_out)
+        self.functions.interrupt()
+        if self._relational is not None:
+            self._relational.interrupt()
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._relational is not None:
+            self._relational.close()
+            self._relational = None
+        self.functions.close()
+
+
+class Context:
+    """One statement's view of the world.
+
+    Parameters
+    ----------
+    engines : Engines
+    snapshot : Snapshot
+        The read transaction every read of the statement goes through.
+    writes : WriteSet, optional
+        The transaction's own changes, overlaid on every read.
+    parameters : sequence or mapping
+    variables : callable, optional
+        Name to Python object of the caller's frame, or None.
+    """
+
+    __slots__ = (
+        "budgets", "catalog", "engines", "may_release", "parameters", "snapshot", "variables",
+        "writes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        engines: Engines,
+        snapshot: Snapshot,
+        writes: WriteSet | None,
+        parameters: Parameters,
+        variables: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.engines = engines
+        self.snapshot = snapshot
+        self.writes = writes
+        self.parameters = parameters
+        self.variables = variables
+        self.catalog = snapshot.catalog if writes is None else writes.overlay(snapshot.catalog)
+        self.budgets: dict[int, Any] = {}
+        self.may_release = False
+
+    @contextmanager
+    def without_snapshot(self) -> Iterator[None]:
+        """Run long work (a model) without pinning a snapshot, where the statement allows it.
+
+        Raises
+        ------
+        ConflictError
+            The catalog changed meanwhile; the statement runs again.
+        """
+        if not self.may_release:
+            yield
+            return
+        version = self.snapshot.catalog_version
+        self.snapshot.close()
+        try:
+            yield
+        finally:
+            self.snapshot = Snapshot(self.engines.env)
+        if self.snapshot.catalog_version != version:
+            raise ConflictError("the catalog changed while a model ran")
+
+    def refresh(self) -> None:
+        """Take the catalog anew after the write set changed it."""
+        if self.writes is not None:
+            self.catalog = self.writes.overlay(self.snapshot.catalog)
+
+    def view(self, table: TableDef) -> TableView:
+        """Return the table as this statement sees it."""
+        return self.snapshot.table(table, self.writes)
+
+    def require_writes(self) -> WriteSet:
+        """Return the write set; a plan that writes always has one."""
+        if self.writes is None:
+            raise InternalError("a write ran without a write set")
+        return self.writes
+
+    def parameter(self, key: int | str) -> Any:
+        """Return the bound value of a parameter."""
+        try:
+            return self.parameters[key]  # type: ignore[call-overload,index]
+        except (KeyError, IndexError, TypeError) as error:
+            raise _missing(key, self.parameters) from error
+
+    def constant(self, node: ex.Expr | None) -> Any:
+        """Evaluate an expression without columns to one Python value (None stays None)."""
+        if node is None:
+            return None
+        from tarsdb.engine.evaluate import Batch, Constant, value
+        from tarsdb.engine.result import present
+
+        answer = value(node, Batch(1, {}, self))
+        return answer.value if isinstance(answer, Constant) else present(answer)[0]
+
+    def call(self, call: ex.Call, arguments: list[Column], rows: int) -> Column:
+        """Run a model or function over a batch of rows."""
+        if call.kind == "model":
+            model = self.catalog.model(call.target)
+            if model is None:
+                raise ProgrammingError(f"model {call.target!r} does not exist")
+            return self.engines.models.embed_column(self, model, arguments[-1])
+        function = self.catalog.function(call.target)
+        if function is None:
+            return self.engines.functions.call_session(call.target, arguments, rows)
+        return self.call_function(function, arguments, rows)
+
+    def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
+        """Run a sandboxed function over a batch of rows."""
+        return self.engines.functions.call(self, function, columns, rows)
+
+    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
+        """Embed texts; float32 (n, dim)."""
+        return self.engines.models.embed(self, model, texts)
+
+
+def _missing(key: int | str, parameters: Parameters) -> ProgrammingError:
+    if isinstance(key, int):
+        if isinstance(parameters, Mapping):
+            return ProgrammingError("the statement has positional parameters, a mapping was bound")
+        return ProgrammingError(
+            f"the statement uses parameter {key + 1}, {len(parameters)} were bound"
+        )
+    if isinstance(parameters, Mapping):
+        return ProgrammingError(f"no value was bound for parameter :{key}")
+    return ProgrammingError(f"the statement names parameter :{key}, a sequence was bound")

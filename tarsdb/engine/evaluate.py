@@ -1,0 +1,420 @@
+"""Evaluate bound expressions over a batch of rows, column by column.
+
+Three-valued logic: a predicate gives a :class:`Truth`, which knows which rows are true and which
+are NULL. The same few operations run relationally in DuckDB for anything richer; the two agree by
+test. Knows no tables and no transactions.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from tarsdb.columns import Column, from_list
+from tarsdb.errors import DataError, InternalError, ProgrammingError
+from tarsdb.index.flat import distances, prepare_query
+from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, REAL, Kind, Physical, SqlType, to_storage
+
+FLIP = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_UFUNC: dict[str, Any] = {
+    "=": np.equal, "<>": np.not_equal, "<": np.less,
+    "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+}  # fmt: skip
+_PYTHON: dict[str, Callable[[Any, Any], bool]] = {
+    "=": lambda a, b: a == b, "<>": lambda a, b: a != b, "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+}  # fmt: skip
+
+
+class Calls(Protocol):
+    """Where parameters and calls of an expression get their values."""
+
+    def parameter(self, key: int | str) -> Any:
+        """Return the bound Python value."""
+
+    def call(self, call: ex.Call, arguments: list[Column], rows: int) -> Column:
+        """Return the values of a function call over a batch."""
+
+
+@dataclass(slots=True)
+class Constant:
+    """One Python value for every row; ``literal`` when it was written in the statement."""
+
+    value: Any
+    literal: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows an expression is evaluated over: columns by column id."""
+
+    rows: int
+    columns: dict[int, Column]
+    calls: Calls
+    rowids: np.ndarray | None = None
+    excluded: dict[int, Column] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Truth:
+    """Which rows are true; which are NULL (absent when none is)."""
+
+    true: np.ndarray
+    null: np.ndarray | None = None
+
+
+def columns_of(*expressions: ex.Expr | None) -> dict[int, ColumnDef]:
+    """Return the columns expressions read, by id (``excluded`` columns left out)."""
+    found: dict[int, ColumnDef] = {}
+    stack: list[Any] = [expression for expression in expressions if expression is not None]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ex.ColumnRef):
+            found[node.column.id] = node.column
+        else:
+            stack.extend(children(node))
+    return found
+
+
+def children(node: ex.Expr) -> Sequence[ex.Expr]:
+    """Return the operands of an expression."""
+    match node:
+        case ex.Compare() | ex.Arithmetic() | ex.Distance():
+            return (node.left, node.right)
+        case ex.And() | ex.Or():
+            return node.terms
+        case ex.Not() | ex.IsNull():
+            return (node.operand,)
+        case ex.InList():
+            return (node.operand, *node.items)
+        case ex.Call():
+            return node.args
+        case _:
+            return ()
+
+
+def select(predicate: ex.Expr | None, batch: Batch) -> np.ndarray | None:
+    """Return the bool mask of rows where the predicate is true; None means every row."""
+    return None if predicate is None else truth(predicate, batch).true
+
+
+def truth(node: ex.Expr, batch: Batch) -> Truth:
+    """Evaluate a predicate."""
+    match node:
+        case ex.And():
+            return _all([truth(term, batch) for term in node.terms])
+        case ex.Or():
+            flipped = _all([_negate(truth(term, batch)) for term in node.terms])
+            return _negate(flipped)
+        case ex.Not():
+            return _negate(truth(node.operand, batch))
+        case ex.IsNull():
+            return Truth(_null_mask(value(node.operand, batch), batch.rows))
+        case ex.Compare():
+            return compare(node.op, value(node.left, batch), value(node.right, batch), batch.rows)
+        case ex.InList():
+            operand = value(node.operand, batch)
+            tests = [compare("=", operand, value(i, batch), batch.rows) for i in node.items]
+            return _negate(_all([_negate(test) for test in tests]))
+        case _:
+            return _as_truth(value(node, batch), batch.rows)
+
+
+def _all(terms: list[Truth]) -> Truth:
+    true = np.logical_and.reduce([term.true for term in terms])
+    if all(term.null is None for term in terms):
+        return Truth(true)
+    possible = np.logical_and.reduce(
+        [term.true if term.null is None else term.true | term.null for term in terms]
+    )
+    return Truth(true, possible & ~true)
+
+
+def _negate(operand: Truth) -> Truth:
+    false = ~operand.true
+    return Truth(false) if operand.null is None else Truth(false & ~operand.null, operand.null)
+
+
+def _as_truth(operand: Column | Constant, rows: int) -> Truth:
+    if isinstance(operand, Constant):
+        if operand.value is None:
+            return Truth(np.zeros(rows, bool), np.ones(rows, bool))
+        return Truth(np.full(rows, bool(operand.value)))
+    if operand.type.dtype.kind not in "iuf" or operand.type.is_variable:
+        raise ProgrammingError(f"a condition must be BOOLEAN, not {operand.type}")
+    true = operand.values != 0
+    if operand.validity is None:
+        return Truth(true)
+    return Truth(true & operand.validity, ~operand.validity)
+
+
+def _null_mask(operand: Column | Constant, rows: int) -> np.ndarray:
+    if isinstance(operand, Constant):
+        return np.full(rows, operand.value is None)
+    return np.zeros(rows, bool) if operand.validity is None else ~operand.validity
+
+
+def value(node: ex.Expr, batch: Batch) -> Column | Constant:
+    """Evaluate an expression to a column, or to a constant where it is one."""
+    match node:
+        case ex.Literal():
+            return Constant(node.value)
+        case ex.Parameter():
+            return Constant(batch.calls.parameter(node.key), literal=False)
+        case ex.ColumnRef():
+            return batch.columns[node.column.id]
+        case ex.Excluded():
+            return batch.excluded[node.column.id]
+        case ex.RowidRef():
+            if batch.rowids is None:
+                raise InternalError("rowid is not known here")
+            return Column(BIGINT, batch.rowids)
+        case ex.Arithmetic():
+            return _arithmetic(node.op, value(node.left, batch), value(node.right, batch))
+        case ex.Distance():
+            return _distance(node.op, value(node.left, batch), value(node.right, batch))
+        case ex.Call():
+            arguments = [materialise(value(a, batch), batch.rows) for a in node.args]
+            return batch.calls.call(node, arguments, batch.rows)
+        case _:
+            return _column_of_truth(truth(node, batch))
+
+
+def _column_of_truth(answer: Truth) -> Column:
+    validity = None if answer.null is None else ~answer.null
+    return Column(BOOLEAN, answer.true.astype(np.uint8), None, validity)
+
+
+def materialise(operand: Column | Constant, rows: int, sql_type: SqlType | None = None) -> Column:
+    """Return a column of ``rows`` values; a constant is repeated."""
+    if isinstance(operand, Column):
+        return operand
+    wanted = sql_type or natural_type(operand.value)
+    return from_list(wanted, [to_storage(operand.value, wanted, "constant")] * rows)
+
+
+def natural_type(item: Any) -> SqlType:
+    """Return the SQL type a bare Python value has."""
+    if isinstance(item, (bool, np.bool_)):
+        return BOOLEAN
+    if isinstance(item, (int, np.integer)):
+        return BIGINT
+    if isinstance(item, (float, np.floating, decimal.Decimal)):
+        return DOUBLE
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return SqlType(Kind.BLOB)
+    if isinstance(item, np.ndarray) and item.ndim == 1:
+        return SqlType(Kind.VECTOR, dim=len(item))
+    return SqlType(Kind.TEXT)
+
+
+def compare(op: str, left: Column | Constant, right: Column | Constant, rows: int) -> Truth:
+    """Compare two operands row by row."""
+    if isinstance(left, Constant) and isinstance(right, Constant):
+        if left.value is None or right.value is None:
+            return Truth(np.zeros(rows, bool), np.ones(rows, bool))
+        return Truth(np.full(rows, _PYTHON[op](left.value, right.value)))
+    if isinstance(left, Constant):
+        left, right, op = right, left, FLIP[op]
+    assert isinstance(left, Column)
+    if isinstance(right, Constant):
+        if right.value is None:
+            return Truth(np.zeros(rows, bool), np.ones(rows, bool))
+        return _masked(_compare_constant(op, left, right), left.validity)
+    validity = _both(left.validity, right.validity)
+    return _masked(_compare_columns(op, left, right), validity)
+
+
+def _masked(true: np.ndarray, validity: np.ndarray | None) -> Truth:
+    return Truth(true) if validity is None else Truth(true & validity, ~validity)
+
+
+def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first & second
+
+
+def _compare_constant(op: str, column: Column, constant: Constant) -> np.ndarray:
+    kind, item = column.type.kind, constant.value
+    if column.type.is_variable:
+        return _compare_text(op, column, item)
+    if isinstance(item, np.generic):
+        item = item.item()
+    if kind in (Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.BOOLEAN):
+        return _compare_integer(op, column.values, _number(item, column.type))
+    if kind in (Kind.REAL, Kind.DOUBLE):
+        number = float(_number(item, column.type))
+        if kind is Kind.REAL and not constant.literal:
+            return _ordered(op, column.values.astype(np.float64), number)
+        return _ordered(op, column.values, column.type.dtype.type(number))
+    if kind is Kind.DECIMAL and column.type.physical is Physical.INT64:
+        exact = decimal.Decimal(_number(item, column.type)).scaleb(column.type.scale or 0)
+        return _compare_integer(op, column.values, exact)
+    stored = to_storage(item, column.type, "constant")
+    if column.type.physical is Physical.FIXED16:
+        test = _PYTHON[op]
+        items = [raw is not None and test(raw, stored) for raw in column.to_list()]
+        return np.array(items, dtype=bool)
+    return np.asarray(_UFUNC[op](column.values, stored))
+
+
+def _number(item: Any, sql_type: SqlType) -> Any:
+    if isinstance(item, str):
+        try:
+            return decimal.Decimal(item)
+        except decimal.InvalidOperation as error:
+            raise DataError(f"cannot compare {sql_type} with {item!r}") from error
+    if not isinstance(item, (bool, int, float, decimal.Decimal)):
+        raise DataError(f"cannot compare {sql_type} with {type(item).__name__}")
+    return item
+
+
+def _compare_integer(op: str, values: np.ndarray, item: Any) -> np.ndarray:
+    """Compare integers with any real number exactly, without casting the column to float."""
+    if isinstance(item, (float, decimal.Decimal)) and not _finite(item):
+        above = item != item or item > 0  # NaN sorts above every number
+        return np.full(len(values), op in (("<", "<=", "<>") if above else (">", ">=", "<>")))
+    whole = math.floor(item)
+    if whole != item:
+        if op in ("=", "<>"):
+            return np.full(len(values), op == "<>")
+        op = "<=" if op in ("<", "<=") else ">"
+    limits = np.iinfo(values.dtype)
+    if not limits.min <= whole <= limits.max:
+        return np.full(len(values), _PYTHON[op](0, whole))
+    return np.asarray(_UFUNC[op](values, values.dtype.type(whole)))
+
+
+def _finite(item: float | decimal.Decimal) -> bool:
+    return item.is_finite() if isinstance(item, decimal.Decimal) else math.isfinite(item)
+
+
+def _ordered(op: str, left: np.ndarray, right: Any) -> np.ndarray:
+    """Compare floats with NaN equal to itself and above every number, as DuckDB orders them."""
+    with np.errstate(invalid="ignore"):
+        result = np.asarray(_UFUNC[op](left, right))
+    left_nan, right_nan = np.isnan(left), np.isnan(right)
+    if not (left_nan.any() or np.any(right_nan)):
+        return result
+    rank_left, rank_right = left_nan.astype(np.int8), np.asarray(right_nan).astype(np.int8)
+    return np.where(left_nan | right_nan, _UFUNC[op](rank_left, rank_right), result)
+
+
+def _compare_text(op: str, column: Column, item: Any) -> np.ndarray:
+    if isinstance(item, str):
+        item = item.encode()
+    if not isinstance(item, (bytes, bytearray)):
+        raise DataError(f"cannot compare {column.type} with {type(item).__name__}")
+    assert column.offsets is not None
+    if op in ("=", "<>"):
+        equal = _text_equal(column.values, column.offsets, bytes(item))
+        return equal if op == "=" else ~equal
+    raw, bounds, test = column.values.tobytes(), column.offsets.tolist(), _PYTHON[op]
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return np.array([test(raw[a:b], item) for a, b in pairs], dtype=bool)
+
+
+def _text_equal(values: np.ndarray, offsets: np.ndarray, item: bytes) -> np.ndarray:
+    result = np.diff(offsets) == len(item)
+    rows = np.flatnonzero(result)
+    if len(item) == 0 or len(rows) == 0:
+        return result
+    wanted = np.frombuffer(item, dtype=np.uint8)
+    starts = offsets[rows]
+    for position in range(len(item)):  # rows drop out at the first byte that differs
+        same = values[starts + position] == wanted[position]
+        if not same.all():
+            result[rows[~same]] = False
+            rows, starts = rows[same], starts[same]
+            if len(rows) == 0:
+                break
+    return result
+
+
+def _compare_columns(op: str, left: Column, right: Column) -> np.ndarray:
+    kinds = left.type.dtype.kind + right.type.dtype.kind
+    if left.type.is_variable or right.type.is_variable or "V" in kinds or left.type != right.type:
+        if left.type != right.type and not _both_numbers(left, right):
+            raise ProgrammingError(f"cannot compare {left.type} with {right.type}")
+        if left.type != right.type and "f" not in kinds:
+            return np.asarray(_UFUNC[op](left.values, right.values))
+        if left.type != right.type:
+            return _ordered(op, left.values.astype(float), right.values.astype(float))
+        test = _PYTHON[op]
+        pairs = zip(left.to_list(), right.to_list(), strict=True)
+        return np.array(
+            [a is not None and b is not None and test(a, b) for a, b in pairs], dtype=bool
+        )
+    if left.type.kind in (Kind.REAL, Kind.DOUBLE):
+        return _ordered(op, left.values, right.values)
+    return np.asarray(_UFUNC[op](left.values, right.values))
+
+
+def _both_numbers(left: Column, right: Column) -> bool:
+    plain = {Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.REAL, Kind.DOUBLE, Kind.BOOLEAN}
+    return left.type.kind in plain and right.type.kind in plain
+
+
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+}  # fmt: skip
+
+
+def _arithmetic(op: str, left: Column | Constant, right: Column | Constant) -> Column | Constant:
+    operate = _ARITHMETIC[op]
+    if isinstance(left, Constant) and isinstance(right, Constant):
+        if left.value is None or right.value is None:
+            return Constant(None)
+        return Constant(operate(_plain(left.value), _plain(right.value)), literal=left.literal)
+    rows = len(left) if isinstance(left, Column) else len(right)  # type: ignore[arg-type]
+    first, second = _numbers(left, rows), _numbers(right, rows)
+    results = [
+        None if a is None or b is None else operate(a, b)
+        for a, b in zip(first, second, strict=True)
+    ]
+    whole = all(item is None or isinstance(item, int) for item in results)
+    result_type = BIGINT if whole else DOUBLE
+    return from_list(result_type, [to_storage(item, result_type, op) for item in results])
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, np.generic):
+        return item.item()
+    if isinstance(item, decimal.Decimal):
+        return item
+    if not isinstance(item, (int, float)):
+        raise DataError(f"{item!r} is not a number")
+    return item
+
+
+def _numbers(operand: Column | Constant, rows: int) -> list[Any]:
+    if isinstance(operand, Constant):
+        item = None if operand.value is None else _plain(operand.value)
+        return [float(item) if isinstance(item, decimal.Decimal) else item] * rows
+    if operand.type.dtype.kind not in "iuf" or operand.type.is_variable or operand.type.is_vector:
+        raise DataError(f"{operand.type} is not a number")
+    return operand.to_list()
+
+
+def _distance(op: str, left: Column | Constant, right: Column | Constant) -> Column:
+    if isinstance(left, Constant):
+        left, right = right, left  # every metric is symmetric
+    if isinstance(left, Constant):
+        raise ProgrammingError(f"{op} needs a vector column on one side")
+    if isinstance(right, Constant):
+        if right.value is None:
+            nothing = np.zeros(len(left), dtype=np.float32)
+            return Column(REAL, nothing, None, np.zeros(len(left), bool))
+        other, validity = prepare_query(right.value, left.type), left.validity
+    else:
+        other, validity = right.values, _both(left.validity, right.validity)
+    result = distances(op, left.values, other, left.type)
+    return Column(REAL, np.asarray(result, dtype=np.float32), None, validity)

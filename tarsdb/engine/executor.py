@@ -1,0 +1,365 @@
+"""Run a query plan: native plans here, everything else handed to the relational engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import Column, concat, empty
+from tarsdb.engine import access, evaluate, system_tables, vector_search
+from tarsdb.engine.context import Context
+from tarsdb.engine.result import Result
+from tarsdb.errors import BindError, InternalError
+from tarsdb.schema import FunctionDef, ModelDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import (
+    Aggregate,
+    AggregateCall,
+    Knn,
+    PointLookup,
+    Query,
+    Relation,
+    Relational,
+    Scan,
+)
+from tarsdb.storage import TableView
+from tarsdb.types import BIGINT, DOUBLE, SqlType, presenter
+
+
+def run(context: Context, plan: Query) -> Result:
+    """Run a query plan to its full result."""
+    match plan:
+        case PointLookup():
+            return _point(context, plan)
+        case Knn():
+            return _knn(context, plan)
+        case Scan():
+            return _scan(context, plan)
+        case Aggregate():
+            return _aggregate(context, plan)
+        case Relational():
+            return relational_result(context, plan)
+    raise InternalError(f"no executor for {type(plan).__name__}")
+
+
+def _point(context: Context, plan: PointLookup) -> Result:
+    view = context.view(plan.table)
+    rowids = _point_rowids(context, plan, view)
+    needed = evaluate.columns_of(plan.predicate, *(o.expr for o in plan.outputs))
+    ids = list(needed)
+    names, types = _header(plan.outputs)
+    if len(rowids) == 1 and plan.predicate is None:
+        rows = _plain_row(view, int(rowids[0]), plan.outputs, ids)
+        if rows is not None:
+            return Result(names, types, rows=rows)
+    return Result(names, types, columns=_project(context, view, rowids, plan.predicate, plan.outputs))
+
+
+def _point_rowids(context: Context, plan: PointLookup, view: TableView) -> np.ndarray:
+    table = plan.table
+    key = []
+    for node, column_id in zip(plan.key, plan.index.column_ids, strict=True):
+        column = table.column_by_id(column_id)
+        try:
+            item = access.exact_key(context.constant(node), ex.ColumnRef(column))
+        except access.NoKey:
+            predicate = _equalities(plan)
+            found = vector_search.filtered_rowids(context, view, predicate)
+            return np.empty(0, np.int64) if found is None else found
+        if item is None:
+            return np.empty(0, np.int64)
+        key.append(item)
+    return view.find(plan.index, tuple(key))
+
+
+def _equalities(plan: PointLookup) -> ex.Expr:
+    terms: list[ex.Expr] = [
+        ex.Compare("=", ex.ColumnRef(plan.table.column_by_id(column_id)), node)
+        for node, column_id in zip(plan.key, plan.index.column_ids, strict=True)
+    ]
+    return ex.And(tuple(terms)) if len(terms) > 1 else terms[0]
+
+
+def _plain_row(
+    view: TableView, rowid: int, outputs: Sequence[ex.Output], ids: list[int]
+) -> list[tuple[Any, ...]] | None:
+    """Return the one row when every output is a column; the point read's short way."""
+    picked = []
+    for output in outputs:
+        if not isinstance(output.expr, ex.ColumnRef):
+            return None
+        picked.append(output.expr.column)
+    row = view.row(rowid, ids)
+    if row is None:
+        return []
+    where = {column_id: i for i, column_id in enumerate(ids)}
+    shown = []
+    for column in picked:
+        show = presenter(column.type)
+        item = row[where[column.id]]
+        shown.append(item if show is None else show(item))
+    return [tuple(shown)]
+
+
+def _header(outputs: Sequence[ex.Output]) -> tuple[list[str], list[SqlType | None]]:
+    return [o.name for o in outputs], [o.type for o in outputs]
+
+
+def _project(
+    context: Context,
+    view: TableView,
+    rowids: np.ndarray,
+    predicate: ex.Expr | None,
+    outputs: Sequence[ex.Output],
+) -> list[Column]:
+    """Gather rows by id, drop those the predicate rejects, evaluate the outputs."""
+    needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
+    columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
+    batch = evaluate.Batch(len(rowids), columns, context, rowids)
+    return _evaluate_outputs(outputs, _filtered(batch, predicate))
+
+
+def _filtered(batch: evaluate.Batch, predicate: ex.Expr | None) -> evaluate.Batch:
+    mask = evaluate.select(predicate, batch)
+    if mask is None or mask.all():
+        return batch
+    columns = {column_id: column.take(mask) for column_id, column in batch.columns.items()}
+    rowids = None if batch.rowids is None else batch.rowids[mask]
+    return evaluate.Batch(int(mask.sum()), columns, batch.calls, rowids)
+
+
+def _evaluate_outputs(outputs: Sequence[ex.Output], batch: evaluate.Batch) -> list[Column]:
+    return [
+        evaluate.materialise(evaluate.value(o.expr, batch), batch.rows, o.type) for o in outputs
+    ]
+
+
+def _knn(context: Context, plan: Knn) -> Result:
+    found = vector_search.search(context, plan)
+    names, types = _header(plan.outputs)
+    columns = vector_search.outputs(context, plan, found)
+    if found.query_no is not None:
+        names.insert(0, "query_no")
+        types.insert(0, BIGINT)
+    return Result(names, types, columns=columns)
+
+
+def _scan(context: Context, plan: Scan) -> Result:
+    view = context.view(plan.table)
+    skip = vector_search.count_of(context.constant(plan.offset), "OFFSET")
+    limit = context.constant(plan.limit)
+    stop = None if limit is None else skip + vector_search.count_of(limit, "LIMIT")
+    names, types = _header(plan.outputs)
+    parts: list[list[Column]] = []
+    rows = 0
+    for batch in _batches(context, view, plan.predicate, plan.outputs):
+        if stop is not None and rows >= stop:
+            break
+        columns = _evaluate_outputs(plan.outputs, batch)
+        if stop is not None and rows + batch.rows > stop:
+            columns = [column.slice(0, stop - rows) for column in columns]
+        parts.append(columns)
+        rows += batch.rows
+    merged = [
+        concat(part[0].type, part) if (part := [p[i] for p in parts]) else _nothing(output)
+        for i, output in enumerate(plan.outputs)
+    ]
+    if skip:
+        merged = [column.take(np.arange(min(skip, len(column)), len(column))) for column in merged]
+    return Result(names, types, columns=merged)
+
+
+def _nothing(output: ex.Output) -> Column:
+    if output.type is not None:
+        return empty(output.type)
+    node = output.expr
+    return empty(node.column.type if isinstance(node, ex.ColumnRef) else BIGINT)
+
+
+def _batches(
+    context: Context, view: TableView, predicate: ex.Expr | None, outputs: Sequence[ex.Output]
+) -> Any:
+    """Yield the rows a predicate keeps, in row id order, with the columns the outputs read."""
+    needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
+    ids = list(needed)
+    probe = access.choose(view.table, predicate, view, context)
+    if probe is not None:
+        rowids = probe.rowids(view)
+        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+        yield _filtered(evaluate.Batch(len(rowids), columns, context, rowids), predicate)
+        return
+    for chunk in view.chunks(ids):
+        context.engines.interrupt.check()
+        columns = dict(zip(ids, chunk.columns, strict=True))
+        batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
+        yield _filtered(batch, predicate)
+
+
+def _aggregate(context: Context, plan: Aggregate) -> Result:
+    view = context.view(plan.table)
+    names = [call.name for call in plan.calls]
+    types = [_aggregate_type(call) for call in plan.calls]
+    only_count = all(call.function == "count_star" for call in plan.calls)
+    if plan.predicate is None and only_count:
+        return Result(names, types, rows=[tuple(view.count() for _ in plan.calls)])
+    states = [_State(call) for call in plan.calls]
+    outputs = [ex.Output("", ex.ColumnRef(c.column)) for c in plan.calls if c.column is not None]
+    for batch in _batches(context, view, plan.predicate, outputs):
+        for state in states:
+            state.add(batch)
+    return Result(names, types, rows=[tuple(state.final() for state in states)])
+
+
+def _aggregate_type(call: AggregateCall) -> SqlType:
+    if call.function in ("count_star", "count") or call.column is None:
+        return BIGINT
+    if call.function == "avg":
+        return DOUBLE
+    if call.function == "sum":
+        return DOUBLE if call.column.type.dtype.kind == "f" else BIGINT
+    return call.column.type
+
+
+class _State:
+    """Running value of one aggregate; sums of integers are exact Python integers."""
+
+    def __init__(self, call: AggregateCall) -> None:
+        self._call = call
+        self._count = 0
+        self._sum: Any = 0
+        self._best: Any = None
+
+    def add(self, batch: evaluate.Batch) -> None:
+        """Take in one batch."""
+        if self._call.column is None:
+            self._count += batch.rows
+            return
+        column = batch.columns[self._call.column.id]
+        if column.validity is not None:
+            column = column.take(column.validity)
+        self._count += len(column)
+        if len(column) == 0 or self._call.function == "count":
+            return
+        if self._call.function in ("sum", "avg"):
+            self._sum += _exact_sum(column.values)
+        else:
+            self._keep_best(column)
+
+    def _keep_best(self, column: Column) -> None:
+        smallest = self._call.function == "min"
+        if column.type.is_variable or column.type.dtype.kind not in "iu":
+            items = column.to_list()
+            found = _extreme(items, smallest)
+        else:
+            found = int(column.values.min() if smallest else column.values.max())
+        self._best = found if self._best is None else _extreme([self._best, found], smallest)
+
+    def final(self) -> Any:
+        """Return the Python value of the aggregate."""
+        function = self._call.function
+        if function in ("count_star", "count"):
+            return self._count
+        if self._count == 0:
+            return None
+        if function == "sum":
+            return self._sum
+        if function == "avg":
+            return float(self._sum) / self._count
+        assert self._call.column is not None
+        show = presenter(self._call.column.type)
+        return self._best if show is None else show(self._best)
+
+
+def _exact_sum(values: np.ndarray) -> Any:
+    if values.dtype.kind == "f":
+        return float(values.sum(dtype=np.float64))
+    if len(values) < 2**31 and values.dtype.itemsize <= 4:
+        return int(values.sum(dtype=np.int64))
+    if int(np.abs(values.astype(np.float64)).max()) < 2**62 // len(values):
+        return int(values.sum(dtype=np.int64))
+    return sum(values.tolist())
+
+
+def _extreme(items: list[Any], smallest: bool) -> Any:
+    """Return the least or greatest, NaN above every number."""
+
+    def rank(item: Any) -> tuple[bool, Any]:
+        return (item != item, 0 if item != item else item)
+
+    return (min if smallest else max)(items, key=rank)
+
+
+class RelationalInputs:
+    """What a relational plan asks of its statement: scans, parameters, constants, calls."""
+
+    def __init__(self, context: Context, batches: dict[str, Any] | None = None) -> None:
+        self._context = context
+        self._batches = batches or {}
+
+    def scan(self, relation: Relation) -> Any:
+        """Return the relation's rows as a scan (see ``engine.scans``)."""
+        from tarsdb.engine import scans
+
+        context = self._context
+        if relation.table is not None:
+            quiet = context.writes is None or context.writes.is_empty
+            return scans.TableScan(
+                context.view(relation.table),
+                relation.columns,
+                with_rowid=relation.with_rowid,
+                predicate=relation.predicate,
+                calls=context,
+                check=context.engines.interrupt.check,
+                cache=context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None,
+            )
+        if relation.knn is not None:
+            found = vector_search.search(context, relation.knn)
+            columns = vector_search.outputs(context, relation.knn, found)
+            names = [output.name for output in relation.knn.outputs]
+            if found.query_no is not None:
+                names.insert(0, "query_no")
+            return scans.ColumnsScan(names, columns)
+        if relation.system is not None:
+            return scans.ColumnsScan(*system_tables.read(context, relation.system))
+        if relation.variable is not None:
+            variable = context.variables(relation.variable) if context.variables else None
+            if variable is None:
+                raise BindError(f"variable {relation.variable!r} is gone")
+            return scans.VariableScan(relation.variable, variable)
+        return self._batches[relation.name]
+
+    def parameter(self, key: int | str) -> Any:
+        """Return the bound value of a parameter."""
+        return self._context.parameter(key)
+
+    def constant(self, node: ex.Expr) -> Any:
+        """Return the value of an expression evaluated once."""
+        return self._context.constant(node)
+
+    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
+        """Embed texts; float32 (n, dim)."""
+        return self._context.call_model(model, texts)
+
+    def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
+        """Run a sandboxed function."""
+        return self._context.call_function(function, columns, rows)
+
+    def call_session_function(self, name: str, columns: list[Column], rows: int) -> Column:
+        """Run a Python function of the connection."""
+        return self._context.engines.functions.call_session(name, columns, rows)
+
+    def session_signature(self, name: str) -> tuple[tuple[SqlType, ...], SqlType]:
+        """Return argument types and result type of a Python function of the connection."""
+        function = self._context.engines.functions.session[name.lower()]
+        return function.arguments, function.returns
+
+
+def relational_result(
+    context: Context, plan: Relational, batches: dict[str, Any] | None = None
+) -> Result:
+    """Run a relational plan; ``batches`` are the relations the engine provides itself."""
+    answer = context.engines.relational.run(plan, RelationalInputs(context, batches))
+    return Result(answer.names, answer.types, table=answer.table)
+

@@ -1,0 +1,130 @@
+"""User functions: sandboxed ones of the catalog, and trusted Python ones of a connection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.columns import Column, from_list
+from tarsdb.errors import CatalogError, DatabaseError, UdfError
+from tarsdb.metrics import METRICS
+from tarsdb.schema import FunctionDef
+from tarsdb.storage import Environment
+from tarsdb.types import SqlType, to_storage
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.udf_sandbox import ScalarFunction
+
+
+@dataclass(frozen=True)
+class SessionFunction:
+    """A trusted Python function of one connection.
+
+    ``vectorized`` functions take and return sequences (NumPy arrays or lists) of a batch; others
+    take and return one row's values. A None argument gives None without a call when ``strict``.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    arguments: tuple[SqlType, ...]
+    returns: SqlType
+    vectorized: bool = False
+    strict: bool = True
+
+
+class FunctionRuntime:
+    """Runs functions for one connection; compiled modules are shared through ``env.caches``."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._lock = threading.Lock()
+        self.session: dict[str, SessionFunction] = {}
+        self._running: set[ScalarFunction] = set()
+
+    def register(self, function: SessionFunction) -> None:
+        """Add or replace a Python function of this connection."""
+        self.session[function.name.lower()] = function
+
+    def call(
+        self, context: Context, function: FunctionDef, columns: list[Column], rows: int
+    ) -> Column:
+        """Run a sandboxed function over a batch; limits hold for the whole statement."""
+        from tarsdb.udf_sandbox import Budget
+
+        compiled = self._compiled(context, function)
+        if context.writes is not None:
+            context.writes.depend("function", function.name, function.version)
+        budget = context.budgets.setdefault(function.id, Budget(compiled.limits))
+        METRICS.add("udf_rows", rows)
+        self._running.add(compiled)
+        try:
+            return compiled.call(columns, rows, budget)
+        finally:
+            self._running.discard(compiled)
+
+    def _compiled(self, context: Context, function: FunctionDef) -> ScalarFunction:
+        loaded = self._env.caches.setdefault("functions", {})
+        key = (function.digest, function.export, function.arguments, function.returns,
+               function.strict, tuple(sorted(function.options.items())))  # fmt: skip
+        compiled: ScalarFunction | None = loaded.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = loaded.get(key) or self._compile(context, function)
+                loaded[key] = compiled
+        return compiled
+
+    def _compile(self, context: Context, function: FunctionDef) -> ScalarFunction:
+        from tarsdb.udf_sandbox import ScalarFunction, limits_from_options
+
+        code = context.snapshot.read_blob(function.digest)
+        types = [sql_type for _, sql_type in function.arguments]
+        limits = limits_from_options(function.options)
+        return ScalarFunction(
+            code, function.export, types, function.returns, strict=function.strict, limits=limits
+        )
+
+    def call_session(self, name: str, columns: Sequence[Column], rows: int) -> Column:
+        """Run a Python function of this connection over a batch."""
+        function = self.session.get(name.lower())
+        if function is None:
+            raise CatalogError(f"function {name!r} does not exist")
+        try:
+            results = _run(function, columns, rows)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            raise UdfError(f"function {name}: {type(error).__name__}: {error}") from error
+        if len(results) != rows:
+            raise UdfError(f"function {name} returned {len(results)} values for {rows} rows")
+        stored = [to_storage(item, function.returns, name) for item in results]
+        return from_list(function.returns, stored)
+
+    def interrupt(self) -> None:
+        """End calls that run now."""
+        for compiled in tuple(self._running):
+            compiled.interrupt()
+
+    def close(self) -> None:
+        """Forget this connection's functions."""
+        self.session.clear()
+
+
+def _run(function: SessionFunction, columns: Sequence[Column], rows: int) -> Sequence[Any]:
+    from tarsdb.engine.result import present
+
+    arguments = [present(column) for column in columns]
+    if function.vectorized:
+        return list(function.call(*arguments)) if arguments else list(function.call())
+    if not arguments:
+        return [function.call() for _ in range(rows)]
+    return [
+        None if function.strict and None in map(_none_marker, row) else function.call(*row)
+        for row in zip(*arguments, strict=True)
+    ]
+
+
+def _none_marker(item: Any) -> Any:
+    return None if item is None else True

@@ -1,0 +1,142 @@
+"""Models in the database: import, load, run.
+
+A model version is immutable and content-addressed, so a loaded encoder is cached by what it is
+made of and shared by all connections of the process. Knows no SQL text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.errors import CatalogError, ModelError, NotSupportedError
+from tarsdb.metrics import METRICS
+from tarsdb.schema import ModelDef, ModelVersion
+from tarsdb.storage import Environment, Snapshot, WriteSet
+from tarsdb.types import Kind, SqlType
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.model_ops import Encoder
+
+Progress = Callable[[int, int], None]
+_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length"})
+
+
+class ModelRuntime:
+    """Runs the models of one environment; encoders are shared through ``env.caches``."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._lock = threading.Lock()
+        self.progress: Progress | None = None
+
+    def embed_column(self, context: Context, model: ModelDef, texts: Column) -> Column:
+        """Embed a text column; NULL stays NULL."""
+        items = texts.to_list()
+        vectors = self.embed(context, model, items)
+        return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, texts.validity)
+
+    def embed(
+        self, context: Context, model: ModelDef, texts: Sequence[str | None]
+    ) -> np.ndarray:
+        """Return float32 (n, dim); rows of None texts are zero."""
+        encoder = self.encoder(context.snapshot, model)
+        if context.writes is not None:
+            context.writes.depend("model", model.name, model.version)
+        known = [i for i, text in enumerate(texts) if text is not None]
+        result = np.zeros((len(texts), encoder.dim), dtype=np.float32)
+        if not known:
+            return result
+        before = encoder.truncated
+        with context.without_snapshot():
+            result[known] = encoder.encode(
+                [texts[i] for i in known],
+                progress=self.progress,
+                interrupted=context.engines.interrupt.is_set,
+            )
+        METRICS.add("embed_texts", len(known))
+        METRICS.add("embed_truncated", encoder.truncated - before)
+        return result
+
+    def encoder(self, snapshot: Snapshot, model: ModelDef, version: str | None = None) -> Encoder:
+        """Return the loaded encoder of a model version, loading it on first use."""
+        if model.task != "embed":
+            raise ModelError(f"model {model.name} does {model.task}, not embed")
+        found = model.find_version(version)
+        if found is None:
+            raise ModelError(f"model {model.name} has no version {version!r}")
+        loaded: dict[Any, Encoder] = self._env.caches.setdefault("encoders", {})
+        key = (found.files["config.json"], tuple(sorted(t[2] for t in found.tensors.values())),
+               tuple(sorted(model.options.items())))  # fmt: skip
+        encoder = loaded.get(key)
+        if encoder is None:
+            with self._lock:
+                encoder = loaded.get(key)
+                if encoder is None:
+                    encoder = loaded[key] = _load(snapshot, model, found)
+        return encoder
+
+
+def _load(snapshot: Snapshot, model: ModelDef, version: ModelVersion) -> Encoder:
+    from tarsdb.model_ops import Encoder
+
+    files = {name: snapshot.read_blob(digest) for name, digest in version.files.items()}
+    tensors = {
+        name: np.frombuffer(snapshot.read_blob(digest), dtype=dtype).reshape(shape)
+        for name, (dtype, shape, digest) in version.tensors.items()
+    }
+    METRICS.add("models_loaded")
+    return Encoder.from_files(files, tensors, dict(model.options))
+
+
+def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
+    """Read a model directory and stage its bytes; returns the definition to publish.
+
+    Raises
+    ------
+    ModelFormatError
+        The source is no usable model.
+    NotSupportedError
+        A hub address, or an option this release does not have.
+    """
+    unknown = set(options) - _OPTIONS
+    if unknown:
+        raise NotSupportedError(
+            f"CREATE MODEL {name}: option {sorted(unknown)[0]!r} is not known",
+            hint=f"options: {', '.join(sorted(_OPTIONS))}",
+        )
+    if source.startswith("hf://"):
+        raise NotSupportedError(
+            f"CREATE MODEL {name}: fetching {source} from a hub is not built yet",
+            hint="download the repository and give its directory",
+        )
+    from tarsdb.model_ops import read_model_directory
+
+    found = read_model_directory(source)
+    task = options.get("task", found.task)
+    if task != found.task:
+        raise ModelError(f"model {name}: {source} is a model for {found.task}, not {task}")
+    files = {file: writes.put_blob(data) for file, data in found.files.items()}
+    tensors = {
+        tensor: (array.dtype.str, tuple(array.shape), writes.put_blob(_bytes(array)))
+        for tensor, array in found.tensors.items()
+    }
+    version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
+    kept = {key: value for key, value in options.items() if key != "task"}
+    return ModelDef(writes.new_id(), name, task, found.dim, "v1", (version,), kept)
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def require_model(model: ModelDef | None, name: str) -> ModelDef:
+    """Return the model or raise CatalogError."""
+    if model is None:
+        raise CatalogError(f"model {name!r} does not exist", hint="SHOW MODELS lists them")
+    return model

@@ -1,0 +1,235 @@
+"""INSERT, UPDATE and DELETE: find the rows, derive the values, note them in the write set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.engine import derive, evaluate, upsert, vector_search
+from tarsdb.engine.context import Context, Parameters
+from tarsdb.engine.executor import relational_result, run
+from tarsdb.engine.result import Result
+from tarsdb.errors import DataError, IntegrityError
+from tarsdb.schema import ColumnDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Delete, Insert, Relational, Update
+
+BATCH_ROWS = 4096
+ROW_WISE = 64  # up to this many rows go through the write set one by one
+
+
+def insert(
+    context: Context, plan: Insert, many: Iterable[Parameters] | None = None
+) -> Result:
+    """Insert the rows of VALUES (once for each parameter set of ``many``) or of a query."""
+    written = 0
+    returned: list[Result] = []
+    for columns, rows in _source(context, plan, many):
+        context.engines.interrupt.check()
+        derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
+        derive.generate(context, plan.table, columns, rows)
+        derive.check(context, plan.table, columns, rows)
+        done = _store(context, plan, columns, rows)
+        written += done[1]
+        if plan.returning is not None or plan.returning_sql is not None:
+            returned.append(_returning(context, plan, done[0], done[1]))
+    return _merge(returned, written)
+
+
+def _store(
+    context: Context, plan: Insert, columns: derive.Columns, rows: int
+) -> tuple[derive.Columns, int]:
+    """Write one batch; returns the rows as stored (for RETURNING) and their number."""
+    table, writes = plan.table, context.require_writes()
+    if plan.on_conflict is not None:
+        stored = upsert.apply(context, plan, columns)
+        return derive.as_columns(table, stored), len(stored)
+    if rows <= ROW_WISE:
+        writes.insert(table, context.view(table), derive.as_rows(table, columns))
+    else:
+        ordered = [columns[column.id] for column in table.columns]
+        writes.insert_columns(table, context.view(table), ordered)
+    return columns, rows
+
+
+def _source(
+    context: Context, plan: Insert, many: Iterable[Parameters] | None
+) -> Iterator[tuple[derive.Columns, int]]:
+    """Yield batches of given columns, converted to their types."""
+    if plan.query is not None:
+        yield from _query_batches(context, plan)
+        return
+    sets: Iterator[Parameters] = iter([context.parameters] if many is None else many)
+    while block := list(islice(sets, BATCH_ROWS)):
+        values = _values(context, plan, block)
+        columns = {
+            column.id: derive.convert([row[i] for row in values], column)
+            for i, column in enumerate(plan.columns)
+        }
+        if values:
+            yield columns, len(values)
+
+
+def _values(context: Context, plan: Insert, block: list[Parameters]) -> list[Sequence[Any]]:
+    positions = _parameter_positions(plan)
+    if positions is not None and not isinstance(block[0], dict):
+        width = len(plan.columns)
+        if positions == list(range(width)) and all(len(item) == width for item in block):
+            return block  # type: ignore[return-value] # sequences of just the row's values
+    rows: list[Sequence[Any]] = []
+    outer = context.parameters
+    try:
+        for item in block:
+            context.parameters = item
+            rows.extend([context.constant(node) for node in row] for row in plan.rows)
+    finally:
+        context.parameters = outer
+    return rows
+
+
+def _parameter_positions(plan: Insert) -> list[int] | None:
+    if len(plan.rows) != 1:
+        return None
+    keys = [node.key for node in plan.rows[0] if isinstance(node, ex.Parameter)]
+    if len(keys) != len(plan.columns) or not all(isinstance(key, int) for key in keys):
+        return None
+    return keys  # type: ignore[return-value] # checked above
+
+
+def _query_batches(context: Context, plan: Insert) -> Iterator[tuple[derive.Columns, int]]:
+    assert plan.query is not None
+    result = run(context, plan.query)
+    if len(result.names) != len(plan.columns):
+        raise DataError(
+            f"INSERT INTO {plan.table.name} names {len(plan.columns)} columns, "
+            f"the query gives {len(result.names)}"
+        )
+    yield from arrow_batches(result.arrow(), plan.columns)
+
+
+def arrow_batches(table: Any, columns: Sequence[ColumnDef]) -> Iterator[tuple[derive.Columns, int]]:
+    """Yield an Arrow table's columns, by position, as batches of the table's column types."""
+    from tarsdb.engine.arrow import from_arrow
+
+    for start in range(0, table.num_rows, BATCH_ROWS):
+        part = table.slice(start, BATCH_ROWS)
+        converted = {
+            column.id: from_arrow(part.column(i), column.type, column.name)
+            for i, column in enumerate(columns)
+        }
+        yield converted, part.num_rows
+
+
+def update(context: Context, plan: Update) -> Result:
+    """Update the rows that match, batch by batch."""
+    table = plan.table
+    returned: list[Result] = []
+    written = 0
+    for rowids, given in _updates(context, plan):
+        context.engines.interrupt.check()
+        view = context.view(table)
+        ids = [column.id for column in table.columns]
+        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+        if given is None:
+            batch = evaluate.Batch(len(rowids), dict(columns), context, rowids)
+            given = [evaluate.value(node, batch) for node in plan.assignments]
+        for column, answer in zip(plan.columns, given, strict=True):
+            columns[column.id] = derive.cast_column(answer, column, len(rowids))
+        changed = {column.id for column in plan.columns}
+        derive.generate(context, table, columns, len(rowids), changed)
+        derive.check(context, table, columns, len(rowids))
+        rows = derive.as_rows(table, columns)
+        context.require_writes().update(table, view, rowids.tolist(), rows)
+        written += len(rowids)
+        if plan.returning is not None or plan.returning_sql is not None:
+            returned.append(_returning(context, plan, columns, len(rowids), rowids))
+    return _merge(returned, written)
+
+
+def _updates(
+    context: Context, plan: Update
+) -> Iterator[tuple[np.ndarray, list[Column | evaluate.Constant] | None]]:
+    """Yield row ids and, where a query computed them, the new values."""
+    if plan.source is None:
+        for rowids in _matching(context, plan.table, plan.predicate):
+            yield rowids, None
+        return
+    table = relational_result(context, plan.source).arrow()
+    from tarsdb.engine.arrow import from_arrow
+
+    seen = np.asarray(table.column(0).to_numpy()).astype(np.int64)
+    if len(np.unique(seen)) != len(seen):
+        raise IntegrityError(
+            f"UPDATE {plan.table.name} FROM: a row matches more than one source row",
+            hint="aggregate or filter the source so that each row matches once",
+        )
+    for start in range(0, len(seen), BATCH_ROWS):
+        part = table.slice(start, BATCH_ROWS)
+        values: list[Column | evaluate.Constant] = [
+            from_arrow(part.column(i + 1), column.type, column.name)
+            for i, column in enumerate(plan.columns)
+        ]
+        yield seen[start : start + BATCH_ROWS], values
+
+
+def _matching(
+    context: Context, table: TableDef, predicate: ex.Expr | None
+) -> Iterator[np.ndarray]:
+    view = context.view(table)
+    rowids = vector_search.filtered_rowids(context, view, predicate)
+    if rowids is None:
+        parts = [chunk.rowids for chunk in view.chunks([])]
+        rowids = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    rowids = np.array(rowids)
+    for start in range(0, len(rowids), BATCH_ROWS):
+        yield rowids[start : start + BATCH_ROWS]
+
+
+def delete(context: Context, plan: Delete) -> Result:
+    """Delete the rows that match."""
+    table = plan.table
+    if plan.source is None:
+        batches = list(_matching(context, table, plan.predicate))
+    else:
+        found = relational_result(context, plan.source).arrow().column(0).to_numpy()
+        batches = [np.unique(np.asarray(found).astype(np.int64))]
+    returned: list[Result] = []
+    written = 0
+    for rowids in batches:
+        context.engines.interrupt.check()
+        view = context.view(table)
+        if plan.returning is not None or plan.returning_sql is not None:
+            ids = [column.id for column in table.columns]
+            columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+            returned.append(_returning(context, plan, columns, len(rowids), rowids))
+        written += context.require_writes().delete(table, view, rowids)
+    return _merge(returned, written)
+
+
+def _returning(
+    context: Context,
+    plan: Insert | Update | Delete,
+    columns: derive.Columns,
+    rows: int,
+    rowids: np.ndarray | None = None,
+) -> Result:
+    if plan.returning_sql is not None:
+        return derive.relational_over(context, plan.returning_sql, plan.table, columns, rows)
+    assert plan.returning is not None
+    batch = evaluate.Batch(rows, columns, context, rowids)
+    answers = [
+        evaluate.materialise(evaluate.value(o.expr, batch), rows, o.type) for o in plan.returning
+    ]
+    names = [output.name for output in plan.returning]
+    return Result(names, [answer.type for answer in answers], columns=answers)
+
+
+def _merge(parts: list[Result], written: int) -> Result:
+    if not parts:
+        return Result(changed=written)
+    rows = [row for part in parts for row in part.rows()]
+    return Result(parts[0].names, parts[0].types, rows=rows, changed=written)

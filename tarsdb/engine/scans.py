@@ -1,0 +1,180 @@
+"""Relations a relational plan reads: tables, kNN answers, system tables, variables, row batches.
+
+Each gives its Arrow schema and record batches on demand. Batches of a table may view the memory
+map: they are consumed inside the statement's read transaction and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tarsdb.columns import Column, concat
+from tarsdb.engine import access, evaluate
+from tarsdb.engine.arrow import to_arrow
+from tarsdb.errors import BindError
+from tarsdb.schema import ColumnDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import Chunk, TableView
+from tarsdb.types import BIGINT, arrow_type
+
+SMALL_ROWS = 20_000
+
+
+class TableScan:
+    """A table as one statement sees it; vectors are read only when asked for."""
+
+    def __init__(
+        self,
+        view: TableView,
+        columns: Sequence[ColumnDef],
+        *,
+        with_rowid: bool,
+        predicate: ex.Expr | None,
+        calls: evaluate.Calls,
+        check: Callable[[], None],
+        cache: dict[Any, Any] | None,
+    ) -> None:
+        self._view = view
+        self._columns = {column.name: column for column in columns}
+        self._with_rowid = with_rowid
+        self._predicate = predicate
+        self._calls = calls
+        self._check = check
+        self._cache = cache
+        fields = [pa.field(c.name, arrow_type(c.type)) for c in columns]
+        if with_rowid:
+            fields.append(pa.field(ex.ROWID, pa.int64()))
+        self.schema = pa.schema(fields)
+
+    def table(self) -> pa.Table | None:
+        """Return the whole relation, kept while the table is unchanged; None for a large one."""
+        if self._cache is None or self._view.count() > SMALL_ROWS:
+            return None
+        if any(column.type.is_vector for column in self._columns.values()):
+            return None
+        key = (self._view.table.id, tuple(self.schema.names))
+        held = self._cache.get(key)
+        if held is None or held[0] is not self._view:
+            held = self._cache[key] = (self._view, self._copy())
+        return held[1]  # type: ignore[no-any-return]
+
+    def _copy(self) -> pa.Table:
+        ids = [column.id for column in self._columns.values()]
+        chunks = list(self._view.chunks(ids))
+        arrays = [
+            to_arrow(concat(column.type, [chunk.columns[i] for chunk in chunks]))
+            for i, column in enumerate(self._columns.values())
+        ]
+        if self._with_rowid:
+            parts = [chunk.rowids for chunk in chunks]
+            arrays.append(pa.array(np.concatenate(parts) if parts else np.empty(0, np.int64)))
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns of live rows."""
+        wanted = [self._columns[name] for name in columns if name in self._columns]
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        for chunk in self._chunks(wanted):
+            self._check()
+            named = dict(zip((c.name for c in wanted), chunk.columns, strict=True))
+            arrays = [
+                to_arrow(named[name]) if name in named else pa.array(chunk.rowids)
+                for name in columns
+            ]
+            if arrays:
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def _chunks(self, wanted: list[ColumnDef]) -> Iterator[Chunk]:
+        ids = [column.id for column in wanted]
+        if self._predicate is not None:
+            probe = access.choose(self._view.table, self._predicate, self._view, self._calls)
+            if probe is not None:
+                rowids = probe.rowids(self._view)
+                yield Chunk(rowids, self._view.rows(rowids, ids))
+                return
+        yield from self._view.chunks(ids)
+
+
+class ColumnsScan:
+    """Columns already in memory: a kNN answer, a system table, the rows being written."""
+
+    def __init__(self, names: Sequence[str], columns: Sequence[Column]) -> None:
+        self.schema = pa.schema(
+            [pa.field(n, arrow_type(c.type)) for n, c in zip(names, columns, strict=True)]
+        )
+        self._columns = list(columns)
+
+    def table(self) -> pa.Table:
+        """Return the relation as a table."""
+        return pa.Table.from_arrays([to_arrow(c) for c in self._columns], schema=self.schema)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns."""
+        yield from self.table().select(list(columns)).to_batches()
+
+
+class VariableScan:
+    """A Python variable of the caller: Arrow, pandas, Polars, NumPy, or a dict of columns."""
+
+    def __init__(self, name: str, variable: Any) -> None:
+        self._table = table_of(name, variable)
+        self.schema = self._table.schema
+
+    def table(self) -> pa.Table:
+        """Return the relation as a table."""
+        return self._table
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns."""
+        yield from self._table.select(list(columns)).to_batches()
+
+
+def is_table_like(variable: Any) -> bool:
+    """Return True for what :func:`table_of` takes."""
+    if isinstance(variable, np.ndarray):
+        return variable.ndim in (1, 2) or variable.dtype.names is not None
+    if isinstance(variable, dict):
+        return bool(variable) and all(isinstance(v, np.ndarray) for v in variable.values())
+    return hasattr(variable, "__arrow_c_stream__") or hasattr(variable, "__arrow_c_array__")
+
+
+def table_of(name: str, variable: Any) -> pa.Table:
+    """Return a ``pyarrow.Table`` of a Python object's columns, without copying where possible."""
+    if isinstance(variable, pa.Table):
+        return variable
+    if isinstance(variable, pa.RecordBatch):
+        return pa.Table.from_batches([variable])
+    if isinstance(variable, np.ndarray) and variable.dtype.names is not None:
+        variable = {field: variable[field] for field in variable.dtype.names}
+    if isinstance(variable, np.ndarray):
+        return pa.table({"column0": _array(variable)})
+    if isinstance(variable, dict):
+        return pa.table({key: _array(value) for key, value in variable.items()})
+    if hasattr(variable, "__arrow_c_stream__"):
+        return pa.table(variable)
+    raise BindError(f"variable {name} ({type(variable).__name__}) is not a table")
+
+
+def _array(values: Any) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values)
+
+
+def rowid_column(rowids: np.ndarray) -> Column:
+    """Return row ids as a BIGINT column."""
+    return Column(BIGINT, rowids)
+
+
+def batch_scan(
+    table: TableDef, columns: dict[int, Column], rows: int, number: str = "__no"
+) -> ColumnsScan:
+    """Return the rows being written as a relation with a running number."""
+    names = [column.name for column in table.columns if column.id in columns]
+    values = [columns[column.id] for column in table.columns if column.id in columns]
+    return ColumnsScan([*names, number], [*values, rowid_column(np.arange(rows))])

@@ -1,0 +1,436 @@
+"""One connection's session: the life of a statement, transactions, the plan cache.
+
+A statement outside a transaction reads one snapshot and, when it writes, commits a private write
+set; a conflict with another commit runs it again. Inside ``BEGIN`` all statements share one
+snapshot and one write set, and a failing statement undoes only itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from tarsdb.engine import admin, ddl, executor, mutate
+from tarsdb.engine.context import Context, Engines, Parameters
+from tarsdb.engine.result import Result
+from tarsdb.engine.settings import Settings
+from tarsdb.errors import ConflictError, InterfaceError, ProgrammingError, ReadOnlyError
+from tarsdb.options import Durability
+from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.sql import bind, parse, split
+from tarsdb.sql.plan import (
+    Aggregate,
+    AlterTable,
+    Copy,
+    CreateFunction,
+    CreateIndex,
+    CreateModel,
+    CreateModule,
+    CreateTable,
+    Delete,
+    Describe,
+    Drop,
+    Explain,
+    Insert,
+    Knn,
+    Maintain,
+    Plan,
+    PointLookup,
+    Pragma,
+    Relational,
+    Scan,
+    SetOption,
+    Show,
+    Transaction,
+    Update,
+)
+from tarsdb.storage import CatalogView, Environment, Snapshot, WriteSet
+
+QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
+DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
+MAX_ATTEMPTS = 20
+PLAN_CACHE_SIZE = 512
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A parsed statement and the plan it had under one catalog and one set of settings."""
+
+    statement: Any
+    plan: Plan | None = None
+    key: tuple[int, int, int] = (-1, -1, -1)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open transaction."""
+
+    snapshot: Snapshot
+    writes: WriteSet
+    savepoints: list[tuple[str, int]] = field(default_factory=list)
+
+
+class _Names:
+    """The catalog as one connection sees it: plus its functions and its caller's variables."""
+
+    def __init__(
+        self, catalog: CatalogView, functions: dict[str, Any], variables: Callable[[str], Any]
+    ) -> None:
+        self._catalog = catalog
+        self._functions = functions
+        self._variables = variables
+        self.used_variable = False
+
+    def table(self, name: str) -> TableDef | None:
+        return self._catalog.table(name)
+
+    def table_names(self) -> list[str]:
+        return self._catalog.table_names()
+
+    def model(self, name: str) -> ModelDef | None:
+        return self._catalog.model(name)
+
+    def function(self, name: str) -> FunctionDef | None:
+        return self._catalog.function(name)
+
+    def has_session_function(self, name: str) -> bool:
+        return name.lower() in self._functions
+
+    def has_variable(self, name: str) -> bool:
+        found = self._variables(name) is not None
+        self.used_variable = self.used_variable or found
+        return found
+
+
+class Session:
+    """Executes statements for one connection; one at a time, from any thread.
+
+    Parameters
+    ----------
+    env : Environment
+        Shared with other sessions on the same file.
+    settings : Settings
+    """
+
+    def __init__(self, env: Environment, settings: Settings) -> None:
+        self.env = env
+        self.settings = settings
+        self.engines = Engines(env, settings)
+        self._lock = threading.RLock()
+        self._open: _Open | None = None
+        self._prepared: dict[str, _Prepared | list[str]] = {}
+        self._functions_version = 0
+
+    @property
+    def in_transaction(self) -> bool:
+        """True between BEGIN and COMMIT or ROLLBACK."""
+        return self._open is not None
+
+    def execute(
+        self,
+        sql: str,
+        parameters: Parameters = (),
+        frame: FrameType | None = None,
+        many: Iterable[Parameters] | None = None,
+    ) -> Result:
+        """Execute one statement, or a script of several (the last one's result is returned).
+
+        ``many`` holds the parameter sets of ``executemany``: all in one transaction.
+        """
+        if not isinstance(sql, str):
+            raise InterfaceError(f"a statement is a str, not {type(sql).__name__}")
+        with self._lock:
+            self.engines.interrupt.clear()
+            prepared = self._prepare(sql)
+            if isinstance(prepared, list):
+                if many is not None:
+                    raise ProgrammingError("executemany takes one statement, not a script")
+                return self._script(prepared, parameters, frame)
+            with self._watched():
+                return self._execute(prepared, parameters, frame, many)
+
+    def _script(
+        self, statements: list[str], parameters: Parameters, frame: FrameType | None
+    ) -> Result:
+        if parameters and len(statements) > 1:
+            raise ProgrammingError("a script of several statements takes no parameters")
+        result = Result()
+        for text in statements:
+            result = self.execute(text, parameters, frame)
+        return result
+
+    def _prepare(self, sql: str) -> _Prepared | list[str]:
+        found = self._prepared.get(sql)
+        if found is None:
+            statements = split(sql) if ";" in sql else [sql]
+            if len(statements) == 1:
+                found = _Prepared(parse(statements[0]))
+            else:
+                found = statements
+            if len(self._prepared) >= PLAN_CACHE_SIZE:
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[sql] = found
+        return found
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End the statement after ``statement_timeout``."""
+        timeout_ms = self.settings["statement_timeout"]
+        if not timeout_ms:
+            yield
+            return
+        timer = threading.Timer(timeout_ms / 1000, self.engines.stop, kwargs={"timed_out": True})
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _execute(
+        self,
+        prepared: _Prepared,
+        parameters: Parameters,
+        frame: FrameType | None,
+        many: Iterable[Parameters] | None,
+    ) -> Result:
+        variables = _lookup(frame)
+        if self._open is not None:
+            return self._inside(self._open, prepared, parameters, variables, many)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._alone(prepared, parameters, variables, many)
+            except ConflictError:
+                again = many is None or isinstance(many, Sequence)
+                if attempt >= MAX_ATTEMPTS or not again:
+                    raise
+
+    def _alone(
+        self, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
+    ) -> Result:
+        """Run a statement as its own transaction."""
+        context = Context(self.engines, Snapshot(self.env), None, parameters, variables)
+        try:
+            plan = self._plan(prepared, context, variables)
+            if isinstance(plan, QUERIES) and many is None:
+                return executor.run(context, plan)
+            if isinstance(plan, (Transaction, SetOption)):
+                return self._control(plan)
+            if not _writes(plan):
+                return self._other(context, plan)
+            self._require_writable()
+            context.writes = WriteSet(self.env, context.snapshot.commit)
+            context.may_release = isinstance(plan, Insert)
+            try:
+                result = self._write(context, plan, many)
+            except BaseException:
+                context.writes.discard()
+                raise
+        finally:
+            context.snapshot.close()
+        self._commit(context.writes)
+        return result
+
+    def _inside(
+        self, opened: _Open, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
+    ) -> Result:
+        """Run a statement in the open transaction; undo only it when it fails."""
+        context = Context(self.engines, opened.snapshot, opened.writes, parameters, variables)
+        plan = self._plan(prepared, context, variables)
+        if isinstance(plan, (Transaction, SetOption)):
+            return self._control(plan)
+        if isinstance(plan, Maintain) and plan.action != "reindex":
+            raise ProgrammingError(f"{plan.action.upper()} cannot run inside a transaction")
+        if not _writes(plan):
+            return executor.run(context, plan) if isinstance(plan, QUERIES) else self._other(
+                context, plan
+            )
+        self._require_writable()
+        mark = opened.writes.savepoint()
+        try:
+            return self._write(context, plan, many)
+        except BaseException:
+            opened.writes.rollback_to(mark)
+            raise
+
+    def _plan(self, prepared: _Prepared, context: Context, variables: Any) -> Plan:
+        shared = context.catalog is context.snapshot.catalog
+        key = (context.snapshot.catalog_version, self.settings.version, self._functions_version)
+        if shared and prepared.plan is not None and prepared.key == key:
+            return prepared.plan
+        names = _Names(context.catalog, self.engines.functions.session, variables)
+        plan = bind(prepared.statement, names, settings=self.settings)
+        if shared and not names.used_variable:
+            prepared.plan, prepared.key = plan, key
+        return plan
+
+    def _write(self, context: Context, plan: Plan, many: Any) -> Result:
+        if isinstance(plan, Insert):
+            return mutate.insert(context, plan, many)
+        if many is not None:
+            return self._each(context, plan, many)
+        if isinstance(plan, Update):
+            return mutate.update(context, plan)
+        if isinstance(plan, Delete):
+            return mutate.delete(context, plan)
+        if isinstance(plan, DDL):
+            return ddl.run_ddl(context, plan)
+        if isinstance(plan, Copy):
+            from tarsdb.engine import transfer
+
+            return transfer.copy_from(context, plan)
+        return self._other(context, plan)
+
+    def _each(self, context: Context, plan: Plan, many: Iterable[Parameters]) -> Result:
+        """Run UPDATE or DELETE once for each parameter set."""
+        if not isinstance(plan, (Update, Delete)):
+            raise ProgrammingError("executemany runs INSERT, UPDATE and DELETE")
+        changed = 0
+        for parameters in many:
+            self.engines.interrupt.check()
+            context.parameters = parameters
+            changed += self._write(context, plan, None).changed
+        return Result(changed=changed)
+
+    def _other(self, context: Context, plan: Plan) -> Result:
+        if isinstance(plan, Explain):
+            return admin.explain(context, plan)
+        if isinstance(plan, Show):
+            return admin.show(context, plan)
+        if isinstance(plan, Describe):
+            return admin.describe(context, plan)
+        if isinstance(plan, Pragma):
+            return admin.pragma(context, plan)
+        if isinstance(plan, Maintain):
+            return admin.maintain(context, plan)
+        if isinstance(plan, Copy):
+            from tarsdb.engine import transfer
+
+            return transfer.copy_to(context, plan)
+        raise ProgrammingError(f"executemany cannot run {type(plan).__name__}")
+
+    def _control(self, plan: Transaction | SetOption) -> Result:
+        if isinstance(plan, SetOption):
+            self.settings.set(plan.name, plan.value)
+            return Result()
+        if plan.action == "begin":
+            self.begin()
+        elif plan.action == "commit":
+            self._require_open("COMMIT")
+            self.commit()
+        elif plan.action == "rollback":
+            self._require_open("ROLLBACK")
+            self.rollback()
+        else:
+            self._savepoint(plan)
+        return Result()
+
+    def begin(self) -> None:
+        """Open a transaction."""
+        with self._lock:
+            if self._open is not None:
+                raise ProgrammingError("BEGIN: a transaction is open already")
+            snapshot = Snapshot(self.env)
+            self._open = _Open(snapshot, WriteSet(self.env, snapshot.commit))
+
+    def commit(self) -> None:
+        """Commit the open transaction; does nothing outside one."""
+        with self._lock:
+            opened, self._open = self._open, None
+            if opened is None:
+                return
+            opened.snapshot.close()
+            self._commit(opened.writes)
+
+    def rollback(self) -> None:
+        """Undo the open transaction; does nothing outside one."""
+        with self._lock:
+            opened, self._open = self._open, None
+            if opened is not None:
+                opened.writes.discard()
+                opened.snapshot.close()
+
+    def _commit(self, writes: WriteSet) -> None:
+        if writes.is_empty:
+            return
+        try:
+            durability = Durability(self.settings["durability"])
+            writes.commit(durability, self.settings["lock_timeout"] / 1000)
+        except BaseException:
+            writes.discard()
+            raise
+
+    def _savepoint(self, plan: Transaction) -> None:
+        opened = self._require_open(plan.action.upper())
+        name = (plan.name or "").lower()
+        if plan.action == "savepoint":
+            opened.savepoints.append((name, opened.writes.savepoint()))
+            return
+        position = next(
+            (i for i in reversed(range(len(opened.savepoints))) if opened.savepoints[i][0] == name),
+            None,
+        )
+        if position is None:
+            raise ProgrammingError(f"savepoint {plan.name!r} does not exist")
+        if plan.action == "rollback_to":
+            opened.writes.rollback_to(opened.savepoints[position][1])
+            del opened.savepoints[position + 1 :]
+        else:
+            del opened.savepoints[position:]
+
+    def _require_open(self, verb: str) -> _Open:
+        if self._open is None:
+            raise ProgrammingError(f"{verb}: no transaction is open", hint="BEGIN opens one")
+        return self._open
+
+    def _require_writable(self) -> None:
+        if self.env.read_only:
+            raise ReadOnlyError(f"{self.env.path} is open read-only")
+
+    def register(self, function: Any) -> None:
+        """Add a Python function of this connection."""
+        with self._lock:
+            self.engines.functions.register(function)
+            self._functions_version += 1
+
+    def interrupt(self) -> None:
+        """End the running statement; callable from any thread."""
+        self.engines.stop()
+
+    def close(self) -> None:
+        """Roll back what is open and let go of the environment."""
+        with self._lock:
+            self.rollback()
+            self.engines.close()
+            self._prepared.clear()
+            self.env.release()
+
+
+def _writes(plan: Plan) -> bool:
+    if isinstance(plan, Copy):
+        return plan.direction == "from"
+    if isinstance(plan, Maintain):
+        return plan.action == "reindex"
+    return isinstance(plan, (Insert, Update, Delete, *DDL))
+
+
+def _lookup(frame: FrameType | None) -> Callable[[str], Any]:
+    """Return a function that finds table-like variables of the caller: locals, then globals."""
+
+    def find(name: str) -> Any:
+        if frame is None:
+            return None
+        from tarsdb.engine.scans import is_table_like
+
+        for scope in (frame.f_locals, frame.f_globals):
+            if name in scope:
+                return scope[name] if is_table_like(scope[name]) else None
+        return None
+
+    return find

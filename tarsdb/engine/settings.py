@@ -1,0 +1,149 @@
+"""Settings of one connection: names, defaults, and what values they take.
+
+``SET name = value``, ``RESET name`` and ``SHOW name`` come here. Knows nothing of who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tarsdb.errors import DataError, ProgrammingError
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its default, how a value is read, and one sentence for ``SHOW ALL``."""
+
+    default: Any
+    read: Callable[[str, Any], Any]
+    about: str
+
+
+def _choice(*allowed: str) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        text = str(value).lower()
+        if text not in allowed:
+            raise DataError(f"setting {name}: {value!r} is none of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def _switch(name: str, value: Any) -> bool:
+    text = str(value).lower()
+    if text in ("true", "on", "1", "yes"):
+        return True
+    if text in ("false", "off", "0", "no"):
+        return False
+    raise DataError(f"setting {name}: {value!r} is neither on nor off")
+
+
+def _integer(low: int, high: int) -> Callable[[str, Any], int]:
+    def read(name: str, value: Any) -> int:
+        try:
+            number = int(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"setting {name}: {value!r} is not a whole number") from error
+        if not low <= number <= high:
+            raise DataError(f"setting {name}: {number} is outside {low}..{high}")
+        return number
+
+    return read
+
+
+def _fraction(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"setting {name}: {value!r} is not a number") from error
+    if not 0 < number <= 1:
+        raise DataError(f"setting {name}: {number} is outside 0..1")
+    return number
+
+
+def _duration_ms(name: str, value: Any) -> int:
+    text = str(value).strip().lower()
+    for suffix, factor in (("ms", 1), ("min", 60_000), ("s", 1000), ("", 1)):
+        if text.endswith(suffix):
+            try:
+                number = float(text.removesuffix(suffix))
+            except ValueError:
+                break
+            if number >= 0:
+                return int(number * factor)
+    raise DataError(f"setting {name}: {value!r} is not a duration", hint="write 500ms, 2s or 0")
+
+
+def _size(name: str, value: Any) -> str:
+    text = str(value).strip().upper().replace(" ", "")
+    digits = text.rstrip("KMGIB")
+    if not digits.replace(".", "", 1).isdigit() or text[len(digits) :] not in _UNITS:
+        raise DataError(f"setting {name}: {value!r} is not a size", hint="write '512MB' or '2GB'")
+    return text
+
+
+SETTINGS: dict[str, Setting] = {
+    "durability": Setting("full", _choice("full", "group", "relaxed"), "what a commit survives"),
+    "default_null_order": Setting(
+        "nulls_last", _choice("nulls_last", "nulls_first"), "where ORDER BY puts NULL"
+    ),
+    "threads": Setting(1, _integer(1, 256), "threads of one exact vector search"),
+    "memory_limit": Setting("2GB", _size, "memory of the relational engine"),
+    "statement_timeout": Setting(0, _duration_ms, "milliseconds until a statement ends, 0: never"),
+    "lock_timeout": Setting(5000, _duration_ms, "milliseconds a commit waits for the writer"),
+    "file_access": Setting(False, _switch, "whether SELECT may read files"),
+    "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
+    "ef_search": Setting(0, _integer(0, 100_000), "graph search list size, 0: from target_recall"),
+    "probes": Setting(0, _integer(0, 1_000_000), "lists an IVF search reads, 0: from target_recall"),
+    "isa": Setting(
+        "auto", _choice("auto", "avx512", "avx2", "portable"), "instruction set of the kernels"
+    ),
+}  # fmt: skip
+
+
+class Settings(Mapping[str, Any]):
+    """The values of one connection; ``version`` grows with every change (plan cache key)."""
+
+    def __init__(self, **initial: Any) -> None:
+        self._values = {name: setting.default for name, setting in SETTINGS.items()}
+        self.version = 0
+        for name, value in initial.items():
+            self.set(name, value)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set one; ``None`` restores the default.
+
+        Raises
+        ------
+        ProgrammingError
+            No such setting.
+        DataError
+            The value does not fit it.
+        """
+        setting = find(name)
+        key = name.lower()
+        self._values[key] = setting.default if value is None else setting.read(key, value)
+        self.version += 1
+
+
+def find(name: str) -> Setting:
+    """Return the setting of that name (any case), or raise ProgrammingError."""
+    setting = SETTINGS.get(name.lower())
+    if setting is None:
+        raise ProgrammingError(
+            f"setting {name!r} is not known", hint=f"settings: {', '.join(sorted(SETTINGS))}"
+        )
+    return setting

@@ -1,0 +1,139 @@
+"""The ``tars_*`` tables: what a database holds and how it does, as relations."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+from tarsdb.columns import Column, from_list
+from tarsdb.engine.context import Context
+from tarsdb.errors import CatalogError
+from tarsdb.metrics import METRICS
+from tarsdb.storage import commit_log
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
+
+Rows = list[tuple[Any, ...]]
+
+
+def _tables(context: Context) -> Rows:
+    return [
+        (t.name, context.view(t).count(), len(t.columns), len(t.indexes), t.version)
+        for t in context.catalog.tables()
+    ]
+
+
+def _columns(context: Context) -> Rows:
+    return [
+        (t.name, c.name, i + 1, str(c.type), not c.not_null and c.id not in t.primary_key,
+         c.default, c.generated, c.id in t.primary_key)
+        for t in context.catalog.tables()
+        for i, c in enumerate(t.columns)
+    ]  # fmt: skip
+
+
+def _indexes(context: Context) -> Rows:
+    return [
+        (i.name, t.name, ", ".join(t.column_by_id(c).name for c in i.column_ids), i.method,
+         i.unique, i.origin)
+        for t in context.catalog.tables()
+        for i in t.indexes
+    ]  # fmt: skip
+
+
+def _models(context: Context) -> Rows:
+    return [
+        (m.name, m.task, m.dim, m.default_version, len(m.versions))
+        for m in context.catalog.models()
+    ]
+
+
+def _model_versions(context: Context) -> Rows:
+    return [
+        (m.name, v.name, v.name == m.default_version, len(v.tensors), len(v.files), v.lineage)
+        for m in context.catalog.models()
+        for v in m.versions
+    ]
+
+
+def _functions(context: Context) -> Rows:
+    stored = [
+        (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), str(f.returns), f.language,
+         f.volatility, f.strict, f.module, f.export)
+        for f in context.catalog.functions()
+    ]  # fmt: skip
+    session = [
+        (f.name, ", ".join(map(str, f.arguments)), str(f.returns), "python (this connection)",
+         "VOLATILE", f.strict, None, None)
+        for f in context.engines.functions.session.values()
+    ]  # fmt: skip
+    return stored + session
+
+
+def _modules(context: Context) -> Rows:
+    return [(m.name, m.size, m.sha256) for m in context.catalog.modules()]
+
+
+def _metrics(context: Context) -> Rows:
+    return sorted(METRICS.snapshot().items())
+
+
+def _settings(context: Context) -> Rows:
+    from tarsdb.engine.settings import SETTINGS
+
+    values = context.engines.settings
+    return [(name, str(values[name]), s.about) for name, s in sorted(SETTINGS.items())]
+
+
+def _commits(context: Context) -> Rows:
+    epoch = dt.datetime(1970, 1, 1)
+    return [
+        (number, epoch + dt.timedelta(microseconds=time_us), changes)
+        for number, time_us, changes in commit_log(context.snapshot)
+    ]
+
+
+_Reader = Callable[[Context], Rows]
+SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
+    "tars_tables": (
+        (("name", TEXT), ("rows", BIGINT), ("columns", BIGINT), ("indexes", BIGINT),
+         ("version", BIGINT)), _tables),
+    "tars_columns": (
+        (("table_name", TEXT), ("name", TEXT), ("position", BIGINT), ("type", TEXT),
+         ("nullable", BOOLEAN), ("default", TEXT), ("generated", TEXT),
+         ("primary_key", BOOLEAN)), _columns),
+    "tars_indexes": (
+        (("name", TEXT), ("table_name", TEXT), ("columns", TEXT), ("method", TEXT),
+         ("unique", BOOLEAN), ("origin", TEXT)), _indexes),
+    "tars_models": (
+        (("name", TEXT), ("task", TEXT), ("dim", BIGINT), ("default_version", TEXT),
+         ("versions", BIGINT)), _models),
+    "tars_model_versions": (
+        (("model", TEXT), ("name", TEXT), ("is_default", BOOLEAN), ("tensors", BIGINT),
+         ("files", BIGINT), ("lineage", TEXT)), _model_versions),
+    "tars_functions": (
+        (("name", TEXT), ("arguments", TEXT), ("returns", TEXT), ("language", TEXT),
+         ("volatility", TEXT), ("strict", BOOLEAN), ("module", TEXT), ("export", TEXT)),
+        _functions),
+    "tars_modules": ((("name", TEXT), ("size", BIGINT), ("sha256", TEXT)), _modules),
+    "tars_metrics": ((("name", TEXT), ("value", DOUBLE)), _metrics),
+    "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),
+    "tars_commits": (
+        (("number", BIGINT), ("time", TIMESTAMP), ("changes", TEXT)), _commits),
+}  # fmt: skip
+
+
+def read(context: Context, name: str) -> tuple[list[str], list[Column]]:
+    """Return names and columns of a system table."""
+    definition = SYSTEM_TABLES.get(name.lower())
+    if definition is None:
+        raise CatalogError(
+            f"system table {name!r} does not exist", hint=f"they are: {', '.join(SYSTEM_TABLES)}"
+        )
+    schema, reader = definition
+    rows = reader(context)
+    columns = [
+        from_list(sql_type, [to_storage(row[i], sql_type, column) for row in rows])
+        for i, (column, sql_type) in enumerate(schema)
+    ]
+    return [column for column, _ in schema], columns

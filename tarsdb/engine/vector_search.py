@@ -1,0 +1,199 @@
+"""Nearest neighbours of one table: choose the rows, search exactly, gather the answer.
+
+Search here is exact: one pass of the ``flat`` index over the vectors in the map, restricted to
+the rows a predicate keeps. The flat index of an unchanged column is kept between statements; the
+addresses it holds are used only under a snapshot that gave the same blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.engine import access, evaluate
+from tarsdb.engine.context import Context
+from tarsdb.errors import DataError, DimensionMismatchError
+from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Knn
+from tarsdb.storage import TableView
+from tarsdb.types import BIGINT, REAL, SqlType
+
+MAX_LIMIT = 2**40
+
+
+@dataclass(slots=True)
+class Neighbors:
+    """Answer of one search, ascending by distance.
+
+    ``query_no`` is None for a single query.
+    """
+
+    rowids: np.ndarray  # int64 (n,)
+    distances: np.ndarray  # float32 (n,)
+    query_no: np.ndarray | None = None
+
+
+def search(context: Context, plan: Knn) -> Neighbors:
+    """Run the search of a plan; OFFSET is applied, outputs are not."""
+    query = context.constant(plan.distance.right)
+    if query is None:
+        return Neighbors(np.empty(0, np.int64), np.empty(0, np.float32))
+    view = context.view(plan.table)
+    index = flat_index(context, view, plan.column.id, plan.column.type)
+    queries, is_batch = query_matrix(query, plan.column.type, plan.column.name)
+    positions = _positions(context, plan, view, index)
+    skip = count_of(context.constant(plan.offset), "OFFSET")
+    limit = context.constant(plan.limit)
+    wanted = MAX_LIMIT if limit is None else count_of(limit, "LIMIT")
+    if plan.within is not None:
+        return _within(context, plan, index, queries, positions)
+    k = min(wanted + skip, view.count())
+    rowids, distances = index.search(
+        queries, k, plan.distance.op, positions=positions, descending=plan.descending,
+        threads=context.engines.settings["threads"],
+    )  # fmt: skip
+    return _flatten(rowids, distances, skip, is_batch)
+
+
+def _within(
+    context: Context, plan: Knn, index: FlatIndex, queries: np.ndarray, positions: Any
+) -> Neighbors:
+    if len(queries) != 1:
+        raise DataError("a range search takes one query vector, not a batch")
+    radius = float(context.constant(plan.within))
+    rowids, distances = index.within(
+        queries[0], radius, plan.distance.op, inclusive=plan.within_inclusive, positions=positions
+    )
+    if plan.descending:
+        order = np.lexsort((rowids, -distances))
+        rowids, distances = rowids[order], distances[order]
+    skip = count_of(context.constant(plan.offset), "OFFSET")
+    limit = context.constant(plan.limit)
+    stop = None if limit is None else skip + count_of(limit, "LIMIT")
+    return Neighbors(rowids[skip:stop], distances[skip:stop])
+
+
+def _flatten(rowids: np.ndarray, distances: np.ndarray, skip: int, is_batch: bool) -> Neighbors:
+    rowids, distances = rowids[:, skip:], distances[:, skip:]
+    if not is_batch:
+        found = rowids[0]
+        if len(found) and found[-1] < 0:
+            keep = found >= 0
+            return Neighbors(found[keep], distances[0][keep])
+        return Neighbors(found, distances[0])
+    query_no = np.repeat(np.arange(len(rowids)), rowids.shape[1])
+    flat_rowids, flat_distances = rowids.reshape(-1), distances.reshape(-1)
+    keep = flat_rowids >= 0
+    return Neighbors(flat_rowids[keep], flat_distances[keep], query_no[keep])
+
+
+def flat_index(context: Context, view: TableView, column_id: int, sql_type: SqlType) -> FlatIndex:
+    """Return the exact index over a vector column, kept while its blocks stay the same."""
+    blocks = view.vectors(column_id)
+    kept = context.snapshot.env.caches.setdefault("flat", {})
+    key = (view.table.id, column_id)
+    held = kept.get(key)
+    if held is not None and held[0] is blocks:
+        index: FlatIndex = held[1]
+        return index
+    index = FlatIndex(blocks, sql_type)
+    kept[key] = (blocks, index)
+    return index
+
+
+def query_matrix(query: Any, sql_type: SqlType, name: str) -> tuple[np.ndarray, bool]:
+    """Return the query as (q, width), and whether a batch was bound."""
+    array = np.asarray(query) if not isinstance(query, str) else None
+    if array is not None and array.dtype != object and array.ndim == 2:
+        rows = [prepare_query(row, sql_type) for row in array]
+        if not rows:
+            raise DataError(f"a batch of no queries was bound for {name}")
+        return np.stack(rows), True
+    try:
+        return prepare_query(query, sql_type)[np.newaxis, :], False
+    except DimensionMismatchError as error:
+        raise DimensionMismatchError(f"search in {name}: {error.message}", error.hint) from error
+
+
+def count_of(value: Any, clause: str) -> int:
+    """Return a LIMIT or OFFSET value as a count (NULL: none for OFFSET).
+
+    Raises
+    ------
+    DataError
+        The value is negative or not whole.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, (str, bytes)) or int(value) != value or value < 0:
+        raise DataError(f"{clause} must be a whole number of at least 0, not {value!r}")
+    return int(value)
+
+
+def _positions(
+    context: Context, plan: Knn, view: TableView, index: FlatIndex
+) -> np.ndarray | None:
+    if plan.predicate is None and plan.needs_filter_sql is None:
+        return None
+    rowids = filtered_rowids(context, view, plan.predicate)
+    if plan.needs_filter_sql is not None:
+        from tarsdb.engine.executor import relational_result
+
+        passed = relational_result(context, plan.needs_filter_sql).numpy()
+        chosen = np.unique(next(iter(passed.values())).astype(np.int64))
+        rowids = chosen if rowids is None else np.intersect1d(rowids, chosen)
+    if rowids is None:
+        return None
+    positions = index.positions(rowids)
+    return positions[positions >= 0]
+
+
+def filtered_rowids(
+    context: Context, view: TableView, predicate: ex.Expr | None
+) -> np.ndarray | None:
+    """Return the row ids a predicate keeps; None means all rows."""
+    if predicate is None:
+        return None
+    probe = access.choose(view.table, predicate, view, context)
+    needed = evaluate.columns_of(predicate)
+    if probe is not None:
+        rowids = probe.rowids(view)
+        columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
+        mask = evaluate.select(predicate, evaluate.Batch(len(rowids), columns, context, rowids))
+        return rowids if mask is None else rowids[mask]
+    kept = []
+    for chunk in view.chunks(list(needed)):
+        context.engines.interrupt.check()
+        columns = dict(zip(needed, chunk.columns, strict=True))
+        batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
+        kept.append(chunk.rowids[evaluate.truth(predicate, batch).true])
+    return np.concatenate(kept) if kept else np.empty(0, np.int64)
+
+
+def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:
+    """Return the plan's output columns for the rows found."""
+    needed = evaluate.columns_of(*(_without_distance(o.expr, plan) for o in plan.outputs))
+    view = context.view(plan.table)
+    ids = list(needed)
+    columns = dict(zip(ids, view.rows(found.rowids, ids), strict=True)) if ids else {}
+    batch = evaluate.Batch(len(found.rowids), columns, context, found.rowids)
+    answer = [_output(output, plan, found, batch) for output in plan.outputs]
+    if found.query_no is not None:
+        answer.insert(0, Column(BIGINT, found.query_no))
+    return answer
+
+
+def _without_distance(node: ex.Expr, plan: Knn) -> ex.Expr | None:
+    return None if node == plan.distance else node
+
+
+def _output(output: ex.Output, plan: Knn, found: Neighbors, batch: evaluate.Batch) -> Column:
+    if output.expr == plan.distance:
+        return Column(REAL, found.distances)
+    answer = evaluate.value(output.expr, batch)
+    return evaluate.materialise(answer, batch.rows, output.type)
+
