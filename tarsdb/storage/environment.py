@@ -31,6 +31,7 @@ from tarsdb.options import Durability, OpenOptions
 from tarsdb.storage import failpoints, opening
 from tarsdb.storage import head as head_record
 from tarsdb.storage.committer import Change, CommitInfo, Committer
+from tarsdb.storage.leases import Lease
 from tarsdb.storage.lmdb_errors import convert
 from tarsdb.storage.locks import FileLocks
 from tarsdb.storage.reader_watch import ReaderWatch
@@ -377,6 +378,11 @@ class Environment:
                 gate.set()
 
     # --- care ---
+
+    def lease(self) -> Lease:
+        """Return a new claim of this process on staged data; see `leases.Lease`."""
+        self._require_writable()
+        return Lease(self)
 
     def copy(self, path: str | os.PathLike[str]) -> None:
         """Write a consistent compact copy; `path` must not exist."""
