@@ -11,7 +11,7 @@ from tarsdb.errors import (
     NotSupportedError,
     OperationalError,
     ProgrammingError,
-    Warning,  # noqa: A004 - PEP 249 fixes the name
+    Warning,
 )
 from tarsdb.options import Durability, OpenOptions
 

@@ -84,9 +84,7 @@ def connect(
 
     settings = Settings(durability=durability, file_access=file_access)
     chosen = options or OpenOptions()
-    chosen = replace(
-        chosen, read_only=read_only or chosen.read_only, check=check or chosen.check
-    )
+    chosen = replace(chosen, read_only=read_only or chosen.read_only, check=check or chosen.check)
     temporary = None
     if os.fspath(path) == ":memory:":
         if chosen.read_only:

@@ -1,4 +1,4 @@
-"""A table as an object: bulk inserts and a search builder, for people who come from Lance or Chroma.
+"""A table as an object: bulk inserts and a search builder, as Lance and Chroma users know them.
 
 Everything here is written as SQL and run by the connection; nothing bypasses it.
 """
@@ -60,8 +60,12 @@ class Table:
         return int(row[0]) if row else 0
 
     def search(
-        self, query: str | np.ndarray | Sequence[float], *, k: int = 10,
-        on: str | None = None, metric: str = "cosine",
+        self,
+        query: str | np.ndarray | Sequence[float],
+        *,
+        k: int = 10,
+        on: str | None = None,
+        metric: str = "cosine",
     ) -> Search:
         """Start a search for the rows nearest to a text or a vector.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.engine import evaluate
+from tarsdb.engine.compare import FLIP
 from tarsdb.errors import DataError
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -111,9 +112,7 @@ def _probe(index: IndexDef, bounds: dict[int, _Bounds]) -> tuple[int, Probe] | N
     if first.low is None and first.high is None:
         return None
     both = first.low is not None and first.high is not None
-    probe = Probe(
-        index, (), first.low, first.high, first.low_inclusive, first.high_inclusive
-    )
+    probe = Probe(index, (), first.low, first.high, first.low_inclusive, first.high_inclusive)
     return (20 if both else 10), probe
 
 
@@ -147,7 +146,7 @@ def _note(term: ex.Expr, found: dict[int, _Bounds], calls: evaluate.Calls) -> No
         return
     left, right, op = term.left, term.right, term.op
     if not isinstance(left, ex.ColumnRef):
-        left, right, op = right, left, evaluate.FLIP[op]
+        left, right, op = right, left, FLIP[op]
     if not isinstance(left, ex.ColumnRef):
         return
     key = _key(right, left, calls)

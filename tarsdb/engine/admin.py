@@ -180,4 +180,3 @@ def _reindex(context: Context, plan: Maintain) -> None:
                 rebuilt += 1
     if plan.name is not None and not rebuilt:
         raise CatalogError(f"REINDEX {plan.name}: no such table or index")
-

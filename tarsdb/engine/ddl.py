@@ -1,30 +1,26 @@
-"""CREATE, ALTER and DROP: new definitions, put into the transaction's write set."""
+"""CREATE and DROP of named objects; tables have a module of their own."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tarsdb.engine import derive, evaluate, models
+from tarsdb.engine import evaluate, models, tables
 from tarsdb.engine.context import Context
-from tarsdb.engine.executor import run
-from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
+from tarsdb.engine.tables import DONE
 from tarsdb.errors import (
     CatalogError,
-    IntegrityError,
     NotSupportedError,
     OperationalError,
     UdfValidationError,
 )
-from tarsdb.schema import ColumnDef, FunctionDef, IndexDef, ModuleDef, TableDef
+from tarsdb.schema import FunctionDef, ModuleDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
     AlterTable,
-    ColumnSpec,
     CreateFunction,
     CreateIndex,
     CreateModel,
@@ -33,307 +29,12 @@ from tarsdb.sql.plan import (
     Drop,
     Relational,
 )
-from tarsdb.types import SqlType, parse_type, to_storage
-
-DONE = Result()
+from tarsdb.types import SqlType, parse_type
 
 
 def run_ddl(context: Context, plan: Any) -> Result:
     """Run one DDL plan."""
     return _ACTIONS[type(plan)](context, plan)  # type: ignore[no-any-return]
-
-
-def _create_table(context: Context, plan: CreateTable) -> Result:
-    existing = context.catalog.table(plan.name)
-    if existing is not None:
-        if plan.if_not_exists:
-            return DONE
-        if not plan.or_replace:
-            raise CatalogError(f"table {plan.name!r} exists already")
-        _drop_table(context, existing)
-    answer = None if plan.query is None else run(context, plan.query)
-    specs = plan.columns if answer is None else _specs_of(answer, plan.columns)
-    table = _define_table(context, plan, specs)
-    _publish(context, table)
-    if answer is None:
-        return DONE
-    written = 0
-    for columns, rows in arrow_batches(answer.arrow(), table.columns):
-        derive.check(context, table, columns, rows)
-        ordered = [columns[column.id] for column in table.columns]
-        context.require_writes().insert_columns(table, context.view(table), ordered)
-        written += rows
-    return Result(changed=written)
-
-
-def _specs_of(answer: Result, given: tuple[ColumnSpec, ...]) -> tuple[ColumnSpec, ...]:
-    if given:
-        raise NotSupportedError("CREATE TABLE ... AS takes its columns from the query alone")
-    from tarsdb.engine.arrow import sql_type_of
-
-    schema = answer.arrow().schema
-    return tuple(
-        ColumnSpec(name, str(answer.types[i] or sql_type_of(schema.field(i).type)))
-        for i, name in enumerate(answer.names)
-    )
-
-
-def _define_table(
-    context: Context, plan: CreateTable, specs: tuple[ColumnSpec, ...]
-) -> TableDef:
-    writes = context.require_writes()
-    names = [spec.name.lower() for spec in specs]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None or not names:
-        raise CatalogError(
-            f"table {plan.name}: column {doubled!r} is named twice"
-            if doubled
-            else f"table {plan.name} needs at least one column"
-        )
-    columns = tuple(_column(i + 1, spec) for i, spec in enumerate(specs))
-    table = TableDef(writes.new_id(), plan.name, columns, next_column_id=len(columns) + 1)
-    key = plan.primary_key or tuple(spec.name for spec in specs if spec.primary_key)
-    key_ids = _column_ids(table, key, "PRIMARY KEY")
-    table = replace(table, primary_key=key_ids, checks=_checks(plan.name, specs, plan.checks))
-    uniques = [(None, (spec.name,)) for spec in specs if spec.unique and not spec.primary_key]
-    indexes = []
-    if key:
-        indexes.append(_index(context, table, (f"{plan.name}_pkey", key_ids, "primary key")))
-    for name, of in (*uniques, *plan.uniques):
-        ids = _column_ids(table, of, "UNIQUE")
-        label = name or "_".join((plan.name, *of, "key"))
-        indexes.append(_index(context, table, (label, ids, "unique")))
-    table = replace(table, indexes=tuple(indexes))
-    _validate_expressions(context, table)
-    return table
-
-
-def _column(column_id: int, spec: ColumnSpec) -> ColumnDef:
-    if spec.name.lower() == ex.ROWID:
-        raise CatalogError("a column cannot be called rowid: every table has that one already")
-    return ColumnDef(
-        column_id, spec.name, parse_type(spec.type), spec.not_null, spec.default, spec.generated
-    )
-
-
-def _checks(
-    table: str, specs: tuple[ColumnSpec, ...], given: tuple[tuple[str | None, str], ...]
-) -> tuple[tuple[str, str], ...]:
-    named = [(f"{table}_{spec.name}_check", text) for spec in specs for text in spec.checks]
-    for name, text in given:
-        named.append((name or f"{table}_check{len(named) + 1}", text))
-    return tuple(named)
-
-
-def _column_ids(table: TableDef, names: tuple[str, ...], clause: str) -> tuple[int, ...]:
-    found = []
-    for name in names:
-        column = table.column(name)
-        if column is None:
-            raise CatalogError(f"{clause} of table {table.name}: there is no column {name!r}")
-        if column.type.is_vector:
-            raise CatalogError(f"{clause} of table {table.name}: {name} is a {column.type}")
-        found.append(column.id)
-    return tuple(found)
-
-
-def _index(context: Context, table: TableDef, what: tuple[str, tuple[int, ...], str]) -> IndexDef:
-    name, column_ids, origin = what
-    if _find_index(context, name) is not None:
-        raise CatalogError(f"index {name!r} exists already")
-    number = context.require_writes().new_id()
-    return IndexDef(number, name, table.name, column_ids, unique=True, origin=origin)
-
-
-def _validate_expressions(context: Context, table: TableDef) -> None:
-    """Bind every expression once, so that a mistake is found now."""
-    generated = {column.id for column in table.columns if column.generated is not None}
-    for column in table.columns:
-        if column.default is not None:
-            used = derive.sources(bind_expression(column.default, table, context.catalog))
-            if used:
-                raise CatalogError(f"DEFAULT of {table.name}.{column.name} reads a column")
-        if column.generated is not None:
-            expression = bind_expression(column.generated, table, context.catalog)
-            _validate_generated(context, table, column, expression)
-            if derive.sources(expression) & generated:
-                raise CatalogError(
-                    f"generated column {table.name}.{column.name} reads a generated column"
-                )
-    for _, text in table.checks:
-        bind_expression(text, table, context.catalog)
-
-
-def _validate_generated(
-    context: Context, table: TableDef, column: ColumnDef, expression: ex.Expr | Relational
-) -> None:
-    if not isinstance(expression, ex.Call) or expression.kind != "model":
-        return
-    model = models.require_model(context.catalog.model(expression.target), expression.target)
-    if not column.type.is_vector or column.type.dim != model.dim:
-        raise CatalogError(
-            f"generated column {table.name}.{column.name} is {column.type}, "
-            f"model {model.name} gives {model.dim} dimensions",
-            hint=f"declare it VECTOR({model.dim})",
-        )
-
-
-def _publish(context: Context, table: TableDef) -> None:
-    context.require_writes().put_object("table", table.name, table)
-    context.refresh()
-
-
-def _alter_table(context: Context, plan: AlterTable) -> Result:
-    table = _require_table(context, plan.table)
-    action = {
-        "add_column": _add_column, "drop_column": _drop_column,
-        "rename_column": _rename_column, "rename": _rename,
-    }[plan.action]  # fmt: skip
-    action(context, table, plan)
-    return DONE
-
-
-def _add_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    spec = plan.spec
-    assert spec is not None
-    if table.column(spec.name) is not None:
-        if plan.if_exists:
-            return
-        raise CatalogError(f"table {table.name} has a column {spec.name!r} already")
-    if spec.primary_key or spec.unique:
-        raise NotSupportedError(
-            "ADD COLUMN cannot add a key", hint="add the column, then CREATE UNIQUE INDEX"
-        )
-    column = _column(table.next_column_id, spec)
-    column, backfill = _missing_value(context, table, column)
-    changed = replace(
-        table,
-        columns=(*table.columns, column),
-        next_column_id=table.next_column_id + 1,
-        checks=(*table.checks, *_checks(table.name, (spec,), ())),
-    )
-    if column.not_null and column.missing is None and not backfill and context.view(table).count():
-        raise IntegrityError(
-            f"ADD COLUMN {column.name} NOT NULL: table {table.name} has rows",
-            hint="give the column a DEFAULT",
-        )
-    _validate_expressions(context, changed)
-    _publish(context, changed)
-    if backfill or spec.checks:
-        _rewrite(context, changed, column)
-
-
-def _missing_value(
-    context: Context, table: TableDef, column: ColumnDef
-) -> tuple[ColumnDef, bool]:
-    """Return the column with what older rows hold, and whether each row must be computed."""
-    if column.generated is not None:
-        return column, True
-    if column.default is None:
-        return column, False
-    expression = bind_expression(column.default, table, context.catalog)
-    if not isinstance(expression, ex.Literal) or column.type.is_vector:
-        return column, True
-    stored = to_storage(expression.value, column.type, column.name)
-    plain = stored.hex() if isinstance(stored, bytes) else stored
-    return replace(column, missing=plain), False
-
-
-def _rewrite(context: Context, table: TableDef, column: ColumnDef) -> None:
-    """Compute a new column for all rows."""
-    view = context.view(table)
-    ids = [c.id for c in table.columns]
-    for chunk in list(view.chunks([])):
-        rowids = chunk.rowids
-        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        if column.default is not None:
-            expression = derive.bound(context, table, column.default)
-            answer = derive.evaluate_bound(context, expression, table, {}, len(rowids))
-            columns[column.id] = derive.cast_column(answer, column, len(rowids))
-        derive.generate(context, table, columns, len(rowids))
-        derive.check(context, table, columns, len(rowids))
-        rows = derive.as_rows(table, columns)
-        context.require_writes().update(table, view, rowids.tolist(), rows)
-
-
-def _drop_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    column = table.column(plan.column or "")
-    if column is None:
-        if plan.if_exists:
-            return
-        raise CatalogError(f"table {table.name} has no column {plan.column!r}")
-    _refuse_users(context, table, column, "drop")
-    if len(table.columns) == 1:
-        raise CatalogError(f"{column.name} is the only column of table {table.name}")
-    kept = tuple(c for c in table.columns if c.id != column.id)
-    _publish(context, replace(table, columns=kept))
-
-
-def _refuse_users(context: Context, table: TableDef, column: ColumnDef, verb: str) -> None:
-    index = next((i for i in table.indexes if column.id in i.column_ids), None)
-    if index is not None and verb == "drop":
-        raise CatalogError(
-            f"cannot {verb} {table.name}.{column.name}: index {index.name} uses it",
-            hint=f"DROP INDEX {index.name} first",
-        )
-    texts = [(f"generated column {c.name}", c.generated) for c in table.columns if c.generated]
-    texts += [(f"CHECK {name}", text) for name, text in table.checks]
-    for label, text in texts:
-        if column.id in derive.sources(bind_expression(text, table, context.catalog)):
-            raise CatalogError(f"cannot {verb} {table.name}.{column.name}: {label} uses it")
-
-
-def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    column = table.column(plan.column or "")
-    new_name = plan.new_name or ""
-    if column is None:
-        raise CatalogError(f"table {table.name} has no column {plan.column!r}")
-    if table.column(new_name) not in (None, column):
-        raise CatalogError(f"table {table.name} has a column {new_name!r} already")
-    _refuse_users(context, table, column, "rename")
-    renamed = replace(column, name=new_name)
-    columns = tuple(renamed if c.id == column.id else c for c in table.columns)
-    _publish(context, replace(table, columns=columns))
-
-
-def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
-    new_name = plan.new_name or ""
-    if context.catalog.table(new_name) is not None:
-        raise CatalogError(f"table {new_name!r} exists already")
-    writes = context.require_writes()
-    indexes = tuple(replace(index, table=new_name) for index in table.indexes)
-    writes.delete_object("table", table.name)
-    _publish(context, replace(table, name=new_name, indexes=indexes))
-
-
-def _create_index(context: Context, plan: CreateIndex) -> Result:
-    if plan.method != "btree":
-        raise NotSupportedError(
-            f"CREATE INDEX ... USING {plan.method} is not built yet",
-            hint="without an index, nearest neighbours are searched exactly",
-        )
-    table = _require_table(context, plan.table)
-    ids = _column_ids(table, plan.columns, "CREATE INDEX")
-    name = plan.name or "_".join((table.name, *plan.columns, "idx"))
-    if _find_index(context, name) is not None:
-        if plan.if_not_exists:
-            return DONE
-        raise CatalogError(f"index {name!r} exists already")
-    writes = context.require_writes()
-    index = IndexDef(writes.new_id(), name, table.name, ids, unique=plan.unique)
-    view = context.view(table)
-    changed = replace(table, indexes=(*table.indexes, index))
-    _publish(context, changed)
-    writes.rebuild_index(changed, index, view)
-    return DONE
-
-
-def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None:
-    for table in context.catalog.tables():
-        for index in table.indexes:
-            if index.name.lower() == name.lower():
-                return table, index
-    return None
 
 
 def _create_model(context: Context, plan: CreateModel) -> Result:
@@ -426,14 +127,14 @@ def _function_code(
 def _drop(context: Context, plan: Drop) -> Result:
     kind = plan.kind.lower()
     if kind == "index":
-        return _drop_index(context, plan)
+        return tables.drop_index(context, plan)
     existing = getattr(context.catalog, kind)(plan.name)
     if existing is None:
         if plan.if_exists:
             return DONE
         raise CatalogError(f"{kind} {plan.name!r} does not exist")
     if kind == "table":
-        _drop_table(context, existing)
+        tables.drop_table(context, existing)
         return DONE
     _refuse_dependents(context, kind, existing.name)
     context.require_writes().delete_object(kind, existing.name)
@@ -463,46 +164,15 @@ def _mentions(expression: ex.Expr | Relational, kind: str, name: str) -> bool:
     wanted = "model" if kind == "model" else "udf"
     while stack:
         node = stack.pop()
-        if isinstance(node, ex.Call) and node.kind == wanted:
-            if node.target.lower() == name.lower():
-                return True
+        called = isinstance(node, ex.Call) and node.kind == wanted
+        if called and node.target.lower() == name.lower():
+            return True
         stack.extend(evaluate.children(node))
     return False
 
 
-def _drop_table(context: Context, table: TableDef) -> None:
-    writes = context.require_writes()
-    writes.drop_table_data(table)
-    writes.delete_object("table", table.name)
-    context.refresh()
-
-
-def _drop_index(context: Context, plan: Drop) -> Result:
-    found = _find_index(context, plan.name)
-    if found is None:
-        if plan.if_exists:
-            return DONE
-        raise CatalogError(f"index {plan.name!r} does not exist")
-    table, index = found
-    if index.origin == "primary key":
-        raise CatalogError(f"cannot drop index {index.name}: it is the primary key of {table.name}")
-    kept = tuple(i for i in table.indexes if i.id != index.id)
-    _publish(context, replace(table, indexes=kept))
-    return DONE
-
-
-def _require_table(context: Context, name: str) -> TableDef:
-    table = context.catalog.table(name)
-    if table is None:
-        raise CatalogError(
-            f"table {name!r} does not exist",
-            hint=f"tables: {', '.join(context.catalog.table_names()) or 'none yet'}",
-        )
-    return table
-
-
 _ACTIONS: dict[type, Any] = {
-    CreateTable: _create_table, AlterTable: _alter_table, CreateIndex: _create_index,
+    CreateTable: tables.create_table, AlterTable: tables.alter_table, CreateIndex: tables.create_index,
     CreateModel: _create_model, CreateModule: _create_module, CreateFunction: _create_function,
     Drop: _drop,
 }  # fmt: skip

@@ -159,7 +159,9 @@ def _check_one(
             failed &= answer.validity  # NULL passes a CHECK
     if failed.any():
         row = int(np.argmax(failed))
-        raise IntegrityError(f"CHECK constraint {name} failed: {text} (table {table.name}, row {row + 1})")
+        raise IntegrityError(
+            f"CHECK constraint {name} failed: {text} (table {table.name}, row {row + 1})"
+        )
 
 
 def as_rows(table: TableDef, columns: Columns) -> list[tuple[Any, ...]]:

@@ -54,7 +54,9 @@ def _point(context: Context, plan: PointLookup) -> Result:
         rows = _plain_row(view, int(rowids[0]), plan.outputs, ids)
         if rows is not None:
             return Result(names, types, rows=rows)
-    return Result(names, types, columns=_project(context, view, rowids, plan.predicate, plan.outputs))
+    return Result(
+        names, types, columns=_project(context, view, rowids, plan.predicate, plan.outputs)
+    )
 
 
 def _point_rowids(context: Context, plan: PointLookup, view: TableView) -> np.ndarray:
@@ -362,4 +364,3 @@ def relational_result(
     """Run a relational plan; ``batches`` are the relations the engine provides itself."""
     answer = context.engines.relational.run(plan, RelationalInputs(context, batches))
     return Result(answer.names, answer.types, table=answer.table)
-

@@ -41,9 +41,7 @@ class ModelRuntime:
         vectors = self.embed(context, model, items)
         return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, texts.validity)
 
-    def embed(
-        self, context: Context, model: ModelDef, texts: Sequence[str | None]
-    ) -> np.ndarray:
+    def embed(self, context: Context, model: ModelDef, texts: Sequence[str | None]) -> np.ndarray:
         """Return float32 (n, dim); rows of None texts are zero."""
         encoder = self.encoder(context.snapshot, model)
         if context.writes is not None:

@@ -16,15 +16,13 @@ from tarsdb.engine.result import Result
 from tarsdb.errors import DataError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.plan import Delete, Insert, Relational, Update
+from tarsdb.sql.plan import Delete, Insert, Update
 
 BATCH_ROWS = 4096
 ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 
-def insert(
-    context: Context, plan: Insert, many: Iterable[Parameters] | None = None
-) -> Result:
+def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = None) -> Result:
     """Insert the rows of VALUES (once for each parameter set of ``many``) or of a query."""
     written = 0
     returned: list[Result] = []
@@ -176,9 +174,7 @@ def _updates(
         yield seen[start : start + BATCH_ROWS], values
 
 
-def _matching(
-    context: Context, table: TableDef, predicate: ex.Expr | None
-) -> Iterator[np.ndarray]:
+def _matching(context: Context, table: TableDef, predicate: ex.Expr | None) -> Iterator[np.ndarray]:
     view = context.view(table)
     rowids = vector_search.filtered_rowids(context, view, predicate)
     if rowids is None:

@@ -162,7 +162,7 @@ def _array(column: Column) -> np.ndarray:
     plain = column.type.dtype.kind in "iuf" and not column.type.is_variable
     if plain and column.validity is None:
         show = presenter(column.type)
-        if show is None or column.type.is_vector and column.type.kind.value != "BIT":
+        if show is None or (column.type.is_vector and column.type.kind.value != "BIT"):
             wanted = np.float32 if column.type.kind.value == "HALFVEC" else column.type.dtype
             return np.array(column.values, dtype=wanted)
     return _array_of_values(present(column))

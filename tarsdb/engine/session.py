@@ -8,7 +8,7 @@ snapshot and one write set, and a failing statement undoes only itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,11 +16,11 @@ from typing import Any
 
 from tarsdb.engine import admin, ddl, executor, mutate
 from tarsdb.engine.context import Context, Engines, Parameters
+from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import ConflictError, InterfaceError, ProgrammingError, ReadOnlyError
 from tarsdb.options import Durability
-from tarsdb.schema import FunctionDef, ModelDef, TableDef
 from tarsdb.sql import bind, parse, split
 from tarsdb.sql.plan import (
     Aggregate,
@@ -48,7 +48,7 @@ from tarsdb.sql.plan import (
     Transaction,
     Update,
 )
-from tarsdb.storage import CatalogView, Environment, Snapshot, WriteSet
+from tarsdb.storage import Environment, Snapshot, WriteSet
 
 QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
 DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
@@ -72,38 +72,6 @@ class _Open:
     snapshot: Snapshot
     writes: WriteSet
     savepoints: list[tuple[str, int]] = field(default_factory=list)
-
-
-class _Names:
-    """The catalog as one connection sees it: plus its functions and its caller's variables."""
-
-    def __init__(
-        self, catalog: CatalogView, functions: dict[str, Any], variables: Callable[[str], Any]
-    ) -> None:
-        self._catalog = catalog
-        self._functions = functions
-        self._variables = variables
-        self.used_variable = False
-
-    def table(self, name: str) -> TableDef | None:
-        return self._catalog.table(name)
-
-    def table_names(self) -> list[str]:
-        return self._catalog.table_names()
-
-    def model(self, name: str) -> ModelDef | None:
-        return self._catalog.model(name)
-
-    def function(self, name: str) -> FunctionDef | None:
-        return self._catalog.function(name)
-
-    def has_session_function(self, name: str) -> bool:
-        return name.lower() in self._functions
-
-    def has_variable(self, name: str) -> bool:
-        found = self._variables(name) is not None
-        self.used_variable = self.used_variable or found
-        return found
 
 
 class Session:
@@ -167,10 +135,7 @@ class Session:
         found = self._prepared.get(sql)
         if found is None:
             statements = split(sql) if ";" in sql else [sql]
-            if len(statements) == 1:
-                found = _Prepared(parse(statements[0]))
-            else:
-                found = statements
+            found = _Prepared(parse(statements[0])) if len(statements) == 1 else statements
             if len(self._prepared) >= PLAN_CACHE_SIZE:
                 self._prepared.pop(next(iter(self._prepared)))
             self._prepared[sql] = found
@@ -198,7 +163,7 @@ class Session:
         frame: FrameType | None,
         many: Iterable[Parameters] | None,
     ) -> Result:
-        variables = _lookup(frame)
+        variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
         attempt = 0
@@ -248,8 +213,10 @@ class Session:
         if isinstance(plan, Maintain) and plan.action != "reindex":
             raise ProgrammingError(f"{plan.action.upper()} cannot run inside a transaction")
         if not _writes(plan):
-            return executor.run(context, plan) if isinstance(plan, QUERIES) else self._other(
-                context, plan
+            return (
+                executor.run(context, plan)
+                if isinstance(plan, QUERIES)
+                else self._other(context, plan)
             )
         self._require_writable()
         mark = opened.writes.savepoint()
@@ -264,7 +231,7 @@ class Session:
         key = (context.snapshot.catalog_version, self.settings.version, self._functions_version)
         if shared and prepared.plan is not None and prepared.key == key:
             return prepared.plan
-        names = _Names(context.catalog, self.engines.functions.session, variables)
+        names = Names(context.catalog, self.engines.functions.session, variables)
         plan = bind(prepared.statement, names, settings=self.settings)
         if shared and not names.used_variable:
             prepared.plan, prepared.key = plan, key
@@ -418,19 +385,3 @@ def _writes(plan: Plan) -> bool:
     if isinstance(plan, Maintain):
         return plan.action == "reindex"
     return isinstance(plan, (Insert, Update, Delete, *DDL))
-
-
-def _lookup(frame: FrameType | None) -> Callable[[str], Any]:
-    """Return a function that finds table-like variables of the caller: locals, then globals."""
-
-    def find(name: str) -> Any:
-        if frame is None:
-            return None
-        from tarsdb.engine.scans import is_table_like
-
-        for scope in (frame.f_locals, frame.f_globals):
-            if name in scope:
-                return scope[name] if is_table_like(scope[name]) else None
-        return None
-
-    return find

@@ -97,8 +97,8 @@ SETTINGS: dict[str, Setting] = {
     "lock_timeout": Setting(5000, _duration_ms, "milliseconds a commit waits for the writer"),
     "file_access": Setting(False, _switch, "whether SELECT may read files"),
     "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
-    "ef_search": Setting(0, _integer(0, 100_000), "graph search list size, 0: from target_recall"),
-    "probes": Setting(0, _integer(0, 1_000_000), "lists an IVF search reads, 0: from target_recall"),
+    "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
+    "probes": Setting(0, _integer(0, 1_000_000), "IVF lists read, 0: by target_recall"),
     "isa": Setting(
         "auto", _choice("auto", "avx512", "avx2", "portable"), "instruction set of the kernels"
     ),

@@ -34,9 +34,7 @@ def apply(context: Context, plan: Insert, columns: derive.Columns) -> list[Row]:
     return stored
 
 
-def _existing(
-    table: TableDef, index: IndexDef | None, view: TableView, row: Row
-) -> int | None:
+def _existing(table: TableDef, index: IndexDef | None, view: TableView, row: Row) -> int | None:
     """Return the row id an index already holds for the row's key."""
     candidates = [index] if index is not None else [i for i in table.indexes if i.unique]
     for candidate in candidates:

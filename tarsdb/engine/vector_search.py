@@ -134,9 +134,7 @@ def count_of(value: Any, clause: str) -> int:
     return int(value)
 
 
-def _positions(
-    context: Context, plan: Knn, view: TableView, index: FlatIndex
-) -> np.ndarray | None:
+def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -> np.ndarray | None:
     if plan.predicate is None and plan.needs_filter_sql is None:
         return None
     rowids = filtered_rowids(context, view, plan.predicate)
@@ -196,4 +194,3 @@ def _output(output: ex.Output, plan: Knn, found: Neighbors, batch: evaluate.Batc
         return Column(REAL, found.distances)
     answer = evaluate.value(output.expr, batch)
     return evaluate.materialise(answer, batch.rows, output.type)
-
