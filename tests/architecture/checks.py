@@ -58,8 +58,18 @@ def layers() -> list[set[str]]:
 
 
 def imports(name: str, text: str, known: Sources) -> Iterator[tuple[int, str]]:
-    """Yield (line, module) of every import, those inside functions too."""
-    for node in ast.walk(ast.parse(text)):
+    """Yield (line, module) of every import that can run, those inside functions too."""
+    tree = ast.parse(text)
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for child in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name

@@ -1,0 +1,142 @@
+"""Arguments of the ``tarsdb`` command, and what every command does on errors and closed pipes.
+
+``tarsdb FILE`` is the shell; a first word from the command table is a command (write ``./query``
+for a file of such a name).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tarsdb.cli import commands, render
+from tarsdb.cli.shell import print_error
+from tarsdb.errors import Error
+
+_ABOUT = """\
+tarsdb: an embedded AI database. One file holds rows, vectors, models and sandboxed functions.
+
+  tarsdb FILE                        open a shell on a database file
+  tarsdb COMMAND ...                 one of the commands below; tarsdb COMMAND --help says more
+"""
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    0: done. 1: the database refused, the message is on stderr. 2: wrong arguments.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    if not _names_command(given):
+        given.insert(0, "shell")
+    try:
+        parsed = parser.parse_args(given)
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except Error as error:
+        print_error(error, sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader went away (`| head`); keep the interpreter's exit from complaining too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _names_command(given: Sequence[str]) -> bool:
+    first = next((word for word in given if not word.startswith("-")), None)
+    return first in _COMMANDS or (first is None and given[0] in ("-h", "--help", "--version"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tarsdb", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"tarsdb {commands.version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (about, fill) in _COMMANDS.items():
+        command = subparsers.add_parser(name, help=about, description=f"{about}.")
+        fill(command)
+    return parser
+
+
+def _file(parser: argparse.ArgumentParser, *, read_only: bool = True) -> None:
+    parser.add_argument("file", metavar="FILE", help="the database file; created when absent")
+    if read_only:
+        parser.add_argument("--read-only", action="store_true", help="refuse every write")
+
+
+def _shell(parser: argparse.ArgumentParser) -> None:
+    _file(parser)
+    parser.add_argument("--check", action="store_true", help="verify the whole file first")
+    parser.set_defaults(run=commands.shell)
+
+
+def _query(parser: argparse.ArgumentParser) -> None:
+    _file(parser)
+    parser.add_argument("sql", metavar="SQL", help="statements; - reads them from stdin")
+    parser.add_argument("--format", choices=render.MODES, default="table")
+    parser.add_argument(
+        "--param", action="append", default=[], metavar="VALUE|NAME=VALUE",
+        help="value of the next ?, or of :NAME; numbers, true, null, JSON lists are read as such",
+    )  # fmt: skip
+    parser.set_defaults(run=commands.query)
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    _file(parser, read_only=False)
+    parser.add_argument("table", metavar="TABLE", help="created from the data when absent")
+    parser.add_argument("data", metavar="DATA", help="a .csv, .json, .ndjson or .parquet file")
+    parser.add_argument(
+        "--by-position", action="store_true", help="ignore column names in the data file"
+    )
+    parser.set_defaults(run=commands.import_data)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _file(parser, read_only=False)
+    parser.add_argument("what", metavar="TABLE|QUERY", help="a table, or a SELECT in quotes")
+    parser.add_argument("data", metavar="DATA", help="a .csv, .json or .parquet file to write")
+    parser.set_defaults(run=commands.export_data)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _file(parser, read_only=False)
+    parser.add_argument("--quick", action="store_true", help="structure and headers only")
+    parser.set_defaults(run=commands.check)
+
+
+def _warmup(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=commands.warmup)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the benchmarks")
+    parser.set_defaults(run=commands.bench)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see python -m tarsdb.demo -h")
+    parser.set_defaults(run=commands.demo)
+
+
+_COMMANDS = {
+    "shell": ("open a shell on a database file", _shell),
+    "query": ("run statements and print their rows", _query),
+    "import": ("append a data file to a table", _import),
+    "export": ("write a table or a query to a data file", _export),
+    "check": ("verify a database file: structure, checksums, indexes", _check),
+    "warmup": ("compile the kernels once for this machine", _warmup),
+    "bench": ("run the benchmarks of a source checkout", _bench),
+    "demo": ("run the demonstration on this interpreter's documentation", _demo),
+}
