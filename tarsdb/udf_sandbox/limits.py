@@ -167,7 +167,7 @@ class Call:
     used: int = 0  # fuel, known at the end
 
     def must_stop(self) -> bool:
-        """Called at every tick: decide, and remember the reason."""
+        """Decide at every tick whether to stop, and remember the reason."""
         if self.interrupted or self.budget.interrupted:
             self.stopped = "interrupt"
         elif time.monotonic() >= self.deadline:

@@ -187,7 +187,8 @@ def check_signature(
         )
     raise UdfValidationError(
         f"export {export} has type {found}, {signature} needs {wanted}",
-        hint="BOOLEAN, SMALLINT, INT and DATE are i32; BIGINT, TIME and TIMESTAMP i64; REAL f32; DOUBLE f64",
+        hint="BOOLEAN, SMALLINT, INT and DATE are i32; BIGINT, TIME and TIMESTAMP i64; "
+        "REAL f32; DOUBLE f64",
     )
 
 

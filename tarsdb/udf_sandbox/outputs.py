@@ -1,4 +1,4 @@
-"""Is a column that a guest returned a legal column of its SQL type?
+"""Decide whether a column that a guest returned is a legal column of its SQL type.
 
 Knows only columns and types. Text must be UTF-8, JSON must parse, dates must be presentable,
 vectors finite: what the rest of the database takes for granted.
@@ -80,9 +80,8 @@ def _check_utf8(column: Column, function: str) -> None:
         raw.decode()
     except UnicodeDecodeError as error:
         row = int(np.searchsorted(column.offsets, error.start, side="right")) - 1
-        raise UdfError(
-            f"function {function}: row {row} is not UTF-8 (byte {error.start - column.offsets[row]})"
-        ) from error
+        at = error.start - int(column.offsets[row])
+        raise UdfError(f"function {function}: row {row} is not UTF-8 (byte {at})") from error
     starts = column.offsets[:-1]
     inside = np.zeros(len(starts), dtype=bool)
     real = starts < len(raw)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tarsdb.errors import UdfValidationError
+from tarsdb.udf_sandbox import bodies
 
 HEADER = b"\x00asm\x01\x00\x00\x00"
 MAX_MODULE_BYTES = 8 << 20
@@ -54,6 +55,11 @@ class Outline:
     exports: dict[str, tuple[str, int]] = field(default_factory=dict)
     has_start: bool = False
     bodies: int = 0
+
+    def parameter_count(self, number: int) -> int:
+        """Return how many parameters function ``number`` has; 0 when it is not declared."""
+        index = self.functions[number] if number < len(self.functions) else len(self.types)
+        return len(self.types[index].params) if index < len(self.types) else 0
 
     @property
     def exported_functions(self) -> dict[str, FuncType]:
@@ -115,7 +121,8 @@ class Reader:
     def skip(self, count: int) -> None:
         """Move past ``count`` bytes."""
         if count > self.end - self.position:
-            raise malformed(f"{count} bytes promised, {self.end - self.position} left", self.position)
+            left = self.end - self.position
+            raise malformed(f"{count} bytes promised, {left} left", self.position)
         self.position += count
 
     def number(self, bits: int = 32) -> int:
@@ -308,14 +315,18 @@ def _start(reader: Reader, outline: Outline) -> None:
 def _code(reader: Reader, outline: Outline) -> None:
     cap("code bytes", reader.end - reader.position, MAX_CODE_BYTES)
     outline.bodies = reader.count("function bodies", MAX_FUNCTIONS)
-    total = 0
-    for _ in range(outline.bodies):
+    total = loops = 0
+    for number in range(outline.bodies):
         size = reader.number()
         cap("a function of bytes", size, MAX_BODY_BYTES)
         start = reader.position
         reader.skip(size)
-        total += _locals(Reader(reader.data, start, start + size))
+        body = Reader(reader.data, start, start + size)
+        count = _locals(body) + outline.parameter_count(number)
+        total += count
         cap("locals", total, MAX_TOTAL_LOCALS)
+        loops += bodies.count_loops(body.data, body.position, body.end, count)
+        cap("loops", loops, bodies.MAX_TOTAL_LOOPS)
 
 
 def _locals(reader: Reader) -> int:

@@ -19,6 +19,7 @@ MAX_WASM_STACK = 512 << 10
 ENOUGH_STACK = 4 << 20
 WORKER_STACK = 16 << 20
 _IDLE_WORKERS = 4
+_SYSTEM: str = sys.platform
 
 T = TypeVar("T")
 _start_lock = threading.Lock()
@@ -43,17 +44,9 @@ def _stack_bytes() -> int:
     if on_main_thread():
         return _main_stack_bytes()
     try:
-        if sys.platform == "linux":
-            return _linux_stack_bytes()
-        if sys.platform == "darwin":
-            library = ctypes.CDLL(None)
-            library.pthread_self.restype = ctypes.c_void_p
-            library.pthread_get_stacksize_np.restype = ctypes.c_size_t
-            library.pthread_get_stacksize_np.argtypes = [ctypes.c_void_p]
-            return int(library.pthread_get_stacksize_np(library.pthread_self()))
-    except (AttributeError, OSError):  # a C library without these calls
+        return _darwin_stack_bytes() if _SYSTEM == "darwin" else _linux_stack_bytes()
+    except (AttributeError, OSError, TypeError):  # a C library without these calls
         return 0
-    return 0
 
 
 def _main_stack_bytes() -> int:
@@ -63,6 +56,14 @@ def _main_stack_bytes() -> int:
         return 0
     soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
     return sys.maxsize if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def _darwin_stack_bytes() -> int:
+    library = ctypes.CDLL(None)
+    library.pthread_self.restype = ctypes.c_void_p
+    library.pthread_get_stacksize_np.restype = ctypes.c_size_t
+    library.pthread_get_stacksize_np.argtypes = [ctypes.c_void_p]
+    return int(library.pthread_get_stacksize_np(library.pthread_self()))
 
 
 def _linux_stack_bytes() -> int:
@@ -149,6 +150,6 @@ def _retire(worker: _Worker) -> None:
 
 def forget_workers() -> None:
     """Drop threads that a fork did not copy."""
-    global _start_lock  # noqa: PLW0603 - its owner may not exist in the child
+    global _start_lock
     _start_lock = threading.Lock()
     _idle.clear()

@@ -82,7 +82,7 @@ _runtime_lock = threading.Lock()
 
 def runtime() -> Runtime:
     """Return this process's runtime, made on first use."""
-    global _runtime  # noqa: PLW0603 - one engine a process
+    global _runtime
     with _runtime_lock:
         if _runtime is None:
             _runtime = Runtime()
@@ -91,7 +91,7 @@ def runtime() -> Runtime:
 
 def _after_fork() -> None:
     """Forget threads and locks of the parent; a forked child makes its own engine."""
-    global _runtime, _runtime_lock  # noqa: PLW0603 - see runtime()
+    global _runtime, _runtime_lock
     _runtime, _runtime_lock = None, threading.Lock()
     stacks.forget_workers()
 
@@ -136,7 +136,7 @@ def _on_epoch(_context: Any, key: int | None, delta: Any, kind: Any) -> int | No
     """Every tick in a running guest: go on for one more tick, or end it with an error."""
     call = _running.get(key or 0)
     if call is None or call.must_stop():
-        error = wasmtime.WasmtimeError("stopped")._consume()  # type: ignore[attr-defined]
+        error = wasmtime.WasmtimeError("stopped")._consume()
         return ctypes.cast(error, ctypes.c_void_p).value
     delta[0] = 1
     kind[0] = 0  # continue
@@ -207,7 +207,7 @@ class Store:
                 raise memory_error(call.function, self.limits, "its memory is too large") from error
             raise _converted(error, call, None) from error
 
-    def invoke(self, function: Any, call: Call, memory: wasmtime.Memory | None, *args: int) -> Any:
+    def invoke(self, function: Any, call: Call, memory: Any, *args: int) -> Any:
         """Call an export; traps and stops become typed errors."""
         try:
             return function(self.raw, *args)
@@ -215,13 +215,13 @@ class Store:
             size = None if memory is None else memory.data_len(self.raw)
             raise _converted(error, call, size) from error
 
-    def view(self, memory: wasmtime.Memory) -> np.ndarray:
+    def view(self, memory: Any) -> np.ndarray:
         """Return a memory as bytes; valid until the guest next runs (growth moves it)."""
         size = memory.data_len(self.raw)
         if size == 0:
             return np.zeros(0, dtype=np.uint8)
         address = ctypes.addressof(memory.data_ptr(self.raw).contents)
-        return np.frombuffer((ctypes.c_ubyte * size).from_address(address), dtype=np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
 
     def close(self) -> None:
         """Free the store and everything in it."""
@@ -245,7 +245,8 @@ def _converted(error: Exception, call: Call, memory_size: int | None) -> Excepti
     name = "UNKNOWN" if code is None else code.name
     hint = None
     if memory_size is not None and memory_size > call.limits.max_memory_bytes - (1 << 20):
-        hint = f"its memory is at {memory_size} of max_memory = {call.limits.max_memory_bytes} bytes"
+        limit = call.limits.max_memory_bytes
+        hint = f"its memory is at {memory_size} of max_memory = {limit} bytes"
     return UdfTrapError(
         f"function {call.function}: trap {name}{_place(error)}", hint=hint, code=name
     )
