@@ -42,13 +42,14 @@ def bias_activation(values: F32, bias: F32, activation: int) -> None:
     step = max(1, _BLOCK // max(1, values.shape[1]))
     square = np.empty((min(step, len(values)), values.shape[1]), np.float32)
     logit = np.empty_like(square)
-    for start in range(0, len(values), step):
-        block = values[start : start + step]
-        np.add(block, bias, out=block)
-        if activation == RELU:
-            np.maximum(block, 0.0, out=block)
-        else:
-            _gelu(block, square[: len(block)], logit[: len(block)], activation)
+    with np.errstate(over="ignore"):  # exp overflows to infinity where gelu is 0, as it should
+        for start in range(0, len(values), step):
+            block = values[start : start + step]
+            np.add(block, bias, out=block)
+            if activation == RELU:
+                np.maximum(block, 0.0, out=block)
+            else:
+                _gelu(block, square[: len(block)], logit[: len(block)], activation)
 
 
 def _gelu(block: F32, square: F32, logit: F32, activation: int) -> None:
@@ -61,7 +62,6 @@ def _gelu(block: F32, square: F32, logit: F32, activation: int) -> None:
         np.multiply(logit, square, out=logit)
         np.subtract(logit, np.float32(coefficient), out=logit)
     np.multiply(logit, block, out=logit)
-    np.minimum(logit, 80.0, out=logit)  # exp(80) is finite in float32
     np.exp(logit, out=logit)
     np.add(logit, 1.0, out=logit)
     np.divide(block, logit, out=block)

