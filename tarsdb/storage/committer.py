@@ -89,6 +89,11 @@ class Committer:
         self._leader: _Ticket | None = None
         self._queue: deque[_Ticket] = deque()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a ticket is being served."""
+        return self._leader is not None
+
     def commit(self, change: Change, durability: Durability, timeout_s: float) -> CommitInfo:
         """Validate and apply one change; return when it is as durable as asked."""
         ticket = _Ticket(change, durability)
@@ -276,8 +281,8 @@ class Committer:
             failpoints.hit("commit.before_sync")
             self._env.commit_lmdb(txn)
             failpoints.hit("commit.after_write")
-        for ticket, error in refused:
-            ticket.error = error
+        for ticket, reason in refused:
+            ticket.error = reason
         return made
 
     def _write_one(self, txn: WriteTxn, change: Change, info: CommitInfo, alone: bool) -> None:

@@ -28,7 +28,7 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.options import Durability, OpenOptions
-from tarsdb.storage import failpoints, opening
+from tarsdb.storage import failpoints, forking, opening, verify
 from tarsdb.storage import head as head_record
 from tarsdb.storage.committer import Change, CommitInfo, Committer
 from tarsdb.storage.leases import Lease
@@ -42,6 +42,7 @@ _QUIESCE_S = 2.0
 _RETRIES = 4
 
 _registry: dict[tuple[int, int], Environment] = {}
+_inherited: dict[tuple[int, int], Environment] = {}
 _registry_lock = threading.RLock()
 
 
@@ -69,7 +70,9 @@ class Environment:
         self.caches: dict[str, Any] = {}
         self.parking = threading.Lock()
         self._references = 1
+        self._is_closed = False
         self._pid = os.getpid()
+        self.is_detached = False
         self._key = opened.inode
         self._fd = opened.fd
         self.locks: FileLocks = opened.locks
@@ -85,6 +88,7 @@ class Environment:
     def _use(self, lmdb_env: Any, databases: dict[str, Any]) -> None:
         self._lmdb = lmdb_env
         self._begin: Callable[..., Any] = lmdb_env.begin
+        self._map_size: int = lmdb_env.info()["map_size"]
         self.databases = databases
 
     # --- opening and closing ---
@@ -102,11 +106,12 @@ class Environment:
             It is not a tarsdb file; `FormatVersionError` and `CorruptionError` say more.
         """
         options = options or OpenOptions()
-        path = os.path.abspath(os.fspath(path))
+        path = os.path.realpath(os.fspath(path))  # LMDB names its lock file after the path
         with _registry_lock:
             shared = cls._shared(path)
             if shared is not None:
                 return shared._join(options)
+            _close_inherited(path)
             opened = opening.open_file(path, options)
             env = cls(path, options, opened)
             _registry[env._key] = env
@@ -114,43 +119,45 @@ class Environment:
 
     @staticmethod
     def _shared(path: str) -> Environment | None:
-        try:
-            found = os.stat(path)
-        except OSError:
-            return None
-        env = _registry.get((found.st_dev, found.st_ino))
-        return env if env is not None and env._pid == os.getpid() else None
+        inode = _inode(path)
+        return None if inode is None else _registry.get(inode)
 
     def _join(self, options: OpenOptions) -> Environment:
         if self.read_only and not options.read_only:
             self._reopen(options)
         self._references += 1
+        if options.check:
+            try:
+                self.check_structure()
+            except BaseException:
+                self._references -= 1
+                raise
         return self
 
     def release(self) -> None:
-        """Give back one reference; the last one closes the file."""
+        """Give back one reference.
+
+        The last one closes the file, or, while read transactions are still open, leaves that to the
+        last of them: closing unmaps the pages their views show.
+        """
         with _registry_lock:
             if self._pid != os.getpid() or self._references == 0:
                 return
             self._references -= 1
-            if self._references:
-                return
-            _registry.pop(self._key, None)
-            self._close()
+            self._close_if_unused()
 
-    def _close(self) -> None:
-        self._watch.stop()
-        try:
-            with self._quiesced("close", _QUIESCE_S):
-                self.caches.clear()
-                self._lmdb.close()
-        except OperationalError:
-            # Somebody still holds views of the map: unmapping it would kill the process. The
-            # mapping stays until the process ends; the locks are released all the same.
-            METRICS.add("storage.closed_with_live_readers")
+    def _close_if_unused(self) -> None:
+        with _registry_lock:
+            if self._references or self._live or self._is_closed:
+                return
+            self._is_closed = True
+            _registry.pop(self._key, None)
+            self._watch.stop()
             self.caches.clear()
-        os.close(self._fd)
-        self._begin = _refuse_closed
+            self._begin = _refuse_closed
+            with self._moving:
+                self._lmdb.close()
+            os.close(self._fd)
 
     # --- reading ---
 
@@ -163,12 +170,15 @@ class Environment:
         live.add(slot)
         if self._gate is not None:
             self._pass_gate(slot)
+        txn = None
         try:
             txn = self._begin(None, None, False, True)
             raw = txn.get(head_record.KEY, None, self.databases["meta"])
             seen = self._seen
             head = seen[1] if raw == seen[0] else self._read_head(raw)
         except BaseException as error:
+            if txn is not None:
+                txn.abort()
             live.discard(slot)
             return self._read_again(error)
         slot.txn = txn
@@ -189,14 +199,18 @@ class Environment:
         raise error
 
     def _end_read(self, slot: ReaderSlot) -> None:
-        self._live.discard(slot)
+        if self._pid != os.getpid():
+            return  # the parent's transaction: not ours to end
         if slot.expired or slot.parked:
             with self.parking:
                 txn, slot.txn = slot.txn, None
         else:
             txn = slot.txn
-        if txn is not None and self._pid == os.getpid():
+        if txn is not None:
             txn.abort()
+        self._live.discard(slot)
+        if self._references == 0:
+            self._close_if_unused()
 
     def _pass_gate(self, slot: ReaderSlot) -> None:
         while (gate := self._gate) is not None:
@@ -277,6 +291,8 @@ class Environment:
                 txn.retire()
         finally:
             raw_txn.abort()  # does nothing after a commit
+            if self._map_size < self.options.map_size_bytes:
+                self._grow_early()
 
     def commit_lmdb(self, txn: WriteTxn) -> None:
         """Commit the LMDB transaction: its data is synced, then its meta page is written."""
@@ -308,6 +324,11 @@ class Environment:
             hint="open the database again in the child process",
         )
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a thread of this process holds or awaits the writer."""
+        return self._committer.is_busy
+
     # --- recovery ---
 
     def _recover(self, error: lmdb.Error) -> None:
@@ -326,13 +347,23 @@ class Environment:
         else:
             raise convert(error, self.path) from error
 
-    def _remap(self, size: int) -> None:
-        with self._quiesced("remap", _QUIESCE_S):
+    def _remap(self, size: int, wait_s: float = _QUIESCE_S) -> None:
+        with self._quiesced("remap", wait_s):
             try:
                 self._lmdb.set_mapsize(size)
             except lmdb.Error as error:
                 raise convert(error, self.path) from error
             self._moved()
+            self._map_size = self._lmdb.info()["map_size"]
+
+    def _grow_early(self) -> None:
+        """Enlarge a map that is half full while nobody reads: later a reader may be in the way."""
+        info = self._lmdb.info()
+        size = opening.larger_map(self._map_size, self.options)
+        if size is None or self._live or info["last_pgno"] * 4096 * 2 < self._map_size:
+            return
+        with contextlib.suppress(OperationalError):
+            self._remap(size, wait_s=0.0)
 
     def _grow(self, error: lmdb.Error) -> None:
         size = opening.larger_map(self._lmdb.info()["map_size"], self.options)
@@ -349,6 +380,8 @@ class Environment:
             self.caches.clear()
             self._lmdb.close()
             failpoints.hit("reopen.before_open")
+            if _inode(self.path) != self._key:
+                raise OperationalError(f"{self.path}: the file was replaced while it was open")
             self._use(*opening.open_lmdb(self.path, options))
             self.options, self.read_only = options, options.read_only
             self._moved()
@@ -395,7 +428,15 @@ class Environment:
 
     def reader_check(self) -> int:
         """Clear reader slots of dead processes; return how many there were."""
-        return int(self._lmdb.reader_check())
+        with self._moving:
+            return 0 if self._is_closed else int(self._lmdb.reader_check())
+
+    def check_structure(self) -> None:
+        """Verify pages and trees of the file, with the writer held; raise CorruptionError."""
+        if self.read_only:
+            verify.check_structure(self.path, limit_s=None)
+        else:
+            self.stage(lambda _: verify.check_structure(self.path, limit_s=None))
 
     def stat(self) -> dict[str, int]:
         """Return sizes and counts: map, file, pages in use, readers, entries per database."""
@@ -411,6 +452,43 @@ class Environment:
             for name in opening.DATABASES:
                 found[f"entries_{name}"] = txn.count(name)
         return found
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _after_fork_in_child() -> None:
+    """Disown what the parent has open, before anything can touch it."""
+    global _registry_lock
+    _registry_lock = threading.RLock()  # another thread of the parent may have held the old one
+    _inherited.update(_registry)
+    _registry.clear()
+    for env in _inherited.values():
+        env.is_detached = forking.detach_lock_file(env.path)
+        forking.close_quietly(env._fd)
+
+
+def _close_inherited(path: str) -> None:
+    """Close the parent's environment in this child, so that the file can be opened here."""
+    inode = _inode(path)
+    env = _inherited.get(inode) if inode else None
+    if env is None or inode is None:
+        return
+    if not env.is_detached or env.is_writing:
+        raise ForkedProcessError(
+            f"{path}: this process was forked while its parent was writing to the file",
+            hint="start processes with multiprocessing's 'spawn', or fork before opening",
+        )
+    env._lmdb.close()
+    del _inherited[inode]
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _refuse_closed(*_: object) -> None:

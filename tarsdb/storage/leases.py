@@ -4,8 +4,8 @@ A large load stages its blocks before the commit that publishes them. A lease sa
 record in ``meta`` with the process (id, start time, boot) and one empty entry per name held.
 Collection keeps what a live lease holds and takes what a dead one left.
 
-Keys in ``meta``: ``lease/`` + 16-byte token -> JSON of the process; ``lease/`` + token + ``/`` + name
--> empty. Knows nothing about what the names mean.
+Keys in ``meta``: ``lease/`` + 16-byte token -> JSON of the process; ``lease/`` + token + ``/`` +
+name -> empty. Knows nothing about what the names mean.
 """
 
 from __future__ import annotations

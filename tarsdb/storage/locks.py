@@ -1,14 +1,16 @@
 """Byte-range locks on the data file: who has it open, who writes, who writes next.
 
 The locks are open-file-description locks on a descriptor of our own, three single bytes far beyond
-any data. They are seen by every process on the machine, whatever its process namespace, are released
-by the kernel when the process dies, and do not touch LMDB's ``-lock`` file. Where the platform has
-no such locks one ``flock`` serves as the writer lock, and exclusive opening cannot be detected.
+any data. They are seen by every process on the machine, whatever its process namespace, are
+released by the kernel when the process dies, and do not touch LMDB's ``-lock`` file. Where the
+platform has no such locks one ``flock`` serves as the writer lock, and exclusive opening cannot be
+detected.
 
 ===========  ==================================================================
 open         shared by every opener for its life; exclusive while opening alone
 writer       held from before a write transaction begins until it is durable
 next         a turnstile: held by the one process whose turn to write is next
+namespace    shared; one of many bytes, chosen by the opener's process namespace
 ===========  ==================================================================
 
 Knows nothing about LMDB.
@@ -34,8 +36,11 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.0002, 0.002
 HAS_OFD = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 
 
-def _request(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+_NAMESPACES, _NAMESPACE_COUNT = _BASE + (1 << 20), 1 << 40
+
+
+def _request(kind: int, byte: int, size: int = 1) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, size, 0)
 
 
 _TAKE_NEXT = _request(fcntl.F_WRLCK, _NEXT)
@@ -105,6 +110,25 @@ class FileLocks:
             return False
         reply = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _OPEN_EXCLUSIVE)
         return bool(_FLOCK.unpack(reply)[0] == fcntl.F_UNLCK)
+
+    def join_namespace(self, namespace: int) -> bool:
+        """Say which process namespace this opener is in; return False when another's is open.
+
+        LMDB tells dead readers by process id, which means nothing across namespaces.
+        """
+        if not HAS_OFD:
+            return True
+        mine = _NAMESPACES + namespace % _NAMESPACE_COUNT
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _request(fcntl.F_RDLCK, mine))
+        below = (_NAMESPACES, mine - _NAMESPACES)
+        above = (mine + 1, _NAMESPACES + _NAMESPACE_COUNT - mine - 1)
+        for start, size in (below, above):
+            if size > 0:
+                query = _request(fcntl.F_WRLCK, start, size)
+                reply = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, query)
+                if _FLOCK.unpack(reply)[0] != fcntl.F_UNLCK:
+                    return False
+        return True
 
     def acquire_writer(self, timeout_s: float, started: float | None = None) -> None:
         """Wait for the writer lock, in turn with other processes; Ctrl-C interrupts the wait.

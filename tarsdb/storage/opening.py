@@ -90,14 +90,7 @@ def _open_or_create(path: str, options: OpenOptions) -> int:
                 raise OperationalError(
                     f"{path}: no such database file", hint="open it with create=True"
                 ) from error
-            try:
-                _create(path, replace=False)
-            except FileNotFoundError as missing:
-                raise OperationalError(
-                    f"{path}: its directory does not exist"
-                ) from missing
-            except (OSError, lmdb.Error) as failed:
-                raise convert(failed, path) from failed
+            _reserve(path)
         except OSError as error:
             if not options.read_only:
                 raise convert(error, path) from error
@@ -105,6 +98,16 @@ def _open_or_create(path: str, options: OpenOptions) -> int:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as denied:
                 raise convert(denied, path) from denied
+
+
+def _reserve(path: str) -> None:
+    """Create an empty file; whoever locks it first puts a database in its place."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+    except FileNotFoundError as error:
+        raise OperationalError(f"{path}: its directory does not exist") from error
+    except OSError as error:
+        raise convert(error, path) from error
 
 
 def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> Opened | None:
@@ -120,8 +123,9 @@ def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> O
         if options.read_only:
             raise DatabaseError(f"{path}: the file is empty")
         if alone:
-            _create(path, replace=True)
+            _create(path)
         return None
+    _require_one_name(path, found, locks, alone)
     _check_before_open(fd, path, options, locks, alone)
     lmdb_env, databases = open_lmdb(path, options)
     try:
@@ -131,6 +135,29 @@ def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> O
         lmdb_env.close()
         raise
     return Opened(fd, (found.st_dev, found.st_ino), locks, lmdb_env, databases, file_id)
+
+
+def _require_one_name(
+    path: str, found: os.stat_result, locks: FileLocks, alone: bool
+) -> None:
+    """Refuse what would give two openers two ``-lock`` files or two meanings of a process id."""
+    if not alone and found.st_nlink > 1:
+        raise OperationalError(
+            f"{path}: has {found.st_nlink} names (hard links) and is open elsewhere",
+            hint="open it everywhere by the same name, or remove the other links",
+        )
+    if not locks.join_namespace(_process_namespace()):
+        raise OperationalError(
+            f"{path}: open in another process namespace (container)",
+            hint="run all its processes in one container, or with a shared PID namespace",
+        )
+
+
+def _process_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _is_at(path: str, found: os.stat_result) -> bool:
@@ -243,8 +270,11 @@ def read_format(env: Any, databases: dict[str, Any], path: str) -> bytes:
 # --- creating and copying ---
 
 
-def _create(path: str, replace: bool) -> None:
-    """Make a new database beside `path` and link it into place, so that it is born complete."""
+def _create(path: str) -> None:
+    """Replace the empty file at `path`, locked by the caller, by a complete new database.
+
+    It is made beside it and renamed, so a file is empty or born; nothing in between is ever seen.
+    """
     failpoints.hit("open.before_create")
     temporary = f"{path}.new-{secrets.token_hex(6)}"
     try:
@@ -261,26 +291,24 @@ def _create(path: str, replace: bool) -> None:
                 txn.put(head_record.KEY, head_record.encode(head), db=handles["meta"])
         finally:
             env.close()
-        _publish(temporary, path, replace)
+        _publish(temporary, path)
+    except (OSError, lmdb.Error) as error:
+        raise convert(error, path) from error
     finally:
         for leftover in (temporary, f"{temporary}-lock"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
 
 
-def _publish(temporary: str, path: str, replace: bool) -> None:
-    """Sync a finished file and give it its name; an existing one wins unless `replace`."""
+def _publish(temporary: str, path: str) -> None:
+    """Sync a finished file and give it its name."""
     fd = os.open(temporary, os.O_RDWR)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
     failpoints.hit("open.before_publish")
-    if replace:
-        os.replace(temporary, path)
-    else:
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+    os.replace(temporary, path)
     sync_directory(path)
 
 
@@ -295,18 +323,24 @@ def sync_directory(path: str) -> None:
 
 def copy_file(env: Any, source: str, path: str) -> None:
     """Write a consistent compact copy of an open environment to a path that must not exist."""
-    if os.path.exists(path):
-        raise OperationalError(f"{path}: exists already", hint="choose another name")
     temporary = f"{path}.new-{secrets.token_hex(6)}"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError as error:
+        raise OperationalError(f"{path}: exists already", hint="choose another name") from error
+    except OSError as error:
+        raise convert(error, path) from error
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             env.copyfd(fd, compact=True)
         finally:
             os.close(fd)
-        _publish(temporary, path, replace=False)
-    except (OSError, lmdb.Error) as error:
-        raise convert(error, source) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _publish(temporary, path)
+    except BaseException as error:
+        for leftover in (temporary, path):
+            with contextlib.suppress(OSError):
+                os.unlink(leftover)
+        if isinstance(error, (OSError, lmdb.Error)):
+            raise convert(error, source) from error
+        raise

@@ -266,7 +266,7 @@ class WriteTxn(ReadTxn):
         """Do nothing: the environment ends a write transaction."""
 
     def retire(self) -> None:
-        """Called by the environment when the transaction is over: every use fails from now on."""
+        """Make every use fail from now on: the transaction is over."""
         self._txn = None
         self._get = self._put = self._delete = _closed
 

@@ -1,7 +1,7 @@
-"""Checks a data file before LMDB maps it: LMDB trusts its file and a damaged one can kill a process.
+"""Checks a data file before LMDB maps it: a damaged one can kill the process.
 
-Uses lmdb's own verifier, a pure reader of bytes. Its answer holds only while nobody writes, so the
-caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their checksums are
+LMDB trusts its file. This uses lmdb's own verifier, a pure reader of bytes. Its answer holds only
+while nobody writes, so the caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their checksums are
 checked at first touch.
 """
 
@@ -91,7 +91,8 @@ def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:
 
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        checker: Any = verify._Verifier(_TimedFile(file, limit_s), size)
+        maker: Any = verify._Verifier
+        checker = maker(_TimedFile(file, limit_s), size)
         try:
             return list(checker.verify()), True
         except _OutOfTime:
