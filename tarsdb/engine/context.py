@@ -120,7 +120,7 @@ class Context:
     """
 
     __slots__ = (
-        "budgets", "catalog", "engines", "may_release", "parameters", "snapshot", "variables",
+        "budget", "catalog", "engines", "may_release", "parameters", "snapshot", "variables",
         "writes",
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ class Context:
         self.parameters = parameters
         self.variables = variables
         self.catalog = snapshot.catalog if writes is None else writes.overlay(snapshot.catalog)
-        self.budgets: dict[int, Any] = {}
+        self.budget: Any = None
         self.may_release = False
 
     @contextmanager
@@ -180,7 +180,7 @@ class Context:
     def parameter(self, key: int | str) -> Any:
         """Return the bound value of a parameter."""
         try:
-            return self.parameters[key]  # type: ignore[call-overload,index]
+            return self.parameters[key]  # type: ignore[index] # a mismatch is reported below
         except (KeyError, IndexError, TypeError) as error:
             raise _missing(key, self.parameters) from error
 
@@ -188,7 +188,8 @@ class Context:
         """Evaluate an expression without columns to one Python value (None stays None)."""
         if node is None:
             return None
-        from tarsdb.engine.evaluate import Batch, Constant, value
+        from tarsdb.engine.compare import Constant
+        from tarsdb.engine.evaluate import Batch, value
         from tarsdb.engine.result import present
 
         answer = value(node, Batch(1, {}, self))

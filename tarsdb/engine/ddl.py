@@ -164,8 +164,7 @@ def _mentions(expression: ex.Expr | Relational, kind: str, name: str) -> bool:
     wanted = "model" if kind == "model" else "udf"
     while stack:
         node = stack.pop()
-        called = isinstance(node, ex.Call) and node.kind == wanted
-        if called and node.target.lower() == name.lower():
+        if isinstance(node, ex.Call) and (node.kind, node.target.lower()) == (wanted, name.lower()):
             return True
         stack.extend(evaluate.children(node))
     return False

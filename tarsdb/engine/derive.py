@@ -12,7 +12,9 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine import evaluate
+from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context
+from tarsdb.engine.functions import cast
 from tarsdb.engine.result import Result
 from tarsdb.errors import DataError, DimensionMismatchError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
@@ -38,15 +40,15 @@ def bound(context: Context, table: TableDef, text: str) -> ex.Expr | Relational:
 
 def evaluate_bound(
     context: Context, expression: ex.Expr | Relational, table: TableDef, columns: Columns, rows: int
-) -> Column | evaluate.Constant:
+) -> Column | Constant:
     """Evaluate a bound expression over rows being written."""
     if not isinstance(expression, Relational):
         return evaluate.value(expression, evaluate.Batch(rows, columns, context))
-    result = relational_over(context, expression, table, columns, rows)
-    answer = result.arrow().column(result.arrow().num_columns - 1)
     from tarsdb.engine.arrow import from_arrow, sql_type_of
 
-    return from_arrow(answer, sql_type_of(answer.type), "expression")
+    answer = relational_over(context, expression, table, columns, rows).arrow()
+    values = answer.sort_by("__no").column("value")
+    return from_arrow(values, sql_type_of(values.type), "expression")
 
 
 def relational_over(
@@ -91,9 +93,9 @@ def generate(
     return computed
 
 
-def cast_column(answer: Column | evaluate.Constant, column: ColumnDef, rows: int) -> Column:
+def cast_column(answer: Column | Constant, column: ColumnDef, rows: int) -> Column:
     """Return an evaluated answer as a column of the table's column type."""
-    if isinstance(answer, evaluate.Constant):
+    if isinstance(answer, Constant):
         return from_list(column.type, [to_storage(answer.value, column.type, column.name)] * rows)
     if answer.type == column.type:
         return answer
@@ -104,10 +106,7 @@ def cast_column(answer: Column | evaluate.Constant, column: ColumnDef, rows: int
             )
         values = answer.values.astype(column.type.dtype)
         return Column(column.type, values, None, answer.validity)
-    from tarsdb.engine.result import present
-
-    stored = [to_storage(item, column.type, column.name) for item in present(answer)]
-    return from_list(column.type, stored)
+    return cast(answer, column.type, column.name)
 
 
 def fill_defaults(
@@ -151,7 +150,7 @@ def _check_one(
 ) -> None:
     name, text = constraint
     answer = evaluate_bound(context, bound(context, table, text), table, columns, rows)
-    if isinstance(answer, evaluate.Constant):
+    if isinstance(answer, Constant):
         failed = np.full(rows, answer.value is not None and not answer.value)
     else:
         failed = np.asarray(answer.values) == 0

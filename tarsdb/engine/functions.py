@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tarsdb.columns import Column, from_list
 from tarsdb.errors import CatalogError, DatabaseError, UdfError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import FunctionDef
 from tarsdb.storage import Environment
-from tarsdb.types import SqlType, to_storage
+from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -57,11 +59,16 @@ class FunctionRuntime:
         compiled = self._compiled(context, function)
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
-        budget = context.budgets.setdefault(function.id, Budget(compiled.limits))
+        columns = [
+            cast(column, sql_type, f"{function.name}({name})")
+            for column, (name, sql_type) in zip(columns, function.arguments, strict=True)
+        ]
+        if context.budget is None:
+            context.budget = Budget()
         METRICS.add("udf_rows", rows)
         self._running.add(compiled)
         try:
-            return compiled.call(columns, rows, budget)
+            return compiled.call(columns, rows, context.budget)
         finally:
             self._running.discard(compiled)
 
@@ -83,8 +90,9 @@ class FunctionRuntime:
         types = [sql_type for _, sql_type in function.arguments]
         limits = limits_from_options(function.options)
         return ScalarFunction(
-            code, function.export, types, function.returns, strict=function.strict, limits=limits
-        )
+            code, function.export, types, function.returns, strict=function.strict,
+            limits=limits, name=function.name,
+        )  # fmt: skip
 
     def call_session(self, name: str, columns: Sequence[Column], rows: int) -> Column:
         """Run a Python function of this connection over a batch."""
@@ -110,6 +118,22 @@ class FunctionRuntime:
     def close(self) -> None:
         """Forget this connection's functions."""
         self.session.clear()
+
+
+def cast(column: Column, sql_type: SqlType, name: str) -> Column:
+    """Return a column with its values converted to a type, each through its Python value."""
+    if column.type == sql_type:
+        return column
+    if column.type.kind in _INTEGERS and sql_type.kind in _INTEGERS and len(column):
+        limits, values = np.iinfo(sql_type.dtype), column.values
+        if limits.min <= values.min() and values.max() <= limits.max:
+            return Column(sql_type, values.astype(sql_type.dtype), None, column.validity)
+    from tarsdb.engine.result import present
+
+    return from_list(sql_type, [to_storage(item, sql_type, name) for item in present(column)])
+
+
+_INTEGERS = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT})
 
 
 def _run(function: SessionFunction, columns: Sequence[Column], rows: int) -> Sequence[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.engine import derive, evaluate, upsert, vector_search
+from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
 from tarsdb.engine.result import Result
@@ -150,7 +151,7 @@ def update(context: Context, plan: Update) -> Result:
 
 def _updates(
     context: Context, plan: Update
-) -> Iterator[tuple[np.ndarray, list[Column | evaluate.Constant] | None]]:
+) -> Iterator[tuple[np.ndarray, list[Column | Constant] | None]]:
     """Yield row ids and, where a query computed them, the new values."""
     if plan.source is None:
         for rowids in _matching(context, plan.table, plan.predicate):
@@ -167,7 +168,7 @@ def _updates(
         )
     for start in range(0, len(seen), BATCH_ROWS):
         part = table.slice(start, BATCH_ROWS)
-        values: list[Column | evaluate.Constant] = [
+        values: list[Column | Constant] = [
             from_arrow(part.column(i + 1), column.type, column.name)
             for i, column in enumerate(plan.columns)
         ]

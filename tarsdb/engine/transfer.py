@@ -9,7 +9,7 @@ from tarsdb.engine.result import Result
 from tarsdb.errors import DataError
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.plan import Copy, Scan
+from tarsdb.sql.plan import Copy, Relational, Scan
 
 
 def copy_to(context: Context, plan: Copy) -> Result:
@@ -59,7 +59,7 @@ def _require_width(width: int, wanted: tuple[ColumnDef, ...], path: str) -> None
 
 def _defaults(
     context: Context, plan: Copy, wanted: tuple[ColumnDef, ...]
-) -> tuple[tuple[ColumnDef, object], ...]:
+) -> tuple[tuple[ColumnDef, ex.Expr | Relational], ...]:
     assert plan.table is not None
     given = {column.id for column in wanted}
     return tuple(

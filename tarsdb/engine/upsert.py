@@ -8,6 +8,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine import derive, evaluate
+from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.sql.plan import Insert, OnConflict
@@ -69,7 +70,7 @@ def _update(
 
 def _assignments(
     context: Context, table: TableDef, rule: OnConflict, old: derive.Columns, new: derive.Columns
-) -> dict[int, Column | evaluate.Constant] | None:
+) -> dict[int, Column | Constant] | None:
     """Return the new values by column id, or None where WHERE rejects the row."""
     if rule.relational is not None:
         return _relational(context, table, rule, old, new)
@@ -83,7 +84,7 @@ def _assignments(
 
 def _relational(
     context: Context, table: TableDef, rule: OnConflict, old: derive.Columns, new: derive.Columns
-) -> dict[int, Column | evaluate.Constant] | None:
+) -> dict[int, Column | Constant] | None:
     from tarsdb.engine import scans
     from tarsdb.engine.executor import relational_result
 
