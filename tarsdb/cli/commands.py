@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, TextIO
 
 from tarsdb.cli.catalog_text import quoted
@@ -25,12 +24,11 @@ from tarsdb.errors import DataError, NotSupportedError, OperationalError
 
 
 def version() -> str:
-    """Return the installed version, or that of the source tree."""
-    with suppress(importlib.metadata.PackageNotFoundError):
+    """Return the installed version."""
+    try:
         return importlib.metadata.version("tarsdb")
-    from tarsdb import __version__
-
-    return __version__
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def shell(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import configparser
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -213,20 +214,21 @@ def check_documented(known: Sources) -> list[str]:
     return findings
 
 
+EMPTY_WORDS = {"manager", "helper", "helpers", "util", "utils", "handler", "processor"}
+
+
 def check_vocabulary(known: Sources) -> list[str]:
-    """Flag words the house does not use for classes and modules, pickle, and input asserts."""
+    """Flag words that name nothing, in classes and modules, and formats that run code."""
     findings = []
     for name, text in known.items():
-        words = ("manager", "helper", "util", "handler")
-        last = name.rsplit(".", 1)[-1].lower()
-        findings += [f"{name}: {w} names nothing" for w in words if w in last]
+        words = set(name.rsplit(".", 1)[-1].lower().split("_"))
+        findings += [f"{name}: {word} names nothing" for word in sorted(words & EMPTY_WORDS)]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef):
-                lowered = node.name.lower()
+                parts = {part.lower() for part in re.findall(r"[A-Z][a-z]+", node.name)}
                 findings += [
-                    f"{name}:{node.lineno}: class {node.name}: {w} names nothing"
-                    for w in words
-                    if w in lowered
+                    f"{name}:{node.lineno}: class {node.name}: {word} names nothing"
+                    for word in sorted(parts & EMPTY_WORDS)
                 ]
         for line, module in imports(name, text, known):
             if module.split(".")[0] in ("pickle", "shelve", "marshal"):
