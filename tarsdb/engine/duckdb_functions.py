@@ -1,0 +1,198 @@
+"""Functions DuckDB calls back: models, sandboxed and session functions, vector distances.
+
+Each is registered once per signature and finds the running statement at every call. One thread at
+a time runs a function or a scan of a statement, because they share its read transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import duckdb.func
+import numpy as np
+import pyarrow as pa
+
+from tarsdb.columns import Column
+from tarsdb.engine.arrow import from_arrow, to_arrow
+from tarsdb.errors import BindError, DimensionMismatchError
+from tarsdb.types import REAL, TEXT, Kind, SqlType, from_storage
+
+if TYPE_CHECKING:
+    from tarsdb.engine.relational import Running
+
+DISTANCES = {
+    "l2": "<->", "ip": "<#>", "cosine": "<=>", "l1": "<+>", "hamming": "<~>", "jaccard": "<%>",
+}  # fmt: skip
+_VECTOR_TYPE = "FLOAT[]"  # a list takes vectors of any dimension; the call checks that they agree
+_BITS_TYPE = "VARCHAR"
+
+
+def duckdb_type(sql_type: SqlType) -> str:
+    """Return DuckDB's name of the type a SQL type travels as."""
+    if sql_type.kind in (Kind.VECTOR, Kind.HALFVEC):
+        return f"FLOAT[{sql_type.dim}]"
+    if sql_type.kind is Kind.INT8VEC:
+        return f"TINYINT[{sql_type.dim}]"
+    if sql_type.kind is Kind.BIT:
+        return _BITS_TYPE
+    if sql_type.kind is Kind.ARRAY:
+        return f"{duckdb_type(sql_type.element or TEXT)}[]"
+    return str(sql_type)
+
+
+class FunctionRegistry:
+    """The functions one DuckDB connection knows.
+
+    Parameters
+    ----------
+    connection : duckdb.DuckDBPyConnection
+    running : callable
+        Returns the statement that runs now.
+    """
+
+    def __init__(self, connection: Any, running: Callable[[], Running]) -> None:
+        self._connection = connection
+        self._running = running
+        self._signatures: dict[str, tuple[Any, ...]] = {}
+
+    def require(self, running: Running) -> None:
+        """Register what a plan calls and is not registered yet, or was with another signature."""
+        plan = running.plan
+        for model in plan.models:
+            name = f"__embed_{model.name.lower()}"
+            returns = f"FLOAT[{model.dim}]"
+            self._add(name, ("VARCHAR",), returns, self._embed(model.name.lower()), False)
+        for function in plan.functions:
+            arguments = tuple(duckdb_type(sql_type) for _, sql_type in function.arguments)
+            name, returns = f"__udf_{function.name.lower()}", duckdb_type(function.returns)
+            volatile = function.volatility.upper() == "VOLATILE"
+            self._add(name, arguments, returns, self._catalog(function.name.lower()), volatile)
+        for name in plan.session_functions:
+            types, result = running.inputs.session_signature(name)
+            arguments = tuple(duckdb_type(sql_type) for sql_type in types)
+            call = self._session(name.lower(), tuple(types))
+            self._add(f"__udf_{name.lower()}", arguments, duckdb_type(result), call, not types)
+        for operation, _ in plan.distances:
+            bits = operation in ("hamming", "jaccard")
+            argument = _BITS_TYPE if bits else _VECTOR_TYPE
+            call = self._distance(operation, _bits if bits else _vectors)
+            self._add(f"__distance_{operation}", (argument, argument), "FLOAT", call, False)
+
+    def _add(
+        self, name: str, arguments: tuple[str, ...], returns: str, call: Any, volatile: bool
+    ) -> None:
+        signature = (arguments, returns, volatile)
+        if self._signatures.get(name) == signature:
+            return
+        if name in self._signatures:
+            self._connection.remove_function(name)
+            del self._signatures[name]
+        parse = self._connection.sqltype
+        # A vectorised function of no arguments is not told the number of rows: call it per row.
+        kind = duckdb.func.ARROW if arguments else duckdb.func.NATIVE
+        self._connection.create_function(
+            name, self._guarded(call, bool(arguments)), [parse(text) for text in arguments],
+            parse(returns), type=kind, null_handling=duckdb.func.SPECIAL, side_effects=volatile,
+        )  # fmt: skip
+        self._signatures[name] = signature
+
+    def _guarded(self, call: Callable[..., Column], vectorized: bool) -> Callable[..., Any]:
+        def run(*arrays: Any) -> Any:
+            running = self._running()
+            with running.turn:
+                try:
+                    column = call(running, *arrays)
+                    return to_arrow(column) if vectorized else _single(column)
+                except BaseException as error:
+                    raise running.carrier.wrap(error) from error
+
+        return run
+
+    def _embed(self, name: str) -> Callable[..., Column]:
+        def call(running: Running, texts: Any) -> Column:
+            model = running.models[name]
+            vectors = running.inputs.call_model(model, texts.to_pylist())
+            valid = None
+            if texts.null_count:
+                valid = np.asarray(texts.is_valid())
+                vectors = np.where(valid[:, None], vectors, np.float32(0))
+            vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+            return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, valid)
+
+        return call
+
+    def _catalog(self, name: str) -> Callable[..., Column]:
+        def call(running: Running, *arrays: Any) -> Column:
+            function = running.functions[name]
+            columns = [
+                from_arrow(array, sql_type, f"{function.name}({argument})")
+                for array, (argument, sql_type) in zip(arrays, function.arguments, strict=True)
+            ]
+            rows = len(columns[0]) if columns else 1
+            return running.inputs.call_function(function, columns, rows)
+
+        return call
+
+    def _session(self, name: str, types: tuple[SqlType, ...]) -> Callable[..., Column]:
+        def call(running: Running, *arrays: Any) -> Column:
+            columns = [
+                from_arrow(array, sql_type, f"{name}({i + 1})")
+                for i, (array, sql_type) in enumerate(zip(arrays, types, strict=True))
+            ]
+            rows = len(columns[0]) if columns else 1
+            return running.inputs.call_session_function(name, columns, rows)
+
+        return call
+
+    def _distance(self, operation: str, read: Callable[..., Any]) -> Callable[..., Column]:
+        operator = DISTANCES.get(operation)
+        if operator is None:
+            raise BindError(f"distance {operation!r} is not known")
+
+        def call(running: Running, left: Any, right: Any) -> Column:
+            valid = np.asarray(left.is_valid()) & np.asarray(right.is_valid())
+            result = np.zeros(len(valid), dtype=np.float32)
+            if valid.any():
+                mask = pa.array(valid)
+                a, sql_type = read(left.filter(mask))
+                b, other = read(right.filter(mask))
+                if sql_type != other:
+                    raise DimensionMismatchError(
+                        f"{operator}: the left vector has {sql_type.dim} dimensions, the right"
+                        f" one {other.dim}"
+                    )
+                from tarsdb.index.flat import distances
+
+                result[valid] = distances(operator, a, b, sql_type)
+            return Column(REAL, result, None, None if valid.all() else valid)
+
+        return call
+
+
+def _single(column: Column) -> Any:
+    return from_storage(column.get(0), column.type)
+
+
+def _vectors(array: Any) -> tuple[np.ndarray, SqlType]:
+    sql_type = SqlType(Kind.VECTOR, dim=_one_length(array, len(array.chunk(0)[0])))
+    flat = pa.concat_arrays([chunk.flatten() for chunk in array.chunks])
+    values = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+    return values.reshape(len(array), -1), sql_type
+
+
+def _one_length(array: Any, dim: int) -> int:
+    import pyarrow.compute as pc
+
+    bounds = pc.min_max(pc.list_value_length(array)).as_py()
+    if bounds["min"] != bounds["max"]:
+        raise DimensionMismatchError(
+            f"one side of a distance has vectors of {bounds['min']} and of {bounds['max']} dimensions"
+        )
+    return dim
+
+
+def _bits(array: Any) -> tuple[np.ndarray, SqlType]:
+    sql_type = SqlType(Kind.BIT, dim=len(array[0].as_py()))
+    return from_arrow(array, sql_type, "bits").values, sql_type
