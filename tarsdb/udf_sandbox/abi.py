@@ -205,9 +205,7 @@ def _put(memory: np.ndarray, at: int, data: np.ndarray) -> None:
     memory[at : at + len(data)] = data
 
 
-def _region(
-    memory: np.ndarray, at: int, size: int, function: str, what: str
-) -> np.ndarray:
+def _region(memory: np.ndarray, at: int, size: int, function: str, what: str) -> np.ndarray:
     if at + size > len(memory):
         raise UdfError(
             f"function {function}: {what} at {at}..{at + size} lie outside its memory "

@@ -50,9 +50,7 @@ def checked(column: Column, function: str) -> Column:
     return column
 
 
-def _refuse(
-    bad: np.ndarray, column: Column, function: str, show: Callable[[int], str]
-) -> None:
+def _refuse(bad: np.ndarray, column: Column, function: str, show: Callable[[int], str]) -> None:
     if column.validity is not None:
         bad = bad & column.validity
     if bad.any():

@@ -35,7 +35,8 @@ IS_NULL = f"""(module {PRELUDE}
     (local.set $v (i32.load offset=16 (local.get $d)))
     (block $done (loop $next
       (br_if $done (i32.ge_u (local.get $i) (local.get $n)))
-      (i32.store (i32.add (i32.load offset=40 (local.get $d)) (i32.shl (local.get $i) (i32.const 2)))
+      (i32.store
+        (i32.add (i32.load offset=40 (local.get $d)) (i32.shl (local.get $i) (i32.const 2)))
         (if (result i32) (i32.eqz (local.get $v)) (then (i32.const 0)) (else
           (i32.eqz (i32.and (i32.const 1) (i32.shr_u
             (i32.load8_u (i32.add (local.get $v) (i32.shr_u (local.get $i) (i32.const 3))))

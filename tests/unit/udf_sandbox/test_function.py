@@ -84,11 +84,13 @@ def test_scalar_batches(rows: int) -> None:
     result = function.call(columns, rows)
     expected = np.where(valid, numbers * (numbers / 7), 0)
     assert np.array_equal(result.values, expected)
-    assert rows < 2 or result.validity is not None and np.array_equal(result.validity, valid)
+    assert rows < 2 or (result.validity is not None and np.array_equal(result.validity, valid))
 
 
 def test_no_arguments_and_read_only_strided_input() -> None:
-    one = ScalarFunction(to_wasm('(module (func (export "f") (result i32) i32.const 7))'), "f", [], INT)
+    one = ScalarFunction(
+        to_wasm('(module (func (export "f") (result i32) i32.const 7))'), "f", [], INT
+    )
     assert one.call([], 3).to_list() == [7, 7, 7]
     values = np.arange(20, dtype=np.int32)[::2]
     values.flags.writeable = False
@@ -136,17 +138,23 @@ def test_demo_text_functions(name: str, count: int, returns: SqlType) -> None:
 
 
 def test_demo_scalar_functions() -> None:
-    short = ScalarFunction(to_wasm((DEMO / "is_short.wat").read_text()), "is_short", [BIGINT], BOOLEAN)
+    short = ScalarFunction(
+        to_wasm((DEMO / "is_short.wat").read_text()), "is_short", [BIGINT], BOOLEAN
+    )
     assert short.call([from_list(BIGINT, [-1, 0, 1, 80, 81, None])], 6).to_list() == [
         False, False, True, True, False, None]  # fmt: skip
-    score = ScalarFunction(to_wasm((DEMO / "score.wat").read_text()), "score", [REAL, BIGINT], DOUBLE)
+    score = ScalarFunction(
+        to_wasm((DEMO / "score.wat").read_text()), "score", [REAL, BIGINT], DOUBLE
+    )
     result = score.call([from_list(REAL, [0.25]), from_list(BIGINT, [200])], 1).get(0)
     assert result == pytest.approx(0.75 * 200 / 240 / 1.05)
 
 
 def test_a_hundred_thousand_texts_in_several_batches() -> None:
     code = to_wasm((DEMO / "textkit.wat").read_text())
-    function = ScalarFunction(code, "shout", [TEXT], TEXT, limits=SandboxLimits(max_memory_bytes=4 << 20))
+    function = ScalarFunction(
+        code, "shout", [TEXT], TEXT, limits=SandboxLimits(max_memory_bytes=4 << 20)
+    )
     items = [f"row {i} é" for i in range(100_000)]
     result = function.call([from_list(TEXT, items)], len(items))
     assert result.to_list() == [f"ROW {i} é" for i in range(100_000)]
@@ -155,7 +163,9 @@ def test_a_hundred_thousand_texts_in_several_batches() -> None:
 def test_functions_called_on_null_input_see_the_validity() -> None:
     function = ScalarFunction(to_wasm(IS_NULL), "f", [TEXT], INT, strict=False)
     items = [None if i % 3 == 0 else "x" for i in range(1000)]
-    assert function.call([from_list(TEXT, items)], 1000).to_list() == [int(i is None) for i in items]
+    assert function.call([from_list(TEXT, items)], 1000).to_list() == [
+        int(i is None) for i in items
+    ]
     assert function.call([from_list(TEXT, ["a", "b"])], 2).to_list() == [0, 0]
     strict = ScalarFunction(to_wasm(IS_NULL), "f", [TEXT], INT)
     assert strict.call([from_list(TEXT, [None, "x"])], 2).to_list() == [None, 0]

@@ -32,7 +32,7 @@ def test_binary_passes_through_and_text_errors_have_a_place() -> None:
     code = to_wasm(ADD)
     assert to_wasm(code) == code
     with pytest.raises(UdfValidationError, match=r"1:15"):
-        to_wasm('(module (func oops))')
+        to_wasm("(module (func oops))")
     with pytest.raises(UdfValidationError, match="neither"):
         to_wasm(b"\x7fELF....")
     with pytest.raises(UdfValidationError, match="larger"):

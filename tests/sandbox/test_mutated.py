@@ -1,0 +1,101 @@
+"""Mutated modules in child processes: nothing they do ends the process or escapes untyped."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def child(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_mutated_modules(seed: int) -> None:
+    result = child("-m", "tests.sandbox.fuzz_modules", str(seed), "1000")
+    assert result.returncode == 0, result.stderr[-2000:]
+    seen = ast.literal_eval(result.stdout)
+    assert sum(seen.values()) == 1000
+    # The mutations reach every stage: the validator, the guest, its traps.
+    assert seen["refused"] > 50 and seen["ran"] > 20 and seen["UdfTrapError"] > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_many_mutated_modules(seed: int) -> None:
+    result = child("-m", "tests.sandbox.fuzz_modules", str(seed), "3000")
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+STACK = """
+import threading
+from tarsdb.columns import from_list
+from tarsdb.errors import UdfTrapError
+from tarsdb.types import BIGINT
+from tarsdb.udf_sandbox import ScalarFunction, stacks, to_wasm
+{patch}
+code = to_wasm('(module (func $f (export "f") (param i64) (result i64) '
+               '(i64.add (i64.const 1) (call $f (local.get 0)))))')
+function = ScalarFunction(code, "f", [BIGINT], BIGINT)
+def work():
+    try:
+        function.call([from_list(BIGINT, [1])], 1)
+    except UdfTrapError as error:
+        print(error.code)
+threading.stack_size(256 << 10)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_deep_recursion_on_a_small_stack() -> None:
+    result = child("-c", STACK.format(patch=""))
+    assert (result.returncode, result.stdout.strip()) == (0, "STACK_OVERFLOW")
+
+
+def test_deep_recursion_on_a_small_stack_control() -> None:
+    """Without our own threads the same program dies: the test above can fail."""
+    patch = "stacks.has_enough_stack = lambda: True"
+    assert child("-c", STACK.format(patch=patch)).returncode < 0
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from tarsdb.columns import from_list
+from tarsdb.options import SandboxLimits
+from tarsdb.types import BIGINT
+from tarsdb.udf_sandbox import ScalarFunction, to_wasm
+code = to_wasm('(module (func (export "f") (param i64) (result i64) (loop (br 0)) (local.get 0)))')
+limits = SandboxLimits(2**60, 0, timeout_ms=60000)
+function = ScalarFunction(code, "f", [BIGINT], BIGINT, limits=limits)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+start = time.monotonic()
+try:
+    function.call([from_list(BIGINT, [1])], 1)
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - start < 5)
+pid = os.fork()
+if pid == 0:
+    again = ScalarFunction(code, "f", [BIGINT], BIGINT, limits=SandboxLimits(1000, 0))
+    try:
+        again.call([from_list(BIGINT, [1])], 1)
+    except Exception as error:
+        os._exit(0 if "out of fuel" in str(error) else 3)
+print("child", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_ctrl_c_and_fork() -> None:
+    result = child("-c", INTERRUPTED, timeout=60)
+    assert result.stdout.splitlines() == ["interrupted True", "child 0"], result.stderr
+    assert result.stderr == ""
