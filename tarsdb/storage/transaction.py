@@ -241,11 +241,9 @@ class WriteTxn(ReadTxn):
             return
         try:
             cursor = self._cursor(db)
-            done, _ = cursor.putmulti(items, append=append)
-            if done < len(items):
-                cursor.putmulti(items[done:])
-        except lmdb.KeyExistsError:
-            cursor.putmulti(items)
+            _, added = cursor.putmulti(items, append=append)
+            if append and added < len(items):  # a key out of order stopped it
+                cursor.putmulti(items)
         except lmdb.Error as error:
             raise convert_write(error, self._env.path) from error
 
