@@ -109,10 +109,12 @@ def _of_body(
 
 
 def _of_compiled(name: str) -> Iterator[Docstring]:
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # modules on their way out of the library
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            return
     name = _SHOWN_AS.get(name, name)
     if module.__doc__:
         yield Docstring(name, "module", name, inspect.cleandoc(module.__doc__))
