@@ -1,0 +1,84 @@
+"""SQL front end: text to statements, statements to plans. Knows no files and runs nothing.
+
+sqlglot is imported by the first :func:`parse` or :func:`split`, not by importing this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.sql.explain import explain
+
+if TYPE_CHECKING:
+    from tarsdb.schema import TableDef
+    from tarsdb.sql.catalog import Catalog
+    from tarsdb.sql.expressions import Expr
+    from tarsdb.sql.plan import Plan, Relational
+    from tarsdb.sql.statements import Statement
+
+__all__ = ["bind", "bind_expression", "explain", "parameter_keys", "parse", "split"]
+
+ParameterTypes = Mapping[int | str, Any]
+
+
+def split(text: str) -> list[str]:
+    """Return the statements of a script, without their semicolons; empty ones are left out.
+
+    Raises
+    ------
+    SQLSyntaxError
+        A string, quoted name or comment does not end.
+    """
+    from tarsdb.sql.dialect import split_script
+
+    return split_script(text)
+
+
+def parse(text: str) -> Statement:
+    """Parse one statement.
+
+    Raises
+    ------
+    SQLSyntaxError
+        With line, column and excerpt.
+    NotSupportedError
+        The statement is understood and not done.
+    """
+    from tarsdb.sql.parser import parse_statement
+
+    return parse_statement(text)
+
+
+def bind(
+    statement: Statement,
+    catalog: Catalog,
+    parameters: ParameterTypes | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Resolve the names of a statement and choose its plan.
+
+    Raises
+    ------
+    BindError, CatalogError
+        A name does not resolve; the message says where and suggests a near one.
+    """
+    from tarsdb.sql.binder import bind_statement
+
+    return bind_statement(statement, catalog, parameters or {}, settings or {})
+
+
+def bind_expression(text: str, table: TableDef, catalog: Catalog) -> Expr | Relational:
+    """Bind the text of a DEFAULT, CHECK or generated column over the columns of a table.
+
+    Returns a native expression, or SQL over relation ``__batch`` (the columns and ``__no``) that
+    selects ``__no`` and ``value`` for every row.
+    """
+    from tarsdb.sql.binder import bind_table_expression
+
+    return bind_table_expression(text, table, catalog)
+
+
+def parameter_keys(statement: Statement) -> tuple[int | str, ...]:
+    """Return the parameters a statement takes: 0-based positions, or names without prefix."""
+    return statement.parameters

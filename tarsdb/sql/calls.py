@@ -1,0 +1,108 @@
+"""Calls that are ours: ``embed`` of a model, sandboxed functions, Python functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlglot import exp
+
+from tarsdb.errors import BindError, NotSupportedError
+from tarsdb.schema import FunctionDef, ModelDef
+from tarsdb.sql.binding import Binding, where
+from tarsdb.types import Kind, SqlType
+
+_LATER = (
+    "generate", "rerank", "classify", "predict", "chunk", "tokenize", "score", "tars_ab_report",
+    "hybrid_search", "kmeans", "knn_graph",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCall:
+    """A call that DuckDB does not know: ``kind`` is 'model', 'udf' or 'session'."""
+
+    kind: str
+    name: str
+    target: str
+    arguments: tuple[Any, ...]  # sqlglot nodes; of embed only the text
+    returns: SqlType | None
+    model: ModelDef | None = None
+    function: FunctionDef | None = None
+
+
+def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
+    """Return what an Anonymous call is, or None when it is none of ours.
+
+    Raises
+    ------
+    BindError
+        The model does not exist, or the arguments do not fit.
+    """
+    name = node.name.lower()
+    function = binding.catalog.function(name)
+    if function is not None:
+        return _sandboxed(function, node)
+    if binding.catalog.has_session_function(name):
+        return OwnCall("session", name, name, tuple(node.expressions), None)
+    if name == "embed":
+        return _embed(binding, node)
+    if name in _LATER:
+        raise NotSupportedError(f"function {name} is not supported{where(node)}")
+    return None
+
+
+def _sandboxed(function: FunctionDef, node: Any) -> OwnCall:
+    arguments = tuple(node.expressions)
+    if any(isinstance(argument, (exp.Kwarg, exp.PropertyEQ)) for argument in arguments):
+        arguments = _by_name(function, arguments, node)
+    if len(arguments) != len(function.arguments):
+        raise BindError(
+            f"function {function.name} takes {len(function.arguments)} arguments, "
+            f"{len(arguments)} are given{where(node)}"
+        )
+    return OwnCall(
+        "udf", function.name, function.name, arguments, function.returns, function=function
+    )
+
+
+def _by_name(function: FunctionDef, arguments: tuple[Any, ...], node: Any) -> tuple[Any, ...]:
+    """Put ``name => value`` arguments into the order of the declaration."""
+    names = [name.lower() for name, _ in function.arguments]
+    placed: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
+        named = isinstance(argument, (exp.Kwarg, exp.PropertyEQ))
+        if not named and placed and position != len(placed):
+            raise BindError(f"function {function.name}: a positional argument follows a named one")
+        key = argument.this.name.lower() if named else names[min(position, len(names) - 1)]
+        if key not in names or key in placed:
+            raise BindError(
+                f"function {function.name}: argument {key!r} does not fit{where(node)}",
+                hint=f"its arguments are {', '.join(names)}",
+            )
+        placed[key] = argument.expression if named else argument
+    missing = [name for name in names if name not in placed]
+    if missing:
+        raise BindError(f"function {function.name}: argument {missing[0]!r} is missing")
+    return tuple(placed[name] for name in names)
+
+
+def _embed(binding: Binding, node: Any) -> OwnCall:
+    arguments = node.expressions
+    if len(arguments) != 2:
+        raise BindError(
+            f"embed takes a model and a text, {len(arguments)} arguments are given{where(node)}"
+        )
+    named = arguments[0]
+    if not isinstance(named, exp.Literal) or not named.is_string:
+        raise BindError(f"embed: the model must be a name in quotes{where(node)}")
+    model = binding.catalog.model(named.this)
+    if model is None:
+        raise BindError(
+            f"model {named.this!r} does not exist{where(node)}",
+            hint=f"CREATE MODEL {named.this or 'name'} FROM '<directory>' first",
+        )
+    if model.task != "embed":
+        raise BindError(f"model {model.name} does {model.task}, not embed{where(node)}")
+    returns = SqlType(Kind.VECTOR, dim=model.dim) if model.dim else None
+    return OwnCall("model", "embed", model.name, (arguments[1],), returns, model=model)

@@ -1,0 +1,367 @@
+"""sqlglot expressions to bound expressions of the native core; None for what lies outside it.
+
+Outside is anything whose meaning could differ from DuckDB's: division, casts, LIKE, functions,
+comparisons across kinds of types. Those stay SQL text.
+"""
+
+from __future__ import annotations
+
+import decimal
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sqlglot import exp
+
+from tarsdb.errors import BindError
+from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.binding import Binding, where
+from tarsdb.sql.calls import resolve_call
+from tarsdb.sql.dialect import OPERATOR_OF
+from tarsdb.sql.kinds import category, check_operator, common_number
+from tarsdb.types import BOOLEAN, REAL, Kind, SqlType
+
+Lookup = Callable[[Any], ex.Expr | None]
+
+_COMPARE = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
+_ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*"}
+BOOLEAN_NODES = (ex.Compare, ex.And, ex.Or, ex.Not, ex.IsNull, ex.InList)
+MAX_INT = 2**63 - 1
+
+
+class Core:
+    """Converts expressions over one row source.
+
+    Parameters
+    ----------
+    binding : Binding
+    lookup : callable
+        sqlglot Column -> ColumnRef, Excluded, RowidRef, an aliased expression, or None (outside).
+    calls : bool
+        Whether calls of models and functions are inside (they are for constants, defaults,
+        generated columns and assignments; a SELECT sends them to the relational engine).
+    """
+
+    def __init__(self, binding: Binding, lookup: Lookup, *, calls: bool = False) -> None:
+        self.binding = binding
+        self.lookup = lookup
+        self.calls = calls
+
+    def expr(self, node: Any) -> ex.Expr | None:
+        """Convert an expression; None when it is outside the core."""
+        convert = _CONVERT.get(type(node))
+        return None if convert is None else convert(self, node)
+
+    def conjuncts(self, node: Any) -> list[Any]:
+        """Return the terms of a condition joined by AND."""
+        return flatten(node, exp.And)
+
+    def column(self, node: Any) -> ex.Expr | None:
+        """Convert a column reference."""
+        return self.lookup(node)
+
+    def constant(self, node: Any) -> ex.Expr | None:
+        """Convert an expression without columns; model and function calls are allowed."""
+        inner = Core(self.binding, _no_columns, calls=True)
+        return inner.expr(node)
+
+    def compare(self, node: Any) -> ex.Expr | None:
+        """Convert a comparison of operands that compare without ambiguity."""
+        left, right = self.expr(node.this), self.expr(node.expression)
+        return make_compare(_COMPARE[type(node)], left, right)
+
+    def connect(self, node: Any) -> ex.Expr | None:
+        """Convert AND or OR."""
+        kind = type(node)
+        terms = [self.condition(term) for term in flatten(node, kind)]
+        if any(term is None for term in terms):
+            return None
+        known = tuple(term for term in terms if term is not None)
+        return ex.And(known) if kind is exp.And else ex.Or(known)
+
+    def condition(self, node: Any) -> ex.Expr | None:
+        """Convert an expression used as a truth value."""
+        converted = self.expr(node)
+        if converted is None or isinstance(converted, BOOLEAN_NODES):
+            return converted
+        return converted if category(converted) in ("bool", "null") else None
+
+    def negation(self, node: Any) -> ex.Expr | None:
+        """Convert NOT."""
+        operand = self.condition(node.this)
+        return None if operand is None else ex.Not(operand)
+
+    def is_null(self, node: Any) -> ex.Expr | None:
+        """Convert IS [NOT] NULL (other IS forms are outside)."""
+        if not isinstance(node.expression, exp.Null):
+            return None
+        operand = self.expr(node.this)
+        if operand is None or isinstance(operand, (ex.Parameter, ex.Literal)):
+            return None
+        if category(operand) == "vector":
+            return None
+        return ex.Not(ex.IsNull(operand)) if node.args.get("negate") else ex.IsNull(operand)
+
+    def between(self, node: Any) -> ex.Expr | None:
+        """Convert BETWEEN to two comparisons."""
+        if node.args.get("symmetric"):
+            return None
+        operand = self.expr(node.this)
+        low = make_compare(">=", operand, self.expr(node.args["low"]))
+        high = make_compare("<=", operand, self.expr(node.args["high"]))
+        return None if low is None or high is None else ex.And((low, high))
+
+    def in_list(self, node: Any) -> ex.Expr | None:
+        """Convert IN (constants)."""
+        items = node.args.get("expressions")
+        if not items or node.args.get("query") or node.args.get("unnest") or node.args.get("field"):
+            return None
+        operand = self.expr(node.this)
+        if not isinstance(operand, ex.ColumnRef):
+            return None
+        converted = [self.expr(item) for item in items]
+        for item in converted:
+            if not isinstance(item, (ex.Literal, ex.Parameter)):
+                return None
+            if make_compare("=", operand, item) is None:
+                return None
+        return ex.InList(operand, tuple(item for item in converted if item is not None))
+
+    def arithmetic(self, node: Any) -> ex.Expr | None:
+        """Convert + - * of plain numbers."""
+        left, right = self.expr(node.this), self.expr(node.expression)
+        if left is None or right is None:
+            return None
+        kinds = {category(left), category(right)}
+        if "number" not in kinds or kinds - {"number", "param"}:
+            return None
+        return ex.Arithmetic(_ARITHMETIC[type(node)], left, right)
+
+    def negative(self, node: Any) -> ex.Expr | None:
+        """Convert unary minus; a literal is folded."""
+        operand = self.expr(node.this)
+        if isinstance(operand, ex.Literal) and category(operand) == "number":
+            return ex.Literal(-operand.value)
+        if operand is None or category(operand) != "number":
+            return None
+        return ex.Arithmetic("*", ex.Literal(-1), operand)
+
+    def literal(self, node: Any) -> ex.Expr | None:
+        """Convert a string or a number."""
+        if node.is_string:
+            return ex.Literal(node.this)
+        return number(node.this)
+
+    def cast(self, node: Any) -> ex.Expr | None:
+        """Convert DATE '...' , TIMESTAMP '...' and '[...]'::vector; other casts are outside."""
+        kind = node.to.this
+        operand = self.expr(node.this)
+        if kind is exp.DType.VECTOR or node.to.name.upper() in ("HALFVEC", "INT8VEC"):
+            return operand if isinstance(operand, (ex.Literal, ex.Parameter)) else None
+        if isinstance(operand, ex.Literal) and isinstance(operand.value, str):
+            if kind is exp.DType.DATE and is_date(operand.value):
+                return operand
+            stamps = (exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ)
+            if kind in stamps and is_timestamp(operand.value):
+                return operand
+        return None
+
+    def array(self, node: Any) -> ex.Expr | None:
+        """Convert ``[1, 2, 3]`` of numbers to vector text."""
+        items = [self.expr(item) for item in node.expressions]
+        values = [item.value for item in items if isinstance(item, ex.Literal)]
+        if len(values) != len(items) or not all(_is_number(value) for value in values):
+            return None
+        return ex.Literal("[" + ",".join(str(value) for value in values) + "]")
+
+    def parameter(self, node: Any) -> ex.Expr | None:
+        """Convert a parameter."""
+        return ex.Parameter(parameter_key(node))
+
+    def call(self, node: Any) -> ex.Expr | None:
+        """Convert a distance, or a call of a model or function where calls are inside."""
+        operator = OPERATOR_OF.get(node.name)
+        if operator is not None:
+            return self.distance(node, operator)
+        call = resolve_call(self.binding, node)
+        if call is None or not self.calls:
+            return None
+        arguments = [self.expr(argument) for argument in call.arguments]
+        if any(argument is None for argument in arguments):
+            return None
+        known = tuple(argument for argument in arguments if argument is not None)
+        return ex.Call(call.kind, call.name, call.target, known, call.returns)
+
+    def distance(self, node: Any, operator: str) -> ex.Expr | None:
+        """Convert ``a <op> b``; a column stands left, a constant right."""
+        left, right = (self.vector(side) for side in node.expressions)
+        if left is None or right is None:
+            return None
+        if not isinstance(left, ex.ColumnRef):
+            left, right = right, left
+        if not isinstance(left, ex.ColumnRef):
+            return None
+        check_operator(operator, left.column, where(node))
+        if isinstance(right, ex.ColumnRef):
+            check_operator(operator, right.column, where(node))
+            if right.column.type != left.column.type:
+                raise BindError(
+                    f"{left.column.name} {operator} {right.column.name}: {left.column.type} and "
+                    f"{right.column.type} differ{where(node)}"
+                )
+        return ex.Distance(operator, left, right)
+
+    def vector(self, node: Any) -> ex.Expr | None:
+        """Convert an operand of a distance: a column, or a constant of any form."""
+        while isinstance(node, exp.Paren):
+            node = node.this
+        if isinstance(node, exp.Column):
+            found = self.lookup(node)
+            return found if isinstance(found, ex.ColumnRef) else None
+        return self.constant(node)
+
+
+def _no_columns(node: Any) -> ex.Expr | None:
+    return None
+
+
+def flatten(node: Any, kind: type[Any]) -> list[Any]:
+    """Return the operands of a chain of AND or OR in order, without recursion."""
+    terms, stack = [], [node]
+    while stack:
+        top = stack.pop()
+        while isinstance(top, exp.Paren) and isinstance(top.this, kind):
+            top = top.this
+        if isinstance(top, kind):
+            stack.append(top.expression)
+            stack.append(top.this)
+        else:
+            terms.append(top)
+    return terms
+
+
+def conjunction(terms: list[ex.Expr]) -> ex.Expr | None:
+    """Return the terms joined by AND (None for none)."""
+    if not terms:
+        return None
+    flat: list[ex.Expr] = []
+    for term in terms:
+        flat.extend(term.terms if isinstance(term, ex.And) else (term,))
+    return flat[0] if len(flat) == 1 else ex.And(tuple(flat))
+
+
+def make_compare(op: str, left: ex.Expr | None, right: ex.Expr | None) -> ex.Expr | None:
+    """Return a comparison, or None when its meaning depends on casts."""
+    if left is None or right is None:
+        return None
+    if isinstance(left, (ex.Literal, ex.Parameter)) and not isinstance(
+        right, (ex.Literal, ex.Parameter)
+    ):
+        flipped = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(op, op)
+        return make_compare(flipped, right, left)
+    return ex.Compare(op, left, right) if _comparable(op, left, right) else None
+
+
+def _comparable(op: str, left: ex.Expr, right: ex.Expr) -> bool:
+    first, second = category(left), category(right)
+    if first == "param" or first == "null":
+        return False
+    if second in ("param", "null"):
+        usable = ("number", "text", "bool", "date", "timestamp", "decimal")
+        return first in usable or (first == "uuid" and op in ("=", "<>"))
+    if first == second:
+        return first in ("number", "text", "bool", "date", "timestamp")
+    if first == "decimal":
+        return second == "number" and isinstance(right, ex.Literal)
+    text = right.value if isinstance(right, ex.Literal) else None
+    if not isinstance(text, str):
+        return False
+    return (
+        (first == "date" and is_date(text))
+        or (first == "timestamp" and is_timestamp(text))
+        or (first == "uuid" and op in ("=", "<>") and _UUID.fullmatch(text) is not None)
+    )
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])")
+_TIME = re.compile(r"([ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?)?")
+
+
+def is_date(text: str) -> bool:
+    """Return True for a date every reader reads alike (29..31 go the long way)."""
+    return _DATE.fullmatch(text) is not None
+
+
+def is_timestamp(text: str) -> bool:
+    """Return True for a timestamp every reader reads alike."""
+    return _DATE.fullmatch(text[:10]) is not None and _TIME.fullmatch(text[10:]) is not None
+
+
+def number(text: str) -> ex.Literal | None:
+    """Return the literal of a number's text: int, Decimal for 1.5, float for 1e5."""
+    plain = text.replace("_", "")
+    try:
+        if plain.isdigit():
+            value = int(plain)
+            return ex.Literal(value) if value <= MAX_INT else None
+        if "e" in plain.lower():
+            return ex.Literal(float(plain))
+        return ex.Literal(decimal.Decimal(plain))
+    except (ValueError, decimal.InvalidOperation):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool)
+
+
+def parameter_key(node: Any) -> int | str:
+    """Return the key of a parameter node: a 0-based position or a name."""
+    this = node.this
+    name = this if isinstance(this, str) else str(getattr(this, "this", ""))
+    return int(name) - 1 if name.isdigit() else name
+
+
+def output_type(expr: ex.Expr) -> SqlType | None:
+    """Return the type of a native output; None when only running it tells."""
+    if isinstance(expr, ex.ColumnRef):
+        return expr.column.type
+    if isinstance(expr, ex.RowidRef):
+        return SqlType(Kind.BIGINT)
+    if isinstance(expr, ex.Distance):
+        return REAL
+    if isinstance(expr, BOOLEAN_NODES):
+        return BOOLEAN
+    if isinstance(expr, ex.Arithmetic):
+        return common_number(output_type(expr.left), output_type(expr.right), expr)
+    if isinstance(expr, ex.Call):
+        return expr.returns
+    return None
+
+
+
+_CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {
+    exp.Column: Core.column,
+    exp.Literal: Core.literal,
+    exp.Placeholder: Core.parameter,
+    exp.Parameter: Core.parameter,
+    exp.And: Core.connect,
+    exp.Or: Core.connect,
+    exp.Not: Core.negation,
+    exp.Is: Core.is_null,
+    exp.In: Core.in_list,
+    exp.Between: Core.between,
+    exp.Neg: Core.negative,
+    exp.Cast: Core.cast,
+    exp.Array: Core.array,
+    exp.Anonymous: Core.call,
+    exp.Paren: lambda self, node: self.expr(node.this),
+    exp.Null: lambda self, node: ex.Literal(None),
+    exp.Boolean: lambda self, node: ex.Literal(bool(node.this)),
+    exp.HexString: lambda self, node: ex.Literal(bytes.fromhex(node.this)),
+    exp.RawString: lambda self, node: ex.Literal(node.this),
+    **dict.fromkeys(_COMPARE, Core.compare),
+    **dict.fromkeys(_ARITHMETIC, Core.arithmetic),
+}

@@ -1,0 +1,180 @@
+"""CREATE and DROP of everything but tables: indexes, models, modules, functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.sql.ddl_table import if_not_exists, type_text
+from tarsdb.sql.plan import CreateFunction, CreateIndex, CreateModel, CreateModule, Drop, Plan
+from tarsdb.sql.stream import TokenStream
+
+METHODS = ("btree", "hnsw", "ivf", "fts", "auto")
+_METRIC_OF = {
+    "l2": "l2", "ip": "ip", "cosine": "cosine", "l1": "l1", "hamming": "hamming",
+    "jaccard": "jaccard",
+}  # fmt: skip
+_KINDS = ("TABLE", "INDEX", "MODEL", "MODULE", "FUNCTION")
+_UNSUPPORTED_CREATE = (
+    "VIEW", "TRIGGER", "SEQUENCE", "SCHEMA", "DATABASE", "TYPE", "USER", "ROLE", "POLICY", "MACRO",
+    "AGGREGATE", "PROCEDURE", "EXTENSION", "TEMP", "TEMPORARY", "MATERIALIZED", "VIRTUAL", "SECRET",
+)  # fmt: skip
+
+
+def create_object(stream: TokenStream, or_replace: bool) -> Plan:
+    """Parse what follows CREATE [OR REPLACE] when it is no table."""
+    if stream.accept("UNIQUE"):
+        stream.expect("INDEX")
+        return _create_index(stream, unique=True)
+    if stream.accept("INDEX"):
+        if or_replace:
+            raise NotSupportedError("CREATE OR REPLACE INDEX is not supported", hint="drop it first")
+        return _create_index(stream, unique=False)
+    if stream.accept("MODEL"):
+        return _create_model(stream, or_replace)
+    if stream.accept("MODULE"):
+        return _create_module(stream, or_replace)
+    if stream.accept("FUNCTION"):
+        return _create_function(stream, or_replace)
+    if stream.peek() in _UNSUPPORTED_CREATE:
+        raise NotSupportedError(f"CREATE {stream.peek()} is not supported")
+    stream.fail("expected TABLE, INDEX, MODEL, MODULE or FUNCTION")
+
+
+def _create_index(stream: TokenStream, unique: bool) -> CreateIndex:
+    exists_ok = if_not_exists(stream)
+    name = None if stream.peek() == "ON" else stream.name("an index name")
+    stream.expect("ON")
+    table = stream.table_name()
+    method = "btree"
+    if stream.accept("USING"):
+        method = stream.name("an index method").lower()
+        if method not in METHODS:
+            stream.index -= 1
+            stream.fail(f"expected an index method: {', '.join(METHODS)}")
+    stream.expect("(")
+    options: dict[str, Any] = {}
+    columns = [_index_column(stream, method, options)]
+    while stream.accept(","):
+        columns.append(_index_column(stream, method, options))
+    stream.expect(")")
+    if stream.accept("WITH"):
+        options = {**options, **stream.options()}
+    if stream.peek() == "WHERE":
+        raise NotSupportedError("a partial index (CREATE INDEX ... WHERE) is not supported")
+    stream.finish()
+    return CreateIndex(name, table, tuple(columns), unique, method, options, exists_ok)
+
+
+def _index_column(stream: TokenStream, method: str, options: dict[str, Any]) -> str:
+    if stream.peek() == "(" or stream.peek(1) == "(":
+        raise NotSupportedError("an index over an expression is not supported")
+    column = stream.name("a column name")
+    if method != "btree" and stream.peek() not in (",", ")", ""):
+        opclass = stream.name("an operator class").lower()
+        metric = opclass.removesuffix("_ops").rsplit("_", 1)[-1]
+        if not opclass.endswith("_ops") or metric not in _METRIC_OF:
+            stream.index -= 1
+            stream.fail("expected an operator class such as vector_cosine_ops")
+        options["metric"] = metric
+        options["opclass"] = opclass
+    direction = stream.accept_any("ASC", "DESC")
+    if direction == "DESC":
+        raise NotSupportedError("a descending index column is not supported", hint="leave DESC out")
+    return column
+
+
+def _create_model(stream: TokenStream, or_replace: bool) -> CreateModel:
+    exists_ok = if_not_exists(stream)
+    name = stream.name("a model name")
+    stream.expect("FROM")
+    source = stream.string("the model's directory")
+    options = stream.options() if stream.accept("WITH") else {}
+    stream.finish()
+    return CreateModel(name, source, options, exists_ok, or_replace)
+
+
+def _create_module(stream: TokenStream, or_replace: bool) -> CreateModule:
+    exists_ok = if_not_exists(stream)
+    name = stream.name("a module name")
+    stream.expect("FROM")
+    source = stream.string("the module's path")
+    options = stream.options() if stream.accept("WITH") else {}
+    stream.finish()
+    return CreateModule(name, source, options, exists_ok, or_replace)
+
+
+def _create_function(stream: TokenStream, or_replace: bool) -> CreateFunction:
+    exists_ok = if_not_exists(stream)
+    name = stream.name("a function name")
+    arguments = _arguments(stream)
+    if stream.accept("RETURNS", "TABLE"):
+        raise NotSupportedError("functions that return a table are not supported")
+    stream.expect("RETURNS")
+    fields: dict[str, Any] = {"returns": type_text(stream), "language": "", "options": {}}
+    while not stream.at_end:
+        _function_clause(stream, name, fields)
+    if not fields["language"]:
+        stream.fail("expected LANGUAGE wasm")
+    if (fields.get("code") is None) == (fields.get("module") is None):
+        stream.fail("expected AS '<code>' or FROM module::export")
+    return CreateFunction(
+        name, arguments, if_not_exists=exists_ok, or_replace=or_replace, **fields
+    )
+
+
+def _arguments(stream: TokenStream) -> tuple[tuple[str, str], ...]:
+    stream.expect("(")
+    arguments: list[tuple[str, str]] = []
+    while not stream.accept(")"):
+        if arguments:
+            stream.expect(",")
+        argument = stream.name("an argument name")
+        if argument.lower() in {known.lower() for known, _ in arguments}:
+            stream.fail(f"argument {argument} is given twice")
+        if stream.peek() in (",", ")"):
+            stream.fail(f"argument {argument} needs a type")
+        arguments.append((argument, type_text(stream)))
+    return tuple(arguments)
+
+
+def _function_clause(stream: TokenStream, name: str, fields: dict[str, Any]) -> None:
+    volatility = stream.accept_any("IMMUTABLE", "STABLE", "VOLATILE")
+    if volatility:
+        fields["volatility"] = volatility
+    elif stream.accept("STRICT") or stream.accept("RETURNS", "NULL", "ON", "NULL", "INPUT"):
+        fields["strict"] = True
+    elif stream.accept("CALLED", "ON", "NULL", "INPUT"):
+        fields["strict"] = False
+    elif stream.accept("LANGUAGE"):
+        language = stream.name("a language").lower()
+        if language != "wasm":
+            raise NotSupportedError(f"LANGUAGE {language} is not supported", hint="LANGUAGE wasm")
+        fields["language"] = language
+    elif stream.accept("AS"):
+        fields["code"] = stream.string("the function's code")
+        fields["export"] = name
+    elif stream.accept("FROM"):
+        fields["module"] = stream.name("a module name")
+        stream.expect("::")
+        fields["export"] = stream.name("an export")
+    elif stream.accept("WITH"):
+        fields["options"] = stream.options()
+    else:
+        stream.fail("expected LANGUAGE, AS, FROM, WITH, IMMUTABLE or STRICT")
+
+
+def drop(stream: TokenStream) -> Drop:
+    """Parse what follows DROP."""
+    kind = stream.accept_any(*_KINDS)
+    if not kind:
+        if stream.peek() in _UNSUPPORTED_CREATE:
+            raise NotSupportedError(f"DROP {stream.peek()} is not supported")
+        stream.fail(f"expected one of {', '.join(_KINDS)}")
+    missing_ok = stream.accept("IF", "EXISTS")
+    name = stream.table_name(f"a {kind.lower()} name")
+    if stream.peek() == "CASCADE":
+        raise NotSupportedError("DROP ... CASCADE is not supported")
+    stream.accept("RESTRICT")
+    stream.finish()
+    return Drop(kind.lower(), name, missing_ok)

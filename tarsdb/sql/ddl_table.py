@@ -1,0 +1,199 @@
+"""CREATE TABLE and ALTER TABLE: their text to ColumnSpec, CreateTable and AlterTable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateTable
+from tarsdb.sql.stream import TokenStream
+
+_CONSTRAINT_WORDS = (
+    "NOT", "NULL", "DEFAULT", "PRIMARY KEY", "PRIMARY", "UNIQUE", "CHECK", "GENERATED", "AS",
+    "CONSTRAINT", "REFERENCES", "COLLATE",
+)  # fmt: skip
+_TABLE_WORDS = ("PRIMARY KEY", "PRIMARY", "UNIQUE", "CHECK", "CONSTRAINT", "FOREIGN KEY", "FOREIGN")
+
+
+@dataclass
+class _Table:
+    columns: list[ColumnSpec] = field(default_factory=list)
+    primary_key: tuple[str, ...] = ()
+    uniques: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
+    checks: list[tuple[str | None, str]] = field(default_factory=list)
+
+
+def if_not_exists(stream: TokenStream) -> bool:
+    """Take IF NOT EXISTS when it is there."""
+    return stream.accept("IF", "NOT", "EXISTS")
+
+
+def create_table(stream: TokenStream, or_replace: bool) -> tuple[CreateTable, bool]:
+    """Parse what follows CREATE [OR REPLACE] TABLE; True when AS and a query come next."""
+    exists_ok = if_not_exists(stream)
+    name = stream.table_name()
+    parts = _Table()
+    if stream.peek() == "(":
+        _definitions(stream, parts)
+    is_query = stream.accept("AS")
+    if not is_query:
+        if not parts.columns:
+            stream.fail("expected the column definitions in brackets, or AS and a query")
+        stream.finish()
+    plan = CreateTable(
+        name, tuple(parts.columns), parts.primary_key, tuple(parts.uniques), tuple(parts.checks),
+        exists_ok, or_replace,
+    )  # fmt: skip
+    return plan, is_query
+
+
+def _definitions(stream: TokenStream, parts: _Table) -> None:
+    stream.expect("(")
+    while True:
+        if stream.peek() in _TABLE_WORDS and not _is_column(stream):
+            _table_constraint(stream, parts)
+        else:
+            parts.columns.append(column_spec(stream))
+        if not stream.accept(","):
+            break
+    stream.expect(")")
+
+
+def _is_column(stream: TokenStream) -> bool:
+    """A column may be called like a constraint word when a type name follows it."""
+    following = stream.peek(1)
+    return stream.peek() == "CHECK" and following not in ("(", "")
+
+
+def _table_constraint(stream: TokenStream, parts: _Table) -> None:
+    name = stream.name("a constraint name") if stream.accept("CONSTRAINT") else None
+    if stream.accept("PRIMARY KEY") or stream.accept("PRIMARY", "KEY"):
+        if parts.primary_key:
+            stream.fail("the table has a PRIMARY KEY already")
+        parts.primary_key = stream.names()
+    elif stream.accept("UNIQUE"):
+        parts.uniques.append((name, stream.names()))
+    elif stream.accept("CHECK"):
+        parts.checks.append((name, stream.bracketed()))
+    elif stream.peek() in ("FOREIGN KEY", "FOREIGN"):
+        raise NotSupportedError("FOREIGN KEY is not supported", hint="check it in the application")
+    else:
+        stream.fail("expected PRIMARY KEY, UNIQUE or CHECK")
+
+
+def type_text(stream: TokenStream) -> str:
+    """Take a type such as ``VECTOR(384)``, ``DOUBLE PRECISION`` or ``INT[]`` and return its text."""
+    start = stream.offset
+    stream.name("a type")
+    if stream.peek() in ("PRECISION", "VARYING"):
+        stream.index += 1
+    if stream.peek() == "(":
+        stream.bracketed()
+    if stream.accept("WITH", "TIME", "ZONE") or stream.accept("WITHOUT", "TIME", "ZONE"):
+        pass
+    while stream.accept("["):
+        if stream.peek() != "]":
+            stream.value()
+        stream.expect("]")
+    end = stream.tokens[stream.index - 1].end + 1
+    return stream.text[start:end]
+
+
+def column_spec(stream: TokenStream) -> ColumnSpec:
+    """Parse ``name type [constraints]``."""
+    name = stream.name("a column name")
+    if stream.at_end or stream.peek() in (",", ")", *_CONSTRAINT_WORDS):
+        stream.fail(f"column {name} needs a type")
+    spec = {"name": name, "type": type_text(stream)}
+    flags = {"not_null": False, "primary_key": False, "unique": False}
+    checks: list[str] = []
+    while True:
+        if stream.accept("CONSTRAINT"):
+            stream.name("a constraint name")
+        if stream.accept("NOT", "NULL"):
+            flags["not_null"] = True
+        elif stream.accept("NULL"):
+            pass
+        elif stream.accept("PRIMARY KEY") or stream.accept("PRIMARY", "KEY"):
+            flags["primary_key"] = True
+        elif stream.accept("UNIQUE"):
+            flags["unique"] = True
+        elif stream.accept("CHECK"):
+            checks.append(stream.bracketed())
+        elif stream.accept("DEFAULT"):
+            spec["default"] = stream.until(*_CONSTRAINT_WORDS)
+        elif stream.peek() in ("GENERATED", "AS"):
+            spec["generated"] = _generated(stream)
+        elif stream.peek() in ("REFERENCES", "COLLATE"):
+            raise NotSupportedError(f"column {name}: {stream.peek()} is not supported")
+        else:
+            break
+    if "generated" in spec and "default" in spec:
+        stream.fail(f"column {name} has DEFAULT and GENERATED")
+    return ColumnSpec(**spec, **flags, checks=tuple(checks))  # type: ignore[arg-type]
+
+
+def _generated(stream: TokenStream) -> str:
+    if stream.accept("GENERATED"):
+        if stream.accept("BY"):
+            raise NotSupportedError("GENERATED BY DEFAULT AS IDENTITY is not supported")
+        stream.expect("ALWAYS")
+    stream.expect("AS")
+    if stream.peek() == "IDENTITY":
+        raise NotSupportedError("IDENTITY columns are not supported")
+    text = stream.bracketed()
+    if stream.peek() == "VIRTUAL":
+        raise NotSupportedError("VIRTUAL generated columns are not supported", hint="say STORED")
+    stream.accept("STORED")
+    return text
+
+
+def alter_table(stream: TokenStream) -> AlterTable:
+    """Parse what follows ALTER TABLE."""
+    table_if_exists = stream.accept("IF", "EXISTS")
+    table = stream.table_name()
+    if table_if_exists:
+        raise NotSupportedError("ALTER TABLE IF EXISTS is not supported")
+    if stream.accept("ADD"):
+        return _add(stream, table)
+    if stream.accept("DROP"):
+        if stream.peek() == "CONSTRAINT":
+            raise NotSupportedError("ALTER TABLE ... DROP CONSTRAINT is not supported")
+        stream.accept("COLUMN")
+        missing_ok = stream.accept("IF", "EXISTS")
+        column = stream.name("a column name")
+        plan = AlterTable(table, "drop_column", column=column, if_exists=missing_ok)
+    elif stream.accept("RENAME"):
+        plan = _rename(stream, table)
+    elif stream.accept("ALTER"):
+        raise NotSupportedError(
+            "ALTER TABLE ... ALTER COLUMN is not supported",
+            hint="add a column, UPDATE it from the old one, drop the old one",
+        )
+    else:
+        stream.fail("expected ADD, DROP or RENAME")
+    stream.finish()
+    return plan
+
+
+def _add(stream: TokenStream, table: str) -> AlterTable:
+    if stream.peek() in _TABLE_WORDS and not _is_column(stream):
+        raise NotSupportedError("ALTER TABLE ... ADD CONSTRAINT is not supported")
+    stream.accept("COLUMN")
+    exists_ok = if_not_exists(stream)
+    spec = column_spec(stream)
+    stream.finish()
+    return AlterTable(table, "add_column", column=spec.name, spec=spec, if_exists=exists_ok)
+
+
+def _rename(stream: TokenStream, table: str) -> AlterTable:
+    if stream.accept("TO"):
+        return AlterTable(table, "rename", new_name=stream.name("the new name"))
+    stream.accept("COLUMN")
+    missing_ok = stream.accept("IF", "EXISTS")
+    column = stream.name("a column name")
+    stream.expect("TO")
+    new_name = stream.name("the new name")
+    return AlterTable(
+        table, "rename_column", column=column, new_name=new_name, if_exists=missing_ok
+    )

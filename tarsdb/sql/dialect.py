@@ -1,0 +1,257 @@
+"""The one place that adapts sqlglot: DuckDB's dialect with pgvector's operators and our parameters.
+
+Only ``Dialect`` and ``Tokenizer`` are subclassed: a Python subclass of sqlglot's Parser, Generator
+or Expression cannot exist beside the compiled sqlglotc. What the parser does not know is expressed
+in the token stream instead: ``a <=> b`` is handed to it as ``a & <marker> & b``, which has the
+precedence PostgreSQL gives these operators, and the tree is mended afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
+from sqlglot.errors import ErrorLevel, ParseError, TokenError
+from sqlglot.tokens import Token, TokenType
+
+from tarsdb.errors import SQLSyntaxError
+from tarsdb.sql.positions import syntax_error
+
+OPERATORS = {
+    "<->": "l2", "<#>": "ip", "<=>": "cosine", "<+>": "l1", "<~>": "hamming", "<%>": "jaccard",
+}  # fmt: skip
+OPERATOR_OF = {f"__distance_{name}": symbol for symbol, name in OPERATORS.items()}
+MAX_LENGTH = 16 * 2**20  # characters of one statement
+MAX_DEPTH = 200  # open brackets; Python's recursion limit usually comes first
+MAX_PREFIXES = 200  # NOT NOT NOT ..., - - - ...
+MAX_CHAIN = 20_000  # operators in one bracket: a chain is a left-deep tree
+_DROPPED = frozenset({TokenType.BLOCK_START, TokenType.BLOCK_END, TokenType.COMMAND})
+_DROPPED_TEXTS = frozenset({"?::", "??", "<<->>", "-|-", "&<", "&>", "/*+"})
+_OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
+_CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END})
+_PREFIXES = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
+_BREAKS = frozenset({TokenType.COMMA, TokenType.AND, TokenType.OR, TokenType.SEMICOLON})
+
+
+class TarsDB(DuckDB):
+    """DuckDB's dialect as tarsdb reads it."""
+
+    class Tokenizer(DuckDB.Tokenizer):
+        """DuckDB's tokens, pgvector's operators, X'..' strings, no commands, no templates."""
+
+        HEX_STRINGS = [("x'", "'"), ("X'", "'")]
+        COMMANDS: set[TokenType] = set()
+        KEYWORDS = {
+            **{
+                text: kind
+                for text, kind in DuckDB.Tokenizer.KEYWORDS.items()
+                if kind not in _DROPPED and text not in _DROPPED_TEXTS
+            },
+            **dict.fromkeys(OPERATORS, TokenType.LR_ARROW),
+        }
+
+
+TarsDB.Tokenizer._COMMENTS.pop("{#", None)  # sqlglot reads Jinja comments in every dialect
+
+
+@functools.cache
+def dialect() -> TarsDB:
+    """Return the one instance."""
+    return TarsDB()
+
+
+def tokenize(text: str) -> list[Token]:
+    """Return the tokens of a script; SQLSyntaxError where one does not end."""
+    if len(text) > MAX_LENGTH:
+        raise syntax_error(text, 0, f"a statement may have {MAX_LENGTH} characters")
+    zero = text.find("\0")
+    if zero >= 0:
+        raise syntax_error(text, zero, "a NUL character cannot be part of a statement")
+    try:
+        tokens: list[Token] = dialect().tokenize(text)
+    except TokenError as error:
+        raise _token_error(text, error) from error
+    except (RecursionError, ValueError, IndexError, UnicodeError) as error:
+        raise syntax_error(text, 0, f"cannot read the statement: {error}") from error
+    return tokens
+
+
+def _token_error(text: str, error: TokenError) -> SQLSyntaxError:
+    message = str(error.__cause__ or error)
+    if "Missing" in message:
+        closing = message.split("Missing ", 1)[1].split(" ", 1)[0]
+        opening = "/*" if closing == "*/" else closing
+        return syntax_error(text, max(text.rfind(opening), 0), f"unterminated text: no {closing}")
+    return syntax_error(text, len(text), "cannot read the end of the statement")
+
+
+def split_script(text: str) -> list[str]:
+    """Return the statements between semicolons."""
+    statements, start = [], 0
+    begin: int | None = None
+    stop = 0
+    for token in tokenize(text):
+        if token.token_type is TokenType.SEMICOLON:
+            if begin is not None:
+                statements.append(text[start : token.start].strip())
+            start, begin = token.end + 1, None
+        else:
+            begin, stop = token.start if begin is None else begin, token.end + 1
+    if begin is not None:
+        statements.append(text[start:stop].strip())
+    return statements
+
+
+def guard(tokens: list[Token], text: str) -> None:
+    """Refuse what would overflow a recursive parser's stack, with a position."""
+    depth = prefixes = 0
+    chains = [0]
+    for token in tokens:
+        kind = token.token_type
+        if kind in _OPENING:
+            depth += 1
+            chains.append(0)
+        elif kind in _CLOSING and len(chains) > 1:
+            depth -= 1
+            chains.pop()
+        prefixes = prefixes + 1 if kind in _PREFIXES else 0
+        chains[-1] = 0 if kind in _BREAKS else chains[-1] + 1
+        if depth > MAX_DEPTH or prefixes > MAX_PREFIXES or chains[-1] > MAX_CHAIN:
+            raise too_deep(text, token.start)
+
+
+def too_deep(text: str, offset: int = 0) -> SQLSyntaxError:
+    """Return the error for a statement nested beyond what the parser takes."""
+    return syntax_error(text, offset, "the statement is nested too deeply")
+
+
+def for_parser(tokens: list[Token], text: str) -> tuple[list[Token], int, bool]:
+    """Rewrite our operators and parameters into what sqlglot's parser reads.
+
+    Returns
+    -------
+    tokens : list of Token
+    positional : int
+        How many positional parameters the statement takes.
+    distances : bool
+        True when :func:`mend` has markers to replace.
+    """
+    out: list[Token] = []
+    positional = skip = 0
+    distances = False
+    for number, token in enumerate(tokens):
+        kind = token.token_type
+        if skip:
+            skip -= 1
+        elif kind is TokenType.LR_ARROW:
+            distances = True
+            out += _marker(token)
+        elif kind is TokenType.PLACEHOLDER:
+            digits = _adjacent_number(tokens, number)
+            positional = max(positional, int(digits)) if digits else positional + 1
+            skip = 1 if digits else 0
+            out += _positional(token, digits or str(positional))
+        elif kind is TokenType.PARAMETER:
+            digits = _adjacent_number(tokens, number)
+            positional = max(positional, int(digits or 0))
+            out.append(token if token.text == "$" else _like(token, TokenType.PARAMETER, "$"))
+            _check_parameter(tokens, number, text)
+        else:
+            out.append(token)
+    return out, positional, distances
+
+
+def _like(token: Token, kind: TokenType, text: str) -> Token:
+    return Token(kind, text, token.line, token.col, token.start, token.end)
+
+
+def _marker(token: Token) -> list[Token]:
+    return [
+        _like(token, TokenType.AMP, "&"),
+        _like(token, TokenType.NUMBER, token.text),  # no NUMBER a user writes reads '<=>'
+        _like(token, TokenType.AMP, "&"),
+    ]
+
+
+def _positional(token: Token, digits: str) -> list[Token]:
+    return [_like(token, TokenType.PARAMETER, "$"), _like(token, TokenType.NUMBER, digits)]
+
+
+def _adjacent_number(tokens: list[Token], number: int) -> str:
+    follower = tokens[number + 1] if number + 1 < len(tokens) else None
+    if follower is None or follower.start != tokens[number].end + 1:
+        return ""
+    digits = follower.text if follower.token_type is TokenType.NUMBER else ""
+    return digits if digits.isascii() and digits.isdigit() and len(digits) < 6 else ""
+
+
+def _check_parameter(tokens: list[Token], number: int, text: str) -> None:
+    token = tokens[number]
+    follower = tokens[number + 1] if number + 1 < len(tokens) else None
+    if follower is None or follower.start != token.end + 1:
+        raise syntax_error(text, token.start, f"no parameter name after {token.text!r}")
+    digits = follower.text if follower.token_type is TokenType.NUMBER else "1"
+    if not digits.isdigit() or not 1 <= int(digits) < 100_000:
+        raise syntax_error(text, token.start, f"parameter {token.text}{digits} is out of range")
+
+
+def parse_tree(tokens: list[Token], text: str) -> tuple[Any, int]:
+    """Parse tokens to one sqlglot tree; returns it and the number of positional parameters."""
+    guard(tokens, text)
+    ready, positional, distances = for_parser(tokens, text)
+    parser = dialect().parser(error_level=ErrorLevel.IMMEDIATE, error_message_context=MAX_LENGTH)
+    try:
+        trees = parser.parse(ready, text)
+        tree = next((tree for tree in trees if tree is not None), None)
+        if tree is not None and distances:
+            tree = mend(tree)
+    except ParseError as error:
+        raise _parse_error(text, error) from error
+    except RecursionError as error:
+        raise too_deep(text) from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError) as error:
+        raise syntax_error(text, 0, "the statement is not valid SQL") from error
+    if tree is None:
+        raise syntax_error(text, 0, "the statement is empty")
+    return tree, positional
+
+
+def _parse_error(text: str, error: ParseError) -> SQLSyntaxError:
+    first = error.errors[0] if error.errors else {}
+    description = str(first.get("description") or "syntax error")
+    found = str(first.get("highlight") or "")
+    offset = len(str(first.get("start_context") or ""))
+    if description.startswith("Required keyword"):
+        return syntax_error(text, offset, f"an operand or name is missing near {found!r}")
+    if "Unexpected token" in description:
+        return syntax_error(text, offset, f"unexpected {found!r}" if found else "unexpected end")
+    return syntax_error(text, offset, f"{description} near {found!r}" if found else description)
+
+
+def mend(tree: Any) -> Any:
+    """Replace ``(a & marker) & b`` by a call of ``__distance_<name>(a, b)``."""
+    for node in list(tree.find_all(exp.BitwiseAnd)):
+        inner = node.this
+        if isinstance(inner, exp.BitwiseAnd) and is_marker(inner.expression):
+            name = f"__distance_{OPERATORS[inner.expression.this]}"
+            call = exp.Anonymous(this=name, expressions=[inner.this, node.expression])
+            if node is tree:
+                tree = call
+            else:
+                node.replace(call)
+    return tree
+
+
+def is_marker(node: Any) -> bool:
+    """Return True for the stand-in of an operator in a parsed tree."""
+    return isinstance(node, exp.Literal) and not node.is_string and node.this in OPERATORS
+
+
+def generate(tree: Any) -> str:
+    """Return DuckDB's text of a tree."""
+    text: str = dialect().generator(normalize_functions=False, comments=False).generate(
+        tree, copy=False
+    )
+    return text

@@ -1,0 +1,77 @@
+"""Distance operators in relational text: names, operand types, which ones must be registered."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sqlglot import exp
+
+from tarsdb.schema import ColumnDef
+from tarsdb.sql.binding import where
+from tarsdb.sql.dialect import OPERATOR_OF
+from tarsdb.sql.kinds import check_operator
+from tarsdb.sql.scope import Scope
+from tarsdb.types import Kind, SqlType
+
+_ARRAY_TYPES = {"HALFVEC": "FLOAT", "INT8VEC": "TINYINT"}
+
+
+class _Walker(Protocol):
+    def walk(self, root: Any, scope: Scope) -> None: ...
+
+
+class Distances:
+    """Rewrites ``__distance_<op>(a, b)`` so that both sides are FLOAT[dim] (text for BIT)."""
+
+    def __init__(self, walker: _Walker) -> None:
+        self.walker = walker
+        self.registered: dict[tuple[str, int], None] = {}
+
+    def rewrite(self, node: Any, scope: Scope) -> None:
+        """Rewrite one call; operands are walked."""
+        operator = OPERATOR_OF[node.name]
+        columns = [_column(side, scope) for side in node.expressions]
+        for column in columns:
+            if column is not None:
+                check_operator(operator, column, where(node))
+        sides = list(node.expressions)
+        types = [column.type if column is not None else None for column in columns]
+        sql_type = next((known for known in types if known is not None), None)
+        dim = sql_type.dim or 0 if sql_type is not None else 0
+        for side in sides:
+            self.walker.walk(side, scope)
+        if sql_type is not None:
+            typed = [
+                _cast(side, sql_type) if _needs_cast(known) else side
+                for side, known in zip(node.expressions, types, strict=True)
+            ]
+            node.set("expressions", typed)
+        self.registered[(node.name.removeprefix("__distance_"), dim)] = None
+
+    def rewrite_cast(self, node: Any) -> None:
+        """Turn CAST(x AS VECTOR(3)) into CAST(x AS FLOAT[3])."""
+        target = node.to
+        name = "VECTOR" if target.this is exp.DType.VECTOR else target.name.upper()
+        if name != "VECTOR" and name not in _ARRAY_TYPES:
+            return
+        sizes = [part.name for part in target.expressions]
+        size = sizes[0] if sizes and sizes[0].isdigit() else ""
+        element = _ARRAY_TYPES.get(name, "FLOAT")
+        node.set("to", exp.DataType.build(f"{element}[{size}]", dialect="duckdb"))
+
+
+def _column(node: Any, scope: Scope) -> ColumnDef | None:
+    while isinstance(node, exp.Paren):
+        node = node.this
+    return scope.resolve(node) if isinstance(node, exp.Column) else None
+
+
+def _needs_cast(known: SqlType | None) -> bool:
+    return known is None or known.kind is Kind.INT8VEC
+
+
+def _cast(side: Any, sql_type: SqlType) -> Any:
+    if sql_type.kind is Kind.BIT:
+        return side
+    array = exp.DataType.build(f"FLOAT[{sql_type.dim}]", dialect="duckdb")
+    return exp.Cast(this=side, to=array)

@@ -1,0 +1,92 @@
+"""What kind of value an expression has, as far as comparing and computing natively goes."""
+
+from __future__ import annotations
+
+import decimal
+
+from tarsdb.errors import BindError
+from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
+from tarsdb.types import BIGINT, DOUBLE, INT, Kind, Physical, SqlType
+
+_OF_TYPE = {
+    Kind.SMALLINT: "number", Kind.INT: "number", Kind.BIGINT: "number", Kind.REAL: "number",
+    Kind.DOUBLE: "number", Kind.TEXT: "text", Kind.BOOLEAN: "bool", Kind.DATE: "date",
+    Kind.TIMESTAMP: "timestamp", Kind.UUID: "uuid", Kind.VECTOR: "vector", Kind.HALFVEC: "vector",
+    Kind.INT8VEC: "vector", Kind.BIT: "vector",
+}  # fmt: skip
+_WHOLE = {Kind.SMALLINT: 0, Kind.INT: 1, Kind.BIGINT: 2}
+
+
+def type_category(sql_type: SqlType | None) -> str:
+    """Return the category of a type: number, text, ..., or 'other'."""
+    if sql_type is None:
+        return "other"
+    if sql_type.kind is Kind.DECIMAL:
+        return "decimal" if sql_type.physical is Physical.INT64 else "other"
+    return _OF_TYPE.get(sql_type.kind, "other")
+
+
+def category(expr: ex.Expr) -> str:
+    """Return the category of an expression; 'param' and 'null' where it is open."""
+    match expr:
+        case ex.ColumnRef() | ex.Excluded():
+            return type_category(expr.column.type)
+        case ex.Literal():
+            return _literal(expr.value)
+        case ex.Parameter():
+            return "param"
+        case ex.RowidRef() | ex.Arithmetic() | ex.Distance():
+            return "number"
+        case ex.Call():
+            return type_category(expr.returns)
+        case _:
+            return "bool"
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, (int, float, decimal.Decimal)):
+        return "number"
+    return "text" if isinstance(value, str) else "other"
+
+
+def check_operator(operator: str, column: ColumnDef, place: str) -> None:
+    """Raise BindError unless the distance operator is defined for the column's type."""
+    if not column.type.is_vector:
+        raise BindError(
+            f"operator {operator} needs a vector, column {column.name} is {column.type}{place}"
+        )
+    bits = column.type.kind is Kind.BIT
+    if bits != (operator in ("<~>", "<%>")):
+        fitting = "<~> or <%>" if bits else "<-> <#> <=> or <+>"
+        raise BindError(
+            f"operator {operator} is not defined for column {column.name} {column.type}{place}",
+            hint=f"use {fitting}",
+        )
+
+
+def common_number(
+    left: SqlType | None, right: SqlType | None, expr: ex.Arithmetic
+) -> SqlType | None:
+    """Return the type of ``left op right``, or None where DuckDB's would need its own rules."""
+    first = left or _literal_type(expr.left)
+    second = right or _literal_type(expr.right)
+    if first is None or second is None:
+        return None
+    if first.kind in _WHOLE and second.kind in _WHOLE:
+        wide = max(_WHOLE[first.kind], _WHOLE[second.kind])
+        return INT if wide == 1 else BIGINT if wide == 2 else None
+    kinds = {first.kind, second.kind}
+    return DOUBLE if Kind.DOUBLE in kinds and kinds <= {Kind.DOUBLE, *_WHOLE} else None
+
+
+def _literal_type(expr: ex.Expr) -> SqlType | None:
+    if not isinstance(expr, ex.Literal):
+        return None
+    if isinstance(expr.value, int) and not isinstance(expr.value, bool):
+        return INT if abs(expr.value) < 2**31 else BIGINT
+    return DOUBLE if isinstance(expr.value, float) else None

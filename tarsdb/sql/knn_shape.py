@@ -1,0 +1,123 @@
+"""Recognises ``ORDER BY column <op> query LIMIT k`` and range search ``WHERE column <op> q < r``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlglot import exp
+
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.core import conjunction
+from tarsdb.sql.plan import Knn, Relational
+from tarsdb.sql.expressions import Output
+from tarsdb.sql.select import TableSelect
+
+
+@dataclass(slots=True)
+class KnnShape:
+    """A nearest-neighbour search recognised in a SELECT."""
+
+    distance: ex.Distance
+    descending: bool = False
+    within: ex.Expr | None = None
+    within_inclusive: bool = False
+    predicate: ex.Expr | None = None
+    residue: tuple[Any, ...] = ()  # conditions outside the core, sqlglot nodes
+
+
+def find(select: TableSelect) -> KnnShape | None:
+    """Return the search a SELECT is, whatever its SELECT list holds, or None."""
+    ordered = _ordering(select)
+    if select.order and ordered is None:
+        return None
+    if ordered is None and not _mentions_distance(select.conjuncts):
+        return None
+    terms: list[ex.Expr] = []
+    residue: list[Any] = []
+    for node in select.conjuncts:
+        term = select.core.condition(node)
+        if term is None:
+            residue.append(node)
+        else:
+            terms.append(term)
+    shape = KnnShape(*ordered) if ordered is not None else None
+    radius = next((t for t in terms if _is_radius(t, shape)), None)
+    if isinstance(radius, ex.Compare):
+        assert isinstance(radius.left, ex.Distance)
+        shape = shape or KnnShape(radius.left)
+        shape.within, shape.within_inclusive = radius.right, radius.op == "<="
+        terms.remove(radius)
+    if shape is None or (select.limit is None and shape.within is None):
+        return None
+    shape.predicate, shape.residue = conjunction(terms), tuple(residue)
+    return shape
+
+
+def _ordering(select: TableSelect) -> tuple[ex.Distance, bool] | None:
+    """Return the distance ORDER BY asks for; a second key may only be the rowid, ascending."""
+    if not select.order:
+        return None
+    first, *others = select.order
+    for other in others:
+        column = select.core.expr(other.this) if isinstance(other.this, exp.Column) else None
+        if not isinstance(column, ex.RowidRef) or other.args.get("desc"):
+            return None
+    distance = select.core.expr(ordered_node(select, first))
+    if not isinstance(distance, ex.Distance) or not is_query(distance.right):
+        return None
+    if first.args.get("nulls_first"):
+        return None
+    return distance, bool(first.args.get("desc"))
+
+
+def ordered_node(select: TableSelect, ordered: Any) -> Any:
+    """Return what an ORDER BY key stands for: an alias or position of the SELECT list, or itself."""
+    node = ordered.this
+    if isinstance(node, exp.Column) and node.args.get("table") is None:
+        return select.aliases.get(node.name.lower(), node)
+    if isinstance(node, exp.Literal) and not node.is_string and node.this.isdigit():
+        position = int(node.this) - 1
+        if 0 <= position < len(select.node.expressions):
+            return select.node.expressions[position].unalias()
+    return node
+
+
+def is_query(expr: ex.Expr) -> bool:
+    """Return True for what can be a query vector: it depends on no row."""
+    return isinstance(expr, (ex.Literal, ex.Parameter, ex.Call))
+
+
+def _mentions_distance(conjuncts: list[Any]) -> bool:
+    return any(
+        isinstance(side, exp.Anonymous) or isinstance(side, exp.Column)
+        for node in conjuncts
+        for side in (node.args.get("this"), node.args.get("expression"))
+        if isinstance(node, (exp.LT, exp.LTE, exp.GT, exp.GTE))
+    )
+
+
+def _is_radius(term: ex.Expr, shape: KnnShape | None) -> bool:
+    if not isinstance(term, ex.Compare) or term.op not in ("<", "<="):
+        return False
+    left = term.left
+    if not isinstance(left, ex.Distance) or not isinstance(term.right, (ex.Literal, ex.Parameter)):
+        return False
+    if shape is not None:
+        return left == shape.distance
+    return is_query(left.right)
+
+
+def make_knn(
+    select: TableSelect,
+    shape: KnnShape,
+    outputs: tuple[Output, ...],
+    filter_sql: Relational | None = None,
+) -> Knn:
+    """Return the plan of a recognised search."""
+    left = shape.distance.left
+    assert isinstance(left, ex.ColumnRef)
+    return Knn(
+        select.table, left.column, shape.distance, outputs, select.limit, select.offset,
+        shape.predicate, shape.within, shape.within_inclusive, shape.descending, filter_sql,
+    )  # fmt: skip

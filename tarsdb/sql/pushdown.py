@@ -1,0 +1,155 @@
+"""Vector search inside a larger query: pushed to the engine where LIMIT sits on the one table.
+
+A pushed search becomes a relation with the table's columns that are still needed, ``__distance``
+and ``__rowid``; the rest of its SELECT is evaluated by DuckDB on those k rows. Any other search is
+computed exactly in DuckDB, and a note says why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlglot import exp
+
+from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.dialect import OPERATOR_OF
+from tarsdb.sql.expressions import Output
+from tarsdb.sql.knn_shape import KnnShape, find, make_knn
+from tarsdb.sql.plan import Knn
+from tarsdb.sql.scope import DISTANCE, KNN_ROWID, Scope
+from tarsdb.sql.select import TableSelect, take_apart
+from tarsdb.types import BIGINT, REAL
+
+if TYPE_CHECKING:
+    from tarsdb.sql.relational import Rewriter
+
+_PER_GROUP = (exp.AggFunc, exp.Window, exp.Unnest, exp.Explode)
+
+
+def push_search(
+    rewriter: Rewriter, node: Any, parent: Scope | None, ctes: frozenset[str]
+) -> bool:
+    """Rewrite a SELECT over its nearest neighbours; False when it is no such search."""
+    if node.args.get("order") is None and node.args.get("where") is None:
+        return False
+    select = take_apart(rewriter.binding, _bare(node), ctes)
+    shape = find(select) if select is not None else None
+    if select is None or shape is None:
+        return False
+    if any(_outside(item).find(*_PER_GROUP) for item in node.expressions):
+        return False
+    if not _closed(select, shape, parent, ctes):
+        rewriter.notes["exact: the search depends on the query around it"] = None
+        return False
+    _replace_source(rewriter, select, shape, node, parent, ctes)
+    return True
+
+
+def _bare(node: Any) -> Any:
+    """The WITH clause of a SELECT was dealt with and does not matter to its shape."""
+    if node.args.get("with_") is None:
+        return node
+    bare = exp.Select()
+    bare.args.update({part: value for part, value in node.args.items() if part != "with_"})
+    return bare
+
+
+def _outside(item: Any) -> Any:
+    return item.unalias()
+
+
+def _closed(
+    select: TableSelect, shape: KnnShape, parent: Scope | None, ctes: frozenset[str]
+) -> bool:
+    """Conditions left to SQL must mean the same outside the query: no outer columns, no CTEs."""
+    if not shape.residue:
+        return True
+    nested = any(condition.find(exp.Query) for condition in shape.residue)
+    if nested and (ctes or parent is not None):
+        return False
+    if parent is None:
+        return True
+    return all(
+        select.lookup(column) is not None or _is_alias(select, column)
+        for condition in shape.residue
+        for column in condition.find_all(exp.Column)
+    )
+
+
+def _is_alias(select: TableSelect, column: Any) -> bool:
+    return column.args.get("table") is None and column.name.lower() in select.aliases
+
+
+def _replace_source(
+    rewriter: Rewriter,
+    select: TableSelect,
+    shape: KnnShape,
+    node: Any,
+    parent: Scope | None,
+    ctes: frozenset[str],
+) -> None:
+    from tarsdb.sql.relational import filter_query
+
+    filter_sql = filter_query(select, shape.residue) if shape.residue else None
+    source = rewriter.add_table(select.table, select.alias)
+    source.extra = frozenset({DISTANCE, KNN_ROWID})
+
+    def build(columns: tuple[ColumnDef, ...], with_rowid: bool) -> Knn:
+        outputs = [Output(c.name, ex.ColumnRef(c), c.type) for c in columns]
+        if with_rowid:
+            outputs.append(Output(ex.ROWID, ex.RowidRef(), BIGINT))
+        outputs.append(Output(DISTANCE, shape.distance, REAL))
+        outputs.append(Output(KNN_ROWID, ex.RowidRef(), BIGINT))
+        return make_knn(select, shape, tuple(outputs), filter_sql)
+
+    source.knn = build
+    _replace_distances(select, shape, node)
+    table = node.args["from_"].this
+    rewriter.rename(table, source, select.alias)
+    for part in ("where", "limit", "offset"):
+        node.set(part, None)
+    node.set("order", exp.Order(expressions=[
+        exp.Ordered(this=_own(DISTANCE, select), desc=shape.descending, nulls_first=False),
+        exp.Ordered(this=_own(KNN_ROWID, select), nulls_first=False),
+    ]))  # fmt: skip
+    scope = rewriter.new_scope(parent, ctes, node)
+    scope.sources.append(source)
+    for item in list(node.expressions):
+        rewriter.walk(item, scope)
+
+
+def _replace_distances(select: TableSelect, shape: KnnShape, node: Any) -> None:
+    for item in list(node.expressions):
+        for call in list(item.find_all(exp.Anonymous)):
+            if call.name in OPERATOR_OF and select.core.expr(call) == shape.distance:
+                call.replace(_own(DISTANCE, select))
+
+
+def _own(name: str, select: TableSelect) -> Any:
+    return exp.column(name, table=select.alias)
+
+
+def search_note(node: Any, parent: Scope | None) -> str | None:
+    """Return why a search by distance that was not pushed is exact, None when it is no search."""
+    order = node.args.get("order")
+    if order is None or node.args.get("limit") is None:
+        return None
+    aliases = {i.alias.lower(): i.this for i in node.expressions if isinstance(i, exp.Alias)}
+    keys = [
+        aliases.get(key.this.name.lower(), key.this) if isinstance(key.this, exp.Column) else key.this
+        for key in order.expressions
+    ]
+    calls = [call for key in keys for call in key.find_all(exp.Anonymous)]
+    if not any(call.name in OPERATOR_OF for call in calls):
+        return None
+    for part, what in (("joins", "a join"), ("laterals", "a join"), ("group", "an aggregate"),
+                       ("having", "an aggregate"), ("distinct", "DISTINCT")):  # fmt: skip
+        if node.args.get(part):
+            return f"exact: LIMIT is above {what}"
+    origin = node.args.get("from_")
+    if origin is not None and not isinstance(origin.this, exp.Table):
+        return "exact: LIMIT is above a subquery"
+    if parent is not None and any(call.find(exp.Column) for call in calls):
+        return "exact: the search depends on the query around it"
+    return "exact: not of the form ORDER BY column <op> query LIMIT k on one table"

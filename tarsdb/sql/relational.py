@@ -1,0 +1,424 @@
+"""Queries as DuckDB text: base tables become relations, our calls get their registered names.
+
+The tree is changed in place while it is walked; what was met on the way (relations, models,
+functions, distances, constants, parameters) ends up in the :class:`Relational` plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlglot import exp
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name
+from tarsdb.sql.calls import OwnCall, resolve_call
+from tarsdb.sql.core import Core, parameter_key
+from tarsdb.sql.dialect import OPERATOR_OF, generate
+from tarsdb.sql.distances import Distances
+from tarsdb.sql.plan import Relational
+from tarsdb.sql.pushdown import push_search, search_note
+from tarsdb.sql.scope import Scope, Source, hide_from_stars
+from tarsdb.sql.select import TableSelect
+
+_STAR_TAKERS = (exp.Count,)
+
+
+class Rewriter:
+    """Turns one query into a :class:`Relational` plan."""
+
+    def __init__(self, binding: Binding, prefix: str = "__r") -> None:
+        self.binding = binding
+        self.prefix = prefix
+        self.sources: list[Source] = []
+        self.models: dict[str, ModelDef] = {}
+        self.functions: dict[str, FunctionDef] = {}
+        self.session: dict[str, None] = {}
+        self.constants: list[tuple[str, ex.Expr]] = []
+        self.parameters: dict[int | str, None] = {}
+        self.notes: dict[str, None] = {}
+        self.distances = Distances(self)
+        self._scopes: list[Scope] = []
+
+    def rewrite(self, tree: Any, titles: Callable[[], list[str]] = list) -> Relational:
+        """Rewrite a whole query and return its plan."""
+        name_items(tree, titles)
+        self.query(tree, None, frozenset())
+        return self.finish(tree)
+
+    def finish(self, tree: Any) -> Relational:
+        """Return the plan of a tree whose parts were all walked."""
+        for scope in self._scopes:
+            hide_from_stars(scope)
+        return Relational(
+            generate(tree),
+            tuple(source.build() for source in self.sources),
+            tuple(self.parameters),
+            tuple(self.models.values()),
+            tuple(self.functions.values()),
+            tuple(self.session),
+            tuple(self.distances.registered),
+            tuple(self.constants),
+            notes=tuple(self.notes),
+        )
+
+    def new_scope(self, parent: Scope | None, ctes: frozenset[str], node: Any = None) -> Scope:
+        """Return a scope below ``parent``."""
+        items = node.expressions if isinstance(node, exp.Select) else ()
+        aliases = frozenset(i.alias.lower() for i in items if isinstance(i, exp.Alias))
+        scope = Scope(parent, ctes, aliases=aliases)
+        self._scopes.append(scope)
+        return scope
+
+    def query(self, node: Any, parent: Scope | None, ctes: frozenset[str]) -> None:
+        """Rewrite a query expression of any form."""
+        ctes = self._with(node, parent, ctes)
+        if isinstance(node, exp.Select):
+            self._select(node, parent, ctes)
+        elif isinstance(node, exp.SetOperation):
+            self.query(node.this, parent, ctes)
+            self.query(node.expression, parent, ctes)
+            self._tail(node, parent, ctes)
+        elif isinstance(node, exp.Subquery):
+            self.query(node.this, parent, ctes)
+            self._tail(node, parent, ctes)
+        else:
+            scope = self.new_scope(parent, ctes)
+            scope.sources.append(Source(""))
+            if isinstance(node, exp.Table):
+                self.source(node, scope)
+            else:
+                self.children(node, scope)
+
+    def _with(self, node: Any, parent: Scope | None, ctes: frozenset[str]) -> frozenset[str]:
+        clause = node.args.get("with_")
+        if clause is None:
+            return ctes
+        for cte in clause.expressions:
+            name = frozenset({cte.alias.lower()})
+            inner = ctes | name if clause.args.get("recursive") else ctes
+            if not isinstance(cte.this, (exp.Query, exp.Values)):
+                raise NotSupportedError(f"WITH {cte.alias}: only a query can stand there")
+            self.query(cte.this, parent, inner)
+            ctes |= name
+        return ctes
+
+    def _tail(self, node: Any, parent: Scope | None, ctes: frozenset[str]) -> None:
+        """Walk ORDER BY and LIMIT of a set operation, whose columns are its own."""
+        scope = self.new_scope(parent, ctes)
+        scope.sources.append(Source(""))
+        for part in ("order", "limit", "offset"):
+            if node.args.get(part) is not None:
+                self.walk(node.args[part], scope)
+
+    def _select(self, node: Any, parent: Scope | None, ctes: frozenset[str]) -> None:
+        if node.args.get("locks"):
+            raise NotSupportedError("FOR UPDATE and FOR SHARE are not supported")
+        if push_search(self, node, parent, ctes):
+            return
+        note = search_note(node, parent)
+        if note:
+            self.notes[note] = None
+        scope = self.new_scope(parent, ctes, node)
+        origin = node.args.get("from_")
+        skipped: set[int] = set()
+        if origin is not None:
+            self.source(origin.this, scope)
+            skipped.add(id(origin))
+        for join in node.args.get("joins") or ():
+            self.join(join, scope)
+            skipped.add(id(join))
+        for lateral in node.args.get("laterals") or ():
+            self.source(lateral, scope)
+            skipped.add(id(lateral))
+        self._push_predicates(node, scope)
+        for part, value in list(node.args.items()):
+            if part == "with_":
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, exp.Expr) and id(child) not in skipped:
+                    self.walk(child, scope)
+
+    def join(self, join: Any, scope: Scope) -> None:
+        """Add a join's source to the scope and walk its condition."""
+        self.source(join.this, scope)
+        if join.args.get("method") == "NATURAL":
+            for source in scope.sources:
+                source.use_all()
+        for name in join.args.get("using") or ():
+            for source in scope.sources:
+                source.use(name.name)
+        for part in ("on", "match_condition"):
+            if join.args.get(part) is not None:
+                self.walk(join.args[part], scope)
+
+    def source(self, node: Any, scope: Scope) -> None:
+        """Add something in FROM to the scope."""
+        alias = node.alias.lower() if node.alias else ""
+        if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
+            self._table(node, scope)
+        elif isinstance(node, exp.Subquery) and not isinstance(node.this, (exp.Query, exp.Values)):
+            self.source(node.this, scope)
+        elif isinstance(node, exp.Subquery):
+            self.query(node, scope, scope.ctes)
+            scope.sources.append(Source(alias))
+        else:
+            self.children(node, scope)
+            scope.sources.append(Source(alias))
+        for part in ("joins", "laterals"):
+            for join in node.args.get(part) or ():
+                if isinstance(join, exp.Join):
+                    self.join(join, scope)
+                else:
+                    self.source(join, scope)
+        if node.args.get("pivots"):
+            for source in scope.sources:
+                source.use_all()
+            scope.sources.append(Source(""))
+
+    def _table(self, node: Any, scope: Scope) -> None:
+        name = node.name
+        alias = (node.alias or name).lower()
+        if name.lower() in scope.ctes and node.args.get("db") is None:
+            scope.sources.append(Source(alias))
+            return
+        name = table_name(node)
+        table = self.binding.catalog.table(name)
+        if table is not None:
+            source = self.add_table(table, alias)
+        elif name.lower() in SYSTEM_TABLES:
+            source = Source(alias, system=name.lower(), relation=self._relation_name())
+            self.sources.append(source)
+        elif self.binding.catalog.has_variable(name):
+            source = Source(alias, variable=name, relation=self._relation_name())
+            self.sources.append(source)
+        elif any(mark in name for mark in "./*"):
+            scope.sources.append(Source(alias))
+            return
+        else:
+            raise self.binding.no_table(node)
+        scope.sources.append(source)
+        self.rename(node, source, name)
+        if node.args["alias"].args.get("columns"):
+            source.use_all()
+            scope.sources.append(Source(""))  # its columns have other names now
+
+    def add_table(self, table: TableDef, alias: str) -> Source:
+        """Return a new source over a base table."""
+        source = Source(alias, table, self._relation_name())
+        self.sources.append(source)
+        return source
+
+    def rename(self, node: Any, source: Source, name: str) -> None:
+        """Make a Table node name the relation; keep what the query calls it."""
+        if node.args.get("alias") is None:
+            node.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+        node.set("this", exp.to_identifier(source.relation))
+        node.set("db", None)
+
+    def _relation_name(self) -> str:
+        return f"{self.prefix}{len(self.sources)}"
+
+    def _push_predicates(self, node: Any, scope: Scope) -> None:
+        """Give each base table the native conditions that restrict it alone."""
+        condition = node.args.get("where")
+        if condition is None or not _filters_commute(node):
+            return
+        hits: set[Source] = set()
+
+        def lookup(column: Any) -> ex.Expr | None:
+            owner = _owner(column, scope)
+            if owner is None or owner.table is None or owner.batch:
+                return None
+            found = owner.table.column(column.name)
+            if found is None or found.type.is_vector:
+                return None
+            hits.add(owner)
+            return ex.ColumnRef(found)
+
+        core = Core(self.binding, lookup)
+        for term in core.conjuncts(condition.this):
+            hits.clear()
+            native = core.condition(term)
+            if native is not None and len(hits) == 1:
+                hits.pop().terms.append(native)
+
+    def walk(self, root: Any, scope: Scope) -> None:
+        """Rewrite an expression and what is below it."""
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, exp.Query):
+                self.query(node, scope, scope.ctes)
+                continue
+            visit = _VISIT.get(type(node))
+            if visit is None or visit(self, node, scope):
+                stack.extend(node.iter_expressions())
+
+    def children(self, node: Any, scope: Scope) -> None:
+        """Walk what is below a node."""
+        for child in node.iter_expressions():
+            self.walk(child, scope)
+
+    def visit_column(self, node: Any, scope: Scope) -> bool:
+        """Resolve a column or ``table.*``."""
+        if isinstance(node.this, exp.Star):
+            source = scope.source(node.args["table"].name)
+            if source is not None:
+                source.use_all()
+            scope.stars.append((node.this, node.args["table"].name.lower()))
+        else:
+            scope.resolve(node)
+        return False
+
+    def visit_star(self, node: Any, scope: Scope) -> bool:
+        """Note that ``*`` reads every column, but for count(*)."""
+        if isinstance(node.parent, _STAR_TAKERS):
+            return False
+        for source in scope.sources:
+            source.use_all()
+        scope.stars.append((node, None))
+        for replaced in node.args.get("replace") or ():
+            self.walk(replaced, scope)
+        return False
+
+    def visit_columns(self, node: Any, scope: Scope) -> bool:
+        """COLUMNS(...) may read any column."""
+        for source in scope.sources:
+            source.use_all()
+        return False
+
+    def visit_parameter(self, node: Any, scope: Scope) -> bool:
+        """Name a parameter the way DuckDB gets it."""
+        key = parameter_key(node)
+        self.parameters[key] = None
+        node.replace(exp.Placeholder(this=f"p{key}" if isinstance(key, int) else key))
+        return False
+
+    def visit_cast(self, node: Any, scope: Scope) -> bool:
+        """Write our vector types as DuckDB's arrays."""
+        self.distances.rewrite_cast(node)
+        return True
+
+    def visit_call(self, node: Any, scope: Scope) -> bool:
+        """Rename a call of ours; hoist it when it is constant."""
+        if node.name in OPERATOR_OF:
+            self.distances.rewrite(node, scope)
+            return False
+        call = resolve_call(self.binding, node)
+        if call is None:
+            return True
+        if call.kind == "model":
+            constant = Core(self.binding, lambda _: None).constant(node)
+            if constant is not None:
+                node.replace(self.constant(constant))
+                return False
+        self._rename_call(node, call)
+        return True
+
+    def _rename_call(self, node: Any, call: OwnCall) -> None:
+        if call.model is not None:
+            self.models[call.target] = call.model
+            name = f"__embed_{call.target}"
+        elif call.function is not None:
+            self.functions[call.target] = call.function
+            name = f"__udf_{call.target}"
+        else:
+            self.session[call.target] = None
+            name = f"__udf_{call.target}"
+        node.set("this", exp.to_identifier(name) if not name.isidentifier() else name)
+        node.set("expressions", list(call.arguments))
+
+    def constant(self, expr: ex.Expr) -> Any:
+        """Return a placeholder for an expression the engine evaluates once."""
+        for name, known in self.constants:
+            if known == expr:
+                return exp.Placeholder(this=name)
+        name = f"__c{len(self.constants)}"
+        self.constants.append((name, expr))
+        return exp.Placeholder(this=name)
+
+
+def _owner(column: Any, scope: Scope) -> Source | None:
+    if column.args.get("db") is not None or isinstance(column.this, exp.Star):
+        return None
+    qualifier = column.args.get("table")
+    if qualifier is not None:
+        name = qualifier.name.lower()
+        return next((source for source in scope.sources if source.alias == name), None)
+    owners = [source for source in scope.sources if source.has(column.name)]
+    return owners[0] if len(owners) == 1 else None
+
+
+def _filters_commute(node: Any) -> bool:
+    """WHERE may run before the joins when none of them adds NULL rows or picks by order."""
+    for join in node.args.get("joins") or ():
+        if join.args.get("method") or join.args.get("side"):
+            return False
+        if (join.args.get("kind") or "").upper() not in ("", "INNER", "CROSS"):
+            return False
+    origin = node.args.get("from_")
+    source = origin.this if origin is not None else None
+    if source is None or source.args.get("sample") or source.args.get("joins"):
+        return False
+    return not (source.args.get("pivots") or node.args.get("sample") or node.args.get("laterals"))
+
+
+def name_items(tree: Any, titles: Callable[[], list[str]]) -> None:
+    """Give the outermost SELECT list's unnamed expressions their source text as names."""
+    while isinstance(tree, (exp.SetOperation, exp.Subquery)):
+        tree = tree.this
+    if not isinstance(tree, exp.Select):
+        return
+    plain = (exp.Alias, exp.Column, exp.Star, exp.Columns, exp.Aliases, exp.Unnest, exp.Explode)
+    if all(isinstance(item, plain) for item in tree.expressions):
+        return
+    names = titles()
+    if len(names) != len(tree.expressions):
+        return
+    items = [
+        item if isinstance(item, plain) or item.find(exp.Columns, exp.Star) and not item.find(exp.Count)
+        else exp.Alias(this=item, alias=exp.to_identifier(name, quoted=True))
+        for item, name in zip(tree.expressions, names, strict=True)
+    ]  # fmt: skip
+    tree.set("expressions", items)
+
+
+def filter_query(select: TableSelect, conditions: Iterable[Any]) -> Relational:
+    """Return SQL giving the rowids of the table's rows that pass the conditions."""
+    terms = [_without_aliases(select, condition.copy()) for condition in conditions]
+    table = exp.Table(
+        this=exp.to_identifier(select.table.name),
+        alias=exp.TableAlias(this=exp.to_identifier(select.alias)),
+    )
+    tree = exp.Select(
+        expressions=[exp.column(ex.ROWID, table=select.alias)],
+        from_=exp.From(this=table),
+        where=exp.Where(this=exp.and_(*terms, copy=False)),
+    )
+    return Rewriter(select.binding).rewrite(tree)
+
+
+def _without_aliases(select: TableSelect, condition: Any) -> Any:
+    holder = exp.Paren(this=condition)
+    for column in list(holder.find_all(exp.Column)):
+        alias = select.aliases.get(column.name.lower())
+        known = column.args.get("table") is not None or select.table.column(column.name)
+        if alias is not None and not known:
+            column.replace(exp.Paren(this=alias.copy()))
+    return holder
+
+
+_VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
+    exp.Column: Rewriter.visit_column,
+    exp.Star: Rewriter.visit_star,
+    exp.Columns: Rewriter.visit_columns,
+    exp.Placeholder: Rewriter.visit_parameter,
+    exp.Parameter: Rewriter.visit_parameter,
+    exp.Cast: Rewriter.visit_cast,
+    exp.TryCast: Rewriter.visit_cast,
+    exp.Anonymous: Rewriter.visit_call,
+}
