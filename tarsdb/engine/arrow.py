@@ -118,7 +118,11 @@ def _bit(column: Column) -> pa.Array:
     large = pa.Array.from_buffers(
         pa.large_string(),
         len(column),
-        [bitmap(column.validity), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(digits))],
+        [
+            bitmap(column.validity),
+            pa.py_buffer(offsets),
+            pa.py_buffer(np.ascontiguousarray(digits)),
+        ],
     )
     return large.cast(pa.string())
 
@@ -134,9 +138,7 @@ def _array(column: Column) -> pa.Array:
         offsets[row + 1] = len(flat)
     children = [to_arrow(from_list(element, flat))]
     buffers = [bitmap(column.validity), pa.py_buffer(offsets)]
-    return pa.Array.from_buffers(
-        arrow_type(column.type), len(column), buffers, children=children
-    )
+    return pa.Array.from_buffers(arrow_type(column.type), len(column), buffers, children=children)
 
 
 _TO_ARROW: dict[Kind, Callable[[Column], pa.Array]] = {
@@ -215,9 +217,7 @@ def _extension(data_type: pa.DataType) -> SqlType:
 
 
 def _nested(data_type: pa.DataType) -> bool:
-    return any(
-        test(data_type) for test in (pa.types.is_struct, pa.types.is_map, pa.types.is_union)
-    )
+    return any(test(data_type) for test in (pa.types.is_struct, pa.types.is_map, pa.types.is_union))
 
 
 _FAMILIES: Sequence[tuple[Callable[[Any], bool], Callable[[Any], SqlType]]] = (
@@ -234,5 +234,8 @@ _FAMILIES: Sequence[tuple[Callable[[Any], bool], Callable[[Any], SqlType]]] = (
     (pa.types.is_dictionary, lambda t: sql_type_of(t.value_type)),
     (pa.types.is_run_end_encoded, lambda t: sql_type_of(t.value_type)),
     (_nested, lambda _: SqlType(Kind.JSON)),
-    (lambda t: isinstance(t, pa.BaseExtensionType) and not isinstance(t, pa.OpaqueType), _extension),
+    (
+        lambda t: isinstance(t, pa.BaseExtensionType) and not isinstance(t, pa.OpaqueType),
+        _extension,
+    ),
 )

@@ -62,7 +62,9 @@ def from_arrow(array: pa.Array | pa.ChunkedArray, sql_type: SqlType, name: str) 
 def _refused(array: Any, sql_type: SqlType, name: str, error: Exception) -> DataError:
     text = str(error).split(". Detail:")[0]
     message = f"column {name} is {sql_type}, the Arrow {array.type} does not fit: {text}"
-    outside = any(word in text for word in ("not in range", "bounds", "overflow", "fit in precision"))
+    outside = any(
+        word in text for word in ("not in range", "bounds", "overflow", "fit in precision")
+    )
     return ValueRangeError(message) if outside else DataError(message)
 
 
@@ -95,7 +97,9 @@ def _values(array: pa.Array, dtype: np.dtype[Any], validity: np.ndarray | None) 
     buffer = array.buffers()[1]
     if buffer is None or len(array) == 0:
         return np.zeros(len(array), dtype=dtype)
-    values = np.frombuffer(buffer, dtype=dtype, count=len(array), offset=array.offset * dtype.itemsize)
+    values = np.frombuffer(
+        buffer, dtype=dtype, count=len(array), offset=array.offset * dtype.itemsize
+    )
     if validity is not None:
         values = values.copy()
         values[~validity] = np.zeros(1, dtype)

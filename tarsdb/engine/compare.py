@@ -68,6 +68,7 @@ def _masked(true: np.ndarray, validity: np.ndarray | None) -> Truth:
 
 
 def both_valid(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    """Return the validity of rows valid in both."""
     if first is None or second is None:
         return first if second is None else second
     return first & second

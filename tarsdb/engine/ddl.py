@@ -171,7 +171,7 @@ def _mentions(expression: ex.Expr | Relational, kind: str, name: str) -> bool:
 
 
 _ACTIONS: dict[type, Any] = {
-    CreateTable: tables.create_table, AlterTable: tables.alter_table, CreateIndex: tables.create_index,
-    CreateModel: _create_model, CreateModule: _create_module, CreateFunction: _create_function,
-    Drop: _drop,
+    CreateTable: tables.create_table, AlterTable: tables.alter_table,
+    CreateIndex: tables.create_index, CreateModel: _create_model, CreateModule: _create_module,
+    CreateFunction: _create_function, Drop: _drop,
 }  # fmt: skip

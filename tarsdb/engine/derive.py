@@ -44,7 +44,8 @@ def evaluate_bound(
     """Evaluate a bound expression over rows being written."""
     if not isinstance(expression, Relational):
         return evaluate.value(expression, evaluate.Batch(rows, columns, context))
-    from tarsdb.engine.arrow import from_arrow, sql_type_of
+    from tarsdb.engine.arrow import sql_type_of
+    from tarsdb.engine.arrow_input import from_arrow
 
     answer = relational_over(context, expression, table, columns, rows).arrow()
     values = answer.sort_by("__no").column("value")

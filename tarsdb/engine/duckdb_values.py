@@ -110,7 +110,9 @@ def _tidy(column: pa.ChunkedArray, name: str) -> tuple[SqlType, pa.ChunkedArray]
     if sql_type.kind is Kind.JSON and not isinstance(column.type, pa.BaseExtensionType):
         return sql_type, _nested(column, wanted)
     if pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], data_type.value_type)
+        column = pa.chunked_array(
+            [chunk.dictionary_decode() for chunk in column.chunks], data_type.value_type
+        )
     if sql_type.is_vector or sql_type.kind is Kind.ARRAY:
         return sql_type, column  # differs in the name of the list's item only, or in its width
     return sql_type, column.cast(wanted, safe=False)
@@ -124,7 +126,9 @@ def _is_vector(column: pa.ChunkedArray) -> bool:
             return False
         if pa.types.is_floating(flat.type) and not np.isfinite(np.asarray(flat)).all():
             return False
-    return bool(pa.types.is_float32(column.type.value_type) or pa.types.is_int8(column.type.value_type))
+    return bool(
+        pa.types.is_float32(column.type.value_type) or pa.types.is_int8(column.type.value_type)
+    )
 
 
 def _opaque(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -168,5 +172,3 @@ def _nested(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
     ]
     storage = pa.array(texts, pa.string())
     return pa.chunked_array([pa.ExtensionArray.from_storage(wanted, storage)])
-
-

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, concat, empty
-from tarsdb.engine import access, evaluate, system_tables, vector_search
+from tarsdb.engine import access, evaluate, point, project, system_tables, vector_search
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.errors import BindError, InternalError
@@ -32,7 +32,7 @@ def run(context: Context, plan: Query) -> Result:
     """Run a query plan to its full result."""
     match plan:
         case PointLookup():
-            return _point(context, plan)
+            return point.lookup(context, plan)
         case Knn():
             return _knn(context, plan)
         case Scan():
@@ -44,103 +44,9 @@ def run(context: Context, plan: Query) -> Result:
     raise InternalError(f"no executor for {type(plan).__name__}")
 
 
-def _point(context: Context, plan: PointLookup) -> Result:
-    view = context.view(plan.table)
-    rowids = _point_rowids(context, plan, view)
-    needed = evaluate.columns_of(plan.predicate, *(o.expr for o in plan.outputs))
-    ids = list(needed)
-    names, types = _header(plan.outputs)
-    if len(rowids) == 1 and plan.predicate is None:
-        rows = _plain_row(view, int(rowids[0]), plan.outputs, ids)
-        if rows is not None:
-            return Result(names, types, rows=rows)
-    return Result(
-        names, types, columns=_project(context, view, rowids, plan.predicate, plan.outputs)
-    )
-
-
-def _point_rowids(context: Context, plan: PointLookup, view: TableView) -> np.ndarray:
-    table = plan.table
-    key = []
-    for node, column_id in zip(plan.key, plan.index.column_ids, strict=True):
-        column = table.column_by_id(column_id)
-        try:
-            item = access.exact_key(context.constant(node), ex.ColumnRef(column))
-        except access.NoKey:
-            predicate = _equalities(plan)
-            found = vector_search.filtered_rowids(context, view, predicate)
-            return np.empty(0, np.int64) if found is None else found
-        if item is None:
-            return np.empty(0, np.int64)
-        key.append(item)
-    return view.find(plan.index, tuple(key))
-
-
-def _equalities(plan: PointLookup) -> ex.Expr:
-    terms: list[ex.Expr] = [
-        ex.Compare("=", ex.ColumnRef(plan.table.column_by_id(column_id)), node)
-        for node, column_id in zip(plan.key, plan.index.column_ids, strict=True)
-    ]
-    return ex.And(tuple(terms)) if len(terms) > 1 else terms[0]
-
-
-def _plain_row(
-    view: TableView, rowid: int, outputs: Sequence[ex.Output], ids: list[int]
-) -> list[tuple[Any, ...]] | None:
-    """Return the one row when every output is a column; the point read's short way."""
-    picked = []
-    for output in outputs:
-        if not isinstance(output.expr, ex.ColumnRef):
-            return None
-        picked.append(output.expr.column)
-    row = view.row(rowid, ids)
-    if row is None:
-        return []
-    where = {column_id: i for i, column_id in enumerate(ids)}
-    shown = []
-    for column in picked:
-        show = presenter(column.type)
-        item = row[where[column.id]]
-        shown.append(item if show is None else show(item))
-    return [tuple(shown)]
-
-
-def _header(outputs: Sequence[ex.Output]) -> tuple[list[str], list[SqlType | None]]:
-    return [o.name for o in outputs], [o.type for o in outputs]
-
-
-def _project(
-    context: Context,
-    view: TableView,
-    rowids: np.ndarray,
-    predicate: ex.Expr | None,
-    outputs: Sequence[ex.Output],
-) -> list[Column]:
-    """Gather rows by id, drop those the predicate rejects, evaluate the outputs."""
-    needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
-    columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
-    batch = evaluate.Batch(len(rowids), columns, context, rowids)
-    return _evaluate_outputs(outputs, _filtered(batch, predicate))
-
-
-def _filtered(batch: evaluate.Batch, predicate: ex.Expr | None) -> evaluate.Batch:
-    mask = evaluate.select(predicate, batch)
-    if mask is None or mask.all():
-        return batch
-    columns = {column_id: column.take(mask) for column_id, column in batch.columns.items()}
-    rowids = None if batch.rowids is None else batch.rowids[mask]
-    return evaluate.Batch(int(mask.sum()), columns, batch.calls, rowids)
-
-
-def _evaluate_outputs(outputs: Sequence[ex.Output], batch: evaluate.Batch) -> list[Column]:
-    return [
-        evaluate.materialise(evaluate.value(o.expr, batch), batch.rows, o.type) for o in outputs
-    ]
-
-
 def _knn(context: Context, plan: Knn) -> Result:
     found = vector_search.search(context, plan)
-    names, types = _header(plan.outputs)
+    names, types = project.header(plan.outputs)
     columns = vector_search.outputs(context, plan, found)
     if found.query_no is not None:
         names.insert(0, "query_no")
@@ -153,13 +59,13 @@ def _scan(context: Context, plan: Scan) -> Result:
     skip = vector_search.count_of(context.constant(plan.offset), "OFFSET")
     limit = context.constant(plan.limit)
     stop = None if limit is None else skip + vector_search.count_of(limit, "LIMIT")
-    names, types = _header(plan.outputs)
+    names, types = project.header(plan.outputs)
     parts: list[list[Column]] = []
     rows = 0
     for batch in _batches(context, view, plan.predicate, plan.outputs):
         if stop is not None and rows >= stop:
             break
-        columns = _evaluate_outputs(plan.outputs, batch)
+        columns = project.evaluate_outputs(plan.outputs, batch)
         if stop is not None and rows + batch.rows > stop:
             columns = [column.slice(0, stop - rows) for column in columns]
         parts.append(columns)
@@ -190,13 +96,13 @@ def _batches(
     if probe is not None:
         rowids = probe.rowids(view)
         columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        yield _filtered(evaluate.Batch(len(rowids), columns, context, rowids), predicate)
+        yield project.filtered(evaluate.Batch(len(rowids), columns, context, rowids), predicate)
         return
     for chunk in view.chunks(ids):
         context.engines.interrupt.check()
         columns = dict(zip(ids, chunk.columns, strict=True))
         batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
-        yield _filtered(batch, predicate)
+        yield project.filtered(batch, predicate)
 
 
 def _aggregate(context: Context, plan: Aggregate) -> Result:

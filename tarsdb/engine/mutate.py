@@ -112,7 +112,7 @@ def _query_batches(context: Context, plan: Insert) -> Iterator[tuple[derive.Colu
 
 def arrow_batches(table: Any, columns: Sequence[ColumnDef]) -> Iterator[tuple[derive.Columns, int]]:
     """Yield an Arrow table's columns, by position, as batches of the table's column types."""
-    from tarsdb.engine.arrow import from_arrow
+    from tarsdb.engine.arrow_input import from_arrow
 
     for start in range(0, table.num_rows, BATCH_ROWS):
         part = table.slice(start, BATCH_ROWS)
@@ -158,7 +158,7 @@ def _updates(
             yield rowids, None
         return
     table = relational_result(context, plan.source).arrow()
-    from tarsdb.engine.arrow import from_arrow
+    from tarsdb.engine.arrow_input import from_arrow
 
     seen = np.asarray(table.column(0).to_numpy()).astype(np.int64)
     if len(np.unique(seen)) != len(seen):

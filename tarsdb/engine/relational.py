@@ -169,8 +169,12 @@ class RelationalEngine:
                 self._running = previous
 
     def _submit(self, connection: Any, running: Running, prefix: str) -> pa.Table:
-        if running.plan.models or running.plan.functions or running.plan.session_functions \
-                or running.plan.distances:
+        if (
+            running.plan.models
+            or running.plan.functions
+            or running.plan.session_functions
+            or running.plan.distances
+        ):
             assert self._registry is not None
             self._registry.require(running)
         values = self._values(running, connection)
@@ -237,8 +241,7 @@ class RelationalEngine:
         if self._closed:
             raise InterfaceError("the connection is closed")
         wanted = tuple(
-            self._settings.get(key)
-            for key in ("file_access", "memory_limit", "default_null_order")
+            self._settings.get(key) for key in ("file_access", "memory_limit", "default_null_order")
         )
         if self._connection is None or wanted != self._configured:
             self._discard()
@@ -292,9 +295,7 @@ def _fetch(connection: Any, sql: str, values: dict[str, Any] | None) -> pa.Table
     return connection.sql(sql, params=values).to_arrow_table()
 
 
-def open_caged(
-    file_access: bool | None, memory_limit: str | None, null_order: str | None
-) -> Any:
+def open_caged(file_access: bool | None, memory_limit: str | None, null_order: str | None) -> Any:
     """Return an in-memory DuckDB that reaches nothing outside itself.
 
     Parameters

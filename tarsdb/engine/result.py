@@ -84,7 +84,7 @@ class Result:
         return list(zip(*(present(column) for column in columns), strict=True))
 
     def _columns_of_table(self) -> list[Column]:
-        from tarsdb.engine.arrow import from_arrow
+        from tarsdb.engine.arrow_input import from_arrow
 
         assert self._table is not None
         return [

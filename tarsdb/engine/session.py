@@ -19,7 +19,13 @@ from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
 from tarsdb.engine.settings import Settings
-from tarsdb.errors import ConflictError, InterfaceError, ProgrammingError, ReadOnlyError
+from tarsdb.errors import (
+    ConflictError,
+    InterfaceError,
+    InterruptError,
+    ProgrammingError,
+    ReadOnlyError,
+)
 from tarsdb.options import Durability
 from tarsdb.sql import bind, parse, split
 from tarsdb.sql.plan import (
@@ -153,6 +159,8 @@ class Session:
         timer.start()
         try:
             yield
+        except InterruptError:
+            raise self.engines.interrupt.error() from None
         finally:
             timer.cancel()
 

@@ -22,6 +22,7 @@ class PointLookup:
     key: tuple[Expr, ...]
     outputs: tuple[Output, ...]
     predicate: Expr | None = None  # what else WHERE asks
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""Point reads: one row by a unique key, in as little Python as it takes.
+
+What the plan alone decides (columns to fetch, how to show them) is worked out once and kept with
+the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tarsdb.engine import access, project, vector_search
+from tarsdb.engine.context import Context
+from tarsdb.engine.result import Result
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import PointLookup
+from tarsdb.types import presenter
+
+
+class _Shape:
+    """What a point plan needs at run time; ``shows`` is None where outputs are expressions."""
+
+    def __init__(self, plan: PointLookup) -> None:
+        self.names, self.types = project.header(plan.outputs)
+        self.keys = [
+            (node, ex.ColumnRef(plan.table.column_by_id(column_id)))
+            for node, column_id in zip(plan.key, plan.index.column_ids, strict=True)
+        ]
+        self.columns: list[int] = []
+        self.shows: list[tuple[int, Callable[[Any], Any] | None]] | None = []
+        for output in plan.outputs:
+            node = output.expr
+            if not isinstance(node, ex.ColumnRef) or plan.predicate is not None:
+                self.shows = None
+                return
+            if node.column.id not in self.columns:
+                self.columns.append(node.column.id)
+            place = self.columns.index(node.column.id)
+            self.shows.append((place, presenter(node.column.type)))
+
+
+def lookup(context: Context, plan: PointLookup) -> Result:
+    """Run a point read."""
+    shape: _Shape | None = plan.memo.get("shape")
+    if shape is None:
+        shape = plan.memo["shape"] = _Shape(plan)
+    view = context.view(plan.table)
+    rowids = _rowids(context, plan, shape)
+    if shape.shows is None:
+        columns = project.project(context, view, rowids, plan.predicate, plan.outputs)
+        return Result(shape.names, shape.types, columns=columns)
+    rows = []
+    for rowid in rowids.tolist():
+        row = view.row(rowid, shape.columns)
+        if row is not None:
+            rows.append(
+                tuple([row[i] if show is None else show(row[i]) for i, show in shape.shows])
+            )
+    return Result(shape.names, shape.types, rows=rows)
+
+
+def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:
+    key = []
+    for node, column in shape.keys:
+        if isinstance(node, ex.Parameter):
+            item = context.parameter(node.key)
+        else:
+            item = context.constant(node)
+        try:
+            item = access.exact_key(item, column)
+        except access.NoKey:
+            found = vector_search.filtered_rowids(context, context.view(plan.table), _terms(plan))
+            return np.empty(0, np.int64) if found is None else found
+        if item is None:
+            return np.empty(0, np.int64)
+        key.append(item)
+    return context.view(plan.table).find(plan.index, tuple(key))
+
+
+def _terms(plan: PointLookup) -> ex.Expr:
+    """Return the key as a predicate, for a constant that has no exact form in the key's type."""
+    terms: list[ex.Expr] = [
+        ex.Compare("=", ex.ColumnRef(plan.table.column_by_id(column_id)), node)
+        for node, column_id in zip(plan.key, plan.index.column_ids, strict=True)
+    ]
+    return ex.And(tuple(terms)) if len(terms) > 1 else terms[0]

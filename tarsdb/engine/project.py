@@ -1,0 +1,50 @@
+"""Outputs of a native plan: which rows pass, and what each result column holds for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.engine import evaluate
+from tarsdb.engine.context import Context
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import TableView
+from tarsdb.types import SqlType
+
+
+def header(outputs: Sequence[ex.Output]) -> tuple[list[str], list[SqlType | None]]:
+    """Return names and types of a plan's outputs."""
+    return [o.name for o in outputs], [o.type for o in outputs]
+
+
+def project(
+    context: Context,
+    view: TableView,
+    rowids: np.ndarray,
+    predicate: ex.Expr | None,
+    outputs: Sequence[ex.Output],
+) -> list[Column]:
+    """Gather rows by id, drop those the predicate rejects, evaluate the outputs."""
+    needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
+    columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
+    batch = evaluate.Batch(len(rowids), columns, context, rowids)
+    return evaluate_outputs(outputs, filtered(batch, predicate))
+
+
+def filtered(batch: evaluate.Batch, predicate: ex.Expr | None) -> evaluate.Batch:
+    """Return the rows of a batch a predicate keeps."""
+    mask = evaluate.select(predicate, batch)
+    if mask is None or mask.all():
+        return batch
+    columns = {column_id: column.take(mask) for column_id, column in batch.columns.items()}
+    rowids = None if batch.rowids is None else batch.rowids[mask]
+    return evaluate.Batch(int(mask.sum()), columns, batch.calls, rowids)
+
+
+def evaluate_outputs(outputs: Sequence[ex.Output], batch: evaluate.Batch) -> list[Column]:
+    """Return the output columns for a batch."""
+    return [
+        evaluate.materialise(evaluate.value(o.expr, batch), batch.rows, o.type) for o in outputs
+    ]
