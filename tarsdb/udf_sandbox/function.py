@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tarsdb.columns import Column, concat, empty
-from tarsdb.errors import InterfaceError, UdfError, UdfValidationError
+from tarsdb.errors import InterfaceError, UdfError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import stacks
@@ -45,8 +45,11 @@ class ScalarFunction:
         ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
         exports cannot see NULL and must be strict.
     limits : SandboxLimits
-    name : str, optional
-        What errors call the function; the export when absent.
+
+    Attributes
+    ----------
+    name : str
+        What errors call the function: the export until the owner sets another.
 
     Raises
     ------
@@ -58,9 +61,9 @@ class ScalarFunction:
 
     def __init__(
         self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
-        strict: bool = True, limits: SandboxLimits | None = None, name: str | None = None,
+        strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        self.name = name or export
+        self.name = export
         self.arguments = tuple(arguments)
         self.returns = returns
         self.strict = strict
@@ -74,12 +77,8 @@ class ScalarFunction:
 
     def _load(self, code: bytes, export: str) -> tuple[Program, bool]:
         info = inspect_module(code)
-        scalar = check_signature(info, export, self.arguments, self.returns) == "scalar"
-        if scalar and not self.strict:
-            raise UdfValidationError(
-                f"function {self.name}: a bare scalar export cannot be CALLED ON NULL INPUT",
-                hint="declare it STRICT, or use the columnar ABI",
-            )
+        kind = check_signature(info, export, self.arguments, self.returns, self.strict)
+        scalar = kind == "scalar"
         if info.memory_pages * WASM_PAGE > self.limits.max_memory_bytes:
             what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
             raise memory_error(self.name, self.limits, what)

@@ -19,6 +19,7 @@ from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import driver, outputs
 from tarsdb.udf_sandbox.abi import BatchLayout
+from tarsdb.udf_sandbox.exports import Export
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
 from tarsdb.udf_sandbox.module import scalar_type
 from tarsdb.udf_sandbox.wasmtime_backend import Store, assemble, runtime
@@ -71,7 +72,7 @@ class ScalarGuest:
         instance = self.store.instantiate(program.driver, [function], call)
         self.store.set_memory_limit(program.limits.max_memory_bytes)
         exports = instance.exports(raw)
-        self._run = exports["run"]
+        self._run = Export(raw, exports["run"], 0)
         memory = self.store.view(exports["memory"])  # of fixed size, so it never moves
         self._rows = memory[:4].view(np.uint32)
         self._inputs = [
@@ -122,9 +123,10 @@ class ColumnarGuest:
             self.store.close()
             raise
         exports = instance.exports(self.store.raw)
-        self._function = exports[program.export]
-        self._alloc = exports["tars_alloc"]
-        self._reset = exports["tars_reset"] if program.resettable else None
+        raw = self.store.raw
+        self._function = Export(raw, exports[program.export], 2)
+        self._alloc = Export(raw, exports["tars_alloc"], 1)
+        self._reset = Export(raw, exports["tars_reset"], 0) if program.resettable else None
         self._memory = exports["memory"]
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:

@@ -153,9 +153,15 @@ def scalar_type(sql_type: SqlType) -> str | None:
 
 
 def check_signature(
-    info: ModuleInfo, export: str, arguments: Sequence[SqlType], returns: SqlType
+    info: ModuleInfo,
+    export: str,
+    arguments: Sequence[SqlType],
+    returns: SqlType,
+    strict: bool = True,
 ) -> str:
     """Check that an export can serve a SQL signature; return ``'scalar'`` or ``'columnar'``.
+
+    ``strict`` is ``RETURNS NULL ON NULL INPUT``, which bare scalar exports need.
 
     Raises
     ------
@@ -177,7 +183,12 @@ def check_signature(
         return "columnar"
     wanted = _scalar_signature(arguments, returns)
     if wanted == found:
-        return "scalar"
+        if strict:
+            return "scalar"
+        raise UdfValidationError(
+            f"function {export}: a bare scalar export cannot be CALLED ON NULL INPUT",
+            hint="declare it STRICT, or use the columnar ABI",
+        )
     signature = f"({', '.join(map(str, arguments))}) RETURNS {returns}"
     if wanted is None:
         raise UdfValidationError(

@@ -24,6 +24,7 @@ import wasmtime
 from tarsdb.errors import InterruptError, UdfError, UdfTrapError, UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox import stacks
+from tarsdb.udf_sandbox.exports import Export
 from tarsdb.udf_sandbox.limits import Call, fuel_error, memory_error, time_error
 from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
 from tarsdb.udf_sandbox.ticker import INTERVAL_S, Ticker
@@ -207,10 +208,10 @@ class Store:
                 raise memory_error(call.function, self.limits, "its memory is too large") from error
             raise _converted(error, call, None) from error
 
-    def invoke(self, function: Any, call: Call, memory: Any, *args: int) -> Any:
+    def invoke(self, function: Export, call: Call, memory: Any, *args: int) -> int:
         """Call an export; traps and stops become typed errors."""
         try:
-            return function(self.raw, *args)
+            return function(*args)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             size = None if memory is None else memory.data_len(self.raw)
             raise _converted(error, call, size) from error

@@ -1,0 +1,65 @@
+"""Calls of guest exports whose parameters and result are all i32, without per-call type queries.
+
+wasmtime-py's ``Func.__call__`` asks for the function's type on every call (25 us). The exports
+called here have types that were checked when the module was inspected, so values go straight
+into the C function. Where that binding is absent the ordinary call is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import wasmtime
+
+try:
+    from wasmtime import _bindings as c_api
+
+    _call_unchecked: Any = c_api.wasmtime_func_call_unchecked
+except (ImportError, AttributeError):  # another wasmtime-py than the tested range
+    _call_unchecked = None
+
+
+class Export:
+    """One function of one instance.
+
+    Parameters
+    ----------
+    store : wasmtime.Store
+    function : wasmtime.Func
+        Takes ``parameters`` values of i32 and returns one i32 or nothing.
+    parameters : int
+    """
+
+    __slots__ = ("_arguments", "_function", "_parameters", "_raw", "_store")
+
+    def __init__(self, store: wasmtime.Store, function: Any, parameters: int) -> None:
+        self._store = store
+        self._function = function
+        self._parameters = parameters
+        self._raw: Any = None
+        if _call_unchecked is not None and hasattr(function, "_func"):
+            self._raw = ctypes.byref(function._func)
+            self._arguments = (c_api.wasmtime_val_raw_t * max(parameters, 1))()
+
+    def __call__(self, *arguments: int) -> int:
+        """Call it; the result of a function that returns nothing is undefined.
+
+        Raises
+        ------
+        wasmtime.Trap, wasmtime.WasmtimeError
+        """
+        if self._raw is None:
+            return self._function(self._store, *arguments) or 0
+        values = self._arguments
+        for number in range(self._parameters):
+            values[number].i32 = arguments[number]
+        trap = ctypes.POINTER(c_api.wasm_trap_t)()
+        error = _call_unchecked(
+            self._store._context(), self._raw, values, len(values), ctypes.byref(trap)
+        )
+        if error:
+            raise wasmtime.WasmtimeError._from_ptr(error)
+        if trap:
+            raise wasmtime.Trap._from_ptr(trap)
+        return int(values[0].i32)
