@@ -1,0 +1,1 @@
+"""Nearest neighbours on arrays. Knows no storage and no SQL text."""

@@ -1,0 +1,67 @@
+"""What every vector index can do, and the operators of vector search.
+
+Knows no index kind. An index answers with row ids; what a row is, is the caller's business.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.kernels import reference
+from tarsdb.types import Kind, SqlType
+
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Row ids and distances, of equal shape."""
+
+METRICS: dict[str, int] = {
+    "<->": reference.L2, "<#>": reference.IP, "<=>": reference.COSINE, "<+>": reference.L1,
+    "<~>": reference.HAMMING, "<%>": reference.JACCARD,
+}  # fmt: skip
+"""Operator -> metric code of the kernels."""
+
+_BIT_METRICS = frozenset({reference.HAMMING, reference.JACCARD})
+
+
+class VectorIndex(Protocol):
+    """Searches the vectors of one column as of one snapshot."""
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        op: str,
+        *,
+        positions: np.ndarray | None = None,
+        descending: bool = False,
+        threads: int = 1,
+    ) -> Found:
+        """Return the k nearest rows of each query."""
+        ...
+
+
+def metric_code(op: str, sql_type: SqlType) -> int:
+    """Return the kernels' code of an operator on a type.
+
+    Raises
+    ------
+    NotSupportedError
+        The operator is unknown or not defined for the type.
+    """
+    metric = METRICS.get(op)
+    if metric is None:
+        raise NotSupportedError(
+            f"{op} is no vector operator", hint=f"operators: {' '.join(METRICS)}"
+        )
+    if not sql_type.is_vector:
+        raise NotSupportedError(f"{op} is not defined for {sql_type}")
+    if (metric in _BIT_METRICS) != (sql_type.kind is Kind.BIT):
+        fitting = [o for o, m in METRICS.items() if (m in _BIT_METRICS) == (
+            sql_type.kind is Kind.BIT)]  # fmt: skip
+        raise NotSupportedError(
+            f"{op} is not defined for {sql_type}", hint=f"defined: {' '.join(fitting)}"
+        )
+    return metric

@@ -1,0 +1,195 @@
+"""Exact nearest neighbours: one pass over blocks of vectors, where they lie.
+
+The product's exact search and the oracle of every approximate index. Holds addresses of the
+blocks, so it lives only as long as the transaction that gave them. Knows no storage and no SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import VectorBlock
+from tarsdb.errors import DataError, DimensionMismatchError
+from tarsdb.index.base import Found, metric_code
+from tarsdb.kernels import reference
+from tarsdb.types import Kind, SqlType, to_storage
+
+
+class FlatIndex:
+    """Exact search over blocks of vectors.
+
+    Parameters
+    ----------
+    blocks : sequence of VectorBlock
+        Row ids are unique among the live rows of all blocks. Data may be unaligned.
+    sql_type : SqlType
+        VECTOR, HALFVEC, INT8VEC or BIT.
+    """
+
+    def __init__(self, blocks: Sequence[VectorBlock], sql_type: SqlType) -> None:
+        self._type = sql_type
+        self._blocks = [block for block in blocks if len(block.rowids)]
+        self._starts = np.cumsum([0, *(len(block.rowids) for block in self._blocks)])
+        self._places: tuple[np.ndarray, np.ndarray] | None = None
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        op: str,
+        *,
+        positions: np.ndarray | None = None,
+        descending: bool = False,
+        threads: int = 1,
+    ) -> Found:
+        """Return the k nearest rows of each query.
+
+        Parameters
+        ----------
+        queries : (q, width)
+            Rows as :func:`prepare_query` makes them.
+        k : int
+            May exceed the number of rows.
+        op : str
+            ``<->`` ``<#>`` ``<=>`` ``<+>`` on numeric types, ``<~>`` ``<%>`` on BIT.
+        positions : int64 (m,), optional
+            Search these rows only; from :meth:`positions`, without -1.
+        descending : bool
+            The farthest rows instead.
+        threads : int
+            Threads to use at most.
+
+        Returns
+        -------
+        rowids : int64 (q, k')
+        distances : float32 (q, k')
+            k' is the smaller of k and the number of live rows; ordered by distance, then row id,
+            NaN last.
+        """
+        metric = metric_code(op, self._type)
+        matrix = self._checked(queries)
+        found = [self._smallest(metric, query, k, positions, descending) for query in matrix]
+        return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
+
+    def within(
+        self,
+        query: np.ndarray,
+        radius: float,
+        op: str,
+        *,
+        inclusive: bool,
+        positions: np.ndarray | None = None,
+    ) -> Found:
+        """Return all rows within a radius of one query, ascending by (distance, row id).
+
+        Returns
+        -------
+        rowids : int64 (m,)
+        distances : float32 (m,)
+        """
+        metric = metric_code(op, self._type)
+        rowids, values = self._all(metric, self._checked(query[np.newaxis])[0], positions)
+        keep = values <= radius if inclusive else values < radius
+        rowids, values = rowids[keep], values[keep]
+        order = reference.smallest(values, rowids, len(values))
+        return rowids[order], values[order]
+
+    def positions(self, rowids: np.ndarray) -> np.ndarray:
+        """Return the position of each row id, -1 where it has no live vector; int64."""
+        if self._places is None:
+            self._places = self._sorted_places()
+        known, places = self._places
+        if not len(known):
+            return np.full(len(rowids), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(known, rowids), len(known) - 1)
+        return np.where(known[at] == rowids, places[at], -1)
+
+    def _sorted_places(self) -> tuple[np.ndarray, np.ndarray]:
+        rowids, places = [], []
+        for block, start in zip(self._blocks, self._starts, strict=False):
+            chosen = np.arange(len(block.rowids)) if block.live is None else (
+                np.flatnonzero(block.live))  # fmt: skip
+            rowids.append(block.rowids[chosen])
+            places.append(chosen + start)
+        if not rowids:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        known, where = np.concatenate(rowids), np.concatenate(places)
+        order = np.argsort(known, kind="stable")
+        return known[order], where[order]
+
+    def _smallest(
+        self, metric: int, query: np.ndarray, k: int, positions: Any, descending: bool
+    ) -> Found:
+        rowids, values = self._all(metric, query, positions)
+        order = reference.smallest(values, rowids, k, descending)
+        return rowids[order], values[order]
+
+    def _all(self, metric: int, query: np.ndarray, positions: np.ndarray | None) -> Found:
+        ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        for number, block in enumerate(self._blocks):
+            chosen = self._chosen(number, positions)
+            data = block.data if chosen is None else block.data[chosen]
+            ids.append(block.rowids if chosen is None else block.rowids[chosen])
+            values.append(reference.distances(metric, data, query))
+        return np.concatenate(ids), np.concatenate(values)
+
+    def _chosen(self, number: int, positions: np.ndarray | None) -> np.ndarray | None:
+        live = self._blocks[number].live
+        if positions is None:
+            return None if live is None else np.flatnonzero(live)
+        start, stop = self._starts[number], self._starts[number + 1]
+        chosen = positions[(positions >= start) & (positions < stop)] - start
+        return chosen if live is None else chosen[live[chosen]]
+
+    def _checked(self, queries: np.ndarray) -> np.ndarray:
+        if queries.ndim != 2 or queries.shape[1] != self._type.width:
+            raise DimensionMismatchError(
+                f"the query has shape {queries.shape}, the vectors are {self._type}"
+            )
+        return np.ascontiguousarray(queries, dtype=query_dtype(self._type))
+
+
+def query_dtype(sql_type: SqlType) -> np.dtype[Any]:
+    """Return the dtype a query of a type has in the kernels: float32 for half vectors."""
+    return np.dtype(np.float32) if sql_type.kind is Kind.HALFVEC else sql_type.dtype
+
+
+def prepare_query(value: Any, sql_type: SqlType) -> np.ndarray:
+    """Convert a bound value to the (width,) array the kernels want.
+
+    Raises
+    ------
+    DimensionMismatchError, DataError, ValueRangeError
+    """
+    try:
+        stored = to_storage(value, sql_type, "query")
+    except DimensionMismatchError as error:
+        found = error.message.rpartition("the value has ")[2]
+        raise DimensionMismatchError(
+            f"the query has {found}, the vectors are {sql_type}", error.hint
+        ) from error
+    if stored is None:
+        raise DataError(f"the query is NULL, the vectors are {sql_type}")
+    return np.ascontiguousarray(stored, dtype=query_dtype(sql_type))
+
+
+def distances(op: str, left: np.ndarray, right: np.ndarray, sql_type: SqlType) -> np.ndarray:
+    """Return elementwise distances, float32 (n,).
+
+    Parameters
+    ----------
+    op : str
+    left : (n, width)
+    right : (width,) or (n, width)
+    sql_type : SqlType
+        Of the left side.
+    """
+    metric = metric_code(op, sql_type)
+    if right.shape[-1] != sql_type.width:
+        raise DimensionMismatchError(
+            f"{op}: one side is {sql_type}, the other has {right.shape[-1]} components"
+        )
+    return reference.distances(metric, left, right.astype(query_dtype(sql_type), copy=False))
