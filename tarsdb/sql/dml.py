@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlglot import exp
-from sqlglot.tokens import TokenType
+from sqlglot.tokenizer_core import TokenType
 
 from tarsdb.errors import BindError, NotSupportedError
 from tarsdb.schema import ColumnDef, TableDef

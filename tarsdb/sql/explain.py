@@ -1,10 +1,220 @@
-"""Plans as text, one line a node."""
+"""Plans and bound expressions as text: the lines EXPLAIN shows."""
 
 from __future__ import annotations
 
-from tarsdb.sql.plan import Plan
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tarsdb.sql import expressions as ex
+from tarsdb.sql import plan as pl
+
+Lines = list[str]
 
 
-def explain(plan: Plan) -> list[str]:
-    """Return the plan as indented lines."""
-    return [type(plan).__name__]
+def explain(plan: pl.Plan) -> list[str]:
+    """Return the plan as a tree: one line a node, details and inputs indented below it."""
+    describe = _PLANS.get(type(plan))
+    return [_words(plan)] if describe is None else describe(plan)
+
+
+def expression(node: ex.Expr | None) -> str:
+    """Return a bound expression as SQL-like text."""
+    match node:
+        case None:
+            return ""
+        case ex.Literal():
+            return _literal(node.value)
+        case ex.Parameter():
+            return f"${node.key + 1}" if isinstance(node.key, int) else f":{node.key}"
+        case ex.ColumnRef():
+            return node.column.name
+        case ex.RowidRef():
+            return ex.ROWID
+        case ex.Excluded():
+            return f"excluded.{node.column.name}"
+        case ex.Compare() | ex.Arithmetic() | ex.Distance():
+            return f"{_operand(node.left)} {node.op} {_operand(node.right)}"
+        case ex.And():
+            return " AND ".join(_operand(term) for term in node.terms)
+        case ex.Or():
+            return " OR ".join(_operand(term) for term in node.terms)
+        case ex.Not(operand=ex.IsNull(operand=operand)):
+            return f"{_operand(operand)} IS NOT NULL"
+        case ex.Not():
+            return f"NOT {_operand(node.operand)}"
+        case ex.IsNull():
+            return f"{_operand(node.operand)} IS NULL"
+        case ex.InList():
+            return f"{_operand(node.operand)} IN ({_list(node.items)})"
+        case ex.Call():
+            model = f"'{node.target}', " if node.kind == "model" else ""
+            return f"{node.name}({model}{_list(node.args)})"
+
+
+def _operand(node: ex.Expr) -> str:
+    text = expression(node)
+    compound = (ex.And, ex.Or, ex.Arithmetic, ex.Distance, ex.Compare)
+    return f"({text})" if isinstance(node, compound) else text
+
+
+def _list(items: Iterable[ex.Expr]) -> str:
+    shown = [expression(item) for item in items]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:8], f"... {len(shown)} items"])
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    shown = text if len(text) <= 40 else f"{text[:37]}..."
+    return "'" + shown.replace("'", "''") + "'" if isinstance(value, str) else shown
+
+
+def _indent(lines: Iterable[str]) -> Lines:
+    return [f"  {line}" for line in lines]
+
+
+def _detail(name: str, node: ex.Expr | None) -> Lines:
+    return [] if node is None else [f"  {name}: {expression(node)}"]
+
+
+def _outputs(outputs: Iterable[ex.Output]) -> Lines:
+    names = [output.name for output in outputs]
+    shown = names if len(names) <= 12 else [*names[:12], f"... {len(names)} columns"]
+    return [f"  output: {', '.join(shown)}"]
+
+
+def _point_lookup(plan: pl.PointLookup) -> Lines:
+    names = [plan.table.column_by_id(i).name for i in plan.index.column_ids]
+    key = ", ".join(f"{n} = {expression(v)}" for n, v in zip(names, plan.key, strict=True))
+    head = f"PointLookup {plan.table.name} using {plan.index.name} ({key})"
+    return [head, *_detail("filter", plan.predicate), *_outputs(plan.outputs)]
+
+
+def _scan(plan: pl.Scan) -> Lines:
+    details = _detail("filter", plan.predicate) + _detail("limit", plan.limit)
+    return [f"Scan {plan.table.name}", *details, *_detail("offset", plan.offset),
+            *_outputs(plan.outputs)]  # fmt: skip
+
+
+def _aggregate(plan: pl.Aggregate) -> Lines:
+    calls = [
+        "count(*)" if c.column is None else f"{c.function}({c.column.name})" for c in plan.calls
+    ]
+    return [f"Aggregate {plan.table.name}: {', '.join(calls)}", *_detail("filter", plan.predicate)]
+
+
+def _knn(plan: pl.Knn) -> Lines:
+    query = expression(plan.distance.right)
+    head = f"Knn {plan.table.name}.{plan.column.name} {plan.distance.op} {query}"
+    head += f", k={expression(plan.limit)}" if plan.limit is not None else ""
+    head += ", descending" if plan.descending else ""
+    lines = [head]
+    if plan.within is not None:
+        sign = "<=" if plan.within_inclusive else "<"
+        lines.append(f"  within: distance {sign} {expression(plan.within)}")
+    lines += _detail("offset", plan.offset) + _detail("filter", plan.predicate)
+    if plan.needs_filter_sql is not None:
+        lines += ["  filter rows by:", *_indent(_indent(_relational(plan.needs_filter_sql)))]
+    return [*lines, "  search: exact scan", *_outputs(plan.outputs)]
+
+
+def _relational(plan: pl.Relational) -> Lines:
+    lines = [f"Relational {' '.join(plan.sql.split())}"]
+    lines += [f"  note: {note}" for note in plan.notes]
+    lines += [f"  constant ${name}: {expression(value)}" for name, value in plan.constants]
+    for relation in plan.relations:
+        lines += _indent(_relation(relation))
+    return lines
+
+
+def _relation(relation: pl.Relation) -> Lines:
+    if relation.knn is not None:
+        return [f"{relation.name}:", *_indent(_knn(relation.knn))]
+    if relation.system is not None:
+        return [f"{relation.name}: system table {relation.system}"]
+    if relation.variable is not None:
+        return [f"{relation.name}: Python variable {relation.variable}"]
+    names = [column.name for column in relation.columns]
+    names += [ex.ROWID] if relation.with_rowid else []
+    table = relation.table.name if relation.table is not None else ""
+    what = "rows being written to" if relation.batch else "Scan"
+    line = f"{relation.name}: {what} {table} ({', '.join(names)})"
+    return [line, *_detail("filter early", relation.predicate)]
+
+
+def _insert(plan: pl.Insert) -> Lines:
+    names = ", ".join(column.name for column in plan.columns)
+    lines = [f"Insert {plan.table.name} ({names})"]
+    lines.append(f"  values: {len(plan.rows)} rows" if plan.query is None else "  from:")
+    lines += _indent(_indent(explain(plan.query))) if plan.query is not None else []
+    lines += _conflict(plan.on_conflict) if plan.on_conflict is not None else []
+    return lines + _returning(plan)
+
+
+def _conflict(action: pl.OnConflict) -> Lines:
+    where = f" ({action.index.name})" if action.index is not None else ""
+    if action.relational is not None:
+        names = ", ".join(column.name for column in action.columns)
+        return [f"  on conflict{where}: update {names}", *_indent(_indent(_relational(action.relational)))]
+    if action.assignments is None:
+        return [f"  on conflict{where}: nothing"]
+    sets = ", ".join(f"{c.name} = {expression(v)}" for c, v in action.assignments)
+    return [f"  on conflict{where}: update {sets}", *_detail("where", action.where)]
+
+
+def _update(plan: pl.Update) -> Lines:
+    if plan.source is None:
+        pairs = zip(plan.columns, plan.assignments, strict=True)
+        lines = [f"Update {plan.table.name}"]
+        lines += [f"  set: {column.name} = {expression(value)}" for column, value in pairs]
+        return lines + _detail("filter", plan.predicate) + _returning(plan)
+    names = ", ".join(column.name for column in plan.columns)
+    head = [f"Update {plan.table.name} ({names})", "  rows from:"]
+    return head + _indent(_indent(_relational(plan.source))) + _returning(plan)
+
+
+def _delete(plan: pl.Delete) -> Lines:
+    lines = [f"Delete {plan.table.name}", *_detail("filter", plan.predicate)]
+    if plan.source is not None:
+        lines += ["  rows from:", *_indent(_indent(_relational(plan.source)))]
+    return lines + _returning(plan)
+
+
+def _returning(plan: pl.Insert | pl.Update | pl.Delete) -> Lines:
+    if plan.returning_sql is not None:
+        return ["  returning:", *_indent(_indent(_relational(plan.returning_sql)))]
+    if plan.returning is None:
+        return []
+    return [f"  returning: {', '.join(output.name for output in plan.returning)}"]
+
+
+def _create_table(plan: pl.CreateTable) -> Lines:
+    lines = [f"CreateTable {plan.name}"]
+    lines += [f"  {column.name} {column.type}" for column in plan.columns]
+    return lines + (_indent(explain(plan.query)) if plan.query is not None else [])
+
+
+def _copy(plan: pl.Copy) -> Lines:
+    what = plan.table.name if plan.table is not None else "query"
+    lines = [f"Copy {what} {plan.direction} '{plan.path}'"]
+    return lines + (_indent(explain(plan.query)) if plan.query is not None else [])
+
+
+def _words(plan: pl.Plan) -> str:
+    """Return a node without inputs: its name and what is set of its fields."""
+    parts = [
+        f"{name}={value!r}"
+        for name, value in vars(plan).items()
+        if value not in (None, False, (), {}) and not isinstance(value, dict)
+    ]
+    return f"{type(plan).__name__} {', '.join(parts)}".rstrip()
+
+
+_PLANS: dict[type[Any], Callable[[Any], Lines]] = {
+    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.Aggregate: _aggregate, pl.Knn: _knn,
+    pl.Relational: _relational, pl.Insert: _insert, pl.Update: _update, pl.Delete: _delete,
+    pl.CreateTable: _create_table, pl.Copy: _copy, pl.Explain: lambda plan: explain(plan.target),
+}  # fmt: skip
