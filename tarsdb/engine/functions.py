@@ -89,10 +89,11 @@ class FunctionRuntime:
         code = context.snapshot.read_blob(function.digest)
         types = [sql_type for _, sql_type in function.arguments]
         limits = limits_from_options(function.options)
-        return ScalarFunction(
-            code, function.export, types, function.returns, strict=function.strict,
-            limits=limits, name=function.name,
-        )  # fmt: skip
+        compiled = ScalarFunction(
+            code, function.export, types, function.returns, strict=function.strict, limits=limits
+        )
+        compiled.name = function.name
+        return compiled
 
     def call_session(self, name: str, columns: Sequence[Column], rows: int) -> Column:
         """Run a Python function of this connection over a batch."""
