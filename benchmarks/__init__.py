@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, adapters of rivals, a harness. `python -m benchmarks` runs them."""

@@ -1,0 +1,1 @@
+"""One file per workload; each has ``run()`` and writes one JSON result."""
