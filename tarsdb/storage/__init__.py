@@ -1,0 +1,28 @@
+"""Bytes on disk: one LMDB file of tables, indexes, blobs and catalog, read by snapshots.
+
+``Environment`` is the open file, ``Snapshot`` what a statement reads, ``WriteSet`` what a transaction
+wants to write, ``TableView`` one table of a snapshot with the transaction's own rows on top. Knows no
+SQL, no kernels and no models; the other packages never see LMDB.
+"""
+
+from tarsdb.storage.catalog import CatalogView
+from tarsdb.storage.committer import CommitInfo
+from tarsdb.storage.environment import Environment
+from tarsdb.storage.keys import PROVISIONAL
+from tarsdb.storage.merge import merge, wait_for_merge
+from tarsdb.storage.snapshot import Snapshot
+from tarsdb.storage.view import Chunk, TableView
+from tarsdb.storage.writes import WriteSet
+
+__all__ = [
+    "PROVISIONAL",
+    "CatalogView",
+    "Chunk",
+    "CommitInfo",
+    "Environment",
+    "Snapshot",
+    "TableView",
+    "WriteSet",
+    "merge",
+    "wait_for_merge",
+]

@@ -142,9 +142,7 @@ class DeltaLog:
         known = self._columns.get(column.id)
         if known is None or len(known) < count:
             start = 0 if known is None else len(known)
-            fresh = from_list(
-                column.type, [self.value(p, column) for p in range(start, count)]
-            )
+            fresh = from_list(column.type, [self.value(p, column) for p in range(start, count)])
             known = fresh if known is None else concat(column.type, [known, fresh])
             self._columns[column.id] = known
         return known if len(known) == count else known.slice(0, count)

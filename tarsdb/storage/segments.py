@@ -47,6 +47,12 @@ class SegmentBlocks:
     columns: dict[int, list[Any]] = field(default_factory=dict)
     nbytes: int = 0
 
+    def copy(self) -> SegmentBlocks:
+        """Return a copy; publishing adds blocks to it."""
+        return SegmentBlocks(
+            self.table, self.group, self.id, self.rows, dict(self.columns), self.nbytes
+        )
+
 
 def write_blocks(
     txn: WriteTxn, table: int, group: int, segment: int, columns: dict[int, Column]
@@ -154,8 +160,8 @@ class Segment:
     """
 
     __slots__ = (
-        "_getters", "_parsed", "base", "columns", "created_high", "created_low", "deleted",
-        "digest", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs", "verify",
+        "_parsed", "base", "columns", "created_high", "created_low", "deleted",
+        "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs", "verify",
     )  # fmt: skip
 
     def __init__(self, key: bytes, value: memoryview, name: str, check: bool = True) -> None:
@@ -173,7 +179,7 @@ class Segment:
         self.tombs = (-1, 0)  # tombstone generation and how many of its log are in `deleted`
         self.verify = check
         self._parsed: dict[int, Column] = {}
-        self._getters: dict[int, Callable[[int], Any]] = {}
+        self.getters: dict[int, Callable[[int], Any]] = {}
 
     def column(self, txn: ReadTxn, column: ColumnDef, name: str) -> Column:
         """Return a column as views valid under a transaction that lists this segment."""
@@ -185,10 +191,10 @@ class Segment:
 
     def getter(self, txn: ReadTxn, column: ColumnDef, name: str) -> Callable[[int], Any]:
         """Return a function from row position to storage value; fast for point reads."""
-        getter = self._getters.get(column.id)
+        getter = self.getters.get(column.id)
         if getter is None:
             getter = _getter(self.column(txn, column, name))
-            self._getters[column.id] = getter
+            self.getters[column.id] = getter
         return getter
 
     def _load(self, txn: ReadTxn, column: ColumnDef, name: str) -> Column:

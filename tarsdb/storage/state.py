@@ -29,7 +29,6 @@ from tarsdb.storage.values import ValueType, unpack
 
 _KEPT_STATES = 8
 _KEPT_LOGS = 3
-_ORDER = 1 << 20
 
 
 class GroupState:

@@ -1,0 +1,263 @@
+"""Committing a write set: conflict checks against the latest state, then the writes.
+
+Runs under the writer lock inside one LMDB transaction, possibly after other write sets of the same
+group, and possibly twice; so it reads only through the transaction, never through caches, and leaves
+the write set as it was. First committer wins: a row ended by a commit after our base, or a key taken
+by one, is a ConflictError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.errors import ConflictError
+from tarsdb.schema import CatalogObject, TableDef
+from tarsdb.storage import failpoints, garbage, keys, staging
+from tarsdb.storage.apply_rows import write_rows
+from tarsdb.storage.catalog import read_object, remove_object, write_object
+from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.scalar_index import entry
+from tarsdb.storage.table_meta import read_counters, write_counters
+from tarsdb.storage.transaction import WriteTxn
+
+if TYPE_CHECKING:
+    from tarsdb.storage.writes import WriteSet
+
+_AGAIN = "run the transaction again"
+
+
+class CommitChange:
+    """The change of one write set (the ``Change`` of ``Environment.commit``).
+
+    Attributes
+    ----------
+    counters : dict
+        Table id -> counters after the commit.
+    shifts : dict
+        Table id -> what to add to a provisional rowid.
+    """
+
+    def __init__(self, writes: WriteSet, token: bytes | None) -> None:
+        self._writes = writes
+        self._token = token
+        self.counters: dict[int, TableCounters] = {}
+        self.shifts: dict[int, int] = {}
+        self._log: list[dict[str, Any]] = []
+
+    # --- checks ---
+
+    def validate(self, txn: WriteTxn) -> None:
+        """Raise ConflictError or IntegrityError; write nothing."""
+        writes = self._writes
+        if txn.catalog_version > writes.base_commit:
+            self._check_catalog(txn)
+        for table_id, own in writes.tables.items():
+            if own.is_untouched:
+                continue
+            counters = read_counters(txn, table_id, own.table.name)
+            if counters.last_commit > writes.base_commit:
+                self._check_rows(txn, own, counters)
+            elif own.hidden and counters.purged > writes.base_commit:
+                raise self._purged(own.table)
+
+    def _check_catalog(self, txn: WriteTxn) -> None:
+        writes = self._writes
+        for (kind, name), version in writes.dependencies.items():
+            if (kind, name) in writes.objects:
+                continue
+            found = read_object(txn, kind, name)
+            now = 0 if found is None else found.version
+            if now != version:
+                raise _changed(kind, name, version, now)
+        for (kind, name), definition in writes.objects.items():
+            found = read_object(txn, kind, name)
+            if found is not None and found.version > writes.base_commit:
+                raise _changed(kind, name, writes.base_commit, found.version)
+            if found is None and definition is not None and self._vanished(definition):
+                raise _changed(kind, name, definition.version, 0)
+
+    def _vanished(self, definition: CatalogObject) -> bool:
+        """Return True when a definition replaces one that another commit removed."""
+        renamed = any(
+            other is None for other in self._writes.objects.values()
+        )  # its old name is deleted in this transaction and checked there
+        return definition.version != 0 and not renamed
+
+    def _check_rows(self, txn: WriteTxn, own: OwnRows, counters: TableCounters) -> None:
+        base, table = self._writes.base_commit, own.table
+        if table.id in self._writes.rebuilt:
+            raise ConflictError(
+                f"table {table.name}: commit {counters.last_commit} changed rows while an index "
+                f"was built on commit {base}",
+                hint=_AGAIN,
+            )
+        if own.hidden:
+            if counters.purged > base:
+                raise self._purged(table)
+            start, stop = keys.commits_after(table.id, 0, base)
+            for key, _ in txn.range("tombs", start, stop):
+                _, _, commit, rowid, _ = keys.read_tomb_key(key)
+                if rowid in own.hidden:
+                    raise ConflictError(
+                        f"table {table.name}: row {rowid} was changed by commit {commit}, "
+                        f"this transaction reads commit {base}",
+                        hint=_AGAIN,
+                    )
+        self._check_keys(txn, own)
+
+    def _purged(self, table: TableDef) -> ConflictError:
+        return ConflictError(
+            f"table {table.name}: VACUUM ran after commit {self._writes.base_commit}, which this "
+            "transaction reads",
+            hint=_AGAIN,
+        )
+
+    def _check_keys(self, txn: WriteTxn, own: OwnRows) -> None:
+        """Check own unique keys against entries other commits made since the base."""
+        for index in own.table.indexes:
+            if not index.unique or index.method != "btree":
+                continue
+            entries = own.indexes.get(index.id)
+            freed = {} if entries is None else {e[0]: r for r, e in entries.old.items()}
+            own_keys = [] if entries is None else [e[0] for e in entries.new.values() if e[1]]
+            for block in own.blocks:
+                own_keys += _block_unique_keys(block, index.id)
+            for key in own_keys:
+                raw = txn.get("index", keys.index_prefix(index.id) + key)
+                if raw is not None and keys.read_rowid(raw) != freed.get(key):
+                    raise ConflictError(
+                        f"table {own.table.name}: another transaction committed the same key of "
+                        f"{index.name} as row {keys.read_rowid(raw)} first",
+                        hint=_AGAIN,
+                    )
+
+    # --- writing ---
+
+    def apply(self, txn: WriteTxn) -> None:
+        """Write everything; ``txn.commit_number`` is the commit being made."""
+        writes = self._writes
+        self.counters, self.shifts, self._log = {}, {}, []
+        definitions = {d.id: d for d in writes.objects.values() if isinstance(d, TableDef)}
+        for (kind, name), definition in writes.objects.items():
+            self._apply_object(txn, kind, name, definition)
+        if writes.objects:
+            txn.bump_catalog()
+        for table in writes.dropped.values():
+            garbage.drop_table(txn, table)
+            self._log.append({"drop": table.name})
+        for table_id, own in writes.tables.items():
+            if own.is_untouched or table_id in writes.dropped:
+                continue
+            table = definitions.get(table_id, own.table)
+            counters = read_counters(txn, table_id, table.name)
+            self.shifts[table_id] = counters.next_rowid - keys.PROVISIONAL
+            changed = write_rows(txn, table, own, counters, self.shifts[table_id])
+            _write_index_entries(txn, table, own, self.shifts[table_id])
+            write_counters(txn, table_id, counters)
+            self.counters[table_id] = counters
+            self._log.append({"table": table.name, **changed})
+        if self._token is not None:
+            staging.release_staged(txn, self._token)
+        failpoints.hit("apply.after_writes")
+
+    def _apply_object(
+        self, txn: WriteTxn, kind: str, name: str, definition: CatalogObject | None
+    ) -> None:
+        before = read_object(txn, kind, name)
+        if isinstance(before, TableDef):
+            after = self._same_table(before)
+            kept = {index.id for index in after.indexes} if after is not None else set()
+            if after is not None:
+                for index in before.indexes:
+                    if index.id not in kept:
+                        garbage.drop_index(txn, index.id)
+        if definition is None:
+            remove_object(txn, kind, name)
+            self._log.append({"delete": f"{kind}/{name}"})
+        else:
+            write_object(txn, kind, name, definition)
+            self._log.append({"put": f"{kind}/{name}"})
+
+    def _same_table(self, before: TableDef) -> TableDef | None:
+        return next(
+            (
+                d
+                for d in self._writes.objects.values()
+                if isinstance(d, TableDef) and d.id == before.id
+            ),
+            None,
+        )
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what changed, for the commit log."""
+        return self._log
+
+
+def _changed(kind: str, name: str, expected: int, found: int) -> ConflictError:
+    now = "was removed" if found == 0 else f"was changed by commit {found}"
+    return ConflictError(
+        f"{kind} {name} {now}; this transaction used its version of commit {expected}", hint=_AGAIN
+    )
+
+
+def _block_unique_keys(block: Any, index_id: int) -> list[bytes]:
+    found, nulls = block.index_keys.get(index_id, ([], None))
+    return [
+        key
+        for position, key in enumerate(found)
+        if (nulls is None or not nulls[position])
+        and (block.dead is None or not block.dead[position])
+    ]
+
+
+def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: int) -> None:
+    for index in table.indexes:
+        if index.method != "btree":
+            continue
+        entries = own.indexes.get(index.id)
+        items: list[tuple[bytes, bytes]] = []
+        if entries is not None and entries.rebuilt is not None:
+            garbage.delete_range(txn, "index", *keys.table_range(index.id))
+            items += [
+                entry(index.id, key, once, rowid)
+                for key, rowid, once in entries.rebuilt
+                if rowid not in own.hidden
+            ]
+        if entries is not None:
+            items += _single_items(txn, index.id, entries, shift)
+        for block in own.blocks:
+            items += _block_items(block, index.id, index.unique, shift)
+        items.sort()
+        txn.put_many("index", items)
+
+
+def _single_items(
+    txn: WriteTxn, index_id: int, entries: Any, shift: int
+) -> list[tuple[bytes, bytes]]:
+    if entries.rebuilt is None:
+        for rowid, old in entries.old.items():
+            if entries.new.get(rowid) != old:
+                txn.delete("index", entry(index_id, *old, rowid)[0])
+    items = []
+    for rowid, new in entries.new.items():
+        if entries.rebuilt is not None or entries.old.get(rowid) != new:
+            final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
+            items.append(entry(index_id, *new, final))
+    return items
+
+
+def _block_items(block: Any, index_id: int, unique: bool, shift: int) -> list[tuple[bytes, bytes]]:
+    found, nulls = block.index_keys.get(index_id, ([], None))
+    first = block.base + shift
+    prefix = keys.index_prefix(index_id)
+    pack = keys.rowid_bytes
+    if block.dead is None and nulls is None:
+        if unique:
+            return [(prefix + key, pack(rowid)) for rowid, key in enumerate(found, first)]
+        return [(prefix + key + pack(rowid), b"") for rowid, key in enumerate(found, first)]
+    return [
+        entry(index_id, key, unique and (nulls is None or not nulls[i]), first + i)
+        for i, key in enumerate(found)
+        if block.dead is None or not block.dead[i]
+    ]

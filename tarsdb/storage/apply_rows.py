@@ -1,0 +1,124 @@
+"""Writing a transaction's row versions: tombstones, delta records, published segments, counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tarsdb.schema import ColumnDef, TableDef
+from tarsdb.storage import keys, staging
+from tarsdb.storage.blocks import missing_value
+from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.own_rows import OwnBlock, OwnRows
+from tarsdb.storage.records import shape_of
+from tarsdb.storage.segments import publish
+from tarsdb.storage.transaction import WriteTxn
+from tarsdb.storage.values import ValueType, pack
+
+MIN_SEGMENT_ROWS = 256
+
+
+def write_rows(
+    txn: WriteTxn, table: TableDef, own: OwnRows, counters: TableCounters, shift: int
+) -> dict[str, int]:
+    """Write all versions of one table and bring its counters up to date.
+
+    Returns
+    -------
+    dict
+        Rows written and ended, for the commit log.
+    """
+    _write_tombstones(txn, table, own, counters)
+    _write_singles(txn, table, own.rows, counters, shift)
+    published = 0
+    for block in own.blocks:
+        if block.live_count():
+            published += _write_block(txn, table, block, counters, shift)
+    counters.layout += 1 if published else 0
+    counters.next_rowid += own.inserted
+    counters.live_rows += own.live_change
+    counters.last_commit = txn.commit_number
+    written = len(own.rows) + sum(block.live_count() for block in own.blocks)
+    return {"written": written, "ended": len(own.hidden)}
+
+
+def _write_tombstones(
+    txn: WriteTxn, table: TableDef, own: OwnRows, counters: TableCounters
+) -> None:
+    commit = txn.commit_number
+    items = [
+        (keys.tomb_key(table.id, group, commit, rowid, created), b"")
+        for rowid, groups in own.hidden.items()
+        for group, created in groups.items()
+    ]
+    if items:
+        items.sort()
+        txn.put_many("tombs", items)
+        counters.tombstones += len(items)
+
+
+def _write_singles(
+    txn: WriteTxn,
+    table: TableDef,
+    rows: dict[int, dict[int, Any]],
+    counters: TableCounters,
+    shift: int,
+) -> None:
+    scalars, vectors = table.scalar_columns, table.vector_columns
+    shape, commit = shape_of(scalars), txn.commit_number
+    for rowid, row in rows.items():
+        final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
+        record = shape.encode([row[c.id] if c.id in row else missing_value(c) for c in scalars])
+        _put_version(txn, keys.delta_key(table.id, 0, commit, final), record, counters)
+        for column in vectors:
+            value = row.get(column.id)
+            if value is not None:
+                key = keys.delta_key(table.id, column.id, commit, final)
+                _put_version(txn, key, _vector_bytes(value, column), counters)
+    counters.delta_rows += len(rows)
+
+
+def _vector_bytes(value: Any, column: ColumnDef) -> bytes:
+    return np.ascontiguousarray(value, dtype=column.type.dtype).tobytes()
+
+
+def _put_version(txn: WriteTxn, key: bytes, payload: bytes, counters: TableCounters) -> None:
+    value = pack(ValueType.DELTA, key, payload, 1, txn.commit_number)
+    txn.put("delta", key, value)
+    counters.delta_records += 1
+    counters.delta_bytes += len(value)
+
+
+def _write_block(
+    txn: WriteTxn, table: TableDef, block: OwnBlock, counters: TableCounters, shift: int
+) -> int:
+    """Publish one bulk block; returns the segments made. A small one goes to the delta."""
+    if block.columns is not None:
+        columns = block.columns
+        positions = None if block.dead is None else np.flatnonzero(~block.dead)
+        if block.live_count() < MIN_SEGMENT_ROWS:
+            _write_singles(txn, table, _block_rows(table, block), counters, shift)
+            return 0
+        if positions is not None:
+            columns = {c: column.take(positions) for c, column in columns.items()}
+        groups = staging.write_groups(txn, table, columns, counters)
+        rowids = block.rowids() if positions is None else block.rowids()[positions]
+        dead = None
+    else:
+        groups, rowids, dead = block.staged, block.rowids(), block.dead
+    for group in groups.values():
+        members = rowids if group.positions is None else rowids[group.positions]
+        holes = dead if dead is None or group.positions is None else dead[group.positions]
+        digest = publish(txn, group.blocks.copy(), members + shift, txn.commit_number, holes)
+        counters.add_segment(digest)
+    return len(groups)
+
+
+def _block_rows(table: TableDef, block: OwnBlock) -> dict[int, dict[int, Any]]:
+    columns = {c.id: block.column(c) for c in table.columns}
+    return {
+        rowid: {c: column.get(position) for c, column in columns.items()}
+        for position, rowid in enumerate(block.rowids().tolist())
+        if block.dead is None or not block.dead[position]
+    }

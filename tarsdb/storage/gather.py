@@ -1,0 +1,123 @@
+"""Collecting columns of row versions out of the segments and the delta of a column group.
+
+Works on one :class:`GroupState` and its read transaction; knows no uncommitted rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tarsdb.columns import Column, concat, from_list
+from tarsdb.schema import ColumnDef
+from tarsdb.storage.state import GroupState
+from tarsdb.storage.transaction import ReadTxn
+
+_FEW = 64
+
+
+def gather_scalars(
+    txn: ReadTxn, group: GroupState, rowids: np.ndarray, columns: list[ColumnDef]
+) -> list[Column]:
+    """Return scalar columns of live rows in the order of ``rowids``; missing rows are NULL."""
+    if len(rowids) <= _FEW:
+        return _gather_few(txn, group, rowids, columns)
+    sources, positions = group.locate(txn, rowids)
+    return [_gather(txn, group, sources, positions, column) for column in columns]
+
+
+def _gather_few(
+    txn: ReadTxn, group: GroupState, rowids: np.ndarray, columns: list[ColumnDef]
+) -> list[Column]:
+    name = group.name
+    out: list[list[object]] = [[] for _ in columns]
+    for rowid in rowids.tolist():
+        hit = group.find(txn, rowid)
+        if hit is None:
+            for values in out:
+                values.append(None)
+            continue
+        segment, position = hit
+        for values, column in zip(out, columns, strict=True):
+            if segment is None:
+                values.append(group.delta.value(position, column))
+            else:
+                values.append(segment.getter(txn, column, name)(position))
+    return [from_list(c.type, values) for c, values in zip(columns, out, strict=True)]
+
+
+def _gather(
+    txn: ReadTxn, group: GroupState, sources: np.ndarray, positions: np.ndarray, column: ColumnDef
+) -> Column:
+    if len(sources) and sources[0] >= 0 and bool((sources == sources[0]).all()):
+        return _source_column(txn, group, int(sources[0]), column).take(positions)
+    order = np.argsort(sources, kind="stable")
+    sorted_sources = sources[order]
+    parts = []
+    for at in np.unique(sorted_sources).tolist():
+        low, high = np.searchsorted(sorted_sources, [at, at + 1])
+        rows = positions[order[low:high]]
+        if at < 0:
+            parts.append(from_list(column.type, [None] * len(rows)))
+        else:
+            parts.append(_source_column(txn, group, at, column).take(rows))
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
+    return concat(column.type, parts).take(back)
+
+
+def _source_column(txn: ReadTxn, group: GroupState, source: int, column: ColumnDef) -> Column:
+    if source == len(group.segments):
+        if column.type.is_vector:
+            return Column(column.type, group.delta.vectors(group.count))
+        return group.delta.column(column, group.count)
+    return group.segments[source].column(txn, column, group.name)
+
+
+def gather_vectors(
+    txn: ReadTxn, group: GroupState, rowids: np.ndarray, column: ColumnDef
+) -> Column:
+    """Return the vectors of rows in order; rows without one have validity False."""
+    n, width = len(rowids), column.type.width
+    whole = _aligned_segment(txn, group, rowids, column)
+    if whole is not None:
+        return whole
+    values = np.zeros((n, width), dtype=column.type.dtype)
+    sources, positions = _locate(txn, group, rowids)
+    for at in np.unique(sources).tolist():
+        if at >= 0:
+            mask = sources == at
+            values[mask] = _source_column(txn, group, at, column).values[positions[mask]]
+    valid = sources >= 0
+    return Column(column.type, values, None, None if valid.all() else valid)
+
+
+def _locate(txn: ReadTxn, group: GroupState, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(rowids) > _FEW:
+        return group.locate(txn, rowids)
+    order = {id(segment): at for at, segment in enumerate(group.segments)}
+    sources = np.full(len(rowids), -1, dtype=np.int64)
+    positions = np.zeros(len(rowids), dtype=np.int64)
+    for i, rowid in enumerate(rowids.tolist()):
+        hit = group.find(txn, rowid)
+        if hit is not None:
+            sources[i] = len(group.segments) if hit[0] is None else order[id(hit[0])]
+            positions[i] = hit[1]
+    return sources, positions
+
+
+def _aligned_segment(
+    txn: ReadTxn, group: GroupState, rowids: np.ndarray, column: ColumnDef
+) -> Column | None:
+    """Return a zero-copy slice when consecutive rows lie in one segment that is all live."""
+    n = len(rowids)
+    if n < 2 or rowids[-1] - rowids[0] != n - 1:
+        return None
+    hit = group.find(txn, int(rowids[0]))
+    if hit is None or hit[0] is None:
+        return None
+    segment, start = hit
+    if segment.base is None or start + n > segment.rows:
+        return None
+    if segment.live(group.commit) is not None or bool((np.diff(rowids) != 1).any()):
+        return None
+    return segment.column(txn, column, group.name).slice(start, start + n)

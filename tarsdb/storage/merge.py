@@ -1,0 +1,224 @@
+"""Merging: the delta of a table becomes segments, and small segments become full ones.
+
+Versions keep their identity (rowid, created commit), so tombstones and indexes are not touched and
+readers are not held up: blocks are built from a short read transaction and written in one staging
+transaction, which gives up when another merge came first. A writer starts a short-lived background
+thread when the delta passes its limit, and merges itself at four times the limit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.columns import Column, from_list
+from tarsdb.errors import CorruptionError, Error
+from tarsdb.metrics import METRICS
+from tarsdb.schema import TableDef
+from tarsdb.storage import failpoints, keys, records, rewrite
+from tarsdb.storage.blocks import missing_value
+from tarsdb.storage.catalog import CatalogView, load_objects
+from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.rewrite import Versions
+from tarsdb.storage.table_meta import read_counters, write_counters
+from tarsdb.storage.transaction import ReadTxn, WriteTxn
+from tarsdb.storage.values import ValueType, unpack
+
+if TYPE_CHECKING:
+    from tarsdb.storage.environment import Environment
+
+_MERGE_BYTES = 24 << 20
+_PRESSURE = 4
+_SMALL_SEGMENTS = 4
+_merging = threading.Lock()
+
+
+def merge(env: Environment, table: TableDef | None = None, force: bool = False) -> int:
+    """Merge deltas into segments; return the row versions moved.
+
+    Parameters
+    ----------
+    env : Environment
+    table : TableDef, optional
+        Only this table.
+    force : bool
+        Merge however few rows the delta holds.
+    """
+    with _merging:
+        moved = 0
+        for each in [table] if table is not None else tables_of(env):
+            limit = 0 if force else env.options.delta_limit_rows
+            moved += _merge_table(env, each, limit)
+            rewrite.combine_small(env, each, 2 if force else _SMALL_SEGMENTS)
+        return moved
+
+
+def tables_of(env: Environment) -> list[TableDef]:
+    """Return the tables of the latest commit."""
+    with env.read() as txn:
+        return CatalogView(load_objects(txn)).tables()
+
+
+@dataclass
+class _Prepared:
+    """Delta records read for one staging transaction, by column group."""
+
+    generation: int
+    versions: dict[int, Versions] = field(default_factory=dict)
+    doomed: list[bytes] = field(default_factory=list)
+    rows: int = 0
+    nbytes: int = 0
+
+
+def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
+    moved = 0
+    while True:
+        with env.read() as txn:
+            counters = read_counters(txn, table.id, table.name)
+            if counters.delta_records == 0 or counters.delta_rows <= limit:
+                if moved or counters.delta_rows > limit or counters.delta_records == 0 or limit:
+                    return moved
+            prepared = _prepare(txn, table, counters)
+        if env.stage(lambda txn, p=prepared: _write(txn, env, table, p)):  # type: ignore[misc]
+            moved += len(prepared.doomed)
+            METRICS.add("storage.merges")
+        if not prepared.doomed:
+            return moved
+
+
+def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters) -> _Prepared:
+    """Read and decode delta records up to the size of one staging transaction."""
+    prepared = _Prepared(counters.delta_generation)
+    found: dict[int, list[tuple[int, int, bytes]]] = {}
+    start, stop = keys.table_range(table.id)
+    for key, value in txn.range("delta", start, stop):
+        _, group, created, rowid = keys.read_delta_key(key)
+        where = f"table {table.name}, row {rowid} in the delta"
+        payload, _, _ = unpack(ValueType.DELTA, key, value, where)
+        found.setdefault(group, []).append((rowid, created, bytes(payload)))
+        prepared.doomed.append(key)
+        prepared.nbytes += len(value)
+        if prepared.nbytes >= _MERGE_BYTES:
+            break
+    known = {column.id for column in table.vector_columns}
+    for group, entries in found.items():
+        entries.sort(key=lambda entry: entry[:2])
+        if group == 0:
+            prepared.rows = len(entries)
+            prepared.versions[0] = _scalar_versions(table, entries)
+        elif group in known:  # else the column was dropped, and its records go
+            prepared.versions[group] = _vector_versions(table, group, entries)
+    return prepared
+
+
+def _identity(entries: list[tuple[int, int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
+    rowids = np.array([entry[0] for entry in entries], dtype=np.int64)
+    return rowids, np.array([entry[1] for entry in entries], dtype=np.int64)
+
+
+def _scalar_versions(table: TableDef, entries: list[tuple[int, int, bytes]]) -> Versions:
+    decoded = []
+    for rowid, _, payload in entries:
+        try:
+            decoded.append(records.decode(payload))
+        except CorruptionError as error:
+            raise CorruptionError(f"table {table.name}, row {rowid}: {error.message}") from error
+    columns = {}
+    for column in table.scalar_columns:
+        default = missing_value(column)
+        values = [
+            row[shape.index[column.id]] if column.id in shape.index else default
+            for shape, row in decoded
+        ]
+        columns[column.id] = from_list(column.type, values)
+    return Versions(*_identity(entries), columns)
+
+
+def _vector_versions(
+    table: TableDef, group: int, entries: list[tuple[int, int, bytes]]
+) -> Versions:
+    column = table.column_by_id(group)
+    joined = np.frombuffer(b"".join(entry[2] for entry in entries), dtype=column.type.dtype)
+    values = joined.reshape(len(entries), column.type.width)
+    return Versions(*_identity(entries), {group: Column(column.type, values)})
+
+
+def _write(txn: WriteTxn, env: Environment, table: TableDef, prepared: _Prepared) -> bool:
+    counters = read_counters(txn, table.id, table.name)
+    if counters.delta_generation != prepared.generation or not counters.delta_records:
+        return False
+    failpoints.hit("merge.before_write")
+    for group, versions in prepared.versions.items():
+        rewrite.write_segments(txn, table, group, versions, counters, env.options.segment_rows)
+    for key in prepared.doomed:
+        txn.delete("delta", key)
+    counters.delta_records -= len(prepared.doomed)
+    counters.delta_rows -= prepared.rows
+    counters.delta_bytes -= prepared.nbytes
+    counters.delta_generation += 1
+    counters.layout += 1
+    write_counters(txn, table.id, counters)
+    failpoints.hit("merge.before_commit")
+    return True
+
+
+# --- started by writers ---
+
+
+def before_commit(env: Environment, tables: Iterable[int]) -> None:
+    """Hold a writer back while a table's delta is far over its limit: it merges itself."""
+    known: dict[int, int] = env.caches.get("delta rows", {})
+    limit = _PRESSURE * env.options.delta_limit_rows
+    for table_id in tables:
+        if known.get(table_id, 0) >= limit:
+            _merge_ids(env, [table_id])
+
+
+def after_commit(env: Environment, counters: Mapping[int, TableCounters]) -> None:
+    """Note the delta sizes after a commit and start a background merge when one is too big."""
+    limit = env.options.delta_limit_rows
+    known: dict[int, int] = env.caches.setdefault("delta rows", {})
+    over = []
+    for table_id, each in counters.items():
+        known[table_id] = each.delta_rows
+        if each.delta_rows > limit:
+            over.append(table_id)
+    if over and env.options.background_merge and "merger" not in env.caches:
+        _start(env, over)
+
+
+def _start(env: Environment, tables: list[int]) -> None:
+    if not env.retain():
+        return
+    thread = threading.Thread(target=_run, args=(env, tables), name="tarsdb-merge")
+    env.caches["merger"] = thread
+    thread.start()
+
+
+def _run(env: Environment, tables: list[int]) -> None:
+    try:
+        _merge_ids(env, tables)
+    except Error:  # the next writer tries again; a damaged delta shows itself when read
+        METRICS.add("storage.merge_failures")
+    finally:
+        env.caches.pop("merger", None)
+        env.release()
+
+
+def _merge_ids(env: Environment, tables: list[int]) -> None:
+    known: dict[int, Any] = env.caches.setdefault("delta rows", {})
+    for table in tables_of(env):
+        if table.id in tables:
+            merge(env, table)
+            known.pop(table.id, None)
+
+
+def wait_for_merge(env: Environment) -> None:
+    """Return when no background merge runs."""
+    thread = env.caches.get("merger")
+    if thread is not None and thread is not threading.current_thread():
+        thread.join()

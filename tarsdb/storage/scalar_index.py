@@ -1,0 +1,99 @@
+"""Ordered scalar indexes: looking entries up, with a transaction's own entries merged in.
+
+A unique index stores key -> rowid; other entries (and unique keys with a NULL) append the rowid to
+the key. Entries describe the live rows of the snapshot, so no liveness check is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.schema import IndexDef
+from tarsdb.storage import keys
+from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.transaction import ReadTxn
+
+if TYPE_CHECKING:
+    from tarsdb.storage.view import TableView
+
+_ROWID = 8
+
+
+def find(view: TableView, own: OwnRows | None, index: IndexDef, key: tuple[Any, ...]) -> np.ndarray:
+    """Return ascending rowids of live rows whose index key equals ``key``."""
+    encoded = view.state.cache.codec(view.table, index).encode(key)
+    unique = index.unique and None not in key
+    if own is None or own.is_untouched:
+        if unique:
+            raw = view.txn.get("index", keys.index_prefix(index.id) + encoded)
+            if raw is None:
+                return _NONE
+            return np.array((keys.read_rowid(raw),), dtype=np.int64)
+        return np.array(base_rowids(view.txn, index, encoded, unique), dtype=np.int64)
+    found = own.find_key(index.id, encoded)
+    if not _is_rebuilt(own, index):
+        base = base_rowids(view.txn, index, encoded, unique)
+        found += [rowid for rowid in base if rowid not in own.hidden]
+    return np.array(sorted(found), dtype=np.int64)
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def base_rowids(txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool) -> list[int]:
+    """Return the rowids stored under one key of an index, ascending."""
+    start = keys.index_prefix(index.id) + encoded
+    if unique:
+        raw = txn.get("index", start)
+        return [] if raw is None else [keys.read_rowid(raw)]
+    size = len(start) + _ROWID
+    return [
+        keys.read_rowid(key[-_ROWID:])
+        for key, _ in txn.range("index", start, start + b"\x80")
+        if len(key) == size
+    ]
+
+
+def scan(
+    view: TableView, own: OwnRows | None, index: IndexDef, bounds: tuple[bytes, bytes]
+) -> np.ndarray:
+    """Return rowids of live rows with ``bounds[0] <= key < bounds[1]`` in key order."""
+    prefix = keys.index_prefix(index.id)
+    start, stop = prefix + bounds[0], prefix + bounds[1]
+    if own is None or own.is_untouched:
+        found = b"".join(
+            [
+                bytes(value) if value else key[-_ROWID:]
+                for key, value in view.txn.range("index", start, stop)
+            ]
+        )
+        return np.frombuffer(found, dtype=">u8").astype(np.int64)
+    merged = list(own.entries(index.id, *bounds))
+    if not _is_rebuilt(own, index):
+        for key, value in view.txn.range("index", start, stop):
+            encoded, rowid = split_entry(key, value)
+            if rowid not in own.hidden:
+                merged.append((encoded, rowid))
+    merged.sort()
+    return np.array([rowid for _, rowid in merged], dtype=np.int64)
+
+
+def split_entry(key: bytes, value: memoryview) -> tuple[bytes, int]:
+    """Return (encoded key, rowid) of a stored index entry."""
+    if value:
+        return key[4:], keys.read_rowid(value)
+    return key[4:-_ROWID], keys.read_rowid(key[-_ROWID:])
+
+
+def _is_rebuilt(own: OwnRows, index: IndexDef) -> bool:
+    entries = own.indexes.get(index.id)
+    return entries is not None and entries.rebuilt is not None
+
+
+def entry(index_id: int, key: bytes, unique: bool, rowid: int) -> tuple[bytes, bytes]:
+    """Return the stored (key, value) of an index entry."""
+    if unique:
+        return keys.index_prefix(index_id) + key, keys.rowid_bytes(rowid)
+    return keys.index_prefix(index_id) + key + keys.rowid_bytes(rowid), b""

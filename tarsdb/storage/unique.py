@@ -1,0 +1,137 @@
+"""Keys of own rows and the UNIQUE check at statement time.
+
+Checks against the snapshot and the transaction's own rows; the commit checks again against the
+latest state. NULLs are distinct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.errors import IntegrityError
+from tarsdb.schema import IndexDef, TableDef
+from tarsdb.storage import keys, scalar_index
+from tarsdb.storage.index_keys import KeyCodec, null_rows
+from tarsdb.storage.own_rows import Entry, OwnRows
+
+if TYPE_CHECKING:
+    from tarsdb.storage.view import TableView
+
+BulkKeys = tuple[list[bytes], np.ndarray | None]
+
+
+class IndexPlan(NamedTuple):
+    """How one index reads its key from a row in column order."""
+
+    index: IndexDef
+    codec: KeyCodec
+    ordinals: tuple[int, ...]
+
+    def entry(self, row: Sequence[Any]) -> Entry:
+        """Return the entry of a row."""
+        values = [row[at] for at in self.ordinals]
+        return self.codec.encode(values), self.index.unique and None not in values
+
+
+def index_plans(view: TableView, table: TableDef) -> list[IndexPlan]:
+    """Return the plans of a table's ordered indexes."""
+    return [
+        IndexPlan(
+            index,
+            view.state.cache.codec(table, index),
+            tuple(table.ordinals[column_id] for column_id in index.column_ids),
+        )
+        for index in table.indexes
+        if index.method == "btree"
+    ]
+
+
+def require_unique(
+    view: TableView, own: OwnRows, plan: IndexPlan, key: bytes, row: Sequence[Any]
+) -> None:
+    """Raise IntegrityError when a live row has this key already."""
+    taken = bool(own.find_key(plan.index.id, key))
+    if not taken and not is_rebuilt(own, plan.index.id):
+        raw = view.txn.get("index", keys.index_prefix(plan.index.id) + key)
+        taken = raw is not None and keys.read_rowid(raw) not in own.hidden
+    if taken:
+        raise violation(view.table, plan.index, [row[at] for at in plan.ordinals])
+
+
+def is_rebuilt(own: OwnRows, index_id: int) -> bool:
+    """Return True when this transaction builds the index anew."""
+    entries = own.indexes.get(index_id)
+    return entries is not None and entries.rebuilt is not None
+
+
+def violation(table: TableDef, index: IndexDef, values: Sequence[Any]) -> IntegrityError:
+    """Return the error of a key that exists twice."""
+    names = ", ".join(table.column_by_id(column_id).name for column_id in index.column_ids)
+    shown = ", ".join(repr(value) for value in values)
+    kind = "PRIMARY KEY" if index.origin == "primary key" else "UNIQUE"
+    return IntegrityError(
+        f"table {table.name}, {kind} index {index.name}: ({names}) = ({shown}) exists already"
+    )
+
+
+def bulk_keys(
+    view: TableView, own: OwnRows, plan: IndexPlan, columns: Sequence[Column]
+) -> BulkKeys:
+    """Encode the keys of bulk rows (columns in table order) and check a unique index.
+
+    Raises
+    ------
+    IntegrityError
+    """
+    parts = [columns[at] for at in plan.ordinals]
+    encoded = plan.codec.encode_columns(parts)
+    nulls = null_rows(parts)
+    if plan.index.unique:
+        _require_all_unique(view, own, plan, parts, (encoded, nulls))
+    return encoded, nulls
+
+
+def _require_all_unique(
+    view: TableView, own: OwnRows, plan: IndexPlan, parts: list[Column], found: BulkKeys
+) -> None:
+    encoded, nulls = found
+    rows = range(len(encoded)) if nulls is None else np.flatnonzero(~nulls).tolist()
+    seen: set[bytes] = set()
+    checks = [key for key in _lookups(view, own, plan.index)]
+    low = min((encoded[row] for row in rows), default=b"")
+    checks = [taken for taken, high in checks if high >= low]
+    for row in rows:
+        key = encoded[row]
+        if key in seen or any(taken(key) for taken in checks):
+            raise violation(view.table, plan.index, [part.get(row) for part in parts])
+        seen.add(key)
+
+
+def _lookups(view: TableView, own: OwnRows, index: IndexDef) -> list[tuple[Any, bytes]]:
+    """Return (function telling whether a key is taken, greatest key it could know)."""
+    found: list[tuple[Any, bytes]] = []
+    txn, prefix = view.txn, keys.index_prefix(index.id)
+    entries = own.indexes.get(index.id)
+    if entries is not None and (entries.new or entries.rebuilt is not None):
+        found.append((lambda key: bool(own.find_key(index.id, key)), b"\xff"))
+    for block in own.blocks:
+        if index.id in block.index_keys:
+            every = block.index_keys[index.id][0]
+            found.append((_block_lookup(block, index.id), max(every, default=b"")))
+    last = txn.last("index", prefix, keys.successor(prefix))
+    if last is not None and not is_rebuilt(own, index.id):
+
+        def stored(key: bytes) -> bool:
+            raw = txn.get("index", prefix + key)
+            return raw is not None and keys.read_rowid(raw) not in own.hidden
+
+        found.append((stored, scalar_index.split_entry(*last)[0]))
+    return found
+
+
+def _block_lookup(block: Any, index_id: int) -> Any:
+    return lambda key: bool(block.find_key(index_id, key))

@@ -1,0 +1,324 @@
+"""TableView: the live rows of one table at one snapshot, with the transaction's own writes on top.
+
+Values are storage values and columns; arrays may be views into the memory map, valid while the
+snapshot lives. Knows no SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.columns import Column, VectorBlock, concat, from_list
+from tarsdb.schema import ColumnDef, IndexDef, TableDef
+from tarsdb.storage import gather, scalar_index
+from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.state import GroupState, TableState
+from tarsdb.storage.transaction import ReadTxn
+
+if TYPE_CHECKING:
+    from tarsdb.storage.writes import WriteSet
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some live rows of a table.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+    columns : list of Column
+        In the order asked for.
+    """
+
+    rowids: np.ndarray
+    columns: list[Column]
+
+
+class TableView:
+    """One table at one snapshot.
+
+    Attributes
+    ----------
+    table : TableDef
+    writes : WriteSet or None
+        The transaction whose own rows this view shows too.
+    """
+
+    __slots__ = ("_blocks", "_scalars", "state", "table", "txn", "writes")
+
+    def __init__(
+        self, txn: ReadTxn, table: TableDef, state: TableState, writes: WriteSet | None
+    ) -> None:
+        self.txn = txn
+        self.table = table
+        self.state = state
+        self.writes = writes
+        self._scalars: GroupState | None = None
+        self._blocks: dict[int, tuple[int, list[VectorBlock]]] = {}
+
+    def _own(self) -> OwnRows | None:
+        return None if self.writes is None else self.writes.own_rows(self.table.id)
+
+    def scalars(self) -> GroupState:
+        """Return the committed state of the scalar columns (group 0)."""
+        group = self._scalars
+        if group is None:
+            group = self._scalars = self.state.group(self.txn, 0)
+        return group
+
+    def vector_group(self, column: ColumnDef) -> GroupState:
+        """Return the committed state of a vector column's group."""
+        return self.state.group(self.txn, column.id, column)
+
+    def count(self) -> int:
+        """Return the number of live rows."""
+        own = self._own()
+        return self.state.counters.live_rows + (0 if own is None else own.live_change)
+
+    # --- one row ---
+
+    def row(self, rowid: int, column_ids: Sequence[int]) -> tuple[Any, ...] | None:
+        """Return one row's storage values, or None when there is no such live row."""
+        if self.writes is not None:
+            own = self.writes.own_rows(self.table.id)
+            if own is not None and own.covers(rowid):
+                return self._own_row(own, rowid, column_ids)
+        group = self._scalars or self.scalars()
+        txn = self.txn
+        hit = group.find(txn, rowid)
+        if hit is None:
+            return None
+        segment, position = hit
+        by_id = self.table.column_by_id
+        values = []
+        for column_id in column_ids:
+            if segment is not None:
+                getter = segment.getters.get(column_id)
+                if getter is not None:
+                    values.append(getter(position))
+                    continue
+            column = by_id(column_id)
+            if column.type.is_vector:
+                values.append(self._vector(rowid, column))
+            elif segment is None:
+                values.append(group.delta.value(position, column))
+            else:
+                values.append(segment.getter(txn, column, group.name)(position))
+        return tuple(values)
+
+    def _vector(self, rowid: int, column: ColumnDef) -> np.ndarray | None:
+        group = self.vector_group(column)
+        hit = group.find(self.txn, rowid)
+        if hit is None:
+            return None
+        segment, position = hit
+        if segment is None:
+            return group.delta.vectors(group.count)[position].copy()
+        return segment.column(self.txn, column, group.name).values[position].copy()
+
+    def _own_row(
+        self, own: OwnRows, rowid: int, column_ids: Sequence[int]
+    ) -> tuple[Any, ...] | None:
+        if not own.is_live(rowid):
+            return None
+        columns = [self.table.column_by_id(column_id) for column_id in column_ids]
+        return tuple(
+            own.value(rowid, c) if own.holds(rowid, c) else self._vector(rowid, c) for c in columns
+        )
+
+    # --- many rows ---
+
+    def rows(self, rowids: np.ndarray, column_ids: Sequence[int]) -> list[Column]:
+        """Return columns of the given rows in order; rows that are not live are all NULL."""
+        rowids = np.asarray(rowids, dtype=np.int64)
+        columns = [self.table.column_by_id(column_id) for column_id in column_ids]
+        own = self._own()
+        if own is not None:
+            mine = own.covers_many(rowids)
+            if mine.any():
+                return self._mixed_rows(own, rowids, mine, columns)
+        return self._base_rows(rowids, columns)
+
+    def base_rows(self, rowids: np.ndarray, column_ids: Sequence[int]) -> list[Column]:
+        """Return committed columns of rows, whatever the transaction did to them."""
+        return self._base_rows(rowids, [self.table.column_by_id(c) for c in column_ids])
+
+    def _base_rows(self, rowids: np.ndarray, columns: list[ColumnDef]) -> list[Column]:
+        scalar = [column for column in columns if not column.type.is_vector]
+        found = gather.gather_scalars(self.txn, self.scalars(), rowids, scalar) if scalar else []
+        by_id = {column.id: values for column, values in zip(scalar, found, strict=True)}
+        return [
+            by_id[column.id]
+            if column.id in by_id
+            else gather.gather_vectors(self.txn, self.vector_group(column), rowids, column)
+            for column in columns
+        ]
+
+    def _mixed_rows(
+        self, own: OwnRows, rowids: np.ndarray, mine: np.ndarray, columns: list[ColumnDef]
+    ) -> list[Column]:
+        base = self._base_rows(rowids[~mine], columns)
+        ids = [column.id for column in columns]
+        none = (None,) * len(ids)
+        own_rows = [self._own_row(own, rowid, ids) or none for rowid in rowids[mine].tolist()]
+        back = np.empty(len(rowids), dtype=np.int64)
+        back[~mine] = np.arange(len(rowids) - len(own_rows))
+        back[mine] = np.arange(len(rowids) - len(own_rows), len(rowids))
+        return [
+            concat(c.type, [base[i], from_list(c.type, [row[i] for row in own_rows])]).take(back)
+            for i, c in enumerate(columns)
+        ]
+
+    def chunks(self, column_ids: Sequence[int]) -> Iterator[Chunk]:
+        """Yield every live row once: segments, then the delta, then the own writes."""
+        columns = [self.table.column_by_id(column_id) for column_id in column_ids]
+        own = self._own()
+        hidden = None if own is None else own.hidden_rowids()
+        group = self.scalars()
+        for segment in group.segments:
+            rowids = segment.rowids(self.txn, group.name)
+            live = _without(rowids, segment.live(group.commit), hidden)
+            if live is None or live.any():
+                scalars = {
+                    c.id: segment.column(self.txn, c, group.name)
+                    for c in columns
+                    if not c.type.is_vector
+                }
+                yield self._chunk(rowids, live, scalars, columns)
+        if group.count:
+            rowids = group.delta.rowids.prefix(group.count)
+            live = _without(rowids, group.delta_live(), hidden)
+            if live is None or live.any():
+                scalars = {
+                    c.id: group.delta.column(c, group.count)
+                    for c in columns
+                    if not c.type.is_vector
+                }
+                yield self._chunk(rowids, live, scalars, columns)
+        if own is not None:
+            yield from self._own_chunks(own, columns)
+
+    def _chunk(
+        self,
+        rowids: np.ndarray,
+        live: np.ndarray | None,
+        scalars: dict[int, Column],
+        columns: list[ColumnDef],
+    ) -> Chunk:
+        if live is not None:
+            keep = np.flatnonzero(live)
+            rowids = rowids[keep]
+            scalars = {column_id: column.take(keep) for column_id, column in scalars.items()}
+        return Chunk(
+            rowids,
+            [
+                gather.gather_vectors(self.txn, self.vector_group(c), rowids, c)
+                if c.type.is_vector
+                else scalars[c.id]
+                for c in columns
+            ],
+        )
+
+    def _own_chunks(self, own: OwnRows, columns: list[ColumnDef]) -> Iterator[Chunk]:
+        for block in own.blocks:
+            rowids = block.rowids()
+            found = [block.column(c) for c in columns]
+            if block.dead is not None:
+                keep = np.flatnonzero(~block.dead)
+                rowids, found = rowids[keep], [column.take(keep) for column in found]
+            if len(rowids):
+                yield Chunk(rowids, found)
+        singles = list(own.rows)
+        ids = [column.id for column in columns]
+        for start in range(0, len(singles), 2048):
+            part = singles[start : start + 2048]
+            values = [self._own_row(own, rowid, ids) or () for rowid in part]
+            yield Chunk(
+                np.array(part, dtype=np.int64),
+                [from_list(c.type, [row[i] for row in values]) for i, c in enumerate(columns)],
+            )
+
+    # --- indexes ---
+
+    def find(self, index: IndexDef, key: tuple[Any, ...]) -> np.ndarray:
+        """Return the rowids of live rows with an index key, ascending."""
+        return scalar_index.find(self, self._own(), index, key)
+
+    def range(
+        self,
+        index: IndexDef,
+        low: tuple[Any, ...] | None,
+        high: tuple[Any, ...] | None,
+        low_inclusive: bool = True,
+        high_inclusive: bool = True,
+    ) -> np.ndarray:
+        """Return the rowids of live rows with keys between bounds, in key order.
+
+        Bounds may name only the first columns of the index. Very long keys are truncated in the
+        index, so the caller checks the predicate again. With any bound given, rows where the
+        first column is NULL are left out; without, all rows come, NULLs last.
+        """
+        codec = self.state.cache.codec(self.table, index)
+        bounds = codec.bounds(low, high, low_inclusive, high_inclusive)
+        return scalar_index.scan(self, self._own(), index, bounds)
+
+    # --- vectors ---
+
+    def vectors(self, column_id: int) -> list[VectorBlock]:
+        """Return all live vectors of a column; the same list object while nothing changed."""
+        column = self.table.column_by_id(column_id)
+        base = self.vector_group(column).vector_blocks(self.txn, column)
+        own = self._own()
+        if own is None or own.is_untouched:
+            return base
+        known = self._blocks.get(column_id)
+        if known is not None and known[0] == own.version:
+            return known[1]
+        blocks = _overlaid(base, own.hidden_rowids(column_id))
+        for block in own.blocks:
+            blocks.extend(_block_vectors(block.rowids(), block.column(column), block.dead))
+        singles = [r for r in own.rows if own.rows[r].get(column_id) is not None]
+        if singles:
+            data = from_list(column.type, [own.rows[r][column_id] for r in singles]).values
+            blocks.append(VectorBlock(np.array(singles, dtype=np.int64), data))
+        self._blocks[column_id] = (own.version, blocks)
+        return blocks
+
+
+def _without(
+    rowids: np.ndarray, live: np.ndarray | None, hidden: np.ndarray | None
+) -> np.ndarray | None:
+    """Take hidden rows (ascending rowids) out of a live mask."""
+    if hidden is None or not len(hidden) or not len(rowids):
+        return live
+    gone = np.isin(rowids, hidden)
+    if not gone.any():
+        return live
+    return ~gone if live is None else live & ~gone
+
+
+def _overlaid(base: list[VectorBlock], hidden: np.ndarray) -> list[VectorBlock]:
+    if not len(hidden):
+        return list(base)
+    blocks = []
+    for block in base:
+        live = _without(block.rowids, block.live, hidden)
+        blocks.append(block if live is block.live else VectorBlock(block.rowids, block.data, live))
+    return blocks
+
+
+def _block_vectors(
+    rowids: np.ndarray, column: Column, dead: np.ndarray | None
+) -> list[VectorBlock]:
+    live = column.validity
+    if dead is not None:
+        live = ~dead if live is None else live & ~dead
+    if live is not None and live.all():
+        live = None
+    return [VectorBlock(rowids, column.values, live)] if len(rowids) else []
