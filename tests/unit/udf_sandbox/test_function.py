@@ -232,3 +232,19 @@ def test_many_threads_share_a_function_and_a_budget() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+FIXTURES = DEMO.parents[2] / "tests" / "fixtures" / "wasm"
+
+
+def test_module_built_from_c() -> None:
+    code = (FIXTURES / "length.wasm").read_bytes()
+    function = ScalarFunction(code, "length", [TEXT], INT)
+    items = ["abc", None, "é", "", "x" * 100_000]
+    assert function.call([from_list(TEXT, items)], 5).to_list() == [3, None, 2, 0, 100_000]
+
+
+def test_module_built_from_assemblyscript() -> None:
+    code = (FIXTURES / "short.wasm").read_bytes()
+    function = ScalarFunction(code, "is_short", [BIGINT], BOOLEAN)
+    assert function.call([from_list(BIGINT, [80, 81, None])], 3).to_list() == [True, False, None]
