@@ -1,19 +1,15 @@
 """Transformer encoder kernels in NumPy: the definition, and the portable path.
 
-Every function works on *packed* float32 rows: the tokens of many texts one after another, no
-padding. ``offsets`` (int64, texts + 1) says where each text starts. All of them write into arrays
-the caller owns. They know nothing of models, tokens or threads.
+All of them work on float32 rows in place, in arrays the caller owns. What a row is, a token of some
+text, and which thread runs is the caller's: they know nothing of models, texts or threads.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 GELU = 0
 GELU_TANH = 1
@@ -29,7 +25,6 @@ GELU_LIMIT = 36.0  # x^2 is clamped here: the tail of gelu is 0 or x to within 1
 TANH_LOGIT = (1.5957691216057308, 0.07135481282837474)  # 2 sqrt(2/pi) (1 + 0.044715 x^2)
 
 _BLOCK = 1 << 16  # elements worked on at a time, so that temporaries stay in the L2 cache
-_SCORES = 1 << 20  # elements of one attention score block
 
 
 def add_bias(values: F32, bias: F32) -> None:
@@ -91,47 +86,14 @@ def layer_norm(values: F32, scratch: F32, scale: F32, shift: F32, epsilon: float
     np.add(values, shift, out=values)
 
 
-def attention(
-    qkv: F32, offsets: I64, heads: int, out: F32, relative_bias: F32 | None = None
-) -> None:
-    """Multi-head self-attention inside each text; queries come already scaled.
+def softmax_columns(scores: F32) -> None:
+    """``scores = softmax(scores)`` over axis 1, in place. scores (matrices, keys, queries).
 
-    Parameters
-    ----------
-    qkv : (n, 3 * width) float32
-        Query, key and value of each token, side by side.
-    out : (n, width) float32
-    relative_bias : (heads, 2 * longest - 1) float32, optional
-        Added to the score of key j for query i at column ``j - i + longest - 1``.
+    Along the columns every pass is elementwise over the contiguous axis, which is what vector
+    units like; attention computes its scores transposed for it.
     """
-    width = out.shape[1]
-    lengths = np.diff(offsets)
-    text = 0
-    for length, group in itertools.groupby(lengths.tolist()):
-        count = len(list(group))
-        batch = max(1, _SCORES // max(1, heads * length * length))
-        bias = None if relative_bias is None else _bias_matrix(relative_bias, length)
-        for first in range(text, text + count, batch):
-            last = min(first + batch, text + count)
-            rows = slice(int(offsets[first]), int(offsets[last]))
-            shape = (last - first, length, 3, heads, width // heads)
-            _attend(qkv[rows].reshape(shape), out[rows].reshape(shape[:2] + shape[3:]), bias)
-        text += count
-
-
-def _attend(qkv: F32, out: F32, bias: F32 | None) -> None:
-    query, key, value = (qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
-    scores = np.matmul(query, key.transpose(0, 1, 3, 2))  # (texts, heads, length, length)
-    if bias is not None:
-        scores += bias
-    scores -= scores.max(axis=-1, keepdims=True)
+    if scores.size == 0:
+        return
+    np.subtract(scores, scores.max(axis=1, keepdims=True), out=scores)
     np.exp(scores, out=scores)
-    context = np.matmul(scores, value)
-    context /= scores.sum(axis=-1, keepdims=True)
-    out[:] = context.transpose(0, 2, 1, 3)
-
-
-def _bias_matrix(relative_bias: F32, length: int) -> F32:
-    centre = relative_bias.shape[1] // 2
-    position = np.arange(length)
-    return np.ascontiguousarray(relative_bias[:, position[None, :] - position[:, None] + centre])
+    np.divide(scores, scores.sum(axis=1, keepdims=True), out=scores)

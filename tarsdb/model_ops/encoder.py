@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
+from tarsdb.kernels import transformer as kernels
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.panels import PANEL_TOKENS, Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import pool, pooled_width, read_object, read_settings
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
-from tarsdb.model_ops.transformer import REFERENCE, Workspace, forward
+from tarsdb.model_ops.transformer import Workspace, forward
 from tarsdb.model_ops.weights import load_weights
 
 F32 = npt.NDArray[np.float32]
@@ -158,8 +159,9 @@ class Encoder:
         workspace = self._borrow(int(offsets[-1]))
         try:
             hidden = forward(
-                self._spec, self._weights, REFERENCE, np.concatenate(parts), offsets, workspace
-            )
+                self._spec, self._weights, kernels.current(), np.concatenate(parts), offsets,
+                workspace,
+            )  # fmt: skip
             return pool(hidden, offsets, self._settings)
         finally:
             self._workspaces.append(workspace)

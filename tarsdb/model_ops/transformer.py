@@ -6,36 +6,20 @@ real tokens only. Knows no tokenizer, threads or pooling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+import math
 
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.kernels import transformer_reference
+from tarsdb.kernels.transformer import TransformerKernels
 from tarsdb.model_ops.architecture import EncoderSpec
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class TransformerKernels:
-    """The four kernels of a layer; see ``kernels/transformer_reference.py`` for what they do."""
-
-    add_bias: Callable[[F32, F32], None]
-    bias_activation: Callable[[F32, F32, int], None]
-    residual_norm: Callable[[F32, F32, F32, F32, F32, float], None]
-    attention: Callable[[F32, I64, int, F32, F32 | None], None]
-
-
-REFERENCE = TransformerKernels(
-    transformer_reference.add_bias,
-    transformer_reference.bias_activation,
-    transformer_reference.residual_norm,
-    transformer_reference.attention,
-)
+_SCORES = 1 << 19  # attention scores computed at a time: 2 MB, about an L2 cache
 
 
 class Workspace:
@@ -43,11 +27,19 @@ class Workspace:
 
     def __init__(self, spec: EncoderSpec, tokens: int) -> None:
         self.tokens = tokens
+        self.heads = spec.heads
         self.hidden = np.empty((tokens, spec.hidden), np.float32)
         self.update = np.empty((tokens, spec.hidden), np.float32)
         self.context = np.empty((tokens, spec.hidden), np.float32)
         self.qkv = np.empty((tokens, 3 * spec.hidden), np.float32)
         self.expanded = np.empty((tokens, spec.intermediate), np.float32)
+        self._scores = np.empty(0, np.float32)
+
+    def scores(self, count: int) -> F32:
+        """Return flat scratch for ``count`` attention scores."""
+        if len(self._scores) < count:
+            self._scores = np.empty(count, np.float32)
+        return self._scores[:count]
 
 
 def forward(
@@ -95,7 +87,7 @@ def _layer(
     qkv, expanded = workspace.qkv[:count], workspace.expanded[:count]
     np.matmul(hidden, layer.qkv, out=qkv)
     kernels.add_bias(qkv, layer.qkv_bias)
-    kernels.attention(qkv, offsets, spec.heads, context, relative)
+    _attention(qkv, offsets, context, workspace, kernels, relative)
     np.matmul(context, layer.context, out=update)
     scale, shift = layer.context_norm
     kernels.residual_norm(hidden, update, layer.context_bias, scale, shift, spec.epsilon)
@@ -104,3 +96,41 @@ def _layer(
     np.matmul(expanded, layer.reduce, out=update)
     scale, shift = layer.output_norm
     kernels.residual_norm(hidden, update, layer.reduce_bias, scale, shift, spec.epsilon)
+
+
+def _attention(
+    qkv: F32, offsets: I64, out: F32, workspace: Workspace, kernels: TransformerKernels,
+    relative: F32 | None,
+) -> None:  # fmt: skip
+    """Multi-head self-attention inside each text; queries come already scaled.
+
+    Texts of one length, neighbours after sorting, are computed together as stacks of small
+    products: qkv (n, 3 * hidden) and out (n, hidden) are only looked at in other shapes.
+    """
+    heads, size = workspace.heads, out.shape[1] // workspace.heads
+    text = 0
+    for length, group in itertools.groupby(np.diff(offsets).tolist()):
+        count = len(list(group))
+        step = max(1, _SCORES // (heads * length * length))
+        bias = None if relative is None else _bias_matrix(relative, length)
+        for first in range(text, text + count, step):
+            last = min(first + step, text + count)
+            rows = slice(int(offsets[first]), int(offsets[last]))
+            parts = qkv[rows].reshape(last - first, length, 3, heads, size)
+            query, key, value = (parts[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
+            shape = (last - first, heads, length, length)
+            scores = workspace.scores(math.prod(shape)).reshape(shape)  # keys x queries
+            np.matmul(key, query.transpose(0, 1, 3, 2), out=scores)
+            if bias is not None:
+                np.add(scores, bias, out=scores)
+            kernels.softmax_columns(scores.reshape(-1, length, length))
+            context = out[rows].reshape(last - first, length, heads, size).transpose(0, 2, 1, 3)
+            np.matmul(scores.transpose(0, 1, 3, 2), value, out=context)
+        text += count
+
+
+def _bias_matrix(relative: F32, length: int) -> F32:
+    """Spread the bias by distance key - query over keys x queries: (heads, length, length)."""
+    place = np.arange(length)
+    distance = place[:, None] - place[None, :]
+    return np.ascontiguousarray(relative[:, distance + relative.shape[1] // 2])

@@ -73,7 +73,7 @@ def _exp2(x: Any) -> Any:
     p = p * f + _E2
     p = p * f + _E1
     p = p * f + _ONE
-    return p * _power_of_two(whole)
+    return p * _power_of_two(whole)  # type: ignore[call-arg] # numba adds the typing context
 
 
 @numba.jit("void(float32[:,::1], float32[::1])", **_OPTIONS)

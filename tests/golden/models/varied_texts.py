@@ -31,8 +31,9 @@ _WORDS = (
     "parse date time socket server thread lock queue tree node graph vector database index query "
     "transaction commit snapshot memory page cache model token encode decode language animal river "
     "mountain cooking recipe music guitar physics quantum biology cell history empire economy "
-    "price travel airport weather storm poetry sonnet football match doctor fever medicine law court and "
-    "or but because while quickly slowly never always under over between electroencephalography"
+    "price travel airport weather storm poetry sonnet football match doctor fever medicine law "
+    "court and or but because while quickly slowly never always under over between "
+    "electroencephalography"
 ).split()
 _SCRIPTS = (
     "абвгдежзик",

@@ -84,7 +84,7 @@ def test_progress_counts_every_text_on_the_calling_thread(tiny_encoder: Encoder)
         threads.add(threading.get_ident())
 
     texts = [f"date {'time ' * (n % 17)} {'a ' * (n % 5)}" for n in range(400)]
-    tiny_encoder.encode(texts, progress=progress)
+    tiny_encoder.encode(texts, threads=1, progress=progress)
     assert threads == {threading.get_ident()}
     assert seen[-1] == (400, 400)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -100,7 +100,7 @@ def test_interrupt_stops_between_panels_and_the_encoder_goes_on(tiny_encoder: En
         return len(asked) > 2
 
     with pytest.raises(InterruptError, match="of 400 texts"):
-        tiny_encoder.encode(texts, interrupted=interrupted)
+        tiny_encoder.encode(texts, threads=1, interrupted=interrupted)
     assert len(asked) == 3
     assert tiny_encoder.encode(["a"]).shape == (1, 24)
 
