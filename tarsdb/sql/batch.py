@@ -46,7 +46,7 @@ def batch_query(
     binding: Binding, table: TableDef, nodes: list[Any], names: list[str]
 ) -> Relational:
     """Return SQL selecting ``__no`` and the expressions for each row of ``__batch``."""
-    items = [exp.column(NUMBER, table=BATCH)]
+    items: list[Any] = [exp.column(NUMBER, table=BATCH)]
     items += [
         node if isinstance(node, exp.Star)
         else exp.Alias(this=node.copy(), alias=exp.to_identifier(name, quoted=True))
@@ -112,12 +112,14 @@ def conflict_query(
     scope.sources += [old, new]
     for node in [*nodes, *([checked] if checked is not None else [])]:
         rewriter.walk(node, scope)
-    items = [exp.column(NUMBER, table="excluded")]
+    items: list[Any] = [exp.column(NUMBER, table="excluded")]
     items += [
         exp.Alias(this=node, alias=exp.to_identifier(f"v{position}"))
         for position, node in enumerate(nodes)
     ]
-    on = exp.EQ(this=exp.column(NUMBER, table=alias), expression=exp.column(NUMBER, table="excluded"))
+    on = exp.EQ(
+        this=exp.column(NUMBER, table=alias), expression=exp.column(NUMBER, table="excluded")
+    )
     tree = exp.Select(
         expressions=items,
         from_=exp.From(this=relation_node(OLD, alias)),

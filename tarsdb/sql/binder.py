@@ -10,7 +10,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from tarsdb.errors import BindError, InternalError, NotSupportedError
-from tarsdb.schema import TableDef
+from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
 from tarsdb.sql.catalog import Catalog
@@ -99,7 +99,7 @@ def _explain(binding: Binding, statement: Statement) -> Plan:
 def _copy(binding: Binding, statement: Statement) -> Plan:
     details = statement.details
     table = query = None
-    columns = ()
+    columns: tuple[ColumnDef, ...] = ()
     if statement.inner is not None:
         query = bind_query(binding, statement.inner)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlglot import exp
 
-from tarsdb.errors import BindError, CatalogError
+from tarsdb.errors import BindError, CatalogError, NotSupportedError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql.catalog import Catalog
 
@@ -54,7 +54,12 @@ def table_name(node: Any) -> str:
     """Return the bare name of a sqlglot Table; schemas other than main are refused."""
     schema = node.args.get("db")
     if schema is not None and schema.name.lower() != "main":
-        raise BindError(f"schema {schema.name!r} does not exist{where(node)}", hint="only main does")
+        if schema.name.lower() in ("information_schema", "pg_catalog"):
+            raise NotSupportedError(
+                f"schema {schema.name} is not supported{where(node)}",
+                hint=f"the system tables are {', '.join(SYSTEM_TABLES)}",
+            )
+        raise BindError(f"schema {schema.name!r} does not exist{where(node)}", hint="say main")
     name: str = node.name
     return name
 

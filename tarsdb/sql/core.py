@@ -14,11 +14,10 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.errors import BindError
-from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.calls import resolve_call
-from tarsdb.sql.dialect import OPERATOR_OF
+from tarsdb.sql.dialect import OPERATOR_OF, parameter_name
 from tarsdb.sql.kinds import category, check_operator, common_number
 from tarsdb.types import BOOLEAN, REAL, Kind, SqlType
 
@@ -265,7 +264,7 @@ def make_compare(op: str, left: ex.Expr | None, right: ex.Expr | None) -> ex.Exp
 
 def _comparable(op: str, left: ex.Expr, right: ex.Expr) -> bool:
     first, second = category(left), category(right)
-    if first == "param" or first == "null":
+    if first in ("param", "null"):
         return False
     if second in ("param", "null"):
         usable = ("number", "text", "bool", "date", "timestamp", "decimal")
@@ -319,8 +318,7 @@ def _is_number(value: Any) -> bool:
 
 def parameter_key(node: Any) -> int | str:
     """Return the key of a parameter node: a 0-based position or a name."""
-    this = node.this
-    name = this if isinstance(this, str) else str(getattr(this, "this", ""))
+    name = parameter_name(node)
     return int(name) - 1 if name.isdigit() else name
 
 

@@ -28,7 +28,7 @@ def create_object(stream: TokenStream, or_replace: bool) -> Plan:
         return _create_index(stream, unique=True)
     if stream.accept("INDEX"):
         if or_replace:
-            raise NotSupportedError("CREATE OR REPLACE INDEX is not supported", hint="drop it first")
+            raise NotSupportedError("CREATE OR REPLACE INDEX is not supported", hint="DROP it")
         return _create_index(stream, unique=False)
     if stream.accept("MODEL"):
         return _create_model(stream, or_replace)

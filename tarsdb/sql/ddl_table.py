@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateTable
@@ -12,6 +13,12 @@ _CONSTRAINT_WORDS = (
     "NOT", "NULL", "DEFAULT", "PRIMARY KEY", "PRIMARY", "UNIQUE", "CHECK", "GENERATED", "AS",
     "CONSTRAINT", "REFERENCES", "COLLATE",
 )  # fmt: skip
+_FLAGS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("NOT", "NULL"), "not_null"),
+    (("PRIMARY KEY",), "primary_key"),
+    (("PRIMARY", "KEY"), "primary_key"),
+    (("UNIQUE",), "unique"),
+)
 _TABLE_WORDS = ("PRIMARY KEY", "PRIMARY", "UNIQUE", "CHECK", "CONSTRAINT", "FOREIGN KEY", "FOREIGN")
 
 
@@ -60,7 +67,7 @@ def _definitions(stream: TokenStream, parts: _Table) -> None:
 
 
 def _is_column(stream: TokenStream) -> bool:
-    """A column may be called like a constraint word when a type name follows it."""
+    """Return True for a column called like a constraint word: a type name follows it."""
     following = stream.peek(1)
     return stream.peek() == "CHECK" and following not in ("(", "")
 
@@ -82,7 +89,7 @@ def _table_constraint(stream: TokenStream, parts: _Table) -> None:
 
 
 def type_text(stream: TokenStream) -> str:
-    """Take a type such as ``VECTOR(384)``, ``DOUBLE PRECISION`` or ``INT[]`` and return its text."""
+    """Take a type such as ``VECTOR(384)`` or ``INT[]`` and return its text."""
     start = stream.offset
     stream.name("a type")
     if stream.peek() in ("PRECISION", "VARYING"):
@@ -104,33 +111,33 @@ def column_spec(stream: TokenStream) -> ColumnSpec:
     name = stream.name("a column name")
     if stream.at_end or stream.peek() in (",", ")", *_CONSTRAINT_WORDS):
         stream.fail(f"column {name} needs a type")
-    spec = {"name": name, "type": type_text(stream)}
-    flags = {"not_null": False, "primary_key": False, "unique": False}
-    checks: list[str] = []
-    while True:
-        if stream.accept("CONSTRAINT"):
-            stream.name("a constraint name")
-        if stream.accept("NOT", "NULL"):
-            flags["not_null"] = True
-        elif stream.accept("NULL"):
-            pass
-        elif stream.accept("PRIMARY KEY") or stream.accept("PRIMARY", "KEY"):
-            flags["primary_key"] = True
-        elif stream.accept("UNIQUE"):
-            flags["unique"] = True
-        elif stream.accept("CHECK"):
-            checks.append(stream.bracketed())
-        elif stream.accept("DEFAULT"):
-            spec["default"] = stream.until(*_CONSTRAINT_WORDS)
-        elif stream.peek() in ("GENERATED", "AS"):
-            spec["generated"] = _generated(stream)
-        elif stream.peek() in ("REFERENCES", "COLLATE"):
-            raise NotSupportedError(f"column {name}: {stream.peek()} is not supported")
-        else:
-            break
-    if "generated" in spec and "default" in spec:
+    fields: dict[str, Any] = {"name": name, "type": type_text(stream), "checks": ()}
+    while _constraint(stream, fields):
+        pass
+    if "generated" in fields and "default" in fields:
         stream.fail(f"column {name} has DEFAULT and GENERATED")
-    return ColumnSpec(**spec, **flags, checks=tuple(checks))  # type: ignore[arg-type]
+    return ColumnSpec(**fields)
+
+
+def _constraint(stream: TokenStream, fields: dict[str, Any]) -> bool:
+    """Take one constraint of a column into ``fields``; False when none comes next."""
+    if stream.accept("CONSTRAINT"):
+        stream.name("a constraint name")
+    for words, field_name in _FLAGS:
+        if stream.accept(*words):
+            fields[field_name] = True
+            return True
+    if stream.accept("CHECK"):
+        fields["checks"] += (stream.bracketed(),)
+    elif stream.accept("DEFAULT"):
+        fields["default"] = stream.until(*_CONSTRAINT_WORDS)
+    elif stream.peek() in ("GENERATED", "AS"):
+        fields["generated"] = _generated(stream)
+    elif stream.peek() in ("REFERENCES", "COLLATE"):
+        raise NotSupportedError(f"column {fields['name']}: {stream.peek()} is not supported")
+    else:
+        return stream.accept("NULL")
+    return True
 
 
 def _generated(stream: TokenStream) -> str:

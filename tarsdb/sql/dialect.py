@@ -9,7 +9,7 @@ precedence PostgreSQL gives these operators, and the tree is mended afterwards.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
@@ -32,6 +32,10 @@ _DROPPED_TEXTS = frozenset({"?::", "??", "<<->>", "-|-", "&<", "&>", "/*+"})
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
 _CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END})
 _PREFIXES = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
+_NAMED = frozenset({TokenType.COLON, TokenType.PARAMETER})
+_PARSER_FAULTS = (  # what sqlglot's parser lets out on broken input
+    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError,
+)  # fmt: skip
 _BREAKS = frozenset({TokenType.COMMA, TokenType.AND, TokenType.OR, TokenType.SEMICOLON})
 
 
@@ -41,9 +45,9 @@ class TarsDB(DuckDB):
     class Tokenizer(DuckDB.Tokenizer):
         """DuckDB's tokens, pgvector's operators, X'..' strings, no commands, no templates."""
 
-        HEX_STRINGS = [("x'", "'"), ("X'", "'")]
-        COMMANDS: set[TokenType] = set()
-        KEYWORDS = {
+        HEX_STRINGS: ClassVar[list[str | tuple[str, str]]] = [("x'", "'"), ("X'", "'")]
+        COMMANDS: ClassVar[set[TokenType]] = set()
+        KEYWORDS: ClassVar[dict[str, TokenType]] = {
             **{
                 text: kind
                 for text, kind in DuckDB.Tokenizer.KEYWORDS.items()
@@ -197,25 +201,61 @@ def _check_parameter(tokens: list[Token], number: int, text: str) -> None:
         raise syntax_error(text, token.start, f"parameter {token.text}{digits} is out of range")
 
 
-def parse_tree(tokens: list[Token], text: str) -> tuple[Any, int]:
-    """Parse tokens to one sqlglot tree; returns it and the number of positional parameters."""
+def parse_tree(tokens: list[Token], text: str) -> tuple[Any, tuple[int | str, ...]]:
+    """Parse tokens to one sqlglot tree; returns it and the parameters it takes."""
     guard(tokens, text)
     ready, positional, distances = for_parser(tokens, text)
     parser = dialect().parser(error_level=ErrorLevel.IMMEDIATE, error_message_context=MAX_LENGTH)
     try:
         trees = parser.parse(ready, text)
         tree = next((tree for tree in trees if tree is not None), None)
-        if tree is not None and distances:
-            tree = mend(tree)
+        named = any(token.token_type in _NAMED for token in ready)
+        found = collect(tree) if tree is not None and (distances or named) else ([], [])
+        tree = mend(tree, found[0])
     except ParseError as error:
         raise _parse_error(text, error) from error
     except RecursionError as error:
         raise too_deep(text) from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError) as error:
+    except _PARSER_FAULTS as error:
         raise syntax_error(text, 0, "the statement is not valid SQL") from error
     if tree is None:
         raise syntax_error(text, 0, "the statement is empty")
-    return tree, positional
+    return tree, _parameters(found[1], positional, text)
+
+
+def _parameters(nodes: list[Any], positional: int, text: str) -> tuple[int | str, ...]:
+    names = {name: None for name in map(parameter_name, nodes) if not name.isdigit()}
+    if names and positional:
+        raise syntax_error(
+            text, 0, "the statement mixes positional and named parameters", hint="use one kind"
+        )
+    return tuple(names) if names else tuple(range(positional))
+
+
+def parameter_name(node: Any) -> str:
+    """Return the name (or the one-based position) a parameter node carries."""
+    this = node.this
+    return this if isinstance(this, str) else str(getattr(this, "this", ""))
+
+
+def collect(tree: Any) -> tuple[list[Any], list[Any]]:
+    """Return the bitwise ANDs and the parameters of a tree, in the order of the text."""
+    bitwise, parameters, stack = [], [], [tree]
+    while stack:
+        node = stack.pop()
+        kind = type(node)
+        if kind is exp.BitwiseAnd:
+            bitwise.append(node)
+        elif kind is exp.Placeholder or kind is exp.Parameter:
+            parameters.append(node)
+        children: list[Any] = []
+        for value in node.args.values():
+            if isinstance(value, list):
+                children += [child for child in value if isinstance(child, exp.Expr)]
+            elif isinstance(value, exp.Expr):
+                children.append(value)
+        stack.extend(reversed(children))
+    return bitwise, parameters
 
 
 def _parse_error(text: str, error: ParseError) -> SQLSyntaxError:
@@ -230,9 +270,9 @@ def _parse_error(text: str, error: ParseError) -> SQLSyntaxError:
     return syntax_error(text, offset, f"{description} near {found!r}" if found else description)
 
 
-def mend(tree: Any) -> Any:
+def mend(tree: Any, candidates: list[Any]) -> Any:
     """Replace ``(a & marker) & b`` by a call of ``__distance_<name>(a, b)``."""
-    for node in list(tree.find_all(exp.BitwiseAnd)):
+    for node in candidates:
         inner = node.this
         if isinstance(inner, exp.BitwiseAnd) and is_marker(inner.expression):
             name = f"__distance_{OPERATORS[inner.expression.this]}"

@@ -37,7 +37,10 @@ def bind_update(binding: Binding, statement: Statement) -> Update:
     outputs, output_sql = bind_returning(binding, table, alias, tree.args.get("returning"), titles)
     row = TableSelect(binding, table, alias, tree)
     core = Core(binding, row.lookup, calls=True)
-    values = [_default(column) if is_default(v) else v for column, v in zip(columns, values, strict=True)]
+    values = [
+        _default(column) if is_default(value) else value
+        for column, value in zip(columns, values, strict=True)
+    ]
     if not tree.args.get("from_") and not tree.args.get("with_"):
         native = [core.expr(value) for value in values]
         predicate = _native_predicate(row, tree)

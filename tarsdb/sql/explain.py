@@ -19,36 +19,44 @@ def explain(plan: pl.Plan) -> list[str]:
 
 def expression(node: ex.Expr | None) -> str:
     """Return a bound expression as SQL-like text."""
-    match node:
-        case None:
-            return ""
-        case ex.Literal():
-            return _literal(node.value)
-        case ex.Parameter():
-            return f"${node.key + 1}" if isinstance(node.key, int) else f":{node.key}"
-        case ex.ColumnRef():
-            return node.column.name
-        case ex.RowidRef():
-            return ex.ROWID
-        case ex.Excluded():
-            return f"excluded.{node.column.name}"
-        case ex.Compare() | ex.Arithmetic() | ex.Distance():
-            return f"{_operand(node.left)} {node.op} {_operand(node.right)}"
-        case ex.And():
-            return " AND ".join(_operand(term) for term in node.terms)
-        case ex.Or():
-            return " OR ".join(_operand(term) for term in node.terms)
-        case ex.Not(operand=ex.IsNull(operand=operand)):
-            return f"{_operand(operand)} IS NOT NULL"
-        case ex.Not():
-            return f"NOT {_operand(node.operand)}"
-        case ex.IsNull():
-            return f"{_operand(node.operand)} IS NULL"
-        case ex.InList():
-            return f"{_operand(node.operand)} IN ({_list(node.items)})"
-        case ex.Call():
-            model = f"'{node.target}', " if node.kind == "model" else ""
-            return f"{node.name}({model}{_list(node.args)})"
+    return "" if node is None else _TEXTS[type(node)](node)
+
+
+def _binary(node: ex.Compare | ex.Arithmetic | ex.Distance) -> str:
+    return f"{_operand(node.left)} {node.op} {_operand(node.right)}"
+
+
+def _parameter(node: ex.Parameter) -> str:
+    return f"${node.key + 1}" if isinstance(node.key, int) else f":{node.key}"
+
+
+def _not(node: ex.Not) -> str:
+    if isinstance(node.operand, ex.IsNull):
+        return f"{_operand(node.operand.operand)} IS NOT NULL"
+    return f"NOT {_operand(node.operand)}"
+
+
+def _call(node: ex.Call) -> str:
+    model = f"'{node.target}', " if node.kind == "model" else ""
+    return f"{node.name}({model}{_list(node.args)})"
+
+
+_TEXTS: dict[type[Any], Callable[[Any], str]] = {
+    ex.Literal: lambda node: _literal(node.value),
+    ex.Parameter: _parameter,
+    ex.ColumnRef: lambda node: str(node.column.name),
+    ex.RowidRef: lambda node: ex.ROWID,
+    ex.Excluded: lambda node: f"excluded.{node.column.name}",
+    ex.Compare: _binary,
+    ex.Arithmetic: _binary,
+    ex.Distance: _binary,
+    ex.And: lambda node: " AND ".join(_operand(term) for term in node.terms),
+    ex.Or: lambda node: " OR ".join(_operand(term) for term in node.terms),
+    ex.Not: _not,
+    ex.IsNull: lambda node: f"{_operand(node.operand)} IS NULL",
+    ex.InList: lambda node: f"{_operand(node.operand)} IN ({_list(node.items)})",
+    ex.Call: _call,
+}
 
 
 def _operand(node: ex.Expr) -> str:
@@ -158,7 +166,8 @@ def _conflict(action: pl.OnConflict) -> Lines:
     where = f" ({action.index.name})" if action.index is not None else ""
     if action.relational is not None:
         names = ", ".join(column.name for column in action.columns)
-        return [f"  on conflict{where}: update {names}", *_indent(_indent(_relational(action.relational)))]
+        inner = _indent(_indent(_relational(action.relational)))
+        return [f"  on conflict{where}: update {names}", *inner]
     if action.assignments is None:
         return [f"  on conflict{where}: nothing"]
     sets = ", ".join(f"{c.name} = {expression(v)}" for c, v in action.assignments)

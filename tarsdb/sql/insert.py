@@ -29,7 +29,7 @@ Rows = tuple[tuple[ex.Expr, ...], ...]
 
 
 def bind_insert(binding: Binding, statement: Statement) -> Insert:
-    """INSERT INTO table [(columns)] VALUES ... | query | DEFAULT VALUES [ON CONFLICT] [RETURNING]."""
+    """INSERT INTO table [(columns)] VALUES | query | DEFAULT VALUES [ON CONFLICT] [RETURNING]."""
     tree = statement.take_tree()
     reject_parts(tree, _KNOWN)
     table, alias, columns = _target(binding, tree)
@@ -142,7 +142,7 @@ def _values_query(
                 node = exp.Cast(this=node, to=exp.DataType.build(target, dialect="duckdb"))
             items.append(exp.Alias(this=node, alias=exp.to_identifier(f"c{position}")))
         selects.append(exp.Select(expressions=items))
-    tree = selects[0]
+    tree: Any = selects[0]
     for select in selects[1:]:
         tree = exp.Union(this=tree, expression=select, distinct=False)
     return Rewriter(binding).rewrite(tree)

@@ -1,4 +1,4 @@
-"""Recognises ``ORDER BY column <op> query LIMIT k`` and range search ``WHERE column <op> q < r``."""
+"""Recognises ``ORDER BY column <op> q LIMIT k`` and range search ``WHERE column <op> q < r``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sqlglot import exp
 
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.core import conjunction
-from tarsdb.sql.plan import Knn, Relational
 from tarsdb.sql.expressions import Output
+from tarsdb.sql.plan import Knn, Relational
 from tarsdb.sql.select import TableSelect
 
 
@@ -72,7 +72,7 @@ def _ordering(select: TableSelect) -> tuple[ex.Distance, bool] | None:
 
 
 def ordered_node(select: TableSelect, ordered: Any) -> Any:
-    """Return what an ORDER BY key stands for: an alias or position of the SELECT list, or itself."""
+    """Return what an ORDER BY key stands for: an item of the SELECT list, or itself."""
     node = ordered.this
     if isinstance(node, exp.Column) and node.args.get("table") is None:
         return select.aliases.get(node.name.lower(), node)
@@ -90,7 +90,7 @@ def is_query(expr: ex.Expr) -> bool:
 
 def _mentions_distance(conjuncts: list[Any]) -> bool:
     return any(
-        isinstance(side, exp.Anonymous) or isinstance(side, exp.Column)
+        isinstance(side, (exp.Anonymous, exp.Column))
         for node in conjuncts
         for side in (node.args.get("this"), node.args.get("expression"))
         if isinstance(node, (exp.LT, exp.LTE, exp.GT, exp.GTE))

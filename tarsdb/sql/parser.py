@@ -73,36 +73,14 @@ def _foreign(tokens: list[Token], text: str) -> Statement:
         words = (TokenType.INSERT, "INSERT"), (TokenType.OR, "OR"), (TokenType.REPLACE, "REPLACE")
         head = [Token(k, w, first.line, first.col, first.start, first.end) for k, w in words]
         tokens = [*head, *tokens[1:]]
-    tree, positional = parse_tree(tokens, text)
+    tree, parameters = parse_tree(tokens, text)
     kind = _KINDS.get(type(tree))
     if kind is None:
         if not isinstance(tree, (exp.Query, exp.Values)):
-            raise NotSupportedError(f"{tokens[0].text.upper()} {type(tree).__name__} is not supported")
+            name = type(tree).__name__
+            raise NotSupportedError(f"{tokens[0].text.upper()} {name} is not supported")
         kind = "query"
-    return Statement(
-        text, kind, tree=tree, tokens=tokens, parameters=_parameters(tree, positional, text)
-    )
-
-
-def _parameters(tree: Any, positional: int, text: str) -> tuple[int | str, ...]:
-    names: dict[str, None] = {}
-    if positional == 0 and ":" not in text and "$" not in text and "@" not in text:
-        return ()
-    for node in tree.find_all(exp.Placeholder, exp.Parameter):
-        name = parameter_name(node)
-        if not name.isdigit():
-            names[name] = None
-    if names and positional:
-        raise syntax_error(
-            text, 0, "the statement mixes positional and named parameters", hint="use one kind"
-        )
-    return tuple(names) if names else tuple(range(positional))
-
-
-def parameter_name(node: Any) -> str:
-    """Return the name (or the one-based position) a parameter node carries."""
-    this = node.this
-    return this if isinstance(this, str) else str(getattr(this, "this", ""))
+    return Statement(text, kind, tree=tree, tokens=tokens, parameters=parameters)
 
 
 def _create(stream: TokenStream) -> Statement:

@@ -37,7 +37,7 @@ def push_search(
     shape = find(select) if select is not None else None
     if select is None or shape is None:
         return False
-    if any(_outside(item).find(*_PER_GROUP) for item in node.expressions):
+    if any(item.find(*_PER_GROUP) for item in node.expressions):
         return False
     if not _closed(select, shape, parent, ctes):
         rewriter.notes["exact: the search depends on the query around it"] = None
@@ -47,16 +47,12 @@ def push_search(
 
 
 def _bare(node: Any) -> Any:
-    """The WITH clause of a SELECT was dealt with and does not matter to its shape."""
+    """Return a SELECT without its WITH clause, which was dealt with."""
     if node.args.get("with_") is None:
         return node
     bare = exp.Select()
     bare.args.update({part: value for part, value in node.args.items() if part != "with_"})
     return bare
-
-
-def _outside(item: Any) -> Any:
-    return item.unalias()
 
 
 def _closed(
@@ -136,10 +132,7 @@ def search_note(node: Any, parent: Scope | None) -> str | None:
     if order is None or node.args.get("limit") is None:
         return None
     aliases = {i.alias.lower(): i.this for i in node.expressions if isinstance(i, exp.Alias)}
-    keys = [
-        aliases.get(key.this.name.lower(), key.this) if isinstance(key.this, exp.Column) else key.this
-        for key in order.expressions
-    ]
+    keys = [aliases.get(key.this.name.lower(), key.this) for key in order.expressions]
     calls = [call for key in keys for call in key.find_all(exp.Anonymous)]
     if not any(call.name in OPERATOR_OF for call in calls):
         return None

@@ -123,24 +123,27 @@ class Rewriter:
         if note:
             self.notes[note] = None
         scope = self.new_scope(parent, ctes, node)
-        origin = node.args.get("from_")
-        skipped: set[int] = set()
-        if origin is not None:
-            self.source(origin.this, scope)
-            skipped.add(id(origin))
-        for join in node.args.get("joins") or ():
-            self.join(join, scope)
-            skipped.add(id(join))
-        for lateral in node.args.get("laterals") or ():
-            self.source(lateral, scope)
-            skipped.add(id(lateral))
+        done = self._sources(node, scope)
         self._push_predicates(node, scope)
         for part, value in list(node.args.items()):
             if part == "with_":
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, exp.Expr) and id(child) not in skipped:
+                if isinstance(child, exp.Expr) and id(child) not in done:
                     self.walk(child, scope)
+
+    def _sources(self, node: Any, scope: Scope) -> set[int]:
+        """Add what FROM lists to the scope; return the ids of the clauses dealt with."""
+        origin = node.args.get("from_")
+        if origin is not None:
+            self.source(origin.this, scope)
+        joins = node.args.get("joins") or []
+        for join in joins:
+            self.join(join, scope)
+        laterals = node.args.get("laterals") or []
+        for lateral in laterals:
+            self.source(lateral, scope)
+        return {id(clause) for clause in (origin, *joins, *laterals)}
 
     def join(self, join: Any, scope: Scope) -> None:
         """Add a join's source to the scope and walk its condition."""
@@ -380,11 +383,16 @@ def name_items(tree: Any, titles: Callable[[], list[str]]) -> None:
     if len(names) != len(tree.expressions):
         return
     items = [
-        item if isinstance(item, plain) or item.find(exp.Columns, exp.Star) and not item.find(exp.Count)
+        item if isinstance(item, plain) or _expands(item)
         else exp.Alias(this=item, alias=exp.to_identifier(name, quoted=True))
         for item, name in zip(tree.expressions, names, strict=True)
     ]  # fmt: skip
     tree.set("expressions", items)
+
+
+def _expands(item: Any) -> bool:
+    """Return True for an item that DuckDB turns into several columns."""
+    return any(not isinstance(s.parent, exp.Count) for s in item.find_all(exp.Columns, exp.Star))
 
 
 def filter_query(select: TableSelect, conditions: Iterable[Any]) -> Relational:

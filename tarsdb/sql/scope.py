@@ -101,7 +101,7 @@ class Scope:
         return None
 
     def open_ended(self) -> bool:
-        """True when some source in sight has columns that are not known here."""
+        """Return True when some source in sight has columns that are not known here."""
         return any(source.table is None for scope in self.chain() for source in scope.sources)
 
     def resolve(self, node: Any) -> ColumnDef | None:

@@ -125,11 +125,12 @@ class TableSelect:
         if isinstance(node, exp.Column):
             return str(node.name)
         titles = self.titles()
-        return titles[position] if len(titles) == len(self.node.expressions) else f"column{position}"
+        known = len(titles) == len(self.node.expressions)
+        return titles[position] if known else f"column{position}"
 
 
 def _nested_distance(expr: ex.Expr) -> bool:
-    """A distance inside arithmetic or a comparison is left to the relational engine."""
+    """Return True for a distance inside an expression: the relational engine computes that."""
     if isinstance(expr, (ex.Distance, ex.ColumnRef, ex.RowidRef)):
         return False
     stack: list[Any] = [expr]

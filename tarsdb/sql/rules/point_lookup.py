@@ -36,7 +36,9 @@ def fixed_key(
     select: TableSelect, index: IndexDef, terms: list[ex.Expr]
 ) -> tuple[tuple[ex.Expr, ...], list[ex.Expr]] | None:
     """Return the key that equalities fix and the terms left over, or None."""
-    rest = [part for term in terms for part in (term.terms if isinstance(term, ex.And) else (term,))]
+    rest: list[ex.Expr] = []
+    for conjunct in terms:
+        rest += conjunct.terms if isinstance(conjunct, ex.And) else (conjunct,)
     key: list[ex.Expr] = []
     for column_id in index.column_ids:
         column = select.table.column_by_id(column_id)
