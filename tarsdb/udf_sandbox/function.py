@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH_ROWS = 65_536
 DIRECT_FUEL = 20_000_000  # about 10 ms: how long the main thread may not see Ctrl-C
+KEPT_GUEST_BYTES = 16 << 20  # a guest that grew larger is freed, not kept
 _IDLE_GUESTS = 4
 _keys = itertools.count(1)
 
@@ -226,7 +227,7 @@ class ScalarFunction:
         return (ScalarGuest if self._scalar else ColumnarGuest)(self._program, call, watched)
 
     def _release(self, guest: Guest, watched: bool) -> None:
-        if self._program.reusable:
+        if self._program.reusable and guest.footprint() <= KEPT_GUEST_BYTES:
             with self._lock:
                 if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
                     self._idle[watched].append(guest)

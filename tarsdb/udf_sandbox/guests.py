@@ -92,6 +92,10 @@ class ScalarGuest:
             [self._chunk(columns, i, min(i + driver.CHUNK_ROWS, rows), call) for i in starts],
         )
 
+    def footprint(self) -> int:
+        """Return the bytes of memory the guest holds while idle."""
+        return driver.memory_pages(len(self.program.arguments) + 1) * WASM_PAGE
+
     def _chunk(self, columns: Sequence[Column], start: int, stop: int, call: Call) -> Column:
         rows = stop - start
         for view, column in zip(self._inputs, columns, strict=True):
@@ -151,6 +155,10 @@ class ColumnarGuest:
         if status != 0:
             raise UdfError(f"function {call.function}: returned status {status}")
         return outputs.checked(layout.read(store.view(memory), base, call.function), call.function)
+
+    def footprint(self) -> int:
+        """Return the bytes of memory the guest holds while idle."""
+        return len(self.store.view(self._memory))
 
 
 Guest = ScalarGuest | ColumnarGuest

@@ -248,3 +248,13 @@ def test_module_built_from_assemblyscript() -> None:
     code = (FIXTURES / "short.wasm").read_bytes()
     function = ScalarFunction(code, "is_short", [BIGINT], BOOLEAN)
     assert function.call([from_list(BIGINT, [80, 81, None])], 3).to_list() == [True, False, None]
+
+
+def test_large_guests_are_not_kept() -> None:
+    function = ScalarFunction(to_wasm(IDENTITY), "f", [TEXT], TEXT)
+    function.call([from_list(TEXT, ["small"])], 1)
+    assert sum(map(len, function._idle.values())) == 1
+    huge = from_list(TEXT, ["x" * (20 << 20)])
+    assert function.call([huge], 1).offsets is not None
+    assert sum(map(len, function._idle.values())) == 0
+    assert function.call([from_list(TEXT, ["again"])], 1).to_list() == ["again"]
