@@ -101,12 +101,9 @@ class FunctionRegistry:
     def _guarded(self, call: Callable[..., Column], vectorized: bool) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
             running = self._running()
-            with running.turn:
-                try:
-                    column = call(running, *arrays)
-                    return to_arrow(column) if vectorized else _single(column)
-                except BaseException as error:
-                    raise running.carrier.wrap(error) from error
+            with running.alone():
+                column = call(running, *arrays)
+                return to_arrow(column) if vectorized else _single(column)
 
         return run
 

@@ -8,14 +8,12 @@ vectors are read only when asked for; filters are applied to each batch here.
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.dataset
 
-from tarsdb.engine.duckdb_errors import ErrorCarrier
 from tarsdb.errors import InternalError
 
 
@@ -37,15 +35,14 @@ class Scan(Protocol):
 class ScanDataset(pyarrow.dataset.Dataset):  # type: ignore[misc] # pyarrow has no types
     """One relation of one running statement, as DuckDB's Arrow scan sees it.
 
-    ``end()`` cuts it off from the snapshot: a later pull is an error, not a read.
+    ``alone`` makes a context in which one thread at a time reads. ``end()`` cuts it off from the snapshot: a later pull is an error, not a read.
     """
 
-    def __init__(self, scan: Scan, turn: threading.RLock, carrier: ErrorCarrier) -> None:
+    def __init__(self, scan: Scan, alone: Callable[[], Any]) -> None:
         # the base class takes no arguments and forbids being initialised
         self._scan: Scan | None = scan
         self._schema = scan.schema
-        self._turn = turn
-        self._carrier = carrier
+        self._alone = alone
 
     @property
     def schema(self) -> pa.Schema:
@@ -64,16 +61,12 @@ class ScanDataset(pyarrow.dataset.Dataset):  # type: ignore[misc] # pyarrow has 
         """Yield batches, one thread at a time among all that share the read transaction."""
         batches: Iterator[pa.RecordBatch] | None = None
         while True:
-            with self._turn:
-                scan = self._scan
-                try:
-                    if scan is None:
-                        raise InternalError("a relation was read after its statement ended")
-                    if batches is None:
-                        batches = iter(scan.batches(columns))
-                    batch = next(batches, None)
-                except BaseException as error:
-                    raise self._carrier.wrap(error) from error
+            with self._alone():
+                if self._scan is None:
+                    raise InternalError("a relation was read after its statement ended")
+                if batches is None:
+                    batches = iter(self._scan.batches(columns))
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch

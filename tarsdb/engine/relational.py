@@ -8,12 +8,13 @@ provides them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +81,7 @@ class Running:
         self.plan = plan
         self.inputs = inputs
         self.turn = threading.RLock()
+        self.inside: int | None = None  # the thread that runs a scan or function of ours
         self.carrier = ErrorCarrier()
         self.models = {model.name.lower(): model for model in plan.models}
         self.functions = {function.name.lower(): function for function in plan.functions}
@@ -87,6 +89,18 @@ class Running:
         self.sources: dict[str, str] = {}  # relation name -> registered name
         self.datasets: list[ScanDataset] = []
         self.handles: list[Any] = []
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the statement's turn; whatever is raised travels through DuckDB as it is."""
+        with self.turn:
+            self.inside = threading.get_ident()
+            try:
+                yield
+            except BaseException as error:
+                raise self.carrier.wrap(error) from error
+            finally:
+                self.inside = None
 
     def end(self) -> None:
         """Cut every scan off from the snapshot."""
@@ -147,12 +161,13 @@ class RelationalEngine:
             self._discard()
 
     def _execute(self, plan: Relational, inputs: Inputs, prefix: str) -> pa.Table:
+        active = self._running  # before the lock: the thread that holds it waits for this one
+        if self._executing and active is not None and active.inside == threading.get_ident():
+            raise InterfaceError(
+                "a function or scan of a running query ran another query on its connection",
+                hint="open a second connection for it",
+            )
         with self._lock:
-            if self._executing:
-                raise InterfaceError(
-                    "a function or scan of a running query ran another query on its connection",
-                    hint="open a second connection for it",
-                )
             running, previous = Running(plan, inputs), self._running
             try:
                 connection = self._connect()
@@ -217,7 +232,7 @@ class RelationalEngine:
             if table is not None:
                 name = self._keep(table)
             else:
-                dataset = ScanDataset(scan, running.turn, running.carrier)
+                dataset = ScanDataset(scan, running.alone)
                 running.datasets.append(dataset)
                 handle = _Source(self._connection, dataset)
                 running.handles.append(handle)
