@@ -213,6 +213,8 @@ def _decimal_type(data_type: pa.DataType) -> SqlType:
 def _extension(data_type: pa.DataType) -> SqlType:
     if isinstance(data_type, pa.FixedShapeTensorType) and len(data_type.shape) == 1:
         return _fixed_list(pa.list_(data_type.value_type, data_type.shape[0]))
+    if isinstance(data_type, pa.Bool8Type):
+        return SqlType(Kind.BOOLEAN)
     return sql_type_of(data_type.storage_type)
 
 

@@ -6,6 +6,7 @@ a time runs a function or a scan of a statement, because they share its read tra
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -93,18 +94,22 @@ class FunctionRegistry:
         # A vectorised function of no arguments is not told the number of rows: call it per row.
         kind = duckdb.func.ARROW if arguments else duckdb.func.NATIVE
         self._connection.create_function(
-            name, self._guarded(call, bool(arguments)), [parse(text) for text in arguments],
+            name, self._guarded(call, len(arguments)), [parse(text) for text in arguments],
             parse(returns), type=kind, null_handling=duckdb.func.SPECIAL, side_effects=volatile,
         )  # fmt: skip
         self._signatures[name] = signature
 
-    def _guarded(self, call: Callable[..., Column], vectorized: bool) -> Callable[..., Any]:
+    def _guarded(self, call: Callable[..., Column], arity: int) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
             running = self._running()
             with running.alone():
                 column = call(running, *arrays)
-                return to_arrow(column) if vectorized else _single(column)
+                return to_arrow(column) if arity else _single(column)
 
+        # DuckDB counts the parameters of what it registers
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # functions have it
+            [inspect.Parameter(f"a{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(arity)]
+        )
         return run
 
     def _embed(self, name: str) -> Callable[..., Column]:

@@ -99,6 +99,8 @@ def _tidy(column: pa.ChunkedArray, name: str) -> tuple[SqlType, pa.ChunkedArray]
     data_type = column.type
     if isinstance(data_type, pa.OpaqueType):
         column = _opaque(column, name)
+    elif isinstance(data_type, pa.Bool8Type):
+        column = pa.chunked_array([c.storage.cast(pa.bool_()) for c in column.chunks], pa.bool_())
     elif pa.types.is_uint64(data_type):
         column = _integers(column.to_pylist(), name)
     elif pa.types.is_fixed_size_list(data_type) and not _is_vector(column):
