@@ -1,16 +1,19 @@
 """Bytes on disk: one LMDB file of tables, indexes, blobs and catalog, read by snapshots.
 
-``Environment`` is the open file, ``Snapshot`` what a statement reads, ``WriteSet`` what a transaction
-wants to write, ``TableView`` one table of a snapshot with the transaction's own rows on top. Knows no
-SQL, no kernels and no models; the other packages never see LMDB.
+``Environment`` is the open file, ``Snapshot`` what a statement reads, ``WriteSet`` what a
+transaction wants to write, ``TableView`` one table of a snapshot with the transaction's own rows on
+top. Knows no SQL, no kernels and no models; the other packages never see LMDB.
 """
 
 from tarsdb.storage.catalog import CatalogView
+from tarsdb.storage.check import check
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import merge, wait_for_merge
 from tarsdb.storage.snapshot import Snapshot
+from tarsdb.storage.stats import table_stats
+from tarsdb.storage.vacuum import vacuum
 from tarsdb.storage.view import Chunk, TableView
 from tarsdb.storage.writes import WriteSet
 
@@ -23,6 +26,9 @@ __all__ = [
     "Snapshot",
     "TableView",
     "WriteSet",
+    "check",
     "merge",
+    "table_stats",
+    "vacuum",
     "wait_for_merge",
 ]

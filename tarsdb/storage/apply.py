@@ -1,9 +1,9 @@
 """Committing a write set: conflict checks against the latest state, then the writes.
 
-Runs under the writer lock inside one LMDB transaction, possibly after other write sets of the same
-group, and possibly twice; so it reads only through the transaction, never through caches, and leaves
-the write set as it was. First committer wins: a row ended by a commit after our base, or a key taken
-by one, is a ConflictError.
+Runs under the writer lock inside one LMDB transaction, possibly after other write sets of the
+same group, and possibly twice; so it reads only through the transaction, never through caches, and
+leaves the write set as it was. First committer wins: a row ended by a commit after our base, or a
+key taken by one, is a ConflictError.
 """
 
 from __future__ import annotations
@@ -238,12 +238,12 @@ def _single_items(
     if entries.rebuilt is None:
         for rowid, old in entries.old.items():
             if entries.new.get(rowid) != old:
-                txn.delete("index", entry(index_id, *old, rowid)[0])
+                txn.delete("index", entry(index_id, old[0], old[1], rowid)[0])
     items = []
     for rowid, new in entries.new.items():
         if entries.rebuilt is not None or entries.old.get(rowid) != new:
             final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
-            items.append(entry(index_id, *new, final))
+            items.append(entry(index_id, new[0], new[1], final))
     return items
 
 

@@ -21,8 +21,9 @@ _PADDING = bytes(_ALIGN)
 def encode_block(column: Column) -> tuple[list[memoryview | bytes], bool]:
     """Return the payload parts of a column and whether a validity bitmap leads them."""
     parts: list[memoryview | bytes] = []
-    nulls = column.validity is not None and not column.validity.all()
-    if nulls:
+    nulls = False
+    if column.validity is not None and not column.validity.all():
+        nulls = True
         _append(parts, np.packbits(column.validity, bitorder="little"))
     values = column.values
     if column.offsets is not None:
@@ -42,7 +43,7 @@ def _append(parts: list[memoryview | bytes], array: np.ndarray) -> None:
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     contiguous = np.ascontiguousarray(array)
-    return memoryview(contiguous.view(np.uint8).reshape(-1)) if contiguous.size else memoryview(b"")
+    return contiguous.view(np.uint8).reshape(-1).data if contiguous.size else memoryview(b"")
 
 
 def payload_size(parts: list[memoryview | bytes]) -> int:
@@ -90,7 +91,7 @@ def _round(size: int) -> int:
     return (size + _ALIGN - 1) // _ALIGN * _ALIGN
 
 
-def _array(payload: memoryview, start: int, count: int, dtype: np.dtype) -> np.ndarray:  # type: ignore[type-arg]
+def _array(payload: memoryview, start: int, count: int, dtype: np.dtype) -> np.ndarray:
     need = start + count * dtype.itemsize
     if need > len(payload):
         raise CorruptionError(f"a block holds {len(payload)} bytes where {need} are needed")

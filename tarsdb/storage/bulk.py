@@ -53,7 +53,7 @@ def _join_last(own: OwnRows, base: int, limit: int) -> None:
     if at and own.blocks[at - 1].count + own.blocks[at].count <= limit:
         joined = staging.join_blocks(own.blocks[at - 1], own.blocks[at])
         if joined is not None:
-            own.blocks = own.blocks[: at - 1] + (joined,) + own.blocks[at + 1 :]
+            own.blocks = (*own.blocks[: at - 1], joined, *own.blocks[at + 1 :])
 
 
 def keep_in_memory(own: OwnRows) -> None:

@@ -60,7 +60,7 @@ def delete_range(
     txn: WriteTxn, db: str, start: bytes, stop: bytes, limit: int | None = None
 ) -> int:
     """Delete the keys in [start, stop), at most ``limit``; return how many."""
-    doomed = []
+    doomed: list[bytes] = []
     for key, _ in txn.range(db, start, stop):
         if limit is not None and len(doomed) >= limit:
             break

@@ -113,10 +113,10 @@ def _aligned_segment(
     if n < 2 or rowids[-1] - rowids[0] != n - 1:
         return None
     hit = group.find(txn, int(rowids[0]))
-    if hit is None or hit[0] is None:
+    if hit is None:
         return None
     segment, start = hit
-    if segment.base is None or start + n > segment.rows:
+    if segment is None or segment.base is None or start + n > segment.rows:
         return None
     if segment.live(group.commit) is not None or bool((np.diff(rowids) != 1).any()):
         return None

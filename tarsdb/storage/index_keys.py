@@ -11,6 +11,7 @@ caller checks the predicate again.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -187,7 +188,8 @@ def _decimal_key(value: bytes) -> bytes:
 def _interval_key(value: bytes) -> bytes:
     months, days, micros = struct.unpack("<iiq", value)
     total = (months * 30 + days) * _DAY + micros  # as DuckDB compares intervals
-    return b"\x01" + (total + (1 << 127)).to_bytes(16, "big")
+    shifted: int = total + (1 << 127)
+    return b"\x01" + shifted.to_bytes(16, "big")
 
 
 _FIXED16: dict[Kind, Callable[[bytes], bytes]] = {
@@ -214,7 +216,8 @@ def _fixed_keys(column: Column, sql_type: SqlType) -> np.ndarray:
 def _value_bytes(column: Column, sql_type: SqlType, width: int) -> np.ndarray:
     n, physical = len(column), sql_type.physical
     if physical is Physical.BOOL:
-        return (column.values != 0).astype(np.uint8).reshape(n, 1)
+        flags: np.ndarray = (column.values != 0).astype(np.uint8)
+        return flags.reshape(n, 1)
     if physical is Physical.FIXED16:
         encode = _FIXED16.get(sql_type.kind, _uuid_key)
         raw = np.ascontiguousarray(column.values).tobytes()
@@ -229,8 +232,8 @@ def _value_bytes(column: Column, sql_type: SqlType, width: int) -> np.ndarray:
         bits = values.view(unsigned)
         bits = np.where(bits & sign, ~bits, bits | sign)
         bits[np.isnan(values)] = unsigned.type((1 << (8 * width)) - 1)
-    big = bits.astype(unsigned.newbyteorder(">"))
-    return big.view(np.uint8).reshape(n, width)
+    big: np.ndarray = bits.astype(unsigned.newbyteorder(">")).view(np.uint8)
+    return big.reshape(n, width)
 
 
 def _split(matrix: np.ndarray) -> list[bytes]:
@@ -244,9 +247,9 @@ def _variable_keys(column: Column, sql_type: SqlType) -> list[bytes]:
     raw = column.values.tobytes()
     bounds = column.offsets.tolist()
     if b"\0" in raw:
-        keys = [_escape(raw[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        keys = [_escape(raw[a:b]) for a, b in itertools.pairwise(bounds)]
     else:
-        keys = [b"\x01" + raw[a:b] + b"\0" for a, b in zip(bounds, bounds[1:], strict=False)]
+        keys = [b"\x01" + raw[a:b] + b"\0" for a, b in itertools.pairwise(bounds)]
     if column.validity is not None:
         for row in np.flatnonzero(~column.validity).tolist():
             keys[row] = b"\x02"

@@ -51,7 +51,7 @@ def merge(env: Environment, table: TableDef | None = None, force: bool = False) 
     with _merging:
         moved = 0
         for each in [table] if table is not None else tables_of(env):
-            limit = 0 if force else env.options.delta_limit_rows
+            limit = -1 if force else env.options.delta_limit_rows
             moved += _merge_table(env, each, limit)
             rewrite.combine_small(env, each, 2 if force else _SMALL_SEGMENTS)
         return moved
@@ -79,9 +79,8 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
     while True:
         with env.read() as txn:
             counters = read_counters(txn, table.id, table.name)
-            if counters.delta_records == 0 or counters.delta_rows <= limit:
-                if moved or counters.delta_rows > limit or counters.delta_records == 0 or limit:
-                    return moved
+            if not counters.delta_records or (not moved and counters.delta_rows <= limit):
+                return moved
             prepared = _prepare(txn, table, counters)
         if env.stage(lambda txn, p=prepared: _write(txn, env, table, p)):  # type: ignore[misc]
             moved += len(prepared.doomed)

@@ -1,8 +1,9 @@
 """A transaction's own uncommitted changes to one table, in memory.
 
-Single rows are dicts by column id; bulk rows are immutable :class:`OwnBlock` runs whose columns are in
-memory or already staged on disk. Inserted rows have provisional rowids. Every change appends its
-undo to the write set's journal, so a savepoint is a position in it. Knows no locks and no commits.
+Single rows are dicts by column id; bulk rows are immutable :class:`OwnBlock` runs whose columns
+are in memory or already staged on disk. Inserted rows have provisional rowids. Every change appends
+its undo to the write set's journal, so a savepoint is a position in it. Knows no locks and no
+commits.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 from tarsdb.errors import InternalError
 from tarsdb.schema import ColumnDef
 from tarsdb.storage import keys
+from tarsdb.storage.index_keys import null_rows
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.unique import IndexPlan, index_plans, require_unique
 
@@ -99,7 +100,7 @@ def _vector_changed(view: TableView, rowid: int, column: ColumnDef, value: Any) 
         before = group.delta.vectors(group.count)[position]
     else:
         before = segment.column(view.txn, column, group.name).values[position]
-    return before.tobytes() != np.ascontiguousarray(value, dtype=before.dtype).tobytes()
+    return bool(before.tobytes() != np.ascontiguousarray(value, dtype=before.dtype).tobytes())
 
 
 def _version(view: TableView, rowid: int, column: ColumnDef) -> int:
@@ -190,8 +191,6 @@ def _old_entries(
     view: TableView, plans: list[IndexPlan], rowids: np.ndarray
 ) -> list[list[tuple[bytes, bool]]]:
     """Return the stored index entries of committed rows, per plan."""
-    from tarsdb.storage.index_keys import null_rows
-
     out = []
     for plan in plans:
         columns = view.base_rows(rowids, plan.index.column_ids)

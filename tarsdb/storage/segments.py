@@ -161,7 +161,8 @@ class Segment:
 
     __slots__ = (
         "_parsed", "base", "columns", "created_high", "created_low", "deleted",
-        "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs", "verify",
+        "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs",
+        "verify",
     )  # fmt: skip
 
     def __init__(self, key: bytes, value: memoryview, name: str, check: bool = True) -> None:
@@ -234,15 +235,17 @@ class Segment:
     def created(self, txn: ReadTxn, name: str) -> np.ndarray | int:
         """Return the creating commits: one number when all rows share it."""
         if self.created_low == self.created_high:
-            return self.created_low
-        return self.column(txn, _CREATED, name).values
+            return int(self.created_low)
+        values: np.ndarray = self.column(txn, _CREATED, name).values
+        return values
 
     def created_at(self, txn: ReadTxn, name: str, positions: np.ndarray) -> np.ndarray:
         """Return the creating commits of some rows."""
         created = self.created(txn, name)
         if isinstance(created, int):
             return np.full(len(positions), created, dtype=np.int64)
-        return created[positions]
+        picked: np.ndarray = created[positions]
+        return picked
 
     def find(self, txn: ReadTxn, name: str, rowid: int, commit: int) -> int:
         """Return the position of a row's version live at a commit, or -1."""
@@ -310,7 +313,7 @@ def _getter(column: Column) -> Callable[[int], Any]:
 
 
 def _text_getter(column: Column) -> Callable[[int], str]:
-    offsets, raw = column.offsets, memoryview(column.values) if len(column.values) else b""
+    offsets, raw = column.offsets, memoryview(column.values.data) if len(column.values) else b""
 
     def get(row: int) -> str:
         start, stop = offsets[row : row + 2].tolist()  # type: ignore[index]

@@ -7,6 +7,7 @@ transactions of at most 32 MB under a lease, and the commit only publishes them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -20,11 +21,12 @@ from tarsdb.storage.segments import SegmentBlocks, delete_segment, write_blocks
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.unique import BulkKeys
+from tarsdb.types import BOOLEAN
 
 STAGE_BYTES = 16 << 20
 TXN_BYTES = 24 << 20
 SEGMENT_BYTES = 16 << 20
-_HOLD = b"segment/"
+HOLD = b"segment/"
 
 
 def cut_rows(columns: Sequence[Column], rows_limit: int) -> list[tuple[int, int]]:
@@ -33,7 +35,7 @@ def cut_rows(columns: Sequence[Column], rows_limit: int) -> list[tuple[int, int]
     nbytes = sum(column.nbytes for column in columns)
     pieces = max(-(-rows // rows_limit), -(-nbytes // SEGMENT_BYTES), 1)
     bounds = np.linspace(0, rows, pieces + 1).astype(int).tolist()
-    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def make_block(
@@ -110,8 +112,6 @@ def column_groups(
 
 def no_holes(rows: int) -> Column:
     """Return the column that stands for rows without scalars."""
-    from tarsdb.types import BOOLEAN
-
     return Column(BOOLEAN, np.zeros(rows, dtype=np.uint8))
 
 
@@ -135,7 +135,7 @@ def stage_blocks(
     lease: leases.Lease,
     reader: Callable[[], ReadTxn],
 ) -> list[OwnBlock]:
-    """Write in-memory blocks to disk, unreferenced and leased; return them without their columns."""
+    """Write in-memory blocks to disk, unreferenced and leased; return them without columns."""
 
     def work(txn: WriteTxn) -> list[dict[int, StagedGroup]]:
         counters = read_counters(txn, table.id, table.name)
@@ -158,15 +158,15 @@ def stage_blocks(
 
 def hold_name(written: SegmentBlocks) -> bytes:
     """Return the lease name of a staged segment."""
-    return _HOLD + keys.segment_key(written.table, written.group, written.id)
+    return HOLD + keys.segment_key(written.table, written.group, written.id)
 
 
 def release_staged(txn: WriteTxn, token: bytes) -> int:
     """Delete the staged segments under a lease that no commit published; return how many."""
     gone = 0
     for held in list(leases.held(txn)):
-        if held.token == token and held.name.startswith(_HOLD):
-            gone += _drop_unpublished(txn, held.name[len(_HOLD) :])
+        if held.token == token and held.name.startswith(HOLD):
+            gone += _drop_unpublished(txn, held.name[len(HOLD) :])
     leases.forget(txn, token)
     return gone
 

@@ -285,7 +285,8 @@ def _apply(
     """Bring the ``deleted`` arrays of segments and delta up to date with the tombstones."""
     done = (generation, tombs.count)
     pending: dict[int, np.ndarray] = {}
-    for target in [*segments, delta]:
+    targets: list[Segment | DeltaLog] = [*segments, delta]
+    for target in targets:
         if target.tombs == done:
             continue
         start = target.tombs[1] if target.tombs[0] == generation else 0

@@ -7,7 +7,8 @@ latest state. NULLs are distinct.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 BulkKeys = tuple[list[bytes], np.ndarray | None]
 
 
-class IndexPlan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
     """How one index reads its key from a row in column order."""
 
     index: IndexDef
@@ -101,9 +103,8 @@ def _require_all_unique(
     encoded, nulls = found
     rows = range(len(encoded)) if nulls is None else np.flatnonzero(~nulls).tolist()
     seen: set[bytes] = set()
-    checks = [key for key in _lookups(view, own, plan.index)]
     low = min((encoded[row] for row in rows), default=b"")
-    checks = [taken for taken, high in checks if high >= low]
+    checks = [taken for taken, high in _lookups(view, own, plan.index) if high >= low]
     for row in rows:
         key = encoded[row]
         if key in seen or any(taken(key) for taken in checks):

@@ -119,8 +119,11 @@ class TableView:
             return None
         segment, position = hit
         if segment is None:
-            return group.delta.vectors(group.count)[position].copy()
-        return segment.column(self.txn, column, group.name).values[position].copy()
+            values = group.delta.vectors(group.count)
+        else:
+            values = segment.column(self.txn, column, group.name).values
+        found: np.ndarray = values[position].copy()
+        return found
 
     def _own_row(
         self, own: OwnRows, rowid: int, column_ids: Sequence[int]

@@ -7,7 +7,7 @@ may already lie on disk, unreferenced. Knows no SQL: rows come as storage values
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from tarsdb.storage.apply import CommitChange
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
+from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import after_commit, before_commit
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.view import TableView
+
+T = TypeVar("T")
 
 
 class WriteSet:
@@ -132,7 +135,7 @@ class WriteSet:
             self.rebuilt.add(table.id)
             self.journal.append(lambda: self.rebuilt.discard(table.id))
 
-    def _atomically(self, work: Callable[[], Any]) -> Any:
+    def _atomically(self, work: Callable[[], T]) -> T:
         mark = len(self.journal)
         try:
             return work()
@@ -280,8 +283,6 @@ class WriteSet:
     def final_rowids(self, table: TableDef, rowids: Sequence[int]) -> list[int]:
         """Return the rowids after commit of rowids seen inside the transaction."""
         shift = 0 if self._change is None else self._change.shifts.get(table.id, 0)
-        from tarsdb.storage.keys import PROVISIONAL
-
         return [rowid + shift if rowid >= PROVISIONAL else rowid for rowid in rowids]
 
     def discard(self) -> None:

@@ -1,0 +1,222 @@
+"""Integrity check: every counter, header, checksum, tombstone and index entry against the rest.
+
+Reads past every cache, in one read transaction, and changes nothing. A finding is a sentence that
+names the table and the rows; an index that disagrees is mended by ``WriteSet.rebuild_index``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tarsdb.errors import Error
+from tarsdb.schema import CatalogObject, IndexDef, TableDef
+from tarsdb.storage import blobs, keys, rewrite
+from tarsdb.storage.catalog import load_objects
+from tarsdb.storage.formats import DIGEST_MASK, TableCounters
+from tarsdb.storage.index_keys import null_rows
+from tarsdb.storage.scalar_index import entry, split_entry
+from tarsdb.storage.segments import Segment
+from tarsdb.storage.state import TableCache
+from tarsdb.storage.table_meta import read_counters
+from tarsdb.storage.transaction import ReadTxn
+from tarsdb.storage.vacuum import blob_digests
+from tarsdb.storage.values import ValueType, unpack
+from tarsdb.storage.view import TableView
+
+if TYPE_CHECKING:
+    from tarsdb.storage.environment import Environment
+
+
+def check(env: Environment, full: bool = False) -> list[str]:
+    """Return findings, empty when the file is sound.
+
+    Parameters
+    ----------
+    env : Environment
+    full : bool
+        Also verify every checksum, every tombstone, every index entry and every blob.
+    """
+    with env.read() as txn:
+        try:
+            objects = load_objects(txn)
+        except Error as error:
+            return [f"catalog: {error.message}"]
+        findings: list[str] = []
+        for definition in objects.values():
+            if isinstance(definition, TableDef):
+                findings += check_table(txn, definition, full)
+            elif full:
+                findings += _check_blobs(txn, definition)
+        return findings
+
+
+def check_table(txn: ReadTxn, table: TableDef, full: bool) -> list[str]:
+    """Return the findings of one table."""
+    try:
+        counters = read_counters(txn, table.id, table.name)
+        segments = rewrite.list_segments(txn, table)
+    except Error as error:
+        return [error.message]
+    every = [segment for group in segments.values() for segment in group]
+    findings = list(_check_counters(txn, table, counters, every))
+    for segment in every:
+        findings += _check_blocks(txn, table, segment, full)
+    if full:
+        findings += _check_delta(txn, table)
+    if full and not findings:
+        try:
+            findings += _check_rows(txn, table, counters)
+        except Error as error:
+            findings.append(error.message)
+    return findings
+
+
+def _check_counters(
+    txn: ReadTxn, table: TableDef, counters: TableCounters, segments: list[Segment]
+) -> Iterator[str]:
+    start, stop = keys.table_range(table.id)
+    delta = [keys.read_delta_key(key)[1] for key, _ in txn.range("delta", start, stop)]
+    tombs = sum(1 for _ in txn.range("tombs", start, stop))
+    digest = sum(segment.digest for segment in segments) & DIGEST_MASK
+    found = {
+        "segments": (counters.segments, len(segments)),
+        "segment digest": (counters.segment_digest, digest),
+        "delta records": (counters.delta_records, len(delta)),
+        "delta rows": (counters.delta_rows, delta.count(0)),
+        "tombstones": (counters.tombstones, tombs),
+    }
+    for what, (expected, actual) in found.items():
+        if expected != actual:
+            yield f"table {table.name}: {what} should be {expected}, found {actual}"
+    if any(segment.high >= counters.next_rowid for segment in segments):
+        yield f"table {table.name}: a segment holds rowids not given out yet"
+
+
+def _check_blocks(txn: ReadTxn, table: TableDef, segment: Segment, full: bool) -> Iterator[str]:
+    rows = f"table {table.name}, rows {segment.low}..{segment.high}"
+    for column_id, (_, _, checksum) in segment.columns.items():
+        known = next((c.name for c in table.columns if c.id == column_id), str(column_id))
+        where = f"{rows}, column {known}"
+        key = keys.block_key(segment.table, segment.group, segment.id, column_id)
+        value = txn.get("blocks", key)
+        if value is None:
+            yield f"{where}: the block is missing"
+            continue
+        try:
+            _, held, _ = unpack(ValueType.BLOCK, key, value, where, check=full)
+        except Error as error:
+            yield error.message
+            continue
+        if held != segment.rows or bytes(value[32:40]).hex() != checksum:
+            yield f"{where}: the block is not the one the segment was made with"
+
+
+def _check_delta(txn: ReadTxn, table: TableDef) -> Iterator[str]:
+    for key, value in txn.range("delta", *keys.table_range(table.id)):
+        rowid = keys.read_delta_key(key)[3]
+        try:
+            unpack(ValueType.DELTA, key, value, f"table {table.name}, row {rowid} in the delta")
+        except Error as error:
+            yield error.message
+
+
+def _check_rows(txn: ReadTxn, table: TableDef, counters: TableCounters) -> Iterator[str]:
+    raw = txn.get("meta", keys.table_key(table.id))
+    state = TableCache(table.id).state(b"" if raw is None else bytes(raw), table.name)
+    view = TableView(txn, table, state, None)
+    rowids = np.sort(np.concatenate([_NONE, *(chunk.rowids for chunk in view.chunks([]))]))
+    if len(rowids) != counters.live_rows:
+        yield f"table {table.name}: {counters.live_rows} rows should be live, found {len(rowids)}"
+    twice = rowids[1:][rowids[1:] == rowids[:-1]]
+    if len(twice):
+        yield f"table {table.name}: {_span(twice)} live more than once"
+    for column in table.columns:
+        if column.type.is_vector:
+            yield from _check_vectors(view, column.id, rowids)
+    for index in table.indexes:
+        if index.method == "btree":
+            yield from _check_index(view, index)
+    yield from _check_tombstones(txn, table)
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def _check_vectors(view: TableView, column_id: int, rowids: np.ndarray) -> Iterator[str]:
+    parts = [
+        block.rowids if block.live is None else block.rowids[block.live]
+        for block in view.vectors(column_id)
+    ]
+    owners = np.sort(np.concatenate([_NONE, *parts]))
+    name = f"table {view.table.name}, column {view.table.column_by_id(column_id).name}"
+    stray = owners[~np.isin(owners, rowids)]
+    if len(stray):
+        yield f"{name}: vectors of rows that are not live, {_span(stray)}"
+    twice = owners[1:][owners[1:] == owners[:-1]]
+    if len(twice):
+        yield f"{name}: more than one vector, {_span(twice)}"
+
+
+def _check_tombstones(txn: ReadTxn, table: TableDef) -> Iterator[str]:
+    known = {0, *(column.id for column in table.vector_columns)}
+    ended: dict[tuple[int, int, int], int] = {}
+    twice = 0
+    for key, _ in txn.range("tombs", *keys.table_range(table.id)):
+        _, group, commit, rowid, created = keys.read_tomb_key(key)
+        if group in known:
+            twice += (group, rowid, created) in ended
+            ended[group, rowid, created] = commit
+            if commit > txn.commit_number or commit < created:
+                yield f"table {table.name}, row {rowid}: deleted by impossible commit {commit}"
+    if twice:
+        yield f"table {table.name}: {twice} row versions are deleted twice"
+
+
+def _check_index(view: TableView, index: IndexDef) -> Iterator[str]:
+    codec = view.state.cache.codec(view.table, index)
+    expected: dict[bytes, int] = {}
+    clashes = 0
+    for chunk in view.chunks(index.column_ids):
+        nulls = null_rows(chunk.columns)
+        for at, (key, rowid) in enumerate(
+            zip(codec.encode_columns(chunk.columns), chunk.rowids.tolist(), strict=True)
+        ):
+            unique = index.unique and (nulls is None or not nulls[at])
+            stored = entry(index.id, key, unique, rowid)[0]
+            clashes += stored in expected
+            expected[stored] = rowid
+    name = f"table {view.table.name}, index {index.name}"
+    if clashes:
+        yield f"{name}: {clashes} live rows share a unique key"
+    stray: list[int] = []
+    for key, value in view.txn.range("index", *keys.table_range(index.id)):
+        if not (value is None or len(value) in (0, 8)) or len(key) + len(value) < 12:
+            yield f"{name}: an entry is damaged"
+            continue
+        rowid = split_entry(key, value)[1]
+        if expected.get(key) == rowid:
+            del expected[key]
+        else:
+            stray.append(rowid)
+    if stray:
+        yield f"{name}: {len(stray)} entries lead to no live row with that key, {_span(stray)}"
+    if expected:
+        lost = list(expected.values())
+        yield f"{name}: {len(lost)} live rows have no entry, {_span(lost)}"
+
+
+def _span(rowids: list[int] | np.ndarray) -> str:
+    low, high = int(min(rowids)), int(max(rowids))
+    return f"row {low}" if low == high else f"rows {low}..{high}"
+
+
+def _check_blobs(txn: ReadTxn, definition: CatalogObject) -> Iterator[str]:
+    for digest in sorted(blob_digests(definition)):
+        try:
+            for _ in blobs.blob_views(txn, digest):
+                pass
+        except Error as error:
+            yield f"{definition.name}: {error.message}"
