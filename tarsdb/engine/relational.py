@@ -12,9 +12,11 @@ import contextlib
 import os
 import re
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,6 +130,7 @@ class RelationalEngine:
         self._tables: OrderedDict[int, tuple[pa.Table, Any]] = OrderedDict()
         self._running: Running | None = None
         self._executing = False
+        self._worker: ThreadPoolExecutor | None = None
         self._closed = False
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -150,15 +153,20 @@ class RelationalEngine:
 
     def interrupt(self) -> None:
         """End the running statement; called from another thread. Without one, do nothing."""
-        connection = self._connection
-        if self._executing and connection is not None:
+        connection, running = self._connection, self._running
+        for _ in range(50):  # DuckDB forgets an interrupt that comes just before it starts
+            if not self._executing or connection is None or self._running is not running:
+                return
             connection.interrupt()
+            time.sleep(0.002)
 
     def close(self) -> None:
         """Close DuckDB; later statements are refused."""
         with self._lock:
             self._closed = True
             self._discard()
+            if self._worker is not None:
+                self._worker.shutdown(wait=False)
 
     def _execute(self, plan: Relational, inputs: Inputs, prefix: str) -> pa.Table:
         active = self._running  # before the lock: the thread that holds it waits for this one
@@ -196,9 +204,28 @@ class RelationalEngine:
         sql = prefix + _rename(running.plan.sql, running.sources)
         self._executing = True
         try:
-            return _fetch(connection, sql, values)
+            if threading.current_thread() is not threading.main_thread():
+                return _fetch(connection, sql, values)
+            return self._interruptible(connection, sql, values)
         finally:
             self._executing = False
+
+    def _interruptible(self, connection: Any, sql: str, values: dict[str, Any] | None) -> pa.Table:
+        """Run in a worker: signals reach only the main thread, and DuckDB does not return to it.
+
+        A waiting main thread sees Ctrl-C at once (25 us a statement; without it a SIGINT was lost
+        in some runs).
+        """
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="tarsdb-relational")
+        work = self._worker.submit(_fetch, connection, sql, values)
+        try:
+            return work.result()
+        except KeyboardInterrupt:
+            while not work.done():  # again: it may not have started when the first one came
+                connection.interrupt()
+                wait([work], timeout=0.02)
+            raise
 
     def _translated(self, error: BaseException, running: Running) -> BaseException:
         original = running.carrier.original(error)

@@ -157,10 +157,14 @@ def test_foreign_arrays_cast(array: pa.Array, name: str, expected: list[Any]) ->
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["VECTOR(2)", "HALFVEC(2)", "INT8VEC(2)"])
 def test_vectors_of_any_list(list_type: pa.DataType, name: str) -> None:
-    array = pa.array([[9, 9], [1, 2], None, [3, 4]], pa.list_(pa.int64())).cast(pa.list_(pa.float32()))
+    array = pa.array([[9, 9], [1, 2], None, [3, 4]], pa.list_(pa.int64())).cast(
+        pa.list_(pa.float32())
+    )
     if pa.types.is_float16(list_type.value_type):
         flat = pa.array(np.array([9, 9, 1, 2, 0, 0, 3, 4], np.float16))
-        array = pa.FixedSizeListArray.from_arrays(flat, 2, mask=pa.array([False, False, True, False]))
+        array = pa.FixedSizeListArray.from_arrays(
+            flat, 2, mask=pa.array([False, False, True, False])
+        )
     else:
         array = pa.array(array.to_pylist(), list_type)
     expected = stored(name, [[1, 2], None, [3, 4]])

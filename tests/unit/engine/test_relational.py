@@ -59,7 +59,9 @@ class TableScan(ListScan):
 class FakeInputs:
     """Inputs from dictionaries."""
 
-    def __init__(self, scans: dict[str, Any] | None = None, parameters: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, scans: dict[str, Any] | None = None, parameters: dict[Any, Any] | None = None
+    ) -> None:
         self.scans = scans or {}
         self.parameters = parameters or {}
         self.calls: list[Any] = []
@@ -117,7 +119,9 @@ def engine() -> Iterator[RelationalEngine]:
     made.close()
 
 
-def rows(engine: RelationalEngine, sql: str, inputs: FakeInputs | None = None, *names: str, **more: Any) -> list[Any]:
+def rows(
+    engine: RelationalEngine, sql: str, inputs: FakeInputs | None = None, *names: str, **more: Any
+) -> list[Any]:
     inputs = inputs or FakeInputs()
     result = engine.run(plan(sql, *names, **more), inputs)
     columns = [
@@ -129,7 +133,12 @@ def rows(engine: RelationalEngine, sql: str, inputs: FakeInputs | None = None, *
 
 def test_a_vector_is_not_read_unless_asked(engine: RelationalEngine) -> None:
     scan = ListScan(batches())
-    got = rows(engine, "SELECT s, count(*), sum(a) FROM __r0 GROUP BY s ORDER BY s", FakeInputs({"__r0": scan}), "__r0")
+    got = rows(
+        engine,
+        "SELECT s, count(*), sum(a) FROM __r0 GROUP BY s ORDER BY s",
+        FakeInputs({"__r0": scan}),
+        "__r0",
+    )
     assert [row[0] for row in got] == ["k0", "k1", "k2"]
     assert sum(row[2] for row in got) == sum(range(15000))
     assert sum(row[1] for row in got) == 15000
@@ -138,10 +147,17 @@ def test_a_vector_is_not_read_unless_asked(engine: RelationalEngine) -> None:
 
 def test_a_filter_reaches_the_scan_and_is_applied(engine: RelationalEngine) -> None:
     scan = ListScan(batches())
-    got = rows(engine, "SELECT a FROM __r0 WHERE a > 14990 AND s = 'k1' ORDER BY a", FakeInputs({"__r0": scan}), "__r0")
+    got = rows(
+        engine,
+        "SELECT a FROM __r0 WHERE a > 14990 AND s = 'k1' ORDER BY a",
+        FakeInputs({"__r0": scan}),
+        "__r0",
+    )
     expected = [(a,) for a in range(14991, 15000) if a % 3000 % 3 == 1]
     assert got == expected
-    text = engine.explain(plan("SELECT a FROM __r0 WHERE a > 14990", "__r0"), FakeInputs({"__r0": scan}))
+    text = engine.explain(
+        plan("SELECT a FROM __r0 WHERE a > 14990", "__r0"), FakeInputs({"__r0": scan})
+    )
     assert "14990" in text
 
 
@@ -183,13 +199,19 @@ def test_nothing_reads_after_the_statement(engine: RelationalEngine) -> None:
     assert alive() is None
 
 
-def test_an_unchanged_table_stays_registered_and_a_new_one_is_seen(engine: RelationalEngine) -> None:
+def test_an_unchanged_table_stays_registered_and_a_new_one_is_seen(
+    engine: RelationalEngine,
+) -> None:
     first, second = pa.table({"a": [1]}), pa.table({"a": [2]})
     for table, value in ((first, 1), (second, 2), (first, 1)):
-        assert rows(engine, "SELECT a FROM __r0", FakeInputs({"__r0": TableScan(table)}), "__r0") == [(value,)]
+        assert rows(
+            engine, "SELECT a FROM __r0", FakeInputs({"__r0": TableScan(table)}), "__r0"
+        ) == [(value,)]
     for number in range(200):
         table = pa.table({"a": [number]})
-        assert rows(engine, "SELECT a FROM __r0", FakeInputs({"__r0": TableScan(table)}), "__r0") == [(number,)]
+        assert rows(
+            engine, "SELECT a FROM __r0", FakeInputs({"__r0": TableScan(table)}), "__r0"
+        ) == [(number,)]
 
 
 PARAMETERS = [
@@ -220,7 +242,9 @@ def test_a_vector_parameter_keeps_its_components(engine: RelationalEngine, dtype
     assert got[0][0].dtype == wanted and got[0][0].tolist() == [1, -2, 3]
 
 
-@pytest.mark.parametrize("value", [object(), 2**130, np.zeros((2, 2))], ids=["object", "huge", "matrix"])
+@pytest.mark.parametrize(
+    "value", [object(), 2**130, np.zeros((2, 2))], ids=["object", "huge", "matrix"]
+)
 def test_what_cannot_be_bound_names_the_parameter(engine: RelationalEngine, value: Any) -> None:
     with pytest.raises(errors.DataError, match="parameter 1"):
         rows(engine, "SELECT $p0", FakeInputs(parameters={0: value}), parameters=(0,))
@@ -239,7 +263,9 @@ SAMPLES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("lazily", [True, False])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_each_type_through_a_query_and_back(engine: RelationalEngine, name: str, lazily: bool) -> None:
+def test_each_type_through_a_query_and_back(
+    engine: RelationalEngine, name: str, lazily: bool
+) -> None:
     sql_type = parse_type(name)
     column = from_list(sql_type, [to_storage(v, sql_type, "c") for v in SAMPLES[name]])
     table = pa.table({"n": pa.array(range(len(column))), "c": to_arrow(column)})
@@ -290,12 +316,16 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("sql", "kind", "text"), FAILURES, ids=lambda v: str(v)[:24])
-def test_duckdb_errors_are_ours(engine: RelationalEngine, sql: str, kind: type[errors.Error], text: str) -> None:
+def test_duckdb_errors_are_ours(
+    engine: RelationalEngine, sql: str, kind: type[errors.Error], text: str
+) -> None:
     inputs = FakeInputs({"__r0": TableScan(pa.table({"a": [1, 2]}))})
     with pytest.raises(kind, match=text) as caught:
         rows(engine, sql, inputs, "__r0")
     shown = str(caught.value)
-    assert "__" not in shown and "LINE" not in shown and " Error:" not in shown and "SET " not in shown
+    assert (
+        "__" not in shown and "LINE" not in shown and " Error:" not in shown and "SET " not in shown
+    )
     assert rows(engine, "SELECT 1") == [(1,)]
 
 
@@ -322,7 +352,9 @@ def test_the_cage(engine: RelationalEngine, sql: str) -> None:
     with pytest.raises(errors.Error):
         rows(engine, sql)
     assert visible_here.num_rows == 1
-    assert not os.path.exists("/tmp/tarsdb-escape.csv") and not os.path.exists("/tmp/tarsdb-escape.db")
+    assert not os.path.exists("/tmp/tarsdb-escape.csv") and not os.path.exists(
+        "/tmp/tarsdb-escape.db"
+    )
 
 
 def test_file_access_opens_the_cage(tmp_path: Any) -> None:
@@ -353,10 +385,20 @@ DOUBLED = FunctionDef(2, "twice", (("x", BIGINT),), BIGINT, "wasm", None, "f", "
 
 
 def test_functions_and_models_are_called_in_batches(engine: RelationalEngine) -> None:
-    scan = ListScan([pa.record_batch({"s": pa.array(["a", None, "ccc"]), "n": pa.array([1, None, 3])})])
+    scan = ListScan(
+        [pa.record_batch({"s": pa.array(["a", None, "ccc"]), "n": pa.array([1, None, 3])})]
+    )
     inputs = FakeInputs({"__r0": scan})
     sql = "SELECT __embed_mini(s) AS e, __udf_twice(n) AS t, __udf_tag(s) AS g, __udf_seven() AS k FROM __r0"
-    got = rows(engine, sql, inputs, "__r0", models=(MODEL,), functions=(DOUBLED,), session_functions=("tag", "seven"))
+    got = rows(
+        engine,
+        sql,
+        inputs,
+        "__r0",
+        models=(MODEL,),
+        functions=(DOUBLED,),
+        session_functions=("tag", "seven"),
+    )
     assert got[0][0].tolist() == [1, 1] and got[1][0] is None and got[2][0].tolist() == [3, 1]
     assert [row[1:] for row in got] == [(2, "<a>", 7), (None, "<None>", 7), (6, "<ccc>", 7)]
     assert inputs.calls == [["a", None, "ccc"]]
@@ -403,7 +445,7 @@ def test_a_query_inside_a_function_is_refused(engine: RelationalEngine) -> None:
     def work() -> None:
         try:
             rows(engine, "SELECT __udf_twice(3)", Nested(), functions=(DOUBLED,))
-        except BaseException as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:
             done.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -443,7 +485,9 @@ def test_ctrl_c_inside_a_scan(engine: RelationalEngine) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(errors.InterruptError):
-        rows(engine, "SELECT sum(a) FROM __r0", FakeInputs({"__r0": Interrupted(batches())}), "__r0")
+        rows(
+            engine, "SELECT sum(a) FROM __r0", FakeInputs({"__r0": Interrupted(batches())}), "__r0"
+        )
 
 
 def test_constants_are_bound_by_name(engine: RelationalEngine) -> None:
@@ -461,7 +505,9 @@ def test_distances_check_dimensions(engine: RelationalEngine) -> None:
         assert rows(engine, sql, distances=((operation, 2),)) == [(expected,), (None,)]
     with pytest.raises(errors.DimensionMismatchError, match="2 dimensions.*3"):
         rows(engine, "SELECT __distance_l2([1, 2], [1, 2, 3])", distances=(("l2", 2),))
-    assert rows(engine, "SELECT __distance_hamming('0110', '0101')", distances=(("hamming", 4),)) == [(2.0,)]
+    assert rows(
+        engine, "SELECT __distance_hamming('0110', '0101')", distances=(("hamming", 4),)
+    ) == [(2.0,)]
 
 
 def test_a_closed_engine_refuses(engine: RelationalEngine) -> None:
@@ -477,5 +523,7 @@ def test_no_warnings_at_exit() -> None:
         "inputs = FakeInputs({'__r0': ListScan(batches()), '__r1': TableScan(pa.table({'a': [1]}))})\n"
         "rows(engine, 'SELECT __udf_twice(x.a) FROM __r0 x, __r1', inputs, '__r0', '__r1', functions=(DOUBLED,))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
