@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from sqlglot import exp
 
 from tarsdb.schema import ColumnDef
-from tarsdb.sql.binding import where
+from tarsdb.sql.binding import Binding, where
+from tarsdb.sql.calls import resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.kinds import check_operator
 from tarsdb.sql.scope import Scope
@@ -17,6 +18,8 @@ _ARRAY_TYPES = {"HALFVEC": "FLOAT", "INT8VEC": "TINYINT"}
 
 
 class _Walker(Protocol):
+    binding: Binding
+
     def walk(self, root: Any, scope: Scope) -> None: ...
 
 
@@ -30,23 +33,30 @@ class Distances:
     def rewrite(self, node: Any, scope: Scope) -> None:
         """Rewrite one call; operands are walked."""
         operator = OPERATOR_OF[node.name]
-        columns = [_column(side, scope) for side in node.expressions]
-        for column in columns:
+        sides = list(node.expressions)
+        columns = [_column(side, scope) for side in sides]
+        types = [self._embedded(side) for side in sides]
+        for position, column in enumerate(columns):
             if column is not None:
                 check_operator(operator, column, where(node))
-        sides = list(node.expressions)
-        types = [column.type if column is not None else None for column in columns]
+                types[position] = column.type
         sql_type = next((known for known in types if known is not None), None)
         dim = sql_type.dim or 0 if sql_type is not None else 0
         for side in sides:
             self.walker.walk(side, scope)
         if sql_type is not None:
             typed = [
-                _cast(side, sql_type) if _needs_cast(known) else side
+                _cast(side, sql_type) if _needs_cast(known, side) else side
                 for side, known in zip(node.expressions, types, strict=True)
             ]
             node.set("expressions", typed)
         self.registered[(node.name.removeprefix("__distance_"), dim)] = None
+
+    def _embedded(self, side: Any) -> SqlType | None:
+        if not isinstance(side, exp.Anonymous) or side.name.lower() != "embed":
+            return None
+        call = resolve_call(self.walker.binding, side)
+        return call.returns if call is not None else None
 
     def rewrite_cast(self, node: Any) -> None:
         """Turn CAST(x AS VECTOR(3)) into CAST(x AS FLOAT[3])."""
@@ -66,8 +76,8 @@ def _column(node: Any, scope: Scope) -> ColumnDef | None:
     return scope.resolve(node) if isinstance(node, exp.Column) else None
 
 
-def _needs_cast(known: SqlType | None) -> bool:
-    return known is None or known.kind is Kind.INT8VEC
+def _needs_cast(known: SqlType | None, side: Any) -> bool:
+    return known is None or known.kind is Kind.INT8VEC or isinstance(side, exp.Placeholder)
 
 
 def _cast(side: Any, sql_type: SqlType) -> Any:

@@ -129,23 +129,20 @@ def _default_node(column: ColumnDef) -> Any:
 def _values_query(
     binding: Binding, table: TableDef, columns: list[ColumnDef], rows: list[list[Any]]
 ) -> Relational:
-    """Return SQL for VALUES that need DuckDB: each row a SELECT, each value cast to its column."""
-    selects = []
+    """Return SQL for VALUES that need DuckDB, each value cast to its column."""
+    tuples = []
     for row in rows:
-        items = []
-        for position, (column, node) in enumerate(zip(columns, row, strict=True)):
+        cells = []
+        for column, node in zip(columns, row, strict=True):
             if is_default(node):
                 node = exp.Null() if column.default is None else _default_node(column)
-            node = exp.Paren(this=node)
             target = cast_target(column)
             if target is not None:
-                node = exp.Cast(this=node, to=exp.DataType.build(target, dialect="duckdb"))
-            items.append(exp.Alias(this=node, alias=exp.to_identifier(f"c{position}")))
-        selects.append(exp.Select(expressions=items))
-    tree: Any = selects[0]
-    for select in selects[1:]:
-        tree = exp.Union(this=tree, expression=select, distinct=False)
-    return Rewriter(binding).rewrite(tree)
+                to = exp.DataType.build(target, dialect="duckdb")
+                node = exp.Cast(this=exp.Paren(this=node), to=to)
+            cells.append(node)
+        tuples.append(exp.Tuple(expressions=cells))
+    return Rewriter(binding).rewrite(exp.Values(expressions=tuples))
 
 
 def cast_target(column: ColumnDef) -> str | None:

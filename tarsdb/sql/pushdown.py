@@ -105,10 +105,11 @@ def _replace_source(
     rewriter.rename(table, source, select.alias)
     for part in ("where", "limit", "offset"):
         node.set(part, None)
-    node.set("order", exp.Order(expressions=[
-        exp.Ordered(this=_own(DISTANCE, select), desc=shape.descending, nulls_first=False),
-        exp.Ordered(this=_own(KNN_ROWID, select), nulls_first=False),
-    ]))  # fmt: skip
+    if node.args.get("order") is not None:
+        node.set("order", exp.Order(expressions=[
+            exp.Ordered(this=_own(DISTANCE, select), desc=shape.descending, nulls_first=False),
+            exp.Ordered(this=_own(KNN_ROWID, select), nulls_first=False),
+        ]))  # fmt: skip
     scope = rewriter.new_scope(parent, ctes, node)
     scope.sources.append(source)
     for item in list(node.expressions):

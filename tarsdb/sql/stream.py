@@ -151,7 +151,11 @@ class TokenStream:
         token = self.current
         if token is not None and token.token_type is TokenType.NUMBER:
             self.index += 1
-            return sign * _number(token.text)
+            try:
+                return sign * _number(token.text)
+            except ValueError as error:
+                self.index -= 1
+                raise self.error("expected a number") from error
         if sign < 0:
             self.fail("expected a number")
         word = self.peek()
