@@ -161,7 +161,7 @@ def maintain(context: Context, plan: Maintain) -> Result:
     if plan.action == "vacuum":
         storage.vacuum(env, table)
     elif plan.action == "optimize":
-        storage.optimize(env, table)
+        storage.merge(env, table, force=True)
     elif plan.action == "checkpoint":
         env.sync()
     else:

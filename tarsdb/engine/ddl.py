@@ -117,10 +117,10 @@ def _function_code(
         if module is None:
             raise CatalogError(f"module {plan.module!r} does not exist")
         code = context.snapshot.read_blob(module.digest)
-        check_signature(inspect_module(code), export, arguments, returns)
+        check_signature(inspect_module(code), export, arguments, returns, plan.strict)
         return module.digest, export
     code = to_wasm(plan.code or "")
-    check_signature(inspect_module(code), export, arguments, returns)
+    check_signature(inspect_module(code), export, arguments, returns, plan.strict)
     return context.require_writes().put_blob(code), export
 
 

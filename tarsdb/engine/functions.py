@@ -18,7 +18,7 @@ from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.udf_sandbox import ScalarFunction
+    from tarsdb.udf_sandbox import Budget, ScalarFunction
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FunctionRuntime:
         self._env = env
         self._lock = threading.Lock()
         self.session: dict[str, SessionFunction] = {}
-        self._running: set[ScalarFunction] = set()
+        self._running: list[Budget] = []
 
     def register(self, function: SessionFunction) -> None:
         """Add or replace a Python function of this connection."""
@@ -66,15 +66,15 @@ class FunctionRuntime:
         if context.budget is None:
             context.budget = Budget()
         METRICS.add("udf_rows", rows)
-        self._running.add(compiled)
+        self._running.append(context.budget)
         try:
             return compiled.call(columns, rows, context.budget)
         finally:
-            self._running.discard(compiled)
+            self._running.remove(context.budget)
 
     def _compiled(self, context: Context, function: FunctionDef) -> ScalarFunction:
         loaded = self._env.caches.setdefault("functions", {})
-        key = (function.digest, function.export, function.arguments, function.returns,
+        key = (function.name, function.digest, function.export, function.arguments, function.returns,
                function.strict, tuple(sorted(function.options.items())))  # fmt: skip
         compiled: ScalarFunction | None = loaded.get(key)
         if compiled is None:
@@ -113,8 +113,8 @@ class FunctionRuntime:
 
     def interrupt(self) -> None:
         """End calls that run now."""
-        for compiled in tuple(self._running):
-            compiled.interrupt()
+        for budget in tuple(self._running):
+            budget.interrupt()
 
     def close(self) -> None:
         """Forget this connection's functions."""

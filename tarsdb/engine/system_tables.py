@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,8 @@ def _settings(context: Context) -> Rows:
 def _commits(context: Context) -> Rows:
     epoch = dt.datetime(1970, 1, 1)
     return [
-        (number, epoch + dt.timedelta(microseconds=time_us), changes)
-        for number, time_us, changes in commit_log(context.snapshot)
+        (e.number, epoch + dt.timedelta(microseconds=e.timestamp_us), json.dumps(e.changes))
+        for e in commit_log(context.snapshot.txn)
     ]
 
 

@@ -9,6 +9,7 @@ from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
+from tarsdb.storage.history import commit_log
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import merge, wait_for_merge
 from tarsdb.storage.snapshot import Snapshot
@@ -27,6 +28,7 @@ __all__ = [
     "TableView",
     "WriteSet",
     "check",
+    "commit_log",
     "merge",
     "table_stats",
     "vacuum",
