@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class ModelFiles:
     max_length: int
 
 
-def read_model_directory(path: str) -> ModelFiles:
+def read_model_directory(path: str, options: Mapping[str, Any] | None = None) -> ModelFiles:
     """Read and check a model.
 
     Parameters
@@ -74,6 +75,9 @@ def read_model_directory(path: str) -> ModelFiles:
     path : str
         A directory, or 'package:NAME' for the model directory inside an installed Python package,
         which is found without importing it.
+    options : mapping, optional
+        Of CREATE MODEL, as :meth:`Encoder.from_files` takes them: checked here, so that a wrong
+        one fails before anything is stored.
 
     Raises
     ------
@@ -81,18 +85,21 @@ def read_model_directory(path: str) -> ModelFiles:
         No model there, or its parts are missing, broken or disagree; the message names them.
     NotSupportedError
         A model of a family or kind tarsdb does not compute.
+    ModelError
+        An unknown option or a value it cannot have.
     """
-    directory = _resolve(str(path))
+    directory = resolve_directory(str(path))
     files = _read_small_files(directory)
     spec = read_spec(read_object(files, "config.json"))
-    settings = read_settings(files, spec, {})
+    settings = read_settings(files, spec, options or {})
     files["tokenizer.json"] = _read_tokenizer(directory)
     TextTokenizer(files["tokenizer.json"], settings.max_length)
     tensors = _select(spec, _read_tensors(directory), directory)
     return ModelFiles("embed", pooled_width(settings, spec), files, tensors, settings.max_length)
 
 
-def _resolve(path: str) -> str:
+def resolve_directory(path: str) -> str:
+    """Return the directory a model is named by; ModelFormatError when there is none."""
     if path.startswith("package:"):
         return _in_package(path.removeprefix("package:").strip())
     if "://" in path:

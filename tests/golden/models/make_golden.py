@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.model_ops import Encoder, read_model_directory
-from tarsdb.model_ops.directory import _resolve
+from tarsdb.model_ops.directory import resolve_directory
 from tests.golden.models.tiny_models import CONFIGS, tiny_ids, tiny_tensors
 from tests.golden.models.varied_texts import HAND_WRITTEN, varied_texts
 
@@ -28,7 +28,7 @@ def reference_vectors(texts: list[str]) -> np.ndarray[Any, Any]:
     """Encode texts one at a time with sentence-transformers, in float32."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(_resolve(MODEL), device="cpu")
+    model = SentenceTransformer(resolve_directory(MODEL), device="cpu")
     return np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tarsdb.errors import ModelFormatError, NotSupportedError
+from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops import Encoder, read_model_directory
 from tests.unit.model_ops.conftest import write_json
 
@@ -208,3 +208,9 @@ def test_other_modules_are_not_supported(model_dir, modules: list) -> None:
     write_json(model_dir / "modules.json", modules)
     with pytest.raises(NotSupportedError, match=r"Dense|Custom"):
         read_model_directory(str(model_dir))
+
+
+def test_options_are_checked_before_anything_is_stored(model_dir) -> None:
+    with pytest.raises(ModelError, match="middle"):
+        read_model_directory(str(model_dir), {"pooling": "middle"})
+    assert read_model_directory(str(model_dir), {"max_length": 9}).max_length == 9
