@@ -25,6 +25,7 @@ from tarsdb.errors import (
     InterfaceError,
     OperationalError,
     ReadOnlyError,
+    StorageFullError,
 )
 from tarsdb.metrics import METRICS
 from tarsdb.options import Durability, OpenOptions
@@ -133,6 +134,14 @@ class Environment:
                 self._references -= 1
                 raise
         return self
+
+    def retain(self) -> bool:
+        """Take one more reference, for a thread that outlives its caller; False when closed."""
+        with _registry_lock:
+            if self._references == 0 or self._pid != os.getpid():
+                return False
+            self._references += 1
+            return True
 
     def release(self) -> None:
         """Give back one reference.
@@ -267,14 +276,34 @@ class Environment:
 
     def run_write(self, run: Callable[[WriteTxn], T]) -> T:
         """Run one LMDB write transaction; the committer calls this with the writer lock held."""
-        for attempt in range(_RETRIES):
+        turned = False
+        for _ in range(_RETRIES):
             try:
                 return self._write_once(run)
-            except EngineFailure as failure:
-                if attempt == _RETRIES - 1:
-                    raise
-                self._recover(failure.error)
-        raise AssertionError("unreachable")
+            except (EngineFailure, StorageFullError) as failure:
+                error = failure.error if isinstance(failure, EngineFailure) else failure
+                if not self._is_out_of_space(error):
+                    self._recover(error)
+                elif turned:
+                    raise convert(error, self.path) from failure
+                else:
+                    turned = True
+                    self._turn_over(error)
+        raise OperationalError(f"{self.path}: recovered {_RETRIES} times without success")
+
+    def _is_out_of_space(self, error: BaseException) -> bool:
+        if isinstance(error, lmdb.MapFullError):
+            return opening.larger_map(self._map_size, self.options) is None
+        return isinstance(error, StorageFullError)
+
+    def _turn_over(self, reason: BaseException) -> None:
+        """Make an LMDB commit that changes nothing: pages freed by the last one become usable."""
+        try:
+            with self._begin(None, None, True, True) as txn:
+                raw = bytes(txn.get(head_record.KEY, b"", self.databases["meta"]))
+                txn.put(head_record.KEY, raw, True, True, False, self.databases["meta"])
+        except lmdb.Error as error:
+            raise convert(reason, self.path) from error
 
     def _write_once(self, run: Callable[[WriteTxn], T]) -> T:
         try:
@@ -301,6 +330,11 @@ class Environment:
         except lmdb.Error as error:
             if isinstance(error, (lmdb.MapFullError, lmdb.PanicError)):
                 raise EngineFailure(error) from error
+            if opening.looks_full(self._fd):
+                raise StorageFullError(
+                    f"{self.path}: the disk is full ({error})",
+                    hint="free disk space and run it again; nothing was written",
+                ) from error
             raise
 
     def sync(self) -> None:
@@ -331,7 +365,7 @@ class Environment:
 
     # --- recovery ---
 
-    def _recover(self, error: lmdb.Error) -> None:
+    def _recover(self, error: BaseException) -> None:
         """Make the environment usable after `error`, or raise its tarsdb error."""
         if isinstance(error, lmdb.ReadersFullError):
             if self._lmdb.reader_check() == 0:
@@ -365,7 +399,7 @@ class Environment:
         with contextlib.suppress(OperationalError):
             self._remap(size, wait_s=0.0)
 
-    def _grow(self, error: lmdb.Error) -> None:
+    def _grow(self, error: BaseException) -> None:
         size = opening.larger_map(self._lmdb.info()["map_size"], self.options)
         if size is None:
             raise convert(error, self.path) from error

@@ -127,7 +127,12 @@ def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> O
         return None
     _require_one_name(path, found, locks, alone)
     _check_before_open(fd, path, options, locks, alone)
-    lmdb_env, databases = open_lmdb(path, options)
+    try:
+        if not alone and not options.read_only:
+            locks.acquire_writer(left)  # LMDB opens named databases as a writer, and waits blindly
+        lmdb_env, databases = open_lmdb(path, options)
+    finally:
+        locks.release_writer()
     try:
         file_id = read_format(lmdb_env, databases, path)
         locks.open_shared(left)
@@ -249,6 +254,20 @@ def larger_map(current: int, options: OpenOptions) -> int | None:
     return min(current * 2, ceiling) // 65536 * 65536
 
 
+def looks_full(fd: int) -> bool:
+    """Return whether disk or file size limit explain a failed write; LMDB reports EIO for both."""
+    margin = 1 << 20
+    space = os.fstatvfs(fd)
+    if space.f_bavail * space.f_frsize < margin:
+        return True
+    try:
+        import resource
+    except ImportError:
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return limit != resource.RLIM_INFINITY and os.fstat(fd).st_size + margin > limit
+
+
 def read_format(env: Any, databases: dict[str, Any], path: str) -> bytes:
     """Check the format record; return the file id."""
     try:
@@ -275,9 +294,9 @@ def _create(path: str) -> None:
 
     It is made beside it and renamed, so a file is empty or born; nothing in between is ever seen.
     """
-    failpoints.hit("open.before_create")
     temporary = f"{path}.new-{secrets.token_hex(6)}"
     try:
+        failpoints.hit("open.before_create")
         env = lmdb.open(
             temporary, map_size=1 << 20, subdir=False, mode=0o644, max_dbs=len(DATABASES) + 7,
             lib_version=0, metasync=False,

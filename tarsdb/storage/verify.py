@@ -74,6 +74,8 @@ def check_structure(path: str, limit_s: float | None) -> bool:
         With the first findings and their number.
     """
     problems, finished = find_problems(path, limit_s)
+    if not finished and _is_short(path):
+        problems, finished = find_problems(path, None)
     problems = without_false_alarm(problems)
     if problems:
         raise CorruptionError(
@@ -85,6 +87,20 @@ def check_structure(path: str, limit_s: float | None) -> bool:
     return finished
 
 
+def _is_short(path: str) -> bool:
+    """Return whether the file ends before the last page its meta pages count."""
+    with open(path, "rb") as file:
+        starts = []
+        for page in (0, 1):
+            file.seek(page * _PAGE)
+            starts.append(file.read(_PAGE))
+        size = file.seek(0, os.SEEK_END)
+    # a meta page: 16 bytes of page header, then at 120 the last page number, at 128 the txn id
+    metas = [struct.unpack_from("<QQ", page, 16 + 120) for page in starts]
+    last_page, _ = max(metas, key=lambda meta: meta[1])
+    return size < (last_page + 1) * _PAGE
+
+
 def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:
     """Return the verifier's findings and whether it came to its end."""
     from lmdb import verify
@@ -94,13 +110,21 @@ def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:
         maker: Any = verify._Verifier
         checker = maker(_TimedFile(file, limit_s), size)
         try:
-            return list(checker.verify()), True
+            return [*checker.verify(), *_beyond_end(checker, size)], True
         except _OutOfTime:
             return list(checker.errors), False
         except verify.VerifyError as error:
             return [str(error)], True
         except Exception as error:  # damage can take the walker anywhere
             return [*checker.errors, f"{type(error).__name__}: {error}"], True
+
+
+def _beyond_end(checker: Any, size: int) -> list[str]:
+    """Find values cut off by truncation; the verifier reads only the first page of a value."""
+    last = checker.live.rfind(1)
+    if last < 0 or (last + 1) * checker.psize <= size:
+        return []
+    return [f"page {last} is in use, the file ends at {size} bytes"]
 
 
 def without_false_alarm(problems: list[str]) -> list[str]:
