@@ -16,6 +16,7 @@ from tarsdb.cli.lines import statements
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import Connection, Cursor
 from tarsdb.errors import Error, SQLSyntaxError
+from tarsdb.sql import split
 
 ROW_LIMIT = 1_000
 
@@ -59,11 +60,12 @@ class Shell:
         return True
 
     def run_one(self, text: str) -> bool:
-        """Run one statement or dot command; return False when the session shall end."""
+        """Run a dot command, or statements; return False when the session shall end."""
         try:
             if text.startswith("."):
                 return dot_commands.run(self, text)
-            self.execute(text)
+            for statement in split(text):
+                self.execute(statement)
         except Error as error:
             self.failures += 1
             self.out.flush()

@@ -72,7 +72,7 @@ def _take_terminal() -> None:
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     session = Terminal(tmp_path / "notes.tars", tmp_path / "state")
     try:
-        session.expect("tarsdb> ")
+        session.expect("tarsdb>")
         yield session
     finally:
         session.close()
@@ -88,7 +88,7 @@ def test_a_session(terminal: Terminal, tmp_path: Path) -> None:
     terminal.send("SELECT id + 1 AS next FROM t;\r")
     assert "43" in terminal.expect("2 rows,")
     terminal.send("SELECT wrong FROM t;\r")
-    assert "BindError" in terminal.expect("tarsdb> ") + terminal.expect("tarsdb> ", 5)
+    assert "BindError" in terminal.expect("tarsdb>") + terminal.expect("tarsdb>", 5)
     terminal.send(".quit\r")
     terminal.process.wait(20)
     assert terminal.process.returncode == 0
