@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,13 +73,11 @@ def _compile() -> None:
     if os.environ.get("TARSDB_ISA") == "portable":
         return
     try:
-        from tarsdb.kernels.cpu import transformer as compiled
-    except Exception:  # no Numba, no place for its cache, a compiler bug: NumPy does it too
+        from tarsdb.kernels.cpu import disk_cache, transformer
+
+        compiled: list[Any] = [
+            disk_cache.compiled(k, form) for k, form in transformer.SIGNATURES.items()
+        ]
+    except Exception:  # no Numba, or a compiler bug: NumPy does it too
         return
-    _current = TransformerKernels(
-        "numba",
-        compiled.add_bias,
-        compiled.bias_activation,
-        compiled.residual_norm,
-        compiled.softmax_columns,
-    )
+    _current = TransformerKernels("numba", *compiled)

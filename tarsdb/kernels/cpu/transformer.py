@@ -2,8 +2,7 @@
 
 Same contracts as ``kernels/transformer_reference.py``, which defines them. Loops run over packed
 rows and are written so that LLVM vectorises them on any instruction set; every kernel releases the
-GIL. Compiled on first import of this module (a few seconds, then cached on disk), so callers fetch
-it in the background and use the reference until then.
+GIL. ``kernels/transformer.py`` compiles them for SIGNATURES, in the background.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ _E1, _E2, _E3, _E4, _E5, _E6 = (
 )  # fmt: skip
 
 _OPTIONS: dict[str, Any] = {
-    "nopython": True, "nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy",
-    "fastmath": {"nsz", "arcp", "contract", "reassoc"},
+    "nogil": True, "boundscheck": False, "error_model": "numpy",
+    "fastmath": {"nsz", "arcp", "contract", "reassoc"},  # NaN and infinity keep their meaning
 }  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def _power_of_two(typing_context: Any, exponent: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-@numba.jit(inline="always", **{k: v for k, v in _OPTIONS.items() if k != "cache"})
+@numba.njit(inline="always", **_OPTIONS)
 def _exp2(x: Any) -> Any:
     """2 ** x, relative error below 1e-7; x is clamped to the normal numbers."""
     x = min(max(x, _LOW), _HIGH)
@@ -76,7 +75,7 @@ def _exp2(x: Any) -> Any:
     return p * _power_of_two(whole)  # type: ignore[call-arg] # numba adds the typing context
 
 
-@numba.jit("void(float32[:,::1], float32[::1])", **_OPTIONS)
+@numba.njit(**_OPTIONS)
 def add_bias(values: Any, bias: Any) -> None:
     """``values += bias`` row by row."""
     for row in range(values.shape[0]):
@@ -85,7 +84,7 @@ def add_bias(values: Any, bias: Any) -> None:
             line[i] += bias[i]
 
 
-@numba.jit("void(float32[:,::1], float32[::1], int64)", **_OPTIONS)
+@numba.njit(**_OPTIONS)
 def bias_activation(values: Any, bias: Any, activation: int) -> None:
     """``values = activation(values + bias)`` in place; 0 gelu, 1 gelu by tanh, 2 relu."""
     for row in range(values.shape[0]):
@@ -112,10 +111,7 @@ def bias_activation(values: Any, bias: Any, activation: int) -> None:
                 line[i] = max(line[i] + bias[i], _ZERO)
 
 
-@numba.jit(
-    "void(float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1], float64)",
-    **_OPTIONS,
-)
+@numba.njit(**_OPTIONS)
 def residual_norm(
     values: Any, update: Any, bias: Any, scale: Any, shift: Any, epsilon: float
 ) -> None:
@@ -140,7 +136,7 @@ def residual_norm(
             line[i] = line[i] * factor * scale[i] + shift[i]
 
 
-@numba.jit("void(float32[:,:,::1])", **_OPTIONS)
+@numba.njit(**_OPTIONS)
 def softmax_columns(scores: Any) -> None:
     """``scores = softmax(scores)`` over axis 1, in place; every loop runs along the last axis."""
     width = scores.shape[2]
@@ -166,3 +162,13 @@ def softmax_columns(scores: Any) -> None:
             line = matrix[row]
             for i in range(width):
                 line[i] *= total[i]
+
+
+_MATRIX = types.float32[:, ::1]
+_VECTOR = types.float32[::1]
+SIGNATURES = {
+    add_bias: types.void(_MATRIX, _VECTOR),
+    bias_activation: types.void(_MATRIX, _VECTOR, types.int64),
+    residual_norm: types.void(_MATRIX, _MATRIX, _VECTOR, _VECTOR, _VECTOR, types.float64),
+    softmax_columns: types.void(types.float32[:, :, ::1]),
+}
