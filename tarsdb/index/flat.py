@@ -14,8 +14,14 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DimensionMismatchError
 from tarsdb.index.base import Found, metric_code
-from tarsdb.kernels import reference
+from tarsdb.kernels import dispatch, reference
+from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
+
+HEAP_LIMIT = 1024
+"""Up to this k a heap is used whatever the number of rows; above, when k is a small part."""
+
+_KERNEL_KINDS = {Kind.VECTOR: "f32", Kind.HALFVEC: "f16", Kind.INT8VEC: "i8", Kind.BIT: "bit"}
 
 
 class FlatIndex:
@@ -33,6 +39,9 @@ class FlatIndex:
         self._type = sql_type
         self._blocks = [block for block in blocks if len(block.rowids)]
         self._starts = np.cumsum([0, *(len(block.rowids) for block in self._blocks)])
+        self._rows = int(self._starts[-1])
+        self._table = BlockTable.of([(b.data, b.rowids, b.live) for b in self._blocks])
+        self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
 
     def search(
@@ -71,7 +80,16 @@ class FlatIndex:
         """
         metric = metric_code(op, self._type)
         matrix = self._checked(queries)
-        found = [self._smallest(metric, query, k, positions, descending) for query in matrix]
+        k = min(k, self._rows if positions is None else len(positions))
+        if k <= 0 or not len(matrix):
+            return np.empty((len(matrix), 0), np.int64), np.empty((len(matrix), 0), np.float32)
+        kernel = dispatch.get(self._kind)
+        if kernel is None:
+            return self._by_reference(metric, matrix, k, positions, descending)
+        scan = Scan(kernel, self._table, metric, _as_positions(positions), descending)
+        if k <= HEAP_LIMIT or k * 4 <= self._rows:
+            return scan.nearest(matrix, k, threads)
+        found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
         return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
 
     def within(
@@ -93,9 +111,7 @@ class FlatIndex:
         metric = metric_code(op, self._type)
         rowids, values = self._all(metric, self._checked(query[np.newaxis])[0], positions)
         keep = values <= radius if inclusive else values < radius
-        rowids, values = rowids[keep], values[keep]
-        order = reference.smallest(values, rowids, len(values))
-        return rowids[order], values[order]
+        return _ordered(rowids[keep], values[keep], len(rowids), descending=False)
 
     def positions(self, rowids: np.ndarray) -> np.ndarray:
         """Return the position of each row id, -1 where it has no live vector; int64."""
@@ -120,20 +136,37 @@ class FlatIndex:
         order = np.argsort(known, kind="stable")
         return known[order], where[order]
 
-    def _smallest(
-        self, metric: int, query: np.ndarray, k: int, positions: Any, descending: bool
+    def _by_reference(
+        self, metric: int, matrix: np.ndarray, k: int, positions: Any, descending: bool
     ) -> Found:
-        rowids, values = self._all(metric, query, positions)
-        order = reference.smallest(values, rowids, k, descending)
-        return rowids[order], values[order]
+        """Search with NumPy: blocks outside, queries inside, so that a block is read once."""
+        best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(matrix)
+        for number, block in enumerate(self._blocks):
+            chosen = self._chosen(number, positions)
+            rowids = block.rowids if chosen is None else block.rowids[chosen]
+            step = max(k, reference.rows_of_chunk(block.data))
+            for start in range(0, len(rowids), step):
+                window = slice(start, start + step)
+                data = block.data[window if chosen is None else chosen[window]]
+                values = reference.distance_matrix(metric, data, matrix)
+                for query, (ids, kept) in enumerate(best):
+                    ids = np.concatenate((ids, rowids[window]))
+                    both = np.concatenate((kept, values[query]))
+                    best[query] = _ordered(ids, both, k, descending)
+        dispatch.prepare(self._kind)
+        return np.stack([ids for ids, _ in best]), np.stack([values for _, values in best])
 
     def _all(self, metric: int, query: np.ndarray, positions: np.ndarray | None) -> Found:
+        kernel = dispatch.get(self._kind)
+        if kernel is not None:
+            return Scan(kernel, self._table, metric, _as_positions(positions)).everything(query)
         ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for number, block in enumerate(self._blocks):
             chosen = self._chosen(number, positions)
             data = block.data if chosen is None else block.data[chosen]
             ids.append(block.rowids if chosen is None else block.rowids[chosen])
             values.append(reference.distances(metric, data, query))
+        dispatch.prepare(self._kind)
         return np.concatenate(ids), np.concatenate(values)
 
     def _chosen(self, number: int, positions: np.ndarray | None) -> np.ndarray | None:
@@ -141,7 +174,7 @@ class FlatIndex:
         if positions is None:
             return None if live is None else np.flatnonzero(live)
         start, stop = self._starts[number], self._starts[number + 1]
-        chosen = positions[(positions >= start) & (positions < stop)] - start
+        chosen: np.ndarray = positions[(positions >= start) & (positions < stop)] - start
         return chosen if live is None else chosen[live[chosen]]
 
     def _checked(self, queries: np.ndarray) -> np.ndarray:
@@ -150,6 +183,15 @@ class FlatIndex:
                 f"the query has shape {queries.shape}, the vectors are {self._type}"
             )
         return np.ascontiguousarray(queries, dtype=query_dtype(self._type))
+
+
+def _ordered(rowids: np.ndarray, values: np.ndarray, k: int, descending: bool) -> Found:
+    order = reference.smallest(values, rowids, k, descending)
+    return rowids[order], values[order]
+
+
+def _as_positions(positions: np.ndarray | None) -> np.ndarray | None:
+    return None if positions is None else np.ascontiguousarray(positions, dtype=np.int64)
 
 
 def query_dtype(sql_type: SqlType) -> np.dtype[Any]:
@@ -188,8 +230,14 @@ def distances(op: str, left: np.ndarray, right: np.ndarray, sql_type: SqlType) -
         Of the left side.
     """
     metric = metric_code(op, sql_type)
-    if right.shape[-1] != sql_type.width:
+    if right.shape[-1] != sql_type.width or left.shape[-1] != sql_type.width:
         raise DimensionMismatchError(
-            f"{op}: one side is {sql_type}, the other has {right.shape[-1]} components"
+            f"{op}: left has {left.shape[-1]} elements, right has {right.shape[-1]}, "
+            f"{sql_type} has {sql_type.width}"
         )
-    return reference.distances(metric, left, right.astype(query_dtype(sql_type), copy=False))
+    other = np.ascontiguousarray(right, dtype=query_dtype(sql_type))
+    if other.ndim == 1 and len(left):
+        rows = np.ascontiguousarray(left)
+        index = FlatIndex([VectorBlock(np.arange(len(rows)), rows)], sql_type)
+        return index._all(metric, other, None)[1]
+    return reference.distances(metric, left, other)

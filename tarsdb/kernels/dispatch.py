@@ -1,13 +1,161 @@
-"""Chooses between the compiled kernels and NumPy."""
+"""Chooses the kernels for this machine and gets them ready without making anyone wait.
+
+A query asks :func:`get`; until the compiled kernel is there it gets None and computes with
+``reference``. :func:`prepare`, called when an answer is out, lets a background thread import Numba
+and load or compile. Levels: ``avx512``, ``avx2``, ``portable`` (NumPy alone); the environment
+variable ``TARSDB_ISA`` forces one. Knows no queries and no data.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+import threading
+import time
 from collections.abc import Callable
+
+Kernel = Callable[..., int]
+
+LEVELS = ("avx512", "avx2", "portable")
+LEVEL_VARIABLE = "TARSDB_ISA"
+KINDS = ("f32", "f16", "i8", "bit")
+PAUSE_SECONDS = 0.05
+"""How long the background thread lets the caller of the first query go on undisturbed."""
+
+_NEEDED = {
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"),
+    "avx2": ("avx2", "fma", "f16c"),
+}
+
+_kernels: dict[tuple[str, str], Kernel] = {}
+_failed: set[tuple[str, str]] = set()
+_wanted: list[str] = []
+_compiling = threading.Lock()  # held while one kernel is compiled
+_changing = threading.Lock()  # guards the names below and the lists above
+_stopping = threading.Event()
+_thread: threading.Thread | None = None
+_level: str | None = None  # None: not chosen yet, which needs llvmlite
+
+
+def _forced() -> str | None:
+    name = os.environ.get(LEVEL_VARIABLE, "").lower()
+    return name if name in LEVELS else None
+
+
+def use(level: str | None) -> None:
+    """Force a level from now on; None or ``'auto'`` chooses by the processor again."""
+    global _level
+    if level not in (None, "auto", *LEVELS):
+        raise ValueError(f"{level!r} is no instruction set level; known: {', '.join(LEVELS)}")
+    _level = _forced() if level in (None, "auto") else level
+
+
+def level() -> str:
+    """Return the level in use; chooses one on first call, which imports llvmlite."""
+    global _level
+    if _level is None:
+        _level = _best_level()
+    return _level
+
+
+def _best_level() -> str:
+    try:
+        import llvmlite.binding as llvm
+        import numba  # noqa: F401  # a machine may have one without the other
+
+        features = llvm.get_host_cpu_features()
+    except Exception:  # absent, broken, or a processor LLVM does not know: NumPy works
+        return "portable"
+    for name, needed in _NEEDED.items():
+        if all(features.get(feature) for feature in needed):
+            return name
+    return "portable"
+
+
+def get(kind: str) -> Kernel | None:
+    """Return the compiled scan of an element kind, or None while there is none."""
+    chosen = _level
+    return None if chosen is None else _kernels.get((kind, chosen))
+
+
+def prepare(kind: str) -> None:
+    """Get the scan of an element kind ready in the background; returns at once."""
+    global _thread
+    key = (kind, _level or "")
+    if _level == "portable" or key in _kernels or key in _failed or _stopping.is_set():
+        return
+    with _changing:
+        if kind in _wanted:
+            return
+        _wanted.append(kind)
+        if _thread is None:
+            _thread = threading.Thread(target=_work, name="tarsdb-kernels", daemon=True)
+            _thread.start()
+
+
+def wait(timeout_s: float | None = None) -> None:
+    """Return when the background has nothing left to compile (for benchmarks and tests)."""
+    thread = _thread
+    if thread is not None:
+        thread.join(timeout_s)
 
 
 def warmup(progress: Callable[[str], None] | None = None) -> None:
-    """Compile every kernel now."""
+    """Compile every kernel for this machine now, or load it from the disk cache."""
+    for kind in KINDS if level() != "portable" else ():
+        start = time.perf_counter()
+        _make(kind)
+        if progress is not None:
+            progress(f"scan {kind} ({level()}): {time.perf_counter() - start:.2f} s")
 
 
-def wait() -> None:
-    """Return when no kernel is being compiled in the background."""
+def _work() -> None:
+    global _thread
+    _stopping.wait(PAUSE_SECONDS)
+    while True:
+        with _changing:
+            if not _wanted or _stopping.is_set():
+                _thread = None
+                return
+            kind = _wanted[0]
+        _make(kind)
+        with _changing:
+            _wanted.remove(kind)
+
+
+def _make(kind: str) -> None:
+    """Compile or load one kernel; a failure leaves NumPy in its place."""
+    chosen = level()
+    key = (kind, chosen)
+    with _compiling:
+        if chosen == "portable" or key in _kernels or key in _failed or _stopping.is_set():
+            return
+        try:
+            from tarsdb.kernels.cpu import disk_cache, scan
+
+            _kernels[key] = disk_cache.compiled(scan.make_scan(kind, chosen), scan.SIGNATURE)
+        except Exception:  # a compiler that fails must not fail the query
+            _failed.add(key)
+
+
+def _finish() -> None:
+    """Let the kernel being compiled finish: LLVM must not run while the process ends."""
+    _stopping.set()
+    thread = _thread
+    if thread is not None:
+        thread.join()
+
+
+def _forget_thread() -> None:
+    """After fork: the child has no background thread, and a lock may be held for ever."""
+    global _thread, _compiling, _changing, _level
+    if _thread is not None:
+        _level = "portable"  # LLVM's own locks may be held too
+    _thread, _compiling, _changing = None, threading.Lock(), threading.Lock()
+    _wanted.clear()
+
+
+atexit.register(_finish)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_thread)
+_level = _forced()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-Rows = npt.NDArray[Any]
+Rows = Any  # ndarray of one of the dtypes of ``distances``; NumPy's stubs do not follow them
 
 L2, IP, COSINE, L1, HAMMING, JACCARD = range(6)
 """Metric codes of all kernels."""
@@ -45,7 +45,7 @@ def distances(metric: int, rows: Rows, query: Rows) -> F32:
     out = np.empty(len(rows), dtype=np.float32)
     compute = _METRICS[metric]
     working = _working_type(rows.dtype)
-    step = max(1, CHUNK_BYTES // max(1, rows.shape[1] * working.itemsize))
+    step = rows_of_chunk(rows)
     fixed = query.astype(working, copy=False)
     with np.errstate(all="ignore"):
         for start in range(0, len(rows), step):
@@ -68,9 +68,15 @@ def distance_matrix(metric: int, rows: Rows, queries: Rows) -> F32:
     with np.errstate(all="ignore"):
         dots = left @ right.T
         if metric == IP:
-            return (0.0 - dots).astype(np.float32, copy=False)
+            return np.asarray(0.0 - dots, dtype=np.float32)
         norms = np.multiply.outer(_squares(left), _squares(right))
         return _cosine_of(dots, norms)
+
+
+def rows_of_chunk(rows: Rows) -> int:
+    """Return how many of these rows are worked on at a time."""
+    row_bytes = int(rows.shape[1]) * _working_type(rows.dtype).itemsize
+    return max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
 def _working_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -97,11 +103,11 @@ def _cosine(rows: Rows, query: Rows) -> Rows:
 
 def _cosine_of(dots: Rows, norms: Rows) -> F32:
     cosine = dots / np.sqrt(norms)
-    return np.clip(1.0 - cosine, 0.0, 2.0).astype(np.float32)
+    return np.asarray(np.clip(1.0 - cosine, 0.0, 2.0), dtype=np.float32)
 
 
 def _squares(rows: Rows) -> npt.NDArray[np.float64]:
-    return np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+    return np.asarray(np.einsum("ij,ij->i", rows, rows), dtype=np.float64)
 
 
 def _l1(rows: Rows, query: Rows) -> Rows:

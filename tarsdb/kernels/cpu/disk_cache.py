@@ -1,0 +1,118 @@
+"""Keeps machine code of kernels in the user's cache directory, so that only one process compiles.
+
+The directory's name holds everything the code depends on: kernel sources, Numba, LLVM and the
+processor. A cache that is absent, read-only, damaged or someone else's is not used; kernels then
+compile per process. Knows no kernel by name.
+"""
+
+# Numba's cache classes are untyped.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from numba.core import caching
+
+FOLDER_VARIABLE = "TARSDB_CACHE_DIR"
+
+
+def compiled(dispatcher: Any, signature: Any) -> Callable[..., int]:
+    """Compile a dispatcher for one signature, or load the code a process before us compiled."""
+    folder = kernel_folder()
+    if folder is not None:
+        with contextlib.suppress(Exception):  # Numba's cache classes are not public; we compile
+            dispatcher._cache = _KernelCache(dispatcher.py_func, folder)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    kernel: Callable[..., int] = dispatcher
+    return kernel
+
+
+def kernel_folder() -> pathlib.Path | None:
+    """Return the folder of this build's machine code, or None where there is none to trust."""
+    base = os.environ.get(FOLDER_VARIABLE)
+    try:
+        root = pathlib.Path(base) if base else _user_folder() / "tarsdb"
+        folder = root / "kernels" / _fingerprint()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # read-only, or no home directory
+        return None
+    if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
+        return None  # cached code runs in this process: only our own is read
+    return folder
+
+
+def _user_folder() -> pathlib.Path:
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return pathlib.Path(os.environ["LOCALAPPDATA"])
+    if sys.platform == "darwin":
+        return pathlib.Path.home() / "Library" / "Caches"
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    return pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache"
+
+
+def _fingerprint() -> str:
+    """Return a name for all that machine code depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    parts = (numba.__version__, llvmlite.__version__, sys.version, llvm.get_host_cpu_name(),
+             llvm.get_host_cpu_features().flatten())  # fmt: skip
+    digest.update("\0".join(parts).encode())
+    return digest.hexdigest()[:24]
+
+
+class _Locator(caching._CacheLocator):
+    """Tells Numba our folder; the folder's name already stands for the source."""
+
+    folder: pathlib.Path
+
+    def __init__(self, py_func: Any) -> None:
+        self._line = py_func.__code__.co_firstlineno
+
+    def ensure_cache_path(self) -> None:
+        pass
+
+    def get_cache_path(self) -> str:
+        return str(self.folder)
+
+    def get_source_stamp(self) -> str:
+        return self.folder.name
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls(py_func)
+
+
+class _KernelCache(caching.FunctionCache):
+    """Numba's function cache in a given folder; a failure to read or write is a miss."""
+
+    def __init__(self, py_func: Any, folder: pathlib.Path) -> None:
+        locator = type("_FolderLocator", (_Locator,), {"folder": folder})
+        self._impl_class: Any = type(
+            "_Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]}
+        )
+        super().__init__(py_func)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file raises whatever its bytes spell
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)

@@ -1,0 +1,137 @@
+"""Calls a compiled scan: memory for answers and scratch, threads, merging of their parts.
+
+Knows addresses and counts; not where the blocks come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tarsdb.kernels import reference
+from tarsdb.kernels.dispatch import Kernel
+
+QUERIES_AT_ONCE = 256
+"""Queries one pass over the rows serves: their answers and partial results fit in the L2 cache."""
+THREAD_BYTES = 1 << 21
+"""Vector bytes below which another thread costs more than it saves."""
+_SCRATCH_FIXED, _SCRATCH_QUERY = 8 * 132, 256  # scan.scratch_bytes without importing Numba
+
+Found = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTable:
+    """Addresses of blocks: a (blocks + 1, 4) int64 array the kernels read.
+
+    Columns: data, row ids, live mask (0: all live), first position; the last row holds only the
+    number of rows. The arrays must outlive the table.
+    """
+
+    entries: np.ndarray
+    address: int
+    rows: int
+    width: int
+    row_bytes: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> BlockTable:
+        """Build the table of non-empty (data, rowids, live) triples, all C-contiguous."""
+        entries = np.zeros((len(blocks) + 1, 4), dtype=np.int64)
+        start = 0
+        for row, (data, rowids, live) in zip(entries, blocks, strict=False):
+            row[:] = address(data), address(rowids), 0 if live is None else address(live), start
+            start += len(rowids)
+        entries[-1, 3] = start
+        width, size = (blocks[0][0].shape[1], blocks[0][0].itemsize) if blocks else (0, 0)
+        return cls(entries, address(entries), start, width, width * size)
+
+
+def address(array: np.ndarray) -> int:
+    """Return where an array's first element lies."""
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+@dataclass(slots=True)
+class Scan:
+    """One search over a block table by a compiled kernel.
+
+    ``queries`` is (q, width) C-contiguous of the kernel's query type; ``positions`` int64 or None.
+    """
+
+    kernel: Kernel
+    table: BlockTable
+    metric: int
+    positions: np.ndarray | None = None
+    descending: bool = False
+
+    def nearest(self, queries: np.ndarray, k: int, threads: int = 1) -> Found:
+        """Return row ids and distances (q, k') of the first k rows of each query."""
+        total = self._total()
+        parts = [
+            self._nearest(queries[at : at + QUERIES_AT_ONCE], k, total, threads)
+            for at in range(0, len(queries), QUERIES_AT_ONCE)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def everything(self, query: np.ndarray) -> Found:
+        """Return row ids and distances of all live rows, in order of position."""
+        total = self._total()
+        rowids, values = np.empty(total, np.int64), np.empty(total, np.float32)
+        found = self._call((0, total), query.reshape(1, -1), 0, rowids, values)
+        return rowids[:found], values[:found]
+
+    def _total(self) -> int:
+        return self.table.rows if self.positions is None else len(self.positions)
+
+    def _nearest(self, queries: np.ndarray, k: int, total: int, threads: int) -> Found:
+        useful = total * self.table.row_bytes * len(queries) // THREAD_BYTES
+        count = max(1, min(threads, useful))
+        bounds = [total * part // count for part in range(count + 1)]
+        parts: list[Found | None] = [None] * count
+
+        def run(part: int) -> None:
+            shape = (len(queries), k)
+            rowids, values = np.empty(shape, np.int64), np.empty(shape, np.float32)
+            window = (bounds[part], bounds[part + 1])
+            found = self._call(window, queries, k, rowids, values)
+            parts[part] = rowids[:, :found], values[:, :found]
+
+        others = [threading.Thread(target=run, args=(part,)) for part in range(1, count)]
+        for other in others:
+            other.start()
+        run(0)
+        for other in others:
+            other.join()
+        done = [part for part in parts if part is not None]
+        return done[0] if len(done) == 1 else self._merged(done, k)
+
+    def _merged(self, parts: list[Found], k: int) -> Found:
+        rowids = np.concatenate([part[0] for part in parts], axis=1)
+        values = np.concatenate([part[1] for part in parts], axis=1)
+        order = [
+            reference.smallest(v, r, k, self.descending)
+            for r, v in zip(rowids, values, strict=True)
+        ]
+        chosen = np.stack(order)
+        return np.take_along_axis(rowids, chosen, 1), np.take_along_axis(values, chosen, 1)
+
+    def _call(
+        self, window: tuple[int, int], queries: np.ndarray, k: int, rowids: np.ndarray,
+        values: np.ndarray,
+    ) -> int:  # fmt: skip
+        table, count = self.table, len(queries)
+        scratch = np.empty(_SCRATCH_FIXED + _SCRATCH_QUERY * (count + 1), np.uint8)
+        places = 0 if self.positions is None else address(self.positions)
+        return self.kernel(
+            table.address, len(table.entries) - 1, *window, places, table.row_bytes, table.width,
+            address(queries), count, queries.shape[1] * queries.itemsize,
+            self.metric | self.descending << 4, k, address(values), address(rowids),
+            address(scratch),
+        )  # fmt: skip
