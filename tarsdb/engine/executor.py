@@ -211,6 +211,13 @@ class RelationalInputs:
         from tarsdb.engine import scans
 
         context = self._context
+        if relation.knn is not None:
+            found = vector_search.search(context, relation.knn)
+            columns = vector_search.outputs(context, relation.knn, found)
+            names = [output.name for output in relation.knn.outputs]
+            if found.query_no is not None:
+                names.insert(0, "query_no")
+            return scans.ColumnsScan(names, columns)
         if relation.table is not None:
             quiet = context.writes is None or context.writes.is_empty
             return scans.TableScan(
@@ -222,13 +229,6 @@ class RelationalInputs:
                 check=context.engines.interrupt.check,
                 cache=context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None,
             )
-        if relation.knn is not None:
-            found = vector_search.search(context, relation.knn)
-            columns = vector_search.outputs(context, relation.knn, found)
-            names = [output.name for output in relation.knn.outputs]
-            if found.query_no is not None:
-                names.insert(0, "query_no")
-            return scans.ColumnsScan(names, columns)
         if relation.system is not None:
             return scans.ColumnsScan(*system_tables.read(context, relation.system))
         if relation.variable is not None:
