@@ -21,6 +21,8 @@ from tarsdb.sql.rules import RULES
 from tarsdb.sql.select import take_apart
 from tarsdb.sql.statements import Statement
 
+_TREE_FAULTS = (AttributeError, LookupError, TypeError)  # a tree of a shape nobody foresaw
+
 
 def bind_statement(
     statement: Statement,
@@ -38,6 +40,8 @@ def bind_statement(
         raise too_deep(statement.text) from error
     except SqlglotError as error:
         raise NotSupportedError(f"the statement cannot be translated: {error}") from error
+    except _TREE_FAULTS as error:
+        raise NotSupportedError("the statement has a form that is not supported") from error
 
 
 def bind_table_expression(text: str, table: TableDef, catalog: Catalog) -> Expr | Relational:

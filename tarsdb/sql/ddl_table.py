@@ -19,6 +19,7 @@ _FLAGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("PRIMARY", "KEY"), "primary_key"),
     (("UNIQUE",), "unique"),
 )
+_LONG_TYPES = ("DOUBLE PRECISION", "CHAR VARYING", "CHARACTER VARYING")  # one token each
 _TABLE_WORDS = ("PRIMARY KEY", "PRIMARY", "UNIQUE", "CHECK", "CONSTRAINT", "FOREIGN KEY", "FOREIGN")
 
 
@@ -91,9 +92,8 @@ def _table_constraint(stream: TokenStream, parts: _Table) -> None:
 def type_text(stream: TokenStream) -> str:
     """Take a type such as ``VECTOR(384)`` or ``INT[]`` and return its text."""
     start = stream.offset
-    stream.name("a type")
-    if stream.peek() in ("PRECISION", "VARYING"):
-        stream.index += 1
+    if not stream.accept_any(*_LONG_TYPES):
+        stream.name("a type")
     if stream.peek() == "(":
         stream.bracketed()
     if stream.accept("WITH", "TIME", "ZONE") or stream.accept("WITHOUT", "TIME", "ZONE"):

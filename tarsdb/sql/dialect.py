@@ -9,6 +9,7 @@ precedence PostgreSQL gives these operators, and the tree is mended afterwards.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any, ClassVar
 
 from sqlglot import exp
@@ -57,6 +58,7 @@ class TarsDB(DuckDB):
         }
 
 
+logging.getLogger("sqlglot").addHandler(logging.NullHandler())  # else it writes to stderr
 TarsDB.Tokenizer._COMMENTS.pop("{#", None)  # sqlglot reads Jinja comments in every dialect
 
 
@@ -205,7 +207,11 @@ def parse_tree(tokens: list[Token], text: str) -> tuple[Any, tuple[int | str, ..
     """Parse tokens to one sqlglot tree; returns it and the parameters it takes."""
     guard(tokens, text)
     ready, positional, distances = for_parser(tokens, text)
-    parser = dialect().parser(error_level=ErrorLevel.IMMEDIATE, error_message_context=MAX_LENGTH)
+    parser = dialect().parser(
+        error_level=ErrorLevel.IMMEDIATE,
+        error_message_context=MAX_LENGTH,
+        max_nodes=2000 + 100 * len(ready),  # it backtracks: JOINs without ON double the work each
+    )
     try:
         trees = parser.parse(ready, text)
         tree = next((tree for tree in trees if tree is not None), None)
@@ -265,6 +271,8 @@ def _parse_error(text: str, error: ParseError) -> SQLSyntaxError:
     offset = len(str(first.get("start_context") or ""))
     if description.startswith("Required keyword"):
         return syntax_error(text, offset, f"an operand or name is missing near {found!r}")
+    if description.startswith("Maximum number"):
+        return syntax_error(text, offset, "the statement cannot be parsed: it is ambiguous")
     if "Unexpected token" in description:
         return syntax_error(text, offset, f"unexpected {found!r}" if found else "unexpected end")
     return syntax_error(text, offset, f"{description} near {found!r}" if found else description)

@@ -14,6 +14,7 @@ from tarsdb.sql.batch import batch_expression, bind_returning, column_names, con
 from tarsdb.sql.binding import Binding, require_column, where
 from tarsdb.sql.core import Core
 from tarsdb.sql.plan import Insert, OnConflict, Query, Relational
+from tarsdb.sql.positions import syntax_error
 from tarsdb.sql.relational import Rewriter
 from tarsdb.sql.rules import RULES
 from tarsdb.sql.select import TableSelect, take_apart
@@ -42,6 +43,9 @@ def bind_insert(binding: Binding, statement: Statement) -> Insert:
     elif isinstance(body, exp.Values):
         columns, bound = _values(binding, table, columns, body)
         rows, query = (bound, None) if isinstance(bound, tuple) else ((), bound)
+    elif body is None:
+        end = len(statement.text)
+        raise syntax_error(statement.text, end, "expected VALUES or a query")
     else:
         query = _query(binding, tree, body)
         _check_arity(table, columns, query)
