@@ -1,8 +1,8 @@
 """Checks a data file before LMDB maps it: a damaged one can kill the process.
 
 LMDB trusts its file. This uses lmdb's own verifier, a pure reader of bytes. Its answer holds only
-while nobody writes, so the caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their checksums are
-checked at first touch.
+while nobody writes, so the caller is alone or holds the writer lock. Knows nothing about tarsdb's
+values; their checksums are checked at first touch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _is_short(path: str) -> bool:
     # a meta page: 16 bytes of page header, then at 120 the last page number, at 128 the txn id
     metas = [struct.unpack_from("<QQ", page, 16 + 120) for page in starts]
     last_page, _ = max(metas, key=lambda meta: meta[1])
-    return size < (last_page + 1) * _PAGE
+    return bool(size < (last_page + 1) * _PAGE)
 
 
 def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:

@@ -117,7 +117,8 @@ def test_a_dead_process_holds_nothing(env: Environment) -> None:
     code = (
         "import os, signal\nfrom tarsdb.storage.environment import Environment\n"
         f"env = Environment.open({env.path!r})\nlease = env.lease()\n"
-        "env.stage(lambda txn: lease.hold(txn, b'segment/1'))\nprint(lease.token.hex(), flush=True)\n"
+        "env.stage(lambda txn: lease.hold(txn, b'segment/1'))\n"
+        "print(lease.token.hex(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -75,7 +75,9 @@ def test_a_refused_or_exploding_change_writes_nothing(env: Environment) -> None:
     assert keys(env) == [b"a", b"d"]
 
 
-@pytest.mark.parametrize("point", ["commit.before_apply", "commit.after_apply", "commit.before_sync"])
+@pytest.mark.parametrize(
+    "point", ["commit.before_apply", "commit.after_apply", "commit.before_sync"]
+)
 def test_a_failure_before_the_sync_rolls_back(env: Environment, point: str) -> None:
     failpoints.arm(point, "enospc:1")
     with pytest.raises(StorageFullError):
