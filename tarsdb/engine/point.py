@@ -16,7 +16,14 @@ from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import PointLookup
-from tarsdb.types import presenter
+from tarsdb.types import Kind, presenter
+
+
+# Kinds whose Python integers are storage values already: type, least, greatest.
+_PLAIN: dict[Kind, tuple[type, int, int]] = {
+    Kind.INT: (int, -(2**31), 2**31 - 1),
+    Kind.BIGINT: (int, -(2**63), 2**63 - 1),
+}
 
 
 class _Shape:
@@ -28,6 +35,7 @@ class _Shape:
             (node, ex.ColumnRef(plan.table.column_by_id(column_id)))
             for node, column_id in zip(plan.key, plan.index.column_ids, strict=True)
         ]
+        self.plain = [_PLAIN.get(column.column.type.kind) for _, column in self.keys]
         self.columns: list[int] = []
         self.shows: list[tuple[int, Callable[[Any], Any] | None]] | None = []
         for output in plan.outputs:
@@ -63,11 +71,14 @@ def lookup(context: Context, plan: PointLookup) -> Result:
 
 def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:
     key = []
-    for node, column in shape.keys:
+    for (node, column), plain in zip(shape.keys, shape.plain, strict=True):
         if isinstance(node, ex.Parameter):
             item = context.parameter(node.key)
         else:
             item = context.constant(node)
+        if plain is not None and type(item) is plain[0] and plain[1] <= item <= plain[2]:
+            key.append(item)
+            continue
         try:
             item = access.exact_key(item, column)
         except access.NoKey:

@@ -124,7 +124,10 @@ class Session:
                 if many is not None:
                     raise ProgrammingError("executemany takes one statement, not a script")
                 return self._script(prepared, parameters, frame)
-            with self._watched():
+            timeout_ms = self.settings["statement_timeout"]
+            if not timeout_ms:
+                return self._execute(prepared, parameters, frame, many)
+            with self._watched(timeout_ms):
                 return self._execute(prepared, parameters, frame, many)
 
     def _script(
@@ -148,12 +151,8 @@ class Session:
         return found
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """End the statement after ``statement_timeout``."""
-        timeout_ms = self.settings["statement_timeout"]
-        if not timeout_ms:
-            yield
-            return
+    def _watched(self, timeout_ms: int) -> Iterator[None]:
+        """End the statement after ``timeout_ms``."""
         timer = threading.Timer(timeout_ms / 1000, self.engines.stop, kwargs={"timed_out": True})
         timer.daemon = True
         timer.start()
