@@ -41,7 +41,10 @@ def _gather_few(
             if segment is None:
                 values.append(group.delta.value(position, column))
             else:
-                values.append(segment.getter(txn, column, name)(position))
+                getter = segment.getters.get(column.id)
+                if getter is None:
+                    getter = segment.getter(txn, column, name)
+                values.append(getter(position))
     return [from_list(c.type, values) for c, values in zip(columns, out, strict=True)]
 
 

@@ -120,7 +120,10 @@ def decode(record: bytes) -> tuple[RecordShape, tuple[Any, ...]]:
     """
     try:
         (count,) = _COUNT.unpack_from(record, 0)
-        raw = record[: _COUNT.size + count * _COLUMN.size]
+        size = _COUNT.size + count * _COLUMN.size
+        if len(record) < size:
+            raise ValueError(f"{count} columns do not fit in {len(record)} bytes")
+        raw = record[:size]
         shape = _SHAPES.get(raw)
         if shape is None:
             columns = [

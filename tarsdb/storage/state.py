@@ -45,12 +45,15 @@ class GroupState:
         Versions deleted after it are live.
     """
 
-    __slots__ = ("_blocks", "_lows", "_reach", "commit", "count", "delta", "name", "segments")
+    __slots__ = (
+        "_blocks", "_lows", "_ranges", "_reach", "commit", "count", "delta", "name", "segments",
+    )  # fmt: skip
 
     def __init__(self, name: str, segments: SegmentList, delta: DeltaLog, commit: int) -> None:
         self.name = name
         self.segments = segments.items
         self._lows, self._reach = segments.lows, segments.reach
+        self._ranges = segments.ranges
         self.delta = delta
         self.commit = commit
         self.count = int(np.searchsorted(delta.created.prefix(delta.count), commit, "right"))
@@ -83,10 +86,8 @@ class GroupState:
         positions = np.zeros(len(rowids), dtype=np.int64)
         order = np.argsort(rowids, kind="stable")
         wanted = rowids[order]
-        lows = np.array(self._lows, dtype=np.int64)
-        highs = np.array([segment.high for segment in self.segments], dtype=np.int64)
-        starts = np.searchsorted(wanted, lows, "left")
-        stops = np.searchsorted(wanted, highs, "right")
+        starts = np.searchsorted(wanted, self._ranges[0], "left")
+        stops = np.searchsorted(wanted, self._ranges[1], "right")
         for at in np.flatnonzero(stops > starts).tolist():
             part = slice(int(starts[at]), int(stops[at]))
             found = _find_sorted(self.segments[at], txn, self.name, wanted[part], self.commit)
@@ -168,11 +169,13 @@ def _find_sorted(
 class SegmentList:
     """The segments of one group in one layout, ordered for look-ups by rowid."""
 
-    __slots__ = ("items", "lows", "reach")
+    __slots__ = ("items", "lows", "ranges", "reach")
 
     def __init__(self, items: list[Segment]) -> None:
         self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
         self.lows = [segment.low for segment in self.items]
+        self.ranges = np.array([[s.low, s.high] for s in self.items], dtype=np.int64)
+        self.ranges = self.ranges.reshape(-1, 2).T.copy()
         self.reach: list[int] = []  # greatest rowid in this segment or any before it
         highest = -1
         for segment in self.items:

@@ -1,0 +1,267 @@
+"""Merge, vacuum, staging and the processes around them."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tarsdb.errors import ConflictError
+from tarsdb.options import Durability, OpenOptions
+from tarsdb.storage import (
+    Environment,
+    Snapshot,
+    WriteSet,
+    check,
+    failpoints,
+    merge,
+    staging,
+    table_stats,
+    vacuum,
+    wait_for_merge,
+)
+from tests.unit.storage import tables
+from tests.unit.storage.tables import vector
+
+OPTIONS = OpenOptions(
+    background_merge=False, segment_rows=256, delta_limit_rows=100, durability=Durability.RELAXED
+)
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def env(tmp_path: pathlib.Path) -> Iterator[Environment]:
+    env = Environment.open(tmp_path / "t.tars", OPTIONS)
+    yield env
+    failpoints.disarm()
+    assert check(env, full=True) == []
+    env.release()
+
+
+def stats(env: Environment) -> dict[str, int]:
+    with Snapshot(env) as snapshot:
+        return table_stats(snapshot, tables.current(env))
+
+
+def test_merge_waits_for_the_limit_and_changes_nothing_visible(env: Environment) -> None:
+    table = tables.make_table(env)
+    for start in range(0, 90, 30):
+        tables.insert(env, table, tables.rows(*range(start, start + 30)))
+    assert merge(env) == 0
+    tables.insert(env, table, tables.rows(*range(100, 130)))
+    before = tables.contents(env, table)
+    held = Snapshot(env)
+    blocks = held.table(table).vectors(3)
+    assert merge(env) == 240
+    assert tables.contents(env, table) == before
+    assert stats(env)["delta_rows"] == 0
+    assert held.table(table).vectors(3) is blocks  # the reader was not disturbed
+    assert held.table(table).count() == 120
+    held.close()
+
+
+def test_unchanged_tables_share_one_list_of_vectors(env: Environment) -> None:
+    table = tables.make_table(env)
+    other = tables.make_table(env, name="other")
+    tables.insert(env, table, tables.rows(1, 2))
+    with Snapshot(env) as snapshot:
+        first = snapshot.table(table).vectors(3)
+    tables.insert(env, other, tables.rows(5))
+    with Snapshot(env) as snapshot:
+        assert snapshot.table(table).vectors(3) is first
+    tables.insert(env, table, tables.rows(3))
+    with Snapshot(env) as snapshot:
+        assert snapshot.table(table).vectors(3) is not first
+
+
+def test_small_segments_are_combined(env: Environment) -> None:
+    table = tables.make_table(env)
+    for start in range(0, 360, 60):
+        tables.insert(env, table, tables.rows(*range(start, start + 60)))
+        merge(env, table, force=True)
+    before = tables.contents(env, table)
+    merge(env, force=True)
+    assert stats(env)["segments"] <= 4
+    assert tables.contents(env, table) == before
+
+
+def test_background_merge_and_back_pressure(tmp_path: pathlib.Path) -> None:
+    options = OpenOptions(delta_limit_rows=40, segment_rows=64, durability=Durability.RELAXED)
+    env = Environment.open(tmp_path / "b.tars", options)
+    table = tables.make_table(env)
+    for start in range(0, 400, 10):
+        tables.insert(env, table, tables.rows(*range(start, start + 10)))
+        assert stats(env)["delta_rows"] <= 4 * 40 + 10
+    wait_for_merge(env)
+    assert stats(env)["segments"] > 0
+    assert len(tables.contents(env, table)) == 400
+    assert check(env, full=True) == []
+    env.release()
+
+
+def test_threads_write_read_and_merge_at_once(env: Environment) -> None:
+    table = tables.make_table(env)
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def guarded(work: object) -> None:
+        try:
+            work()  # type: ignore[operator]
+        except BaseException as error:
+            errors.append(error)
+
+    def write(first: int) -> None:
+        for key in range(first, first + 40):
+            (rowid,) = tables.insert(env, table, tables.rows(key))
+            if key % 4 == 0:
+                tables.update(env, table, rowid, (key, "updated", vector(key + 1)))
+            if key % 5 == 0:
+                tables.delete(env, table, [rowid])
+
+    def read() -> None:
+        while not done.is_set():
+            with Snapshot(env) as snapshot:
+                view = snapshot.table(table)
+                rows = sum(len(chunk.rowids) for chunk in view.chunks([1, 2, 3]))
+                live = [b.live is None and len(b.rowids) or b.live for b in view.vectors(3)]
+                assert rows == view.count() == sum(int(np.sum(each)) for each in live)
+
+    def care() -> None:
+        while not done.is_set():
+            merge(env, table, force=True)
+            try:
+                vacuum(env, table)
+            except ConflictError:
+                pass
+
+    def write_retrying(first: int) -> None:
+        for key in range(first, first + 40):
+            while True:
+                try:
+                    tables.insert(env, table, tables.rows(key))
+                    break
+                except ConflictError:
+                    continue
+
+    writers = [
+        threading.Thread(target=guarded, args=(lambda f=f: write_retrying(f),))
+        for f in (1000, 2000, 3000)
+    ]
+    others = [threading.Thread(target=guarded, args=(work,)) for work in (read, read, care)]
+    for thread in writers + others:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in others:
+        thread.join()
+    assert errors == []
+    write(0)
+    expected = 120 + 40 - 8
+    assert len(tables.contents(env, table)) == expected
+
+
+def test_vacuum_frees_versions_and_keeps_old_readers(env: Environment) -> None:
+    table = tables.make_table(env)
+    tables.load(env, table, tables.rows(*range(600)))
+    held = Snapshot(env)
+    before = held.table(table).count()
+    tables.delete(env, table, list(range(1, 500)))
+    assert vacuum(env) > 0
+    assert stats(env)["tombstones"] == 0
+    assert stats(env)["rows"] == 101
+    assert sum(len(c.rowids) for c in held.table(table).chunks([1, 2, 3])) == before == 600
+    held.close()
+    assert vacuum(env) == 0
+    assert len(tables.contents(env, table)) == 101
+
+
+def test_bulk_rows_are_staged_and_discarded(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_BYTES", 4000)
+    table = tables.make_table(env)
+    with Snapshot(env) as snapshot:
+        writes = WriteSet(env, snapshot.commit)
+        view = snapshot.table(table, writes)
+        writes.insert_columns(table, view, tables.columns_of(table, tables.rows(*range(500))))
+        assert tables.keys_of(env, "blocks")
+        assert vacuum(env) == 0  # the lease protects them
+        assert view.count() == 500
+        assert sum(len(c.rowids) for c in view.chunks([1, 2, 3])) == 500
+        writes.discard()
+    assert not tables.keys_of(env, "blocks")
+    assert tables.contents(env, table) == {}
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tarsdb.storage import Environment, merge, staging, vacuum
+from tests.unit.storage import tables, test_merge
+staging.STAGE_BYTES = 4000
+env = Environment.open(sys.argv[2], test_merge.OPTIONS)
+table = tables.current(env)
+action = sys.argv[3]
+if action == "load":
+    for start in (5000, 6000):
+        tables.load(env, table, tables.rows(*range(start, start + 300)))
+elif action == "merge":
+    merge(env, force=True)
+elif action == "vacuum":
+    vacuum(env)
+else:
+    for key in range(7000, 7020):
+        tables.insert(env, table, tables.rows(key))
+env.release()
+"""
+
+
+def run_child(path: str, action: str, points: str = "") -> int:
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(ROOT), path, action],
+        env={"TARSDB_FAILPOINTS": points},
+        check=False,
+        timeout=60,
+    ).returncode
+
+
+@pytest.mark.parametrize(
+    ("action", "point"),
+    [
+        ("merge", "merge.before_write"), ("merge", "merge.before_commit"),
+        ("vacuum", "vacuum.before_write"), ("vacuum", "vacuum.before_commit"),
+        ("load", "stage.after_commit"), ("load", "apply.after_writes"),
+    ],
+)  # fmt: skip
+def test_killed_process_leaves_a_sound_file(env: Environment, action: str, point: str) -> None:
+    table = tables.make_table(env)
+    tables.load(env, table, tables.rows(*range(300)))
+    tables.insert(env, table, tables.rows(*range(1000, 1050)))
+    tables.delete(env, table, [1, 2, 301])
+    before = tables.contents(env, table)
+    assert run_child(env.path, action, f"{point}=kill") == -9
+    assert tables.contents(env, table) == before
+    assert check(env, full=True) == []
+    vacuum(env)
+    assert tables.contents(env, table) == before
+    listed = {key[:16] for key in tables.keys_of(env, "blocks")}
+    assert listed == tables.keys_of(env, "segments").keys()  # nothing of the dead load is left
+
+
+def test_other_processes_commits_are_seen(env: Environment) -> None:
+    table = tables.make_table(env)
+    tables.insert(env, table, tables.rows(1))
+    held = Snapshot(env)
+    assert held.table(table).count() == 1
+    assert run_child(env.path, "insert") == 0
+    assert run_child(env.path, "merge") == 0
+    assert len(tables.contents(env, table)) == 21
+    assert held.table(table).count() == 1
+    assert [c.rowids.tolist() for c in held.table(table).chunks([1])] == [[1]]
+    held.close()
