@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from typing import Any, ClassVar
 
 from sqlglot import exp
@@ -33,6 +34,19 @@ _DROPPED_TEXTS = frozenset({"?::", "??", "<<->>", "-|-", "&<", "&>", "/*+"})
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
 _CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END})
 _PREFIXES = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
+_BEFORE_OPERAND = frozenset(
+    {
+        TokenType.SELECT, TokenType.DISTINCT, TokenType.WHERE, TokenType.AND, TokenType.OR,
+        TokenType.NOT, TokenType.ON, TokenType.HAVING, TokenType.LIMIT, TokenType.OFFSET,
+        TokenType.BETWEEN, TokenType.LIKE, TokenType.ILIKE, TokenType.IN, TokenType.WHEN,
+        TokenType.THEN, TokenType.ELSE, TokenType.CASE, TokenType.ORDER_BY, TokenType.GROUP_BY,
+        TokenType.RETURNING, TokenType.COMMA, TokenType.L_PAREN, TokenType.EQ, TokenType.NEQ,
+        TokenType.LT, TokenType.LTE, TokenType.GT, TokenType.GTE, TokenType.PLUS, TokenType.DASH,
+        TokenType.STAR, TokenType.SLASH, TokenType.DIV, TokenType.MOD, TokenType.DPIPE,
+        TokenType.LR_ARROW, TokenType.AMP, TokenType.PIPE, TokenType.FARROW, TokenType.ARROW,
+        TokenType.DARROW, TokenType.IS, TokenType.QUALIFY,
+    }
+)  # fmt: skip
 _NAMED = frozenset({TokenType.COLON, TokenType.PARAMETER})
 _PARSER_FAULTS = (  # what sqlglot's parser lets out on broken input
     ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError,
@@ -78,18 +92,23 @@ def tokenize(text: str) -> list[Token]:
     try:
         tokens: list[Token] = dialect().tokenize(text)
     except TokenError as error:
-        raise _token_error(text, error) from error
+        raise _token_error(text) from error
     except (RecursionError, ValueError, IndexError, UnicodeError) as error:
         raise syntax_error(text, 0, f"cannot read the statement: {error}") from error
     return tokens
 
 
-def _token_error(text: str, error: TokenError) -> SQLSyntaxError:
-    message = str(error.__cause__ or error)
-    if "Missing" in message:
-        closing = message.split("Missing ", 1)[1].split(" ", 1)[0]
-        opening = "/*" if closing == "*/" else closing
-        return syntax_error(text, max(text.rfind(opening), 0), f"unterminated text: no {closing}")
+_QUOTED = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|('|"|/\*|\$\w*\$)""",
+    re.DOTALL,
+)
+
+
+def _token_error(text: str) -> SQLSyntaxError:
+    """Find the quote or comment that does not end (sqlglot tells only when it is not compiled)."""
+    for match in _QUOTED.finditer(text):
+        if match[2]:
+            return syntax_error(text, match.start(), f"this {match[2]} is never closed")
     return syntax_error(text, len(text), "cannot read the end of the statement")
 
 
@@ -162,8 +181,12 @@ def for_parser(tokens: list[Token], text: str) -> tuple[list[Token], int, bool]:
         elif kind is TokenType.PARAMETER:
             digits = _adjacent_number(tokens, number)
             positional = max(positional, int(digits or 0))
-            out.append(token if token.text == "$" else _like(token, TokenType.PARAMETER, "$"))
             _check_parameter(tokens, number, text)
+            skip = 1
+            out += _positional(token, digits) if digits else _named(token, tokens[number + 1])
+        elif kind is TokenType.COLON and _starts_name(tokens, number):
+            skip = 1
+            out += _named(token, tokens[number + 1])
         else:
             out.append(token)
     return out, positional, distances
@@ -183,6 +206,19 @@ def _marker(token: Token) -> list[Token]:
 
 def _positional(token: Token, digits: str) -> list[Token]:
     return [_like(token, TokenType.PARAMETER, "$"), _like(token, TokenType.NUMBER, digits)]
+
+
+def _named(token: Token, name: Token) -> list[Token]:
+    return [_like(token, TokenType.PARAMETER, "$"), _like(name, TokenType.VAR, name.text)]
+
+
+def _starts_name(tokens: list[Token], number: int) -> bool:
+    """Return True for the colon of ``:name``, False for that of a slice, a struct or an alias."""
+    before = tokens[number - 1].token_type if number else TokenType.COMMA
+    follower = tokens[number + 1] if number + 1 < len(tokens) else None
+    if before not in _BEFORE_OPERAND or follower is None:
+        return False
+    return follower.start == tokens[number].end + 1 and follower.text.isidentifier()
 
 
 def _adjacent_number(tokens: list[Token], number: int) -> str:

@@ -54,7 +54,7 @@ class Source:
 
     def hidden(self) -> list[str]:
         """Return the columns the relation has that ``*`` must not show."""
-        names = list(self.extra)
+        names = sorted(self.extra)
         return [*names, ex.ROWID] if self.rowid else names
 
     def build(self) -> Relation:

@@ -13,7 +13,29 @@ from tarsdb.errors import Error, NotSupportedError
 from tarsdb.sql import bind, explain, parse, split
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sql"
-CODES = [0, 9, 10, 34, 35, 36, 39, 40, 41, 58, 59, 63, 64, 91, 92, 93, 123, 125, 233, 0xD800, 0x1F600]
+CODES = [
+    0,
+    9,
+    10,
+    34,
+    35,
+    36,
+    39,
+    40,
+    41,
+    58,
+    59,
+    63,
+    64,
+    91,
+    92,
+    93,
+    123,
+    125,
+    233,
+    0xD800,
+    0x1F600,
+]
 
 
 def seeds() -> list[str]:
