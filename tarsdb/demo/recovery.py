@@ -13,7 +13,7 @@ from pathlib import Path
 from tarsdb.database import connect
 from tarsdb.errors import OperationalError
 
-WRITE_S = 2.0
+WRITE_S = 4.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ OWNERS = {
     "llvmlite": ("tarsdb.kernels",),
     "cupy": ("tarsdb.kernels",),
     "sqlglot": ("tarsdb.sql",),
-    "duckdb": ("tarsdb.engine.relational", "tarsdb.engine.duckdb_"),
+    "duckdb": ("tarsdb.engine.relational", "tarsdb.engine.duckdb_", "tarsdb.engine.files"),
     "tokenizers": ("tarsdb.model_ops",),
     "safetensors": ("tarsdb.model_ops",),
     "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),
@@ -152,7 +152,9 @@ def _function_findings(
     findings = []
     body = node.body[1:] if ast.get_docstring(node) is not None else node.body
     length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
-    if length > MAX_FUNCTION_LINES and not (kernel and is_jitted(node)):
+    if kernel:  # a factory of kernels is as long as its own statements
+        length -= sum(_length(inner) for inner in node.body if is_kernel(inner))
+    if length > MAX_FUNCTION_LINES and not (kernel and is_kernel(node)):
         findings.append(f"{where}: {length} lines, more than {MAX_FUNCTION_LINES}")
     given = node.args
     names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
@@ -162,9 +164,15 @@ def _function_findings(
     return findings
 
 
-def is_jitted(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def is_kernel(node: ast.AST) -> bool:
     """Return True for a function that a jit decorator compiles."""
-    return any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return isinstance(node, ast.FunctionDef) and any(
+        "jit" in ast.unparse(decorator) for decorator in node.decorator_list
+    )
+
+
+def _length(node: ast.stmt) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
 
 
 def check_kernel_cache(known: Sources) -> list[str]:
@@ -182,7 +190,7 @@ def check_kernel_cache(known: Sources) -> list[str]:
             for alias in node.names
         }
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef) or not is_jitted(node):
+            if not isinstance(node, ast.FunctionDef) or not is_kernel(node):
                 continue
             used = {
                 child.id
