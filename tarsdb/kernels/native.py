@@ -28,10 +28,11 @@ class BlockTable:
     """Addresses of blocks: a (blocks + 1, 4) int64 array the kernels read.
 
     Columns: data, row ids, live mask (0: all live), first position; the last row holds only the
-    number of rows. The arrays must outlive the table.
+    number of rows. The table keeps the arrays alive, but not the transaction they are views of.
     """
 
     entries: np.ndarray
+    held: tuple[np.ndarray, ...]
     address: int
     rows: int
     width: int
@@ -39,15 +40,21 @@ class BlockTable:
 
     @classmethod
     def of(cls, blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> BlockTable:
-        """Build the table of non-empty (data, rowids, live) triples, all C-contiguous."""
+        """Build the table of non-empty (data, rowids, live) triples."""
         entries = np.zeros((len(blocks) + 1, 4), dtype=np.int64)
+        held: list[np.ndarray] = []
         start = 0
-        for row, (data, rowids, live) in zip(entries, blocks, strict=False):
-            row[:] = address(data), address(rowids), 0 if live is None else address(live), start
+        for entry, (data, rowids, live) in zip(entries, blocks, strict=False):
+            arrays = [np.ascontiguousarray(data), np.ascontiguousarray(rowids, dtype=np.int64)]
+            if live is not None:
+                arrays.append(np.ascontiguousarray(live, dtype=np.bool_))
+            entry[: len(arrays)] = [address(array) for array in arrays]
+            entry[3] = start
+            held += arrays
             start += len(rowids)
         entries[-1, 3] = start
         width, size = (blocks[0][0].shape[1], blocks[0][0].itemsize) if blocks else (0, 0)
-        return cls(entries, address(entries), start, width, width * size)
+        return cls(entries, tuple(held), address(entries), start, width, width * size)
 
 
 def address(array: np.ndarray) -> int:

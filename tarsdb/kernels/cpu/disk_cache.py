@@ -111,8 +111,10 @@ class _KernelCache(caching.FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # a damaged file raises whatever its bytes spell
+            with contextlib.suppress(OSError):
+                self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # unwritable or full: the next process compiles
             super().save_overload(sig, data)

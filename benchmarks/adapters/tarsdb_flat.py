@@ -1,0 +1,35 @@
+"""tarsdb's FlatIndex on vectors in memory: the search itself, without SQL."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tarsdb.columns import VectorBlock
+from tarsdb.index.flat import FlatIndex
+from tarsdb.kernels import dispatch
+from tarsdb.types import parse_type
+
+PACKAGE = "tarsdb"
+OPERATORS = {"l2": "<->", "ip": "<#>"}
+BLOCK_ROWS = 20_000
+
+
+class TarsdbFlat:
+    """Exact search over blocks as storage makes them."""
+
+    def __init__(self, base: np.ndarray, metric: str, threads: int = 1) -> None:
+        dispatch.warmup()
+        blocks = [
+            VectorBlock(np.arange(at, min(at + BLOCK_ROWS, len(base))), base[at : at + BLOCK_ROWS])
+            for at in range(0, len(base), BLOCK_ROWS)
+        ]
+        self._index = FlatIndex(blocks, parse_type(f"VECTOR({base.shape[1]})"))
+        self._op, self._threads = OPERATORS[metric], threads
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return row numbers (q, k)."""
+        return self._index.search(queries, k, self._op, threads=self._threads)[0]
+
+    def close(self) -> None:
+        """Free the index."""
+        del self._index
