@@ -93,13 +93,18 @@ def _decimal(column: Column) -> pa.Array:
 
 def _interval(column: Column) -> pa.Array:
     stored = np.ascontiguousarray(column.values).view(_STORED_INTERVAL).reshape(-1)
-    if len(stored) and np.abs(stored["micros"]).max() > 2**63 // 1000 - 1:
+    if len(stored) and not _fits_nanos(stored["micros"]):
         raise ValueRangeError("an INTERVAL is longer than Arrow can hold (292 years)")
     result = np.empty(len(stored), dtype=_ARROW_INTERVAL)
     result["months"], result["days"] = stored["months"], stored["days"]
     result["nanos"] = stored["micros"] * 1000
     buffers = [bitmap(column.validity), pa.py_buffer(result.view(np.uint8))]
     return pa.Array.from_buffers(arrow_type(column.type), len(column), buffers)
+
+
+def _fits_nanos(micros: np.ndarray) -> bool:
+    limit = (2**63 - 1) // 1000
+    return bool(micros.min() >= -limit and micros.max() <= limit)
 
 
 def _vector(column: Column) -> pa.Array:

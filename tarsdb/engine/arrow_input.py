@@ -222,7 +222,8 @@ def _micros(array: pa.Array, name: str) -> np.ndarray:
     if unit == "ns":
         return counts // 1000
     factor = _MICROS[unit]
-    if factor > 1 and len(counts) and np.abs(counts).max() > (2**63 - 1) // factor:
+    limit = (2**63 - 1) // factor
+    if len(counts) and factor > 1 and not -limit <= counts.min() <= counts.max() <= limit:
         raise ValueRangeError(f"column {name}: a time is outside what microseconds can hold")
     return counts * factor if factor > 1 else counts
 

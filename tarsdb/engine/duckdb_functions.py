@@ -190,7 +190,8 @@ def _one_length(array: Any, dim: int) -> int:
     bounds = pc.min_max(pc.list_value_length(array)).as_py()
     if bounds["min"] != bounds["max"]:
         raise DimensionMismatchError(
-            f"one side of a distance has vectors of {bounds['min']} and of {bounds['max']} dimensions"
+            "one side of a distance has vectors of"
+            f" {bounds['min']} and of {bounds['max']} dimensions"
         )
     return dim
 

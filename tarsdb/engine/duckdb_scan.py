@@ -35,7 +35,8 @@ class Scan(Protocol):
 class ScanDataset(pyarrow.dataset.Dataset):  # type: ignore[misc] # pyarrow has no types
     """One relation of one running statement, as DuckDB's Arrow scan sees it.
 
-    ``alone`` makes a context in which one thread at a time reads. ``end()`` cuts it off from the snapshot: a later pull is an error, not a read.
+    ``alone`` makes a context in which one thread at a time reads. ``end()`` cuts it off from the
+    snapshot: a later pull is an error, not a read.
     """
 
     def __init__(self, scan: Scan, alone: Callable[[], Any]) -> None:

@@ -24,6 +24,7 @@ _INTERVALS = st.tuples(
     st.integers(-(2**63) // 1000 + 1, 2**63 // 1000 - 1),
 )  # fmt: skip
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+_F16 = st.integers(-(2**15), 2**15).map(lambda n: float(np.float16(n / 7)))
 _F32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 _BIG = st.integers(-(10**38) + 1, 10**38 - 1).map(lambda n: decimal.Decimal(f"{n}E-5"))
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -51,7 +52,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "DECIMAL(30,2)[]": st.lists(st.decimals(-99, 99, places=2) | st.none(), max_size=2),
     "TIMESTAMP[]": st.lists(st.datetimes(), max_size=2),
     "VECTOR(3)": st.lists(_F32, min_size=3, max_size=3),
-    "HALFVEC(3)": st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
+    "HALFVEC(3)": st.lists(_F16, min_size=3, max_size=3),
     "INT8VEC(5)": st.lists(st.integers(-128, 127), min_size=5, max_size=5),
     "BIT(11)": st.text("01", min_size=11, max_size=11),
 }  # fmt: skip

@@ -503,7 +503,7 @@ def test_distances_check_dimensions(engine: RelationalEngine) -> None:
     for operation, expected in values.items():
         sql = f"SELECT __distance_{operation}(v, '[3, 4]') FROM (VALUES ([0, 0]::FLOAT[2]), (NULL)) t(v)"
         assert rows(engine, sql, distances=((operation, 2),)) == [(expected,), (None,)]
-    with pytest.raises(errors.DimensionMismatchError, match="2 dimensions.*3"):
+    with pytest.raises(errors.DimensionMismatchError, match=r"2 dimensions.*3"):
         rows(engine, "SELECT __distance_l2([1, 2], [1, 2, 3])", distances=(("l2", 2),))
     assert rows(
         engine, "SELECT __distance_hamming('0110', '0101')", distances=(("hamming", 4),)
