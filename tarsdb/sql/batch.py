@@ -31,7 +31,7 @@ def batch_expression(binding: Binding, table: TableDef, node: Any) -> Expr | Rel
     native = core.expr(node)
     if native is not None:
         return native
-    return batch_query(binding, table, [node], ["value"])
+    return batch_query(binding, table, [node], ["value"], numbered=True)
 
 
 def _no_rowid(row: TableSelect) -> Any:
@@ -43,10 +43,14 @@ def _no_rowid(row: TableSelect) -> Any:
 
 
 def batch_query(
-    binding: Binding, table: TableDef, nodes: list[Any], names: list[str]
+    binding: Binding, table: TableDef, nodes: list[Any], names: list[str], *, numbered: bool
 ) -> Relational:
-    """Return SQL selecting ``__no`` and the expressions for each row of ``__batch``."""
-    items: list[Any] = [exp.column(NUMBER, table=BATCH)]
+    """Return SQL with the expressions for each row of ``__batch``, in its order.
+
+    ``numbered`` puts ``__no`` before them.
+    """
+    number = exp.column(NUMBER, table=table.name)
+    items: list[Any] = [number.copy()] if numbered else []
     items += [
         node if isinstance(node, exp.Star)
         else exp.Alias(this=node.copy(), alias=exp.to_identifier(name, quoted=True))
@@ -58,12 +62,10 @@ def batch_query(
     rewriter.sources.append(source)
     scope = rewriter.new_scope(None, frozenset())
     scope.sources.append(source)
-    for item in tree.expressions[1:]:
+    for item in list(tree.expressions):
         rewriter.walk(item, scope)
     tree.set("from_", exp.From(this=relation_node(BATCH, table.name)))
-    for column in tree.find_all(exp.Column):
-        if column.args.get("table") is not None and column.args["table"].name == BATCH:
-            column.set("table", exp.to_identifier(table.name))
+    tree.set("order", exp.Order(expressions=[exp.Ordered(this=number, nulls_first=False)]))
     return rewriter.finish(tree)
 
 
@@ -92,7 +94,7 @@ def bind_returning(
         return tuple(found), None
     nodes = [item.node for item in select.items]
     names = [item.name for item in select.items]
-    return None, batch_query(binding, table, nodes, names)
+    return None, batch_query(binding, table, nodes, names, numbered=False)
 
 
 def conflict_query(

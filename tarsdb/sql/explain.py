@@ -148,8 +148,8 @@ def _relation(relation: pl.Relation) -> Lines:
     names = [column.name for column in relation.columns]
     names += [ex.ROWID] if relation.with_rowid else []
     table = relation.table.name if relation.table is not None else ""
-    what = "rows being written to" if relation.batch else "Scan"
-    line = f"{relation.name}: {what} {table} ({', '.join(names)})"
+    what = "rows being written" if relation.batch else f"Scan {table}"
+    line = f"{relation.name}: {what} ({', '.join(names)})"
     return [line, *_detail("filter early", relation.predicate)]
 
 

@@ -62,16 +62,18 @@ class Source:
         if self.table is None:
             return Relation(self.relation, system=self.system, variable=self.variable)
         columns = tuple(column for column in self.table.columns if column.id in self.used)
+        if self.batch:
+            return Relation(self.relation, columns=columns, batch=True)
         knn: Knn | None = None
         if self.knn is not None:
             knn = self.knn(columns, self.rowid)
         predicate = None
         if self.terms:
             predicate = self.terms[0] if len(self.terms) == 1 else ex.And(tuple(self.terms))
-        rowid = self.rowid or (not columns and knn is None and not self.batch)
-        return Relation(
-            self.relation, self.table, columns, rowid, predicate, knn, batch=self.batch
-        )
+        if knn is not None:
+            return Relation(self.relation, columns=columns, knn=knn)
+        rowid = self.rowid or not columns  # a scan needs some column
+        return Relation(self.relation, self.table, columns, rowid, predicate)
 
 
 @dataclass(eq=False)
