@@ -32,6 +32,7 @@ LEVELS = {"avx512": 16, "avx2": 8}
 ROWS = 4  # rows of a tile: four independent sums hide the latency of an addition
 CHUNK = 64  # rows collected before their distances are computed
 BATCH_CHUNK = 16  # the same for several queries: the chunk stays in the L1 cache
+AHEAD = 6144  # bytes in advance that the scan for one query asks memory for; measured
 SIGNATURE = types.int64(*[types.int64] * 15)
 
 _FLOAT, _DOUBLE, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
@@ -43,6 +44,15 @@ _METRICS_OF = {
 _ELEMENT = {F32: _FLOAT, F16: _HALF, I8: _I8, BIT: _I8}
 _QUERY_ELEMENT = {F32: _FLOAT, F16: _FLOAT, I8: _I8, BIT: _I8}
 _SIZE = {_FLOAT: 4, _HALF: 2, _I8: 1}
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """Emit a request for the cache line of an address; never faults."""
+    pointer = builder.inttoptr(address, _I8.as_pointer())
+    flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *flags])
 
 
 # --- code generation: one tile of ROWS rows against some queries -----------------------------
@@ -162,7 +172,7 @@ class _Tile:
             for i, x in enumerate(xs):
                 self.multiply_add(self.accs[1][i], x, x)
 
-    def run(self, rows: list[Any], queries: list[Any], width: Any) -> None:
+    def run(self, rows: list[Any], queries: list[Any], width: Any, ahead: Any) -> None:
         """Sum over a whole row: full steps, then the tail from a zero-padded copy."""
         b, step = self.b, ir.Constant(_I64, self.shape.step)
         size = ir.Constant(_I64, _SIZE[_ELEMENT[self.shape.kind]])
@@ -170,7 +180,11 @@ class _Tile:
         with cgutils.for_range(b, b.udiv(width, step)) as loop:
             done = b.mul(loop.index, step)
             x, q = b.mul(done, size), b.mul(done, query_size)
-            self.step([b.add(r, x) for r in rows], [b.add(a, q) for a in queries])
+            now = [b.add(r, x) for r in rows]
+            if self.shape.queries == 1:  # bound by memory: ask for what comes next
+                for address in now:
+                    prefetch(b, b.add(address, ahead))
+            self.step(now, [b.add(a, q) for a in queries])
         left = b.urem(width, step)
         with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0)), likely=False):
             done = b.sub(width, left)
@@ -255,15 +269,16 @@ class _Tile:
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch, ahead):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Distances of ROWS rows (addresses at ``rows``) to the shape's number of queries.
 
     Query j lies at ``queries + j * stride``; its distances go to ``out + j * pitch`` (bytes).
+    A tile of one query asks for the memory ``ahead`` bytes further on.
     """
     plan = _Shape.decode(shape.literal_value)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _, metric, rows, queries, stride, width, out, pitch = args
+        _, metric, rows, queries, stride, width, out, pitch, ahead = args
         number = lambda value: ir.Constant(_I64, value)  # noqa: E731
         table = b.inttoptr(rows, _I64.as_pointer())
         row_at = [b.load(b.gep(table, [number(i)])) for i in range(ROWS)]
@@ -271,7 +286,7 @@ def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch):  
         for code in _METRICS_OF[plan.kind]:
             with b.if_then(b.icmp_signed("==", metric, number(code))):
                 tile = _Tile(b, plan, code)
-                tile.run(row_at, query_at, width)
+                tile.run(row_at, query_at, width, ahead)
                 for j in range(plan.queries):
                     line = b.add(out, b.mul(pitch, number(j)))
                     for i in range(ROWS):
@@ -279,7 +294,7 @@ def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch):  
                         b.store(tile.distance(j, i), target)
         return context.get_dummy_value()
 
-    return types.void(shape, *[types.int64] * 7), codegen
+    return types.void(shape, *[types.int64] * 8), codegen
 
 
 @intrinsic
@@ -339,11 +354,7 @@ def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line of an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], _I8.as_pointer())
-        flag = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, *flag])
+        prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -469,6 +480,7 @@ def make_scan(kind: str, level: str) -> Any:
         rowid_at = scratch + 8 * (CHUNK + ROWS)
         buffer = rowid_at + 8 * CHUNK
         pitch = 4 * CHUNK
+        ahead = 0 if positions != 0 else AHEAD
         size = block = 0
         first = last = 0  # positions of the current block
         at = start
@@ -505,10 +517,10 @@ def make_scan(kind: str, level: str) -> Any:
                                 _prefetch(_long(scratch, ahead) + offset)
                     if taken == 1:
                         _tile(one_query, metric, scratch + 8 * r, query, query_bytes, width,
-                              line + 4 * r, pitch)  # fmt: skip
+                              line + 4 * r, pitch, ahead)  # fmt: skip
                     else:
                         _tile(many_queries, metric, scratch + 8 * r, query, query_bytes, width,
-                              line + 4 * r, pitch)  # fmt: skip
+                              line + 4 * r, pitch, ahead)  # fmt: skip
                 done += taken
             if k == 0:
                 for i in range(n):
