@@ -152,8 +152,9 @@ class CommitChange:
             table = definitions.get(table_id, own.table)
             counters = read_counters(txn, table_id, table.name)
             self.shifts[table_id] = counters.next_rowid - keys.PROVISIONAL
-            changed = write_rows(txn, table, own, counters, self.shifts[table_id])
+            # entries first: many small values go in faster before large ones
             _write_index_entries(txn, table, own, self.shifts[table_id])
+            changed = write_rows(txn, table, own, counters, self.shifts[table_id])
             write_counters(txn, table_id, counters)
             self.counters[table_id] = counters
             self._log.append({"table": table.name, **changed})

@@ -66,6 +66,7 @@ class OwnBlock:
     dead: np.ndarray | None = None
     owned: bool = False
     maps: dict[int, dict[bytes, list[int]]] = field(default_factory=dict)
+    greatest: dict[int, bytes] = field(default_factory=dict)
 
     def rowids(self) -> np.ndarray:
         """Return the provisional rowids."""
@@ -98,6 +99,13 @@ class OwnBlock:
         return block_format.parse_block(
             payload, rows, column.type, bool(written.columns[column.id][1])
         )
+
+    def greatest_key(self, index: int) -> bytes:
+        """Return the greatest key of an index; bulk loads often come in key order."""
+        known = self.greatest.get(index)
+        if known is None:
+            known = self.greatest[index] = max(self.index_keys[index][0], default=b"")
+        return known
 
     def find_key(self, index: int, key: bytes) -> list[int]:
         """Return the provisional rowids of live rows with an index key."""

@@ -102,11 +102,13 @@ def _require_all_unique(
 ) -> None:
     encoded, nulls = found
     rows = range(len(encoded)) if nulls is None else np.flatnonzero(~nulls).tolist()
-    seen: set[bytes] = set()
-    low = min((encoded[row] for row in rows), default=b"")
+    wanted = encoded if nulls is None else [encoded[row] for row in rows]
+    low = min(wanted, default=b"")
     checks = [taken for taken, high in _lookups(view, own, plan.index) if high >= low]
-    for row in rows:
-        key = encoded[row]
+    if not checks and len(set(wanted)) == len(wanted):
+        return
+    seen: set[bytes] = set()
+    for row, key in zip(rows, wanted, strict=True):
         if key in seen or any(taken(key) for taken in checks):
             raise violation(view.table, plan.index, [part.get(row) for part in parts])
         seen.add(key)
@@ -121,8 +123,7 @@ def _lookups(view: TableView, own: OwnRows, index: IndexDef) -> list[tuple[Any, 
         found.append((lambda key: bool(own.find_key(index.id, key)), b"\xff"))
     for block in own.blocks:
         if index.id in block.index_keys:
-            every = block.index_keys[index.id][0]
-            found.append((_block_lookup(block, index.id), max(every, default=b"")))
+            found.append((_block_lookup(block, index.id), block.greatest_key(index.id)))
     last = txn.last("index", prefix, keys.successor(prefix))
     if last is not None and not is_rebuilt(own, index.id):
 

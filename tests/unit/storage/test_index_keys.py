@@ -71,7 +71,9 @@ def test_many_keys_equal_single_keys(name: str, data: st.DataObject) -> None:
     items = data.draw(st.lists(st.none() | VALUES[name], max_size=20))
     codec = KeyCodec([parse_type(name), BIGINT])
     columns = [from_list(parse_type(name), items), from_list(BIGINT, list(range(len(items))))]
-    assert codec.encode_columns(columns) == [codec.encode(r) for r in zip(items, range(len(items)))]
+    assert codec.encode_columns(columns) == [
+        codec.encode(r) for r in zip(items, range(len(items)), strict=True)
+    ]
 
 
 def test_zeros_are_equal_and_nan_is_last() -> None:
@@ -106,7 +108,7 @@ def test_bounds_select_the_range(
 ) -> None:
     codec = KeyCodec([BIGINT, TEXT])
     start, stop = codec.bounds([low], [high], low_in, high_in)
-    for item in items + [low, high]:
+    for item in [*items, low, high]:
         inside = (low < item or (low_in and item == low)) and (
             item < high or (high_in and item == high)
         )

@@ -6,13 +6,13 @@ import pathlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from tarsdb.errors import ConflictError
 from tarsdb.options import Durability, OpenOptions
+from tarsdb.schema import TableDef
 from tarsdb.storage import (
     Environment,
     Snapshot,
@@ -104,66 +104,74 @@ def test_background_merge_and_back_pressure(tmp_path: pathlib.Path) -> None:
     env.release()
 
 
-def test_threads_write_read_and_merge_at_once(env: Environment) -> None:
-    table = tables.make_table(env)
-    errors: list[BaseException] = []
-    done = threading.Event()
+class Crowd:
+    """Threads that write, read and tidy one table at the same time."""
 
-    def guarded(work: object) -> None:
-        try:
-            work()  # type: ignore[operator]
-        except BaseException as error:
-            errors.append(error)
+    def __init__(self, env: Environment, table: TableDef) -> None:
+        self.env, self.table = env, table
+        self.errors: list[BaseException] = []
+        self.done = threading.Event()
 
-    def write(first: int) -> None:
+    def start(self, work: Callable[..., None], *arguments: int) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except BaseException as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        return thread
+
+    def retry(self, work: Callable[[], object]) -> None:
+        """Run work again while a vacuum came in between."""
+        while True:
+            try:
+                work()
+                return
+            except ConflictError:
+                continue
+
+    def write(self, first: int) -> None:
+        env, table = self.env, self.table
         for key in range(first, first + 40):
             (rowid,) = tables.insert(env, table, tables.rows(key))
             if key % 4 == 0:
-                tables.update(env, table, rowid, (key, "updated", vector(key + 1)))
+                row = (key, "updated", vector(key + 1))
+                self.retry(lambda rowid=rowid, row=row: tables.update(env, table, rowid, row))  # type: ignore[misc]
             if key % 5 == 0:
-                tables.delete(env, table, [rowid])
+                self.retry(lambda rowid=rowid: tables.delete(env, table, [rowid]))  # type: ignore[misc]
 
-    def read() -> None:
-        while not done.is_set():
-            with Snapshot(env) as snapshot:
-                view = snapshot.table(table)
+    def read(self) -> None:
+        while not self.done.is_set():
+            with Snapshot(self.env) as snapshot:
+                view = snapshot.table(self.table)
                 rows = sum(len(chunk.rowids) for chunk in view.chunks([1, 2, 3]))
-                live = [b.live is None and len(b.rowids) or b.live for b in view.vectors(3)]
-                assert rows == view.count() == sum(int(np.sum(each)) for each in live)
+                live = sum(
+                    len(block.rowids) if block.live is None else int(block.live.sum())
+                    for block in view.vectors(3)
+                )
+                assert rows == view.count() == live
 
-    def care() -> None:
-        while not done.is_set():
-            merge(env, table, force=True)
-            try:
-                vacuum(env, table)
-            except ConflictError:
-                pass
+    def care(self) -> None:
+        while not self.done.is_set():
+            merge(self.env, self.table, force=True)
+            vacuum(self.env, self.table)
 
-    def write_retrying(first: int) -> None:
-        for key in range(first, first + 40):
-            while True:
-                try:
-                    tables.insert(env, table, tables.rows(key))
-                    break
-                except ConflictError:
-                    continue
 
-    writers = [
-        threading.Thread(target=guarded, args=(lambda f=f: write_retrying(f),))
-        for f in (1000, 2000, 3000)
-    ]
-    others = [threading.Thread(target=guarded, args=(work,)) for work in (read, read, care)]
-    for thread in writers + others:
-        thread.start()
+def test_threads_write_read_and_merge_at_once(env: Environment) -> None:
+    crowd = Crowd(env, tables.make_table(env))
+    writers = [crowd.start(crowd.write, first) for first in (0, 1000, 2000)]
+    others = [crowd.start(work) for work in (crowd.read, crowd.read, crowd.care)]
     for thread in writers:
         thread.join()
-    done.set()
+    crowd.done.set()
     for thread in others:
         thread.join()
-    assert errors == []
-    write(0)
-    expected = 120 + 40 - 8
-    assert len(tables.contents(env, table)) == expected
+    assert crowd.errors == []
+    found = tables.contents(env, crowd.table)
+    assert len(found) == 3 * (40 - 8)
+    assert sum(row[1] == "updated" for row in found.values()) == 3 * (10 - 2)
 
 
 def test_vacuum_frees_versions_and_keeps_old_readers(env: Environment) -> None:
