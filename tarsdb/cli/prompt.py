@@ -110,11 +110,15 @@ def _make_session(shell: Shell) -> PromptSession[str]:
         complete_while_typing=False,
         auto_suggest=AutoSuggestFromHistory(),
         multiline=True,
-        prompt_continuation=MORE_PROMPT,
+        prompt_continuation=_continuation,
         key_bindings=keys,
         lexer=_lexer(),
         enable_history_search=True,
     )
+
+
+def _continuation(width: int, line_number: int, is_soft_wrap: bool) -> str:
+    return "" if is_soft_wrap else MORE_PROMPT
 
 
 def history_path() -> Path:
