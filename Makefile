@@ -17,8 +17,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest
 META   := setup.cfg pyproject.toml
-# Parallel parts of a test run share cores with each other, not with each test's own threads.
-export OMP_NUM_THREADS ?= 1
+# Test processes share the cores with each other, not with each process's own threads.
+test test-all: export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test test-all lint bench crash docs clean
 .DELETE_ON_ERROR:
