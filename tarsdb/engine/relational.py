@@ -35,6 +35,7 @@ from tarsdb.sql.plan import Relation, Relational
 from tarsdb.types import SqlType
 
 _KEPT_TABLES = 64
+_POLL_S = 0.1
 _TOKENS = re.compile(
     r"'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|--[^\n]*|/\*.*?\*/"
     r"|\"(?P<quoted>(?:[^\"]|\"\")*)\"|(?P<bare>[A-Za-z_]\w*)",
@@ -213,18 +214,21 @@ class RelationalEngine:
     def _interruptible(self, connection: Any, sql: str, values: dict[str, Any] | None) -> pa.Table:
         """Run in a worker: signals reach only the main thread, and DuckDB does not return to it.
 
-        A waiting main thread sees Ctrl-C at once (25 us a statement; without it a SIGINT was lost
-        in some runs).
+        The wait is a poll: a signal the system hands to another thread wakes nobody (seen), and
+        Python looks at it only when the main thread runs again.
         """
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="tarsdb-relational")
         work = self._worker.submit(_fetch, connection, sql, values)
         try:
+            while not wait([work], timeout=_POLL_S).done:
+                pass
             return work.result()
         except KeyboardInterrupt:
             while not work.done():  # again: it may not have started when the first one came
-                connection.interrupt()
-                wait([work], timeout=0.02)
+                with contextlib.suppress(KeyboardInterrupt):
+                    connection.interrupt()
+                    wait([work], timeout=0.02)
             raise
 
     def _translated(self, error: BaseException, running: Running) -> BaseException:
