@@ -15,14 +15,21 @@ from tarsdb.engine.arrow import from_arrow, to_arrow
 from tarsdb.types import parse_type, to_storage
 
 VALUES: dict[str, list[Any]] = {
-    "BIGINT": [1, None, -(2**63)], "DOUBLE": [0.1, None, 1e300], "BOOLEAN": [True, False, None],
-    "DECIMAL(20,2)": ["1.25", None, "-3"], "TEXT": ["007", "", None], "DATE": ["2020-02-29", None, "1960-01-01"],
+    "BIGINT": [1, None, -(2**63)],
+    "DOUBLE": [0.1, None, 1e300],
+    "BOOLEAN": [True, False, None],
+    "DECIMAL(20,2)": ["1.25", None, "-3"],
+    "TEXT": ["007", "", None],
+    "DATE": ["2020-02-29", None, "1960-01-01"],
     "TIMESTAMP": ["2020-01-01 00:00:00.000001", None, "1900-01-01"],
     "UUID": ["00000000-0000-0000-0000-000000000001", None, "ffffffff-0000-0000-0000-000000000001"],
-    "JSON": ['{"a":[1,"x"]}', None, "[]"], "INT[]": [[1, None], None, []], "VECTOR(2)": [[1, 2.5], None, [3, 4]],
-    "BIT(3)": ["101", None, "000"], "TIME": ["01:02:03.000004", None, "00:00:00"],
+    "JSON": ['{"a":[1,"x"]}', None, "[]"],
+    "INT[]": [[1, None], None, []],
+    "VECTOR(2)": [[1, 2.5], None, [3, 4]],
+    "BIT(3)": ["101", None, "000"],
+    "TIME": ["01:02:03.000004", None, "00:00:00"],
     "TIMESTAMPTZ": ["2020-01-01 00:00:00+00:00", None, "2021-01-01 00:00:00+02:00"],
-}  # fmt: skip
+}
 
 
 def columns() -> dict[str, Column]:

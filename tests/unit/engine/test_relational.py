@@ -103,13 +103,15 @@ def plan(sql: str, *names: str, **more: Any) -> Relational:
 def batches(count: int = 5, rows: int = 3000) -> list[pa.RecordBatch]:
     vector = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 2, np.float32)), 2)
     return [
-        pa.record_batch({
-            "a": pa.array(range(i * rows, (i + 1) * rows), pa.int64()),
-            "v": vector,
-            "s": pa.array([f"k{j % 3}" for j in range(rows)]),
-        })
+        pa.record_batch(
+            {
+                "a": pa.array(range(i * rows, (i + 1) * rows), pa.int64()),
+                "v": vector,
+                "s": pa.array([f"k{j % 3}" for j in range(rows)]),
+            }
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -215,16 +217,30 @@ def test_an_unchanged_table_stays_registered_and_a_new_one_is_seen(
 
 
 PARAMETERS = [
-    (None, None), (True, True), (7, 7), (2**40, 2**40), (2**70, decimal.Decimal(2**70)), (1.5, 1.5),
-    ("é'x", "é'x"), (b"\x00\xff", b"\x00\xff"), (decimal.Decimal("1.50"), decimal.Decimal("1.50")),
-    (dt.date(1969, 1, 1), dt.date(1969, 1, 1)), (dt.time(1, 2, 3, 4), dt.time(1, 2, 3, 4)),
+    (None, None),
+    (True, True),
+    (7, 7),
+    (2**40, 2**40),
+    (2**70, decimal.Decimal(2**70)),
+    (1.5, 1.5),
+    ("é'x", "é'x"),
+    (b"\x00\xff", b"\x00\xff"),
+    (decimal.Decimal("1.50"), decimal.Decimal("1.50")),
+    (dt.date(1969, 1, 1), dt.date(1969, 1, 1)),
+    (dt.time(1, 2, 3, 4), dt.time(1, 2, 3, 4)),
     (dt.datetime(2020, 1, 1, 2), dt.datetime(2020, 1, 1, 2)),
     (dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(2020, 1, 1, tzinfo=dt.UTC)),
     (dt.timedelta(days=3, microseconds=5), dt.timedelta(days=3, microseconds=5)),
-    (uuid.UUID(int=5), uuid.UUID(int=5)), (np.int64(3), 3), (np.float32(0.5), 0.5),
-    ([1, 2], [1, 2]), ([np.int64(1)], [1]), (bytearray(b"x"), b"x"),
-    (np.array([True, False]), "10"), ({"k": 1}, {"k": 1}), (pa.scalar(4), 4),
-]  # fmt: skip
+    (uuid.UUID(int=5), uuid.UUID(int=5)),
+    (np.int64(3), 3),
+    (np.float32(0.5), 0.5),
+    ([1, 2], [1, 2]),
+    ([np.int64(1)], [1]),
+    (bytearray(b"x"), b"x"),
+    (np.array([True, False]), "10"),
+    ({"k": 1}, {"k": 1}),
+    (pa.scalar(4), 4),
+]
 
 
 @pytest.mark.parametrize(("value", "expected"), PARAMETERS, ids=lambda v: repr(v)[:20])
@@ -251,14 +267,28 @@ def test_what_cannot_be_bound_names_the_parameter(engine: RelationalEngine, valu
 
 
 SAMPLES: dict[str, list[Any]] = {
-    "BOOLEAN": [True, None], "SMALLINT": [-3, None], "INT": [2**31 - 1, None], "BIGINT": [-(2**63), None],
-    "REAL": [0.5, None], "DOUBLE": [1e300, None], "DECIMAL(12,3)": ["1.250", None],
-    "DECIMAL(38,2)": ["-123456789012345678901234567890.25", None], "TEXT": ["é", "", None], "BLOB": [b"\x00", None],
-    "DATE": ["1960-02-29", None], "TIME": ["23:59:59.999999", None], "TIMESTAMP": ["1900-01-01 00:00:00.000001", None],
-    "TIMESTAMPTZ": ["2020-01-01 00:00:00+02:00", None], "INTERVAL": [(1, -2, 3), None], "UUID": [uuid.UUID(int=2**127 + 9), uuid.UUID(int=1), None],
-    "JSON": ['{"a": [1]}', None], "INT[]": [[1, None], [], None], "TEXT[]": [["a"], None], "VECTOR(2)": [[1, 2], None],
+    "BOOLEAN": [True, None],
+    "SMALLINT": [-3, None],
+    "INT": [2**31 - 1, None],
+    "BIGINT": [-(2**63), None],
+    "REAL": [0.5, None],
+    "DOUBLE": [1e300, None],
+    "DECIMAL(12,3)": ["1.250", None],
+    "DECIMAL(38,2)": ["-123456789012345678901234567890.25", None],
+    "TEXT": ["é", "", None],
+    "BLOB": [b"\x00", None],
+    "DATE": ["1960-02-29", None],
+    "TIME": ["23:59:59.999999", None],
+    "TIMESTAMP": ["1900-01-01 00:00:00.000001", None],
+    "TIMESTAMPTZ": ["2020-01-01 00:00:00+02:00", None],
+    "INTERVAL": [(1, -2, 3), None],
+    "UUID": [uuid.UUID(int=2**127 + 9), uuid.UUID(int=1), None],
+    "JSON": ['{"a": [1]}', None],
+    "INT[]": [[1, None], [], None],
+    "TEXT[]": [["a"], None],
+    "VECTOR(2)": [[1, 2], None],
     "INT8VEC(3)": [[1, -128, 127], None],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lazily", [True, False])
@@ -279,16 +309,30 @@ def test_each_type_through_a_query_and_back(
 
 RESULTS = [
     ("sum(x) FROM (VALUES (1), (2)) t(x)", 3, "BIGINT"),
-    ("sum(x) FROM (VALUES (9223372036854775807), (1)) t(x)", decimal.Decimal(2**63), "DECIMAL(38,0)"),
-    ("1::UTINYINT", 1, "SMALLINT"), ("1::UBIGINT", 1, "BIGINT"),
+    (
+        "sum(x) FROM (VALUES (9223372036854775807), (1)) t(x)",
+        decimal.Decimal(2**63),
+        "DECIMAL(38,0)",
+    ),
+    ("1::UTINYINT", 1, "SMALLINT"),
+    ("1::UBIGINT", 1, "BIGINT"),
     ("18446744073709551615::UBIGINT", decimal.Decimal(2**64 - 1), "DECIMAL(38,0)"),
-    ("'x'::ENUM('x', 'y')", "x", "TEXT"), ("'0101'::BIT", "0101", "TEXT"),
-    ("{'a': 1, 'b': [uuid '00000000-0000-0000-0000-000000000001']}", {"a": 1, "b": [str(uuid.UUID(int=1))]}, "JSON"),
-    ("MAP {'k': 1}", {"k": 1}, "JSON"), ("[[1], [2]]", [[1], [2]], "JSON"), ("[1, NULL]", [1, None], "INT[]"),
-    ("NULL", None, "TEXT"), ("[1.5, NULL]::FLOAT[2]", [1.5, None], "REAL[]"),
+    ("'x'::ENUM('x', 'y')", "x", "TEXT"),
+    ("'0101'::BIT", "0101", "TEXT"),
+    (
+        "{'a': 1, 'b': [uuid '00000000-0000-0000-0000-000000000001']}",
+        {"a": 1, "b": [str(uuid.UUID(int=1))]},
+        "JSON",
+    ),
+    ("MAP {'k': 1}", {"k": 1}, "JSON"),
+    ("[[1], [2]]", [[1], [2]], "JSON"),
+    ("[1, NULL]", [1, None], "INT[]"),
+    ("NULL", None, "TEXT"),
+    ("[1.5, NULL]::FLOAT[2]", [1.5, None], "REAL[]"),
     ("TIMESTAMP_NS '2020-01-01 00:00:00.000001'", dt.datetime(2020, 1, 1, 0, 0, 0, 1), "TIMESTAMP"),
-    ("7 / 2", 3, "INT"), ("avg(x) FROM (VALUES (1), (2)) t(x)", 1.5, "DOUBLE"),
-]  # fmt: skip
+    ("7 / 2", 3, "INT"),
+    ("avg(x) FROM (VALUES (1), (2)) t(x)", 1.5, "DOUBLE"),
+]
 
 
 @pytest.mark.parametrize(("sql", "value", "name"), RESULTS, ids=lambda v: str(v)[:20])
@@ -312,7 +356,7 @@ FAILURES = [
     ("SELECT 2147483647::INT + 1::INT", errors.ValueRangeError, "Overflow"),
     ("SELECT 1 % 0", errors.DataError, "Division by zero"),
     ("SELECT (SELECT a FROM __r0)", errors.DataError, "scalar subqueries"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("sql", "kind", "text"), FAILURES, ids=lambda v: str(v)[:24])
@@ -331,7 +375,8 @@ def test_duckdb_errors_are_ours(
 
 def test_memory_is_limited() -> None:
     small = RelationalEngine({"memory_limit": "20MB"})
-    sql = "SELECT count(*) FROM (SELECT DISTINCT x * 7, x::TEXT || 'aaaaaaaaaaaaaaaaaaaa' FROM range(2000000) t(x))"
+    distinct = "SELECT DISTINCT x * 7, x::TEXT || repeat('a', 20) FROM range(2000000) t(x)"
+    sql = f"SELECT count(*) FROM ({distinct})"
     with pytest.raises(errors.OperationalError, match="memory") as caught:
         rows(small, sql)
     assert caught.value.hint
@@ -339,11 +384,19 @@ def test_memory_is_limited() -> None:
 
 
 CAGE = [
-    "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM '/etc/passwd'", "SELECT * FROM read_text('/etc/hostname')",
-    "LOAD httpfs", "INSTALL httpfs", "COPY (SELECT 1) TO '/tmp/tarsdb-escape.csv'", "ATTACH '/tmp/tarsdb-escape.db'",
-    "SELECT * FROM glob('/etc/*')", "SET enable_external_access = true", "SET threads = 1", "SELECT * FROM visible_here",
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "SELECT * FROM '/etc/passwd'",
+    "SELECT * FROM read_text('/etc/hostname')",
+    "LOAD httpfs",
+    "INSTALL httpfs",
+    "COPY (SELECT 1) TO '/tmp/tarsdb-escape.csv'",
+    "ATTACH '/tmp/tarsdb-escape.db'",
+    "SELECT * FROM glob('/etc/*')",
+    "SET enable_external_access = true",
+    "SET threads = 1",
+    "SELECT * FROM visible_here",
     "SELECT getenv('HOME')",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("sql", CAGE)
@@ -389,7 +442,8 @@ def test_functions_and_models_are_called_in_batches(engine: RelationalEngine) ->
         [pa.record_batch({"s": pa.array(["a", None, "ccc"]), "n": pa.array([1, None, 3])})]
     )
     inputs = FakeInputs({"__r0": scan})
-    sql = "SELECT __embed_mini(s) AS e, __udf_twice(n) AS t, __udf_tag(s) AS g, __udf_seven() AS k FROM __r0"
+    calls = "__embed_mini(s) AS e, __udf_twice(n) AS t, __udf_tag(s) AS g, __udf_seven() AS k"
+    sql = f"SELECT {calls} FROM __r0"
     got = rows(
         engine,
         sql,
@@ -501,7 +555,8 @@ def test_distances_check_dimensions(engine: RelationalEngine) -> None:
     pytest.importorskip("tarsdb.index.flat")
     values = {"l2": 5.0, "ip": 0.0, "l1": 7.0}
     for operation, expected in values.items():
-        sql = f"SELECT __distance_{operation}(v, '[3, 4]') FROM (VALUES ([0, 0]::FLOAT[2]), (NULL)) t(v)"
+        values_of_v = "(VALUES ([0, 0]::FLOAT[2]), (NULL)) t(v)"
+        sql = f"SELECT __distance_{operation}(v, '[3, 4]') FROM {values_of_v}"
         assert rows(engine, sql, distances=((operation, 2),)) == [(expected,), (None,)]
     with pytest.raises(errors.DimensionMismatchError, match=r"2 dimensions.*3"):
         rows(engine, "SELECT __distance_l2([1, 2], [1, 2, 3])", distances=(("l2", 2),))
@@ -520,8 +575,10 @@ def test_no_warnings_at_exit() -> None:
     script = (
         "from tests.unit.engine.test_relational import *\n"
         "engine = RelationalEngine({})\n"
-        "inputs = FakeInputs({'__r0': ListScan(batches()), '__r1': TableScan(pa.table({'a': [1]}))})\n"
-        "rows(engine, 'SELECT __udf_twice(x.a) FROM __r0 x, __r1', inputs, '__r0', '__r1', functions=(DOUBLED,))\n"
+        "small = TableScan(pa.table({'a': [1]}))\n"
+        "inputs = FakeInputs({'__r0': ListScan(batches()), '__r1': small})\n"
+        "sql = 'SELECT __udf_twice(x.a) FROM __r0 x, __r1'\n"
+        "rows(engine, sql, inputs, '__r0', '__r1', functions=(DOUBLED,))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
