@@ -71,7 +71,8 @@ def both_valid(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarra
     """Return the validity of rows valid in both."""
     if first is None or second is None:
         return first if second is None else second
-    return first & second
+    both: np.ndarray = first & second
+    return both
 
 
 def _compare_constant(op: str, column: Column, constant: Constant) -> np.ndarray:
@@ -155,7 +156,7 @@ def _compare_text(op: str, column: Column, item: Any) -> np.ndarray:
 
 
 def _text_equal(values: np.ndarray, offsets: np.ndarray, item: bytes) -> np.ndarray:
-    result = np.diff(offsets) == len(item)
+    result: np.ndarray = np.diff(offsets) == len(item)
     rows = np.flatnonzero(result)
     if len(item) == 0 or len(rows) == 0:
         return result

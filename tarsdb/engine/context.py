@@ -86,7 +86,7 @@ class Engines:
         if self._relational is None:
             from tarsdb.engine.relational import RelationalEngine
 
-            self._relational = RelationalEngine(self.settings)
+            self._relational = RelationalEngine(self.settings, self.interrupt.is_set)
         return self._relational
 
     def stop(self, *, timed_out: bool = False) -> None:

@@ -74,7 +74,8 @@ class FunctionRuntime:
 
     def _compiled(self, context: Context, function: FunctionDef) -> ScalarFunction:
         loaded = self._env.caches.setdefault("functions", {})
-        key = (function.name, function.digest, function.export, function.arguments, function.returns,
+        key = (function.name, function.digest, function.export, function.arguments,
+               function.returns,
                function.strict, tuple(sorted(function.options.items())))  # fmt: skip
         compiled: ScalarFunction | None = loaded.get(key)
         if compiled is None:

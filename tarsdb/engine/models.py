@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tarsdb.model_ops import Encoder
 
 Progress = Callable[[int, int], None]
-_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length"})
+_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt"})
 
 
 class ModelRuntime:
@@ -69,7 +69,8 @@ class ModelRuntime:
         if found is None:
             raise ModelError(f"model {model.name} has no version {version!r}")
         loaded: dict[Any, Encoder] = self._env.caches.setdefault("encoders", {})
-        key = (found.files["config.json"], tuple(sorted(t[2] for t in found.tensors.values())),
+        key = (tuple(sorted(found.files.items())),
+               tuple(sorted((n, t[2]) for n, t in found.tensors.items())),
                tuple(sorted(model.options.items())))  # fmt: skip
         encoder = loaded.get(key)
         if encoder is None:
@@ -115,7 +116,8 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
         )
     from tarsdb.model_ops import read_model_directory
 
-    found = read_model_directory(source)
+    kept = {key: value for key, value in options.items() if key != "task"}
+    found = read_model_directory(source, kept)
     task = options.get("task", found.task)
     if task != found.task:
         raise ModelError(f"model {name}: {source} is a model for {found.task}, not {task}")
@@ -125,7 +127,6 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
         for tensor, array in found.tensors.items()
     }
     version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
-    kept = {key: value for key, value in options.items() if key != "task"}
     return ModelDef(writes.new_id(), name, task, found.dim, "v1", (version,), kept)
 
 

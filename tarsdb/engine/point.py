@@ -18,11 +18,10 @@ from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import PointLookup
 from tarsdb.types import Kind, presenter
 
-
-# Kinds whose Python integers are storage values already: type, least, greatest.
-_PLAIN: dict[Kind, tuple[type, int, int]] = {
-    Kind.INT: (int, -(2**31), 2**31 - 1),
-    Kind.BIGINT: (int, -(2**63), 2**63 - 1),
+# Kinds whose Python integers are storage values already: least and greatest.
+_PLAIN: dict[Kind, tuple[int, int]] = {
+    Kind.INT: (-(2**31), 2**31 - 1),
+    Kind.BIGINT: (-(2**63), 2**63 - 1),
 }
 
 
@@ -76,7 +75,7 @@ def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:
             item = context.parameter(node.key)
         else:
             item = context.constant(node)
-        if plain is not None and type(item) is plain[0] and plain[1] <= item <= plain[2]:
+        if plain is not None and type(item) is int and plain[0] <= item <= plain[1]:
             key.append(item)
             continue
         try:

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -120,10 +120,15 @@ class RelationalEngine:
     settings : mapping
         Reads ``file_access``, ``memory_limit`` and ``default_null_order`` at every statement; a
         change makes a new DuckDB, since a cage's configuration is locked.
+    stopped : callable
+        True once the running statement was asked to stop.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         self._settings = settings
+        self._stopped = stopped
         self._lock = threading.RLock()
         self._connection: Any = None
         self._configured: tuple[Any, ...] = ()
@@ -205,8 +210,6 @@ class RelationalEngine:
         sql = prefix + _rename(running.plan.sql, running.sources)
         self._executing = True
         try:
-            if threading.current_thread() is not threading.main_thread():
-                return _fetch(connection, sql, values)
             return self._interruptible(connection, sql, values)
         finally:
             self._executing = False
@@ -215,14 +218,16 @@ class RelationalEngine:
         """Run in a worker: signals reach only the main thread, and DuckDB does not return to it.
 
         The wait is a poll: a signal the system hands to another thread wakes nobody (seen), and
-        Python looks at it only when the main thread runs again.
+        Python looks at it only when the main thread runs again. A request to stop that came
+        before DuckDB had begun is found by the poll too.
         """
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="tarsdb-relational")
         work = self._worker.submit(_fetch, connection, sql, values)
         try:
             while not wait([work], timeout=_POLL_S).done:
-                pass
+                if self._stopped():
+                    connection.interrupt()
             return work.result()
         except KeyboardInterrupt:
             while not work.done():  # again: it may not have started when the first one came

@@ -58,9 +58,10 @@ class TableScan:
             return None
         key = (self._view.table.id, tuple(self.schema.names))
         held = self._cache.get(key)
-        if held is None or held[0] is not self._view:
-            held = self._cache[key] = (self._view, self._copy())
-        return held[1]  # type: ignore[no-any-return]
+        if held is None or held[0] is not self._view.state:
+            held = self._cache[key] = (self._view.state, self._copy())
+        table: pa.Table = held[1]
+        return table
 
     def _copy(self) -> pa.Table:
         ids = [column.id for column in self._columns.values()]

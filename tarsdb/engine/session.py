@@ -7,8 +7,10 @@ snapshot and one write set, and a failing statement undoes only itself.
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -25,6 +27,7 @@ from tarsdb.errors import (
     InterruptError,
     ProgrammingError,
     ReadOnlyError,
+    SnapshotExpiredError,
 )
 from tarsdb.options import Durability
 from tarsdb.sql import bind, parse, split
@@ -58,7 +61,7 @@ from tarsdb.storage import Environment, Snapshot, WriteSet
 
 QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
 DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
-MAX_ATTEMPTS = 20
+MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512
 
 
@@ -173,15 +176,31 @@ class Session:
         variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
+        gate: threading.Lock = self.env.caches.setdefault("retry_gate", threading.Lock())
+        if gate.locked():  # someone runs again after a conflict: let it through first
+            with gate:
+                pass
+        try:
+            return self._alone(prepared, parameters, variables, many)
+        except ConflictError:
+            if many is not None and not isinstance(many, Sequence):
+                raise  # its parameters are used up
+        with gate:
+            return self._again(lambda: self._alone(prepared, parameters, variables, many))
+
+    def _again(self, run: Callable[[], Result]) -> Result:
+        """Run a statement until it no longer conflicts, for as long as ``lock_timeout``."""
+        deadline = time.monotonic() + self.settings["lock_timeout"] / 1000
         attempt = 0
         while True:
             attempt += 1
             try:
-                return self._alone(prepared, parameters, variables, many)
+                return run()
             except ConflictError:
-                again = many is None or isinstance(many, Sequence)
-                if attempt >= MAX_ATTEMPTS or not again:
+                if attempt >= MIN_ATTEMPTS and time.monotonic() > deadline:
                     raise
+            self.engines.interrupt.check()
+            time.sleep(random.random() * min(0.05, 0.001 * 2**attempt))
 
     def _alone(
         self, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
@@ -212,7 +231,22 @@ class Session:
     def _inside(
         self, opened: _Open, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
     ) -> Result:
-        """Run a statement in the open transaction; undo only it when it fails."""
+        """Run a statement in the open transaction; between statements its snapshot may expire."""
+        try:
+            opened.snapshot.txn.resume()
+        except SnapshotExpiredError:
+            self.rollback()
+            raise
+        try:
+            return self._statement(opened, prepared, parameters, variables, many)
+        finally:
+            if self._open is opened:
+                opened.snapshot.txn.park()
+
+    def _statement(
+        self, opened: _Open, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
+    ) -> Result:
+        """Run a statement of a transaction; undo only it when it fails."""
         context = Context(self.engines, opened.snapshot, opened.writes, parameters, variables)
         plan = self._plan(prepared, context, variables)
         if isinstance(plan, (Transaction, SetOption)):
@@ -312,6 +346,7 @@ class Session:
                 raise ProgrammingError("BEGIN: a transaction is open already")
             snapshot = Snapshot(self.env)
             self._open = _Open(snapshot, WriteSet(self.env, snapshot.commit))
+            snapshot.txn.park()
 
     def commit(self) -> None:
         """Commit the open transaction; does nothing outside one."""
