@@ -117,7 +117,7 @@ def _make_session(shell: Shell) -> PromptSession[str]:
     )
 
 
-def _continuation(width: int, line_number: int, is_soft_wrap: bool) -> str:
+def _continuation(width: int, line_number: int, is_soft_wrap: int) -> str:
     return "" if is_soft_wrap else MORE_PROMPT
 
 
