@@ -1,8 +1,9 @@
 """Choose how to find the rows a predicate keeps: an ordered scalar index, or a scan.
 
-An index is used when equalities cover a prefix of its columns (IN counts as several), or a range
-bounds its first column, and a look at the first rows says that few rows pass. What an index
-returns is a superset: the executor evaluates the whole predicate again.
+An index is used when equalities cover its columns (IN counts as several), or a range bounds its
+one column, and it finds few rows: reading it stops as soon as a scan would be better. What it
+returns is a superset, and the executor evaluates the whole predicate again, unless the lookup was
+all the predicate asked.
 """
 
 from __future__ import annotations
@@ -23,39 +24,55 @@ from tarsdb.sql import expressions as ex
 from tarsdb.storage import TableView
 from tarsdb.types import Kind, to_storage
 
-SAMPLE_ROWS = 2048
-MAX_SELECTIVITY = 0.05
-SMALL_TABLE = 256
+MAX_SELECTIVITY = 0.1
+SMALL_TABLE = 1000
 MAX_KEYS = 1000
+EXACT_BYTES = 200  # of text in a key; the index truncates only much longer keys
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One index and the keys or the bounds to look up in it."""
+    """One index and the keys or the bounds to look up in it.
+
+    ``exact`` says that the predicate asks nothing else, so that what is found needs no check.
+    """
 
     index: IndexDef
     keys: tuple[tuple[Any, ...], ...] = ()
-    low: Any = None
-    high: Any = None
-    low_inclusive: bool = True
-    high_inclusive: bool = True
+    low: tuple[Any, bool] = (None, True)
+    high: tuple[Any, bool] = (None, True)
+    exact: bool = False
 
     @property
     def is_range(self) -> bool:
         """True when the bounds are meant, not the keys."""
-        return not self.keys and (self.low is not None or self.high is not None)
+        return self.low[0] is not None or self.high[0] is not None
 
-    def rowids(self, view: TableView) -> np.ndarray:
-        """Return the row ids the index holds there, ascending, each once; int64 (n,)."""
+    def rowids(self, view: TableView, most: int | None) -> np.ndarray | None:
+        """Return the row ids the index holds there, ascending; None when more than ``most``."""
         if self.is_range:
-            low = None if self.low is None else (self.low,)
-            high = None if self.high is None else (self.high,)
-            found = view.range(self.index, low, high, self.low_inclusive, self.high_inclusive)
-            return np.unique(found)
-        found_each = [view.find(self.index, key) for key in self.keys]
-        if len(found_each) == 1:
-            return found_each[0]
-        return np.unique(np.concatenate(found_each)) if found_each else np.empty(0, np.int64)
+            low, high = _bound(self.low), _bound(self.high)
+            parts = [view.range(self.index, low, high, most)]
+        else:
+            parts = [view.find(self.index, key, most) for key in self.keys]
+        rows = sum(map(len, parts))
+        if most is not None and rows > most:
+            return None
+        if len(parts) == 1 and not self.is_range:
+            return parts[0]
+        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _bound(bound: tuple[Any, bool]) -> tuple[tuple[Any, ...] | None, bool]:
+    return (None if bound[0] is None else (bound[0],)), bound[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an index answered: the rows, and how it was asked."""
+
+    probe: Probe
+    rowids: np.ndarray
 
 
 @dataclass(slots=True)
@@ -63,10 +80,8 @@ class _Bounds:
     """What the conjuncts of a predicate say about one column."""
 
     values: list[Any] | None = None
-    low: Any = None
-    high: Any = None
-    low_inclusive: bool = True
-    high_inclusive: bool = True
+    low: tuple[Any, bool] = (None, True)
+    high: tuple[Any, bool] = (None, True)
 
 
 class NoKey(Exception):
@@ -75,27 +90,28 @@ class NoKey(Exception):
 
 def choose(
     table: TableDef, predicate: ex.Expr | None, view: TableView, calls: evaluate.Calls
-) -> Probe | None:
-    """Return the index probe to use for a predicate, or None for a scan."""
+) -> Found | None:
+    """Return the rows an index finds for a predicate, or None where a scan is better."""
     if predicate is None or not table.indexes:
         return None
-    bounds = _bounds(predicate, calls)
+    terms = list(conjuncts(predicate))
+    bounds = _bounds(terms, calls)
     best: tuple[int, Probe] | None = None
     for index in table.indexes:
         if index.method == "btree":
-            scored = _probe(index, bounds)
+            scored = _probe(index, bounds, len(terms))
             if scored is not None and (best is None or scored[0] > best[0]):
                 best = scored
     if best is None:
         return None
-    probe = best[1]
-    exact = probe.index.unique and not probe.is_range
-    if not exact and not _is_selective(table, predicate, view, calls):
-        return None
-    return probe
+    rows = view.count()
+    most = None if rows <= SMALL_TABLE else int(rows * MAX_SELECTIVITY)
+    rowids = best[1].rowids(view, most)
+    return None if rowids is None else Found(best[1], rowids)
 
 
-def _probe(index: IndexDef, bounds: dict[int, _Bounds]) -> tuple[int, Probe] | None:
+def _probe(index: IndexDef, bounds: dict[int, _Bounds], terms: int) -> tuple[int, Probe] | None:
+    """Return the lookup an index offers, with its rank among others."""
     prefix: list[list[Any]] = []
     for column_id in index.column_ids:
         known = bounds.get(column_id)
@@ -105,15 +121,21 @@ def _probe(index: IndexDef, bounds: dict[int, _Bounds]) -> tuple[int, Probe] | N
     if len(prefix) == len(index.column_ids):
         keys = tuple(product(*prefix))
         if len(keys) <= MAX_KEYS:
-            return (200 if index.unique else 100) + len(prefix), Probe(index, keys)
+            exact = terms == len(prefix) and all(_is_short(v) for values in prefix for v in values)
+            rank = (200 if index.unique else 100) + len(prefix)
+            return rank, Probe(index, keys, exact=exact)
     first = bounds.get(index.column_ids[0])
     if first is None or len(index.column_ids) > 1:
         return None
-    if first.low is None and first.high is None:
+    sides = sum(side is not None for side in (first.low[0], first.high[0]))
+    if not sides:
         return None
-    both = first.low is not None and first.high is not None
-    probe = Probe(index, (), first.low, first.high, first.low_inclusive, first.high_inclusive)
-    return (20 if both else 10), probe
+    exact = terms == sides and _is_short(first.low[0]) and _is_short(first.high[0])
+    return 10 * sides, Probe(index, (), first.low, first.high, exact)
+
+
+def _is_short(key: Any) -> bool:
+    return not isinstance(key, (str, bytes)) or len(key) <= EXACT_BYTES
 
 
 def conjuncts(predicate: ex.Expr) -> Iterator[ex.Expr]:
@@ -125,9 +147,9 @@ def conjuncts(predicate: ex.Expr) -> Iterator[ex.Expr]:
         yield predicate
 
 
-def _bounds(predicate: ex.Expr, calls: evaluate.Calls) -> dict[int, _Bounds]:
+def _bounds(terms: list[ex.Expr], calls: evaluate.Calls) -> dict[int, _Bounds]:
     found: dict[int, _Bounds] = {}
-    for term in conjuncts(predicate):
+    for term in terms:
         try:
             _note(term, found, calls)
         except NoKey:
@@ -156,9 +178,9 @@ def _note(term: ex.Expr, found: dict[int, _Bounds], calls: evaluate.Calls) -> No
     if op == "=":
         known.values = [key]
     elif op in (">", ">="):
-        known.low, known.low_inclusive = key, op == ">="
+        known.low = (key, op == ">=")
     else:
-        known.high, known.high_inclusive = key, op == "<="
+        known.high = (key, op == "<=")
 
 
 def _key(node: ex.Expr, column: ex.ColumnRef, calls: evaluate.Calls) -> Any:
@@ -190,18 +212,3 @@ def exact_key(item: Any, column: ex.ColumnRef) -> Any:
         return to_storage(item, column.column.type, column.column.name)
     except DataError:
         raise NoKey from None
-
-
-def _is_selective(
-    table: TableDef, predicate: ex.Expr, view: TableView, calls: evaluate.Calls
-) -> bool:
-    if view.count() <= SMALL_TABLE:
-        return True
-    needed = evaluate.columns_of(predicate)
-    for chunk in view.chunks(list(needed)):
-        rows = min(len(chunk.rowids), SAMPLE_ROWS)
-        columns = {i: c.slice(0, rows) for i, c in zip(needed, chunk.columns, strict=True)}
-        batch = evaluate.Batch(rows, columns, calls, chunk.rowids[:rows])
-        mask = evaluate.select(predicate, batch)
-        return mask is not None and float(mask.mean()) <= MAX_SELECTIVITY
-    return True

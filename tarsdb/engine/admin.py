@@ -118,12 +118,12 @@ def access_notes(context: Context, plan: Any) -> list[str]:
         return []
     view = context.view(plan.table)
     try:
-        probe = access.choose(plan.table, plan.predicate, view, context)
+        chosen = access.choose(plan.table, plan.predicate, view, context)
     except ProgrammingError:  # EXPLAIN without bound parameters cannot choose yet
         return [f"access: chosen when parameters are bound, {view.count()} rows"]
-    if probe is not None:
-        how = "range" if probe.is_range else "lookup"
-        found = f"access: index {probe.index.name} ({how})"
+    if chosen is not None:
+        how = "range" if chosen.probe.is_range else "lookup"
+        found = f"access: index {chosen.probe.index.name} ({how}), {len(chosen.rowids)} rows"
     else:
         found = f"access: scan, {view.count()} rows"
     if isinstance(plan, Knn):

@@ -92,11 +92,12 @@ def _batches(
     """Yield the rows a predicate keeps, in row id order, with the columns the outputs read."""
     needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
     ids = list(needed)
-    probe = access.choose(view.table, predicate, view, context)
-    if probe is not None:
-        rowids = probe.rowids(view)
+    found = access.choose(view.table, predicate, view, context)
+    if found is not None:
+        rowids = found.rowids
         columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        yield project.filtered(evaluate.Batch(len(rowids), columns, context, rowids), predicate)
+        batch = evaluate.Batch(len(rowids), columns, context, rowids)
+        yield batch if found.probe.exact else project.filtered(batch, predicate)
         return
     for chunk in view.chunks(ids):
         context.engines.interrupt.check()

@@ -92,10 +92,9 @@ class TableScan:
     def _chunks(self, wanted: list[ColumnDef]) -> Iterator[Chunk]:
         ids = [column.id for column in wanted]
         if self._predicate is not None:
-            probe = access.choose(self._view.table, self._predicate, self._view, self._calls)
-            if probe is not None:
-                rowids = probe.rowids(self._view)
-                yield Chunk(rowids, self._view.rows(rowids, ids))
+            found = access.choose(self._view.table, self._predicate, self._view, self._calls)
+            if found is not None:
+                yield Chunk(found.rowids, self._view.rows(found.rowids, ids))
                 return
         yield from self._view.chunks(ids)
 

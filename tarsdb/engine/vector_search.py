@@ -156,10 +156,12 @@ def filtered_rowids(
     """Return the row ids a predicate keeps; None means all rows."""
     if predicate is None:
         return None
-    probe = access.choose(view.table, predicate, view, context)
+    found = access.choose(view.table, predicate, view, context)
     needed = evaluate.columns_of(predicate)
-    if probe is not None:
-        rowids = probe.rowids(view)
+    if found is not None:
+        rowids = found.rowids
+        if found.probe.exact:
+            return rowids
         columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
         mask = evaluate.select(predicate, evaluate.Batch(len(rowids), columns, context, rowids))
         return rowids if mask is None else rowids[mask]

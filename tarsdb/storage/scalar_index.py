@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 _ROWID = 8
 
 
-def find(view: TableView, own: OwnRows | None, index: IndexDef, key: tuple[Any, ...]) -> np.ndarray:
-    """Return ascending rowids of live rows whose index key equals ``key``."""
+def find(
+    view: TableView,
+    own: OwnRows | None,
+    index: IndexDef,
+    key: tuple[Any, ...],
+    most: int | None = None,
+) -> np.ndarray:
+    """Return ascending rowids of live rows whose index key equals ``key``.
+
+    With ``most``, reading stops soon after that many: a longer answer is incomplete.
+    """
     encoded = view.state.cache.codec(view.table, index).encode(key)
     unique = index.unique and None not in key
     if own is None or own.is_untouched:
@@ -31,45 +40,73 @@ def find(view: TableView, own: OwnRows | None, index: IndexDef, key: tuple[Any, 
             if raw is None:
                 return _NONE
             return np.array((keys.read_rowid(raw),), dtype=np.int64)
-        return np.array(base_rowids(view.txn, index, encoded, unique), dtype=np.int64)
+        return base_rowids(view.txn, index, encoded, unique, most)
     found = own.find_key(index.id, encoded)
     if not _is_rebuilt(own, index):
         base = base_rowids(view.txn, index, encoded, unique)
-        found += [rowid for rowid in base if rowid not in own.hidden]
+        found += [rowid for rowid in base.tolist() if rowid not in own.hidden]
     return np.array(sorted(found), dtype=np.int64)
 
 
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def base_rowids(txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool) -> list[int]:
-    """Return the rowids stored under one key of an index, ascending."""
+def base_rowids(
+    txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool, most: int | None = None
+) -> np.ndarray:
+    """Return the rowids stored under one key of an index, ascending; int64 (n,)."""
     start = keys.index_prefix(index.id) + encoded
     if unique:
         raw = txn.get("index", start)
-        return [] if raw is None else [keys.read_rowid(raw)]
+        return _NONE if raw is None else np.array((keys.read_rowid(raw),), dtype=np.int64)
     size = len(start) + _ROWID
-    return [
-        keys.read_rowid(key[-_ROWID:])
-        for key, _ in txn.range("index", start, start + b"\x80")
-        if len(key) == size
-    ]
+    parts = []
+    rows = 0
+    for block in txn.blocks("index", start, start + b"\x80"):
+        views = [key for key, _ in block if len(key) == size]
+        parts.append(_suffixes(b"".join(views), size))
+        rows += len(views)
+        if most is not None and rows > most:
+            break
+    return np.concatenate(parts) if parts else _NONE
+
+
+def _suffixes(joined: bytes, size: int) -> np.ndarray:
+    """Return the rowids that end keys of one size; int64 (n,)."""
+    rows = np.frombuffer(joined, dtype=np.uint8).reshape(-1, size)
+    return rows[:, -_ROWID:].copy().view(">u8").reshape(-1).astype(np.int64)
+
+
+def _block_rowids(block: list[tuple[memoryview, memoryview]]) -> np.ndarray:
+    """Return the rowids of stored entries in order; int64 (n,)."""
+    values = [value for _, value in block]
+    if all(values):
+        found = b"".join(values)
+    else:
+        found = b"".join([value or key[-_ROWID:] for key, value in block])
+    return np.frombuffer(found, dtype=">u8").astype(np.int64)
 
 
 def scan(
-    view: TableView, own: OwnRows | None, index: IndexDef, bounds: tuple[bytes, bytes]
+    view: TableView,
+    own: OwnRows | None,
+    index: IndexDef,
+    bounds: tuple[bytes, bytes],
+    most: int | None = None,
 ) -> np.ndarray:
-    """Return rowids of live rows with ``bounds[0] <= key < bounds[1]`` in key order."""
+    """Return rowids of live rows with ``bounds[0] <= key < bounds[1]`` in key order.
+
+    With ``most``, reading stops soon after that many: a longer answer is incomplete.
+    """
     prefix = keys.index_prefix(index.id)
     start, stop = prefix + bounds[0], prefix + bounds[1]
     if own is None or own.is_untouched:
-        found = b"".join(
-            [
-                bytes(value) if value else key[-_ROWID:]
-                for key, value in view.txn.range("index", start, stop)
-            ]
-        )
-        return np.frombuffer(found, dtype=">u8").astype(np.int64)
+        parts: list[np.ndarray] = []
+        for block in view.txn.blocks("index", start, stop):
+            parts.append(_block_rowids(block))
+            if most is not None and sum(map(len, parts)) > most:
+                break
+        return np.concatenate(parts) if parts else _NONE
     merged = list(own.entries(index.id, *bounds))
     if not _is_rebuilt(own, index):
         for key, value in view.txn.range("index", start, stop):

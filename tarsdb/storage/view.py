@@ -249,27 +249,30 @@ class TableView:
 
     # --- indexes ---
 
-    def find(self, index: IndexDef, key: tuple[Any, ...]) -> np.ndarray:
-        """Return the rowids of live rows with an index key, ascending."""
-        return scalar_index.find(self, self._own(), index, key)
+    def find(self, index: IndexDef, key: tuple[Any, ...], most: int | None = None) -> np.ndarray:
+        """Return the rowids of live rows with an index key, ascending.
+
+        With ``most``, an answer of more rows than that is cut short: the index is no help then.
+        """
+        return scalar_index.find(self, self._own(), index, key, most)
 
     def range(
         self,
         index: IndexDef,
-        low: tuple[Any, ...] | None,
-        high: tuple[Any, ...] | None,
-        low_inclusive: bool = True,
-        high_inclusive: bool = True,
+        low: tuple[tuple[Any, ...] | None, bool],
+        high: tuple[tuple[Any, ...] | None, bool],
+        most: int | None = None,
     ) -> np.ndarray:
         """Return the rowids of live rows with keys between bounds, in key order.
 
-        Bounds may name only the first columns of the index. Very long keys are truncated in the
-        index, so the caller checks the predicate again. With any bound given, rows where the
-        first column is NULL are left out; without, all rows come, NULLs last.
+        A bound is a key (None: open) and whether the key itself belongs; it may name only the
+        first columns of the index. Very long keys are truncated in the index, so the caller
+        checks the predicate again. With any bound given, rows where the first column is NULL are
+        left out; without, all rows come, NULLs last. ``most`` is as for :meth:`find`.
         """
         codec = self.state.cache.codec(self.table, index)
-        bounds = codec.bounds(low, high, low_inclusive, high_inclusive)
-        return scalar_index.scan(self, self._own(), index, bounds)
+        bounds = codec.bounds(low[0], high[0], low[1], high[1])
+        return scalar_index.scan(self, self._own(), index, bounds, most)
 
     # --- vectors ---
 

@@ -95,13 +95,13 @@ def _verify_indexes(view: TableView, model: dict[int, Row], sample: list[int]) -
             key = keys_of[rowid]
             expected = sorted(r for r, k in keys_of.items() if k == key)
             assert view.find(index, key).tolist() == expected, (index.name, key)
-        assert sorted(view.range(index, None, None).tolist()) == sorted(model)
+        assert sorted(view.range(index, (None, True), (None, True)).tolist()) == sorted(model)
     numbers = {r: row[0] for r, row in model.items()}
     inside = sorted((k, r) for r, k in numbers.items() if 10 <= k < 60)
     primary = view.table.indexes[0]
-    assert view.range(primary, (10,), (60,), True, False).tolist() == [r for _, r in inside]
+    assert view.range(primary, ((10,), True), ((60,), False)).tolist() == [r for _, r in inside]
     above = sorted((k, r) for r, k in numbers.items() if k > 20)
-    assert view.range(primary, (20,), None, False).tolist() == [r for _, r in above]
+    assert view.range(primary, ((20,), False), (None, True)).tolist() == [r for _, r in above]
 
 
 def _verify_vectors(view: TableView, model: dict[int, Row], column_id: int) -> None:

@@ -121,7 +121,7 @@ def test_a_damaged_index_is_found_and_mended(
     with Snapshot(env) as snapshot:
         view = snapshot.table(table)
         assert view.find(table.indexes[0], (0,)).tolist() == [1]
-        assert len(view.range(table.indexes[0], None, None)) == 1001
+        assert len(view.range(table.indexes[0], (None, True), (None, True))) == 1001
 
 
 def test_a_wrong_row_count_is_found(loaded: tuple[Environment, TableDef]) -> None:

@@ -201,7 +201,7 @@ def test_create_index_on_existing_and_own_rows(env: Environment) -> None:
     with Snapshot(env) as snapshot:
         view = snapshot.table(tables.current(env))
         assert view.find(index, ("text 1000",)).tolist() == [401]
-        assert len(view.range(index, ("text 1",), ("text 2",), True, False)) == 112
+        assert len(view.range(index, (("text 1",), True), (("text 2",), False))) == 112
 
 
 def test_unique_index_over_duplicates_is_refused(env: Environment) -> None:
