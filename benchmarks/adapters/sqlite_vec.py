@@ -16,7 +16,7 @@ class SqliteVec:
     def __init__(self, base: np.ndarray, metric: str) -> None:
         if metric != "l2":
             raise ValueError(f"vec0 has no metric {metric!r}")
-        self._db = _connect()
+        self._db = connect()
         self._db.execute(f"CREATE VIRTUAL TABLE v USING vec0(e float[{base.shape[1]}])")
         rows = ((number, row.tobytes()) for number, row in enumerate(base))
         self._db.executemany("INSERT INTO v(rowid, e) VALUES (?, ?)", rows)
@@ -32,12 +32,12 @@ class SqliteVec:
         self._db.close()
 
 
-def _connect() -> Any:
+def connect(path: str = ":memory:") -> Any:
     """Open a database with the extension; some interpreters' sqlite3 cannot load extensions."""
     extension = importlib.import_module("sqlite_vec")
     for name in ("sqlite3", "pysqlite3"):
         try:
-            db = importlib.import_module(name).connect(":memory:")
+            db = importlib.import_module(name).connect(path)
             db.enable_load_extension(True)
         except (ImportError, AttributeError):
             continue
