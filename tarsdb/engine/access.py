@@ -54,7 +54,7 @@ class Probe:
             low, high = _bound(self.low), _bound(self.high)
             parts = [view.range(self.index, low, high, most)]
         else:
-            parts = [view.find(self.index, key, most) for key in self.keys]
+            parts = [view.find(self.index, key) for key in self.keys]
         rows = sum(map(len, parts))
         if most is not None and rows > most:
             return None

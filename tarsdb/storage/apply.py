@@ -221,14 +221,14 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
         if entries is not None and entries.rebuilt is not None:
             garbage.delete_range(txn, "index", *keys.table_range(index.id))
             items += [
-                entry(index.id, key, once, rowid)
-                for key, rowid, once in entries.rebuilt
+                entry(index.id, key, rowid)
+                for key, rowid, _ in entries.rebuilt
                 if rowid not in own.hidden
             ]
         if entries is not None:
             items += _single_items(txn, index.id, entries, shift)
         for block in own.blocks:
-            items += _block_items(block, index.id, index.unique, shift)
+            items += _block_items(block, index.id, shift)
         items.sort()
         txn.put_many("index", items)
 
@@ -239,26 +239,19 @@ def _single_items(
     if entries.rebuilt is None:
         for rowid, old in entries.old.items():
             if entries.new.get(rowid) != old:
-                txn.delete("index", entry(index_id, old[0], old[1], rowid)[0])
+                txn.delete("index", *entry(index_id, old[0], rowid))
     items = []
     for rowid, new in entries.new.items():
         if entries.rebuilt is not None or entries.old.get(rowid) != new:
             final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
-            items.append(entry(index_id, new[0], new[1], final))
+            items.append(entry(index_id, new[0], final))
     return items
 
 
-def _block_items(block: Any, index_id: int, unique: bool, shift: int) -> list[tuple[bytes, bytes]]:
-    found, nulls = block.index_keys.get(index_id, ([], None))
-    first = block.base + shift
-    prefix = keys.index_prefix(index_id)
-    pack = keys.rowid_bytes
-    if block.dead is None and nulls is None:
-        if unique:
-            return [(prefix + key, pack(rowid)) for rowid, key in enumerate(found, first)]
-        return [(prefix + key + pack(rowid), b"") for rowid, key in enumerate(found, first)]
-    return [
-        entry(index_id, key, unique and (nulls is None or not nulls[i]), first + i)
-        for i, key in enumerate(found)
-        if block.dead is None or not block.dead[i]
-    ]
+def _block_items(block: Any, index_id: int, shift: int) -> list[tuple[bytes, bytes]]:
+    found, _ = block.index_keys.get(index_id, ([], None))
+    prefix, pack = keys.index_prefix(index_id), keys.rowid_bytes
+    items = [(prefix + key, pack(rowid)) for rowid, key in enumerate(found, block.base + shift)]
+    if block.dead is None:
+        return items
+    return [item for item, dead in zip(items, block.dead.tolist(), strict=True) if not dead]

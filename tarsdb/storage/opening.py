@@ -29,8 +29,18 @@ from tarsdb.storage.locks import FileLocks
 from tarsdb.storage.values import FORMAT_VERSION
 
 DATABASES = (
-    "meta", "catalog", "commits", "delta", "blocks", "segments", "tombs", "index", "blobs",
+    "meta",
+    "catalog",
+    "commits",
+    "delta",
+    "blocks",
+    "segments",
+    "tombs",
+    "index",
+    "blobs",
 )
+# Databases whose keys hold several values, all of one size: one key of an index, many rowids.
+MULTI = frozenset({"index"})
 MAX_READERS = 1024
 _FORMAT_KEY = b"format"
 _FORMAT_MARK = b"tarsdb"
@@ -142,9 +152,7 @@ def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> O
     return Opened(fd, (found.st_dev, found.st_ino), locks, lmdb_env, databases, file_id)
 
 
-def _require_one_name(
-    path: str, found: os.stat_result, locks: FileLocks, alone: bool
-) -> None:
+def _require_one_name(path: str, found: os.stat_result, locks: FileLocks, alone: bool) -> None:
     """Refuse what would give two openers two ``-lock`` files or two meanings of a process id."""
     if not alone and found.st_nlink > 1:
         raise OperationalError(
@@ -197,9 +205,18 @@ def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
     while True:
         try:
             env = lmdb.open(
-                path, map_size=size, subdir=False, readonly=options.read_only, metasync=False,
-                create=False, mode=0o644, readahead=True, max_readers=MAX_READERS,
-                max_dbs=len(DATABASES) + 7, max_spare_txns=64, lib_version=0,
+                path,
+                map_size=size,
+                subdir=False,
+                readonly=options.read_only,
+                metasync=False,
+                create=False,
+                mode=0o644,
+                readahead=True,
+                max_readers=MAX_READERS,
+                max_dbs=len(DATABASES) + 7,
+                max_spare_txns=64,
+                lib_version=0,
             )
             break
         except lmdb.MemoryError as error:
@@ -298,12 +315,20 @@ def _create(path: str) -> None:
     try:
         failpoints.hit("open.before_create")
         env = lmdb.open(
-            temporary, map_size=1 << 20, subdir=False, mode=0o644, max_dbs=len(DATABASES) + 7,
-            lib_version=0, metasync=False,
+            temporary,
+            map_size=1 << 20,
+            subdir=False,
+            mode=0o644,
+            max_dbs=len(DATABASES) + 7,
+            lib_version=0,
+            metasync=False,
         )
         try:
             with env.begin(write=True) as txn:
-                handles = {n: env.open_db(n.encode(), txn=txn) for n in DATABASES}
+                handles = {
+                    n: env.open_db(n.encode(), txn=txn, dupsort=n in MULTI, dupfixed=n in MULTI)
+                    for n in DATABASES
+                }
                 mark = _FORMAT_MARK + FORMAT_VERSION.to_bytes(2, "little")
                 txn.put(_FORMAT_KEY, mark + secrets.token_bytes(16), db=handles["meta"])
                 head = (0, time.time_ns() // 1000, 0)

@@ -1,7 +1,7 @@
 """Ordered scalar indexes: looking entries up, with a transaction's own entries merged in.
 
-A unique index stores key -> rowid; other entries (and unique keys with a NULL) append the rowid to
-the key. Entries describe the live rows of the snapshot, so no liveness check is needed.
+A key holds the rowids of its rows, ascending; in a unique index one, but for keys with a NULL.
+Entries describe the live rows of the snapshot, so no liveness check is needed.
 """
 
 from __future__ import annotations
@@ -26,21 +26,12 @@ def find(
     own: OwnRows | None,
     index: IndexDef,
     key: tuple[Any, ...],
-    most: int | None = None,
 ) -> np.ndarray:
-    """Return ascending rowids of live rows whose index key equals ``key``.
-
-    With ``most``, reading stops soon after that many: a longer answer is incomplete.
-    """
+    """Return ascending rowids of live rows whose index key equals ``key``."""
     encoded = view.state.cache.codec(view.table, index).encode(key)
     unique = index.unique and None not in key
     if own is None or own.is_untouched:
-        if unique:
-            raw = view.txn.get("index", keys.index_prefix(index.id) + encoded)
-            if raw is None:
-                return _NONE
-            return np.array((keys.read_rowid(raw),), dtype=np.int64)
-        return base_rowids(view.txn, index, encoded, unique, most)
+        return base_rowids(view.txn, index, encoded, unique)
     found = own.find_key(index.id, encoded)
     if not _is_rebuilt(own, index):
         base = base_rowids(view.txn, index, encoded, unique)
@@ -51,40 +42,13 @@ def find(
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def base_rowids(
-    txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool, most: int | None = None
-) -> np.ndarray:
+def base_rowids(txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool) -> np.ndarray:
     """Return the rowids stored under one key of an index, ascending; int64 (n,)."""
-    start = keys.index_prefix(index.id) + encoded
+    stored = keys.index_prefix(index.id) + encoded
     if unique:
-        raw = txn.get("index", start)
+        raw = txn.get("index", stored)
         return _NONE if raw is None else np.array((keys.read_rowid(raw),), dtype=np.int64)
-    size = len(start) + _ROWID
-    parts = []
-    rows = 0
-    for block in txn.blocks("index", start, start + b"\x80"):
-        views = [key for key, _ in block if len(key) == size]
-        parts.append(_suffixes(b"".join(views), size))
-        rows += len(views)
-        if most is not None and rows > most:
-            break
-    return np.concatenate(parts) if parts else _NONE
-
-
-def _suffixes(joined: bytes, size: int) -> np.ndarray:
-    """Return the rowids that end keys of one size; int64 (n,)."""
-    rows = np.frombuffer(joined, dtype=np.uint8).reshape(-1, size)
-    return rows[:, -_ROWID:].copy().view(">u8").reshape(-1).astype(np.int64)
-
-
-def _block_rowids(block: list[tuple[memoryview, memoryview]]) -> np.ndarray:
-    """Return the rowids of stored entries in order; int64 (n,)."""
-    values = [value for _, value in block]
-    if all(values):
-        found = b"".join(values)
-    else:
-        found = b"".join([value or key[-_ROWID:] for key, value in block])
-    return np.frombuffer(found, dtype=">u8").astype(np.int64)
+    return np.frombuffer(txn.values("index", stored, _ROWID), dtype=">u8").astype(np.int64)
 
 
 def scan(
@@ -102,11 +66,13 @@ def scan(
     start, stop = prefix + bounds[0], prefix + bounds[1]
     if own is None or own.is_untouched:
         parts: list[np.ndarray] = []
+        rows = 0
         for block in view.txn.blocks("index", start, stop):
-            parts.append(_block_rowids(block))
-            if most is not None and sum(map(len, parts)) > most:
+            parts.append(np.frombuffer(b"".join([v for _, v in block]), dtype=">u8"))
+            rows += len(block)
+            if most is not None and rows > most:
                 break
-        return np.concatenate(parts) if parts else _NONE
+        return np.concatenate(parts).astype(np.int64) if parts else _NONE
     merged = list(own.entries(index.id, *bounds))
     if not _is_rebuilt(own, index):
         for key, value in view.txn.range("index", start, stop):
@@ -119,9 +85,7 @@ def scan(
 
 def split_entry(key: bytes, value: memoryview) -> tuple[bytes, int]:
     """Return (encoded key, rowid) of a stored index entry."""
-    if value:
-        return key[4:], keys.read_rowid(value)
-    return key[4:-_ROWID], keys.read_rowid(key[-_ROWID:])
+    return key[4:], keys.read_rowid(value)
 
 
 def _is_rebuilt(own: OwnRows, index: IndexDef) -> bool:
@@ -129,8 +93,6 @@ def _is_rebuilt(own: OwnRows, index: IndexDef) -> bool:
     return entries is not None and entries.rebuilt is not None
 
 
-def entry(index_id: int, key: bytes, unique: bool, rowid: int) -> tuple[bytes, bytes]:
+def entry(index_id: int, key: bytes, rowid: int) -> tuple[bytes, bytes]:
     """Return the stored (key, value) of an index entry."""
-    if unique:
-        return keys.index_prefix(index_id) + key, keys.rowid_bytes(rowid)
-    return keys.index_prefix(index_id) + key + keys.rowid_bytes(rowid), b""
+    return keys.index_prefix(index_id) + key, keys.rowid_bytes(rowid)

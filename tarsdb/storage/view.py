@@ -249,12 +249,9 @@ class TableView:
 
     # --- indexes ---
 
-    def find(self, index: IndexDef, key: tuple[Any, ...], most: int | None = None) -> np.ndarray:
-        """Return the rowids of live rows with an index key, ascending.
-
-        With ``most``, an answer of more rows than that is cut short: the index is no help then.
-        """
-        return scalar_index.find(self, self._own(), index, key, most)
+    def find(self, index: IndexDef, key: tuple[Any, ...]) -> np.ndarray:
+        """Return the rowids of live rows with an index key, ascending."""
+        return scalar_index.find(self, self._own(), index, key)
 
     def range(
         self,
@@ -268,7 +265,8 @@ class TableView:
         A bound is a key (None: open) and whether the key itself belongs; it may name only the
         first columns of the index. Very long keys are truncated in the index, so the caller
         checks the predicate again. With any bound given, rows where the first column is NULL are
-        left out; without, all rows come, NULLs last. ``most`` is as for :meth:`find`.
+        left out; without, all rows come, NULLs last. With ``most``, an answer of more rows than
+        that is cut short: a scan is better then.
         """
         codec = self.state.cache.codec(self.table, index)
         bounds = codec.bounds(low[0], high[0], low[1], high[1])

@@ -32,7 +32,7 @@ class Step:
         key = number.to_bytes(8, "big")
         body = self.token.ljust(SIZES[number % 4], b".")
         txn.put("delta", key, pack(ValueType.DELTA, key, body, 1, number))
-        txn.put("index", self.token, key)
+        txn.put("tombs", self.token, key)
         txn.put("meta", b"last", key)
         if number > 40:
             txn.delete("blocks", (number - 40).to_bytes(8, "big"))

@@ -58,7 +58,7 @@ def check(path: pathlib.Path, acknowledged: pathlib.Path) -> int:
             for key, value in txn.range("delta", b"", None):
                 payload, _, number = unpack(ValueType.DELTA, key, value)
                 tokens[number] = bytes(payload).rstrip(b".")
-                if txn.get("index", tokens[number]) != key:
+                if txn.get("tombs", tokens[number]) != key:
                     raise Lost(f"commit {number} is torn: no index entry")
             if sorted(tokens) != list(range(1, last + 1)) or txn.count("commits") != last:
                 raise Lost(f"commits up to {last} are not complete: {len(tokens)}")

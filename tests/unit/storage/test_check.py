@@ -100,6 +100,7 @@ def _add(txn: WriteTxn) -> None:
 
 def _redirect(txn: WriteTxn) -> None:
     key = next(iter(txn.range("index", b"", None)))[0]
+    txn.delete("index", key)
     txn.put("index", key, (9).to_bytes(8, "big"))
 
 

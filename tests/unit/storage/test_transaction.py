@@ -32,21 +32,21 @@ def test_range_and_last_equal_a_sorted_dictionary(
     env: Environment, data: dict[bytes, bytes], start: bytes, stop: bytes
 ) -> None:
     def fill(txn: WriteTxn) -> None:
-        for key, _ in list(txn.range("index", b"", None)):
-            txn.delete("index", key)
-        txn.put_many("index", list(data.items()))
+        for key, _ in list(txn.range("delta", b"", None)):
+            txn.delete("delta", key)
+        txn.put_many("delta", list(data.items()))
 
     env.stage(fill)
     inside = [(k, v) for k, v in sorted(data.items()) if start <= k < stop]
     with env.read() as txn:
-        assert [(k, bytes(v)) for k, v in txn.range("index", start, stop)] == inside
-        assert [k for k, _ in txn.range("index", start, None)] == sorted(
+        assert [(k, bytes(v)) for k, v in txn.range("delta", start, stop)] == inside
+        assert [k for k, _ in txn.range("delta", start, None)] == sorted(
             k for k in data if k >= start
         )
-        last = txn.last("index", start, stop)
+        last = txn.last("delta", start, stop)
         assert (last and (last[0], bytes(last[1]))) == (inside[-1] if inside else None)
-        assert txn.count("index") == len(data)
-        assert txn.get("index", b"absent!") is None
+        assert txn.count("delta") == len(data)
+        assert txn.get("delta", b"absent!") is None
 
 
 def test_a_snapshot_does_not_move(env: Environment) -> None:
@@ -95,7 +95,12 @@ def test_append_accepts_any_order(env: Environment) -> None:
     env.stage(work)
     with env.read() as txn:
         assert [k for k, _ in txn.range("delta", b"", None)] == [
-            b"a", b"b", b"c", b"x0", b"x1", b"x2",
+            b"a",
+            b"b",
+            b"c",
+            b"x0",
+            b"x1",
+            b"x2",
         ]
         assert bytes(txn.get("delta", b"x0") or b"") == b"0"
 
