@@ -316,4 +316,3 @@ def unknown_outcome(path: str, number: int, error: BaseException) -> Operational
         f"{path}: commit {number} was written but could not be made durable: {error}",
         hint="its outcome is unknown: read the rows back before doing it again",
     )
-

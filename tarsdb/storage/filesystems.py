@@ -10,11 +10,35 @@ import sys
 
 from tarsdb.errors import NotSupportedError
 
-_REMOTE = frozenset({
-    "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "coda", "ncpfs", "9p", "ceph", "glusterfs",
-    "lustre", "gpfs", "ocfs2", "gfs2", "orangefs", "beegfs", "fuse.sshfs", "fuse.glusterfs",
-    "fuse.s3fs", "fuse.gcsfuse", "fuse.goofys", "fuse.rclone", "fuse.davfs", "davfs",
-})
+_REMOTE = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "afs",
+        "coda",
+        "ncpfs",
+        "9p",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "gpfs",
+        "ocfs2",
+        "gfs2",
+        "orangefs",
+        "beegfs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.gcsfuse",
+        "fuse.goofys",
+        "fuse.rclone",
+        "fuse.davfs",
+        "davfs",
+    }
+)
 _MOUNTS = "/proc/self/mountinfo"
 
 

@@ -29,7 +29,9 @@ class ReaderWatch:
         age = env.options.max_read_age_s
         self._interval = min(max(age / 8, 0.02), 5.0)
         self._thread = threading.Thread(
-            target=_watch, args=(weakref.ref(env), self._stop, self._interval), daemon=True,
+            target=_watch,
+            args=(weakref.ref(env), self._stop, self._interval),
+            daemon=True,
             name="tarsdb-reader-watch",
         )
         self._thread.start()

@@ -12,8 +12,12 @@ class Put:
     """Stores `value` under `key`; `refuse` and `explode` raise in validate and apply."""
 
     def __init__(
-        self, key: bytes, value: bytes = b"value", *,
-        refuse: Exception | None = None, explode: Exception | None = None,
+        self,
+        key: bytes,
+        value: bytes = b"value",
+        *,
+        refuse: Exception | None = None,
+        explode: Exception | None = None,
         before: Callable[[], None] | None = None,
     ) -> None:
         self.key, self.value = key, value

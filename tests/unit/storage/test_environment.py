@@ -280,7 +280,10 @@ env = Environment.open(sys.argv[1], OpenOptions(durability=Durability.RELAXED))
 
 def run_limited(path: str, code: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED + code, path], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", LIMITED + code, path],
+        capture_output=True,
+        text=True,
+        check=False,
         cwd=pathlib.Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr

@@ -52,8 +52,11 @@ def test_functions_sleep_and_unknown_actions() -> None:
 def test_kill_from_the_environment() -> None:
     code = "from tarsdb.storage.failpoints import hit\nhit('x')\nprint('one', flush=True)\nhit('x')"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TARSDB_FAILPOINTS": "x=kill:2"},
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        env={**os.environ, "TARSDB_FAILPOINTS": "x=kill:2"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     assert done.stdout == "one\n"

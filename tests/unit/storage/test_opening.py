@@ -91,9 +91,14 @@ def test_a_birth_cut_short(path: str, tmp_path: pathlib.Path, point: str) -> Non
         failpoints.disarm()
     assert os.listdir(tmp_path) == ["t.tars"]
     done = subprocess.run(
-        [sys.executable, "-c", f"from tarsdb.storage.environment import Environment as E\n"
-         f"E.open({path!r})"],
-        env={**os.environ, "TARSDB_FAILPOINTS": f"{point}=kill"}, check=False, cwd=ROOT,
+        [
+            sys.executable,
+            "-c",
+            f"from tarsdb.storage.environment import Environment as E\nE.open({path!r})",
+        ],
+        env={**os.environ, "TARSDB_FAILPOINTS": f"{point}=kill"},
+        check=False,
+        cwd=ROOT,
     )
     assert done.returncode == -signal.SIGKILL
     fill(path, 3)
@@ -121,10 +126,17 @@ def test_many_processes_create_one_file(path: str) -> None:
     env.release()
 
 
-@pytest.mark.parametrize("content", [
-    b"x", b"hello world" * 1000, b"SQLite format 3\0" + bytes(9000), bytes(8192), bytes(100),
-    b"PK\3\4" + bytes(20000),
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"x",
+        b"hello world" * 1000,
+        b"SQLite format 3\0" + bytes(9000),
+        bytes(8192),
+        bytes(100),
+        b"PK\3\4" + bytes(20000),
+    ],
+)
 def test_a_file_that_is_not_ours(path: str, tmp_path: pathlib.Path, content: bytes) -> None:
     pathlib.Path(path).write_bytes(content)
     with pytest.raises(DatabaseError, match="not a tarsdb database"):
@@ -235,8 +247,11 @@ def mutate(whole: bytes, seed: int) -> bytes:
 def test_damaged_files_are_errors_or_right_and_never_kill(path: str) -> None:
     fill(path)
     done = subprocess.run(
-        [sys.executable, "-c", DAMAGE, path, "0", "250"], capture_output=True, text=True,
-        check=False, cwd=ROOT,
+        [sys.executable, "-c", DAMAGE, path, "0", "250"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     *seeds, last = done.stdout.splitlines()
     assert done.returncode == 0, f"seed {seeds[-1] if seeds else last}: {done.stderr[-2000:]}"
@@ -261,8 +276,11 @@ env.stage(hold)
 
 def holder(path: str) -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd=ROOT,
+        [sys.executable, "-c", HOLDER, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert child.stdout and child.stdout.readline() == "holding\n"
     return child

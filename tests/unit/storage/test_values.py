@@ -14,8 +14,10 @@ from tarsdb.storage.values import HEADER_SIZE, ValueType, pack, unpack
 
 
 @given(
-    st.binary(max_size=60), st.lists(st.binary(max_size=3000), max_size=12),
-    st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1),
+    st.binary(max_size=60),
+    st.lists(st.binary(max_size=3000), max_size=12),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
 )
 def test_round_trip(key: bytes, parts: list[bytes], rows: int, commit: int) -> None:
     stored = pack(ValueType.BLOCK, key, parts, rows, commit)

@@ -71,10 +71,17 @@ MOUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("directory", "kind"), [
-    ("/", "ext4"), ("/home/a", "ext4"), ("/mnt/my share", "nfs4"), ("/mnt/my share/a", "nfs4"),
-    ("/mnt/my share/local/b", "xfs"), ("/mnt/my shareholder", "ext4"),
-])
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [
+        ("/", "ext4"),
+        ("/home/a", "ext4"),
+        ("/mnt/my share", "nfs4"),
+        ("/mnt/my share/a", "nfs4"),
+        ("/mnt/my share/local/b", "xfs"),
+        ("/mnt/my shareholder", "ext4"),
+    ],
+)
 def test_filesystem_types(directory: str, kind: str) -> None:
     assert filesystems.type_from_mounts(directory, MOUNTS) == kind
 
