@@ -63,8 +63,9 @@ def texts(rows: int) -> list[str]:
 
 
 def scalars(rows: int) -> dict[str, Any]:
-    """Return a primary key and four scalar columns: ``id``, ``sel``, ``label``, ``score``, ``body``.
+    """Return a primary key ``id`` and four scalar columns beside it.
 
+    They are ``sel`` INT, ``label`` TEXT, ``score`` DOUBLE and ``body`` TEXT, a paragraph.
     ``sel`` is uniform in 0..999, so ``sel < 10`` keeps one row in a hundred.
     """
     rng = np.random.default_rng(3)

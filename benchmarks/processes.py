@@ -47,13 +47,19 @@ def call(
     command = [*prefix, python or sys.executable, "-m", module, *map(str, arguments)]
     ran = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=_root(),
-        env={**os.environ, **(environment or {})},
+        env={**plain_environment(), **(environment or {})},
     )  # fmt: skip
     if ran.returncode != 0:
         tail = " | ".join(ran.stderr.strip().splitlines()[-3:])
         raise ChildError(f"{module} {arguments[:2]}: exit status {ran.returncode}: {tail}")
     answer: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
     return answer
+
+
+def plain_environment() -> dict[str, str]:
+    """Return the environment children get: modules are compiled once, as when installed."""
+    unwanted = ("PYTHONDONTWRITEBYTECODE", "PYTHONPROFILEIMPORTTIME")
+    return {key: value for key, value in os.environ.items() if key not in unwanted}
 
 
 def _root() -> pathlib.Path:

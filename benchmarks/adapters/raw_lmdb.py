@@ -1,7 +1,7 @@
 """LMDB alone: the very blocks a tarsdb file holds, written again with nothing around them.
 
-Same keys, same bytes, as many transactions as tarsdb made, every one synced. ``with_index`` writes the
-entries of the primary key too, in key order.
+Same keys, same bytes, as many transactions as tarsdb made, every one synced. ``with_index`` writes
+the entries of the primary key too, in key order.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import numpy as np
 from benchmarks.adapters import sqlite_vec
 
 PACKAGE = "sqlite-vec"
-COLUMNS = "id integer primary key, emb float[{dim}], sel integer, +label text, +score float, +body text"
+COLUMNS = (
+    "id integer primary key, emb float[{dim}], sel integer, +label text, +score float, +body text"
+)
 
 
 class SqliteVecStore:

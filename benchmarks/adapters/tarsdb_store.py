@@ -12,9 +12,7 @@ from benchmarks.processes import last_transaction
 
 PACKAGE = "tarsdb"
 FILE = "bench.tars"
-COLUMNS = (
-    "id BIGINT PRIMARY KEY, sel INT, label TEXT, score DOUBLE, body TEXT, emb VECTOR({dim})"
-)
+COLUMNS = "id BIGINT PRIMARY KEY, sel INT, label TEXT, score DOUBLE, body TEXT, emb VECTOR({dim})"
 
 
 class TarsdbStore:

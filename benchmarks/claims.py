@@ -1,0 +1,163 @@
+"""The bars the project holds itself to: each one beside the figure that was measured.
+
+``python -m benchmarks.claims [FOLDER]`` reads stored results, prints a line per bar and exits with
+1 when a bar is missed. A result that is absent is printed as such and fails only with ``--strict``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import harness
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One bar: a figure of a workload that is at most, at least or exactly something."""
+
+    workload: str
+    text: str
+    bar: str
+    """``<=``, ``>=`` or ``==`` and a number."""
+    figure: Callable[[Record], Any]
+    peer: str = ""
+
+    def passes(self, value: Any) -> bool:
+        """Compare; what is not a number passes no bar."""
+        sign, _, limit = self.bar.partition(" ")
+        if value is None or value != value:
+            return False
+        bound = float(limit)
+        return {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[sign]
+
+
+def path(*names: str) -> Callable[[Record], Any]:
+    """Return a reader of a nested entry."""
+
+    def read(record: Record) -> Any:
+        found: Any = record
+        for name in names:
+            found = found[name]
+        return found
+
+    return read
+
+
+def _recall(record: Record) -> float:
+    """Return the least recall of any figure of exact search."""
+    return min(figure["recall"]["tarsdb"] for figure in record["figures"].values())
+
+
+def _group_speed(record: Record) -> float | None:
+    """Return commits/s of many threads over one thread's; claimed where a sync takes 1 ms."""
+    return float(record["group"]["times_commits_per_second"])
+
+
+CLAIMS = (
+    Claim("bulk_insert", "bulk insert, rows/s as a share of raw LMDB", ">= 0.8",
+          path("times_of", "raw"), "LMDB, the same blocks"),
+    Claim("bulk_insert", "bulk insert, times the rows/s", ">= 10", path("times_of", "chroma"),
+          "Chroma"),
+    Claim("bulk_insert", "bulk insert, peak extra memory, MB", "<= 200", path("peak_extra_mb")),
+    Claim("bulk_insert", "file size less texts, times the raw vectors", "<= 1.10",
+          path("disk", "ratio")),
+    Claim("one_row_insert", "durable insert of one row, times as long", "<= 2",
+          path("times_of_sqlite"), "SQLite, WAL, synchronous=FULL"),
+    Claim("one_row_insert", "flushes per commit", "<= 2",
+          path("flushes_per_commit", "tarsdb", "all")),
+    Claim("one_row_insert", "16 threads, commits per sync", ">= 4",
+          path("group", "commits_per_sync")),
+    Claim("concurrent_embed", "8 threads and 3 processes, lock errors", "== 0",
+          path("lock_errors")),
+    Claim("concurrent_embed", "point write beside them, p99 ms", "<= 100",
+          path("point_write_ms", "p99")),
+    Claim("concurrent_embed", "history consistent (1: yes)", "== 1", path("history", "consistent")),
+    Claim("point_read", "point read by SQL, times as long", "<= 4",
+          path("point", "times_of_sqlite3"), "sqlite3 module"),
+    Claim("point_read", "kNN statement over the bare kernel, in point reads", "<= 10",
+          path("overhead_small", "point_reads_of_sqlite3"), "sqlite3 point read"),
+    Claim("point_read", "filtered kNN, 1%, times as long", "<= 3",
+          path("filtered", "tarsdb_as_share_of", "numpy_diff"),
+          "NumPy ((rows - q)**2).sum on filtered rows"),
+    Claim("point_read", "filtered kNN, 1%, share of the time", "<= 0.05",
+          path("filtered", "tarsdb_as_share_of", "sqlite_vec0"), "sqlite-vec (vec0)"),
+    Claim("point_read", "filtered kNN, 1%, share of the time", "<= 0.05",
+          path("filtered", "tarsdb_as_share_of", "duckdb"), "DuckDB"),
+    Claim("point_read", "filtered kNN, recall", "== 1", path("filtered", "recall", "tarsdb")),
+    Claim("exact_knn", "exact kNN, one query, times faster (CPU)", ">= 1.3",
+          path("figures", "l2_batch1", "ratios", "faiss"), "faiss IndexFlat"),
+    Claim("exact_knn", "exact kNN, one query, times faster (CPU)", ">= 4",
+          path("figures", "l2_batch1", "ratios", "sqlite-vec"), "sqlite-vec"),
+    Claim("exact_knn", "exact kNN, recall", "== 1", _recall),
+    Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
+          "import numpy"),
+    Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",
+          path("warm", "open", "median")),
+    Claim("startup", "the same with an empty kernel cache: recall", "== 1",
+          path("no_cache", "recall")),
+    Claim("sql_logic", "sqllogictest select1-3, share that agrees", "== 1",
+          path("rate", "select")),
+    Claim("sql_logic", "sqllogictest random files, share that agrees", ">= 0.998",
+          path("rate", "random")),
+)  # fmt: skip
+
+CONDITIONAL = Claim(
+    "one_row_insert", "16 threads, times the commits/s of one thread", ">= 5", _group_speed,
+    "where fdatasync takes 1 ms or more",
+)  # fmt: skip
+
+
+def load(folder: pathlib.Path) -> dict[str, Record]:
+    """Return all stored records by workload."""
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(folder.glob("*.json"))
+    }
+
+
+def applicable(records: Mapping[str, Record]) -> list[Claim]:
+    """Return the claims that hold for these records."""
+    record = records.get("one_row_insert")
+    slow = record is not None and record["milliseconds"]["write_and_fdatasync"]["p50"] >= 1
+    return [*CLAIMS, CONDITIONAL] if slow else list(CLAIMS)
+
+
+def value_of(claim: Claim, records: Mapping[str, Record]) -> Any:
+    """Return a claim's figure, or None when it was not measured."""
+    record = records.get(claim.workload)
+    try:
+        return None if record is None else claim.figure(record)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def main() -> int:
+    """Print all bars and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument("--strict", action="store_true", help="absent figures fail too")
+    given = parser.parse_args()
+    records = load(given.folder)
+    missed = absent = 0
+    for claim in applicable(records):
+        value = value_of(claim, records)
+        state = "absent" if value is None else "pass" if claim.passes(value) else "MISS"
+        missed += state == "MISS"
+        absent += state == "absent"
+        shown = "-" if value is None else f"{float(value):.3f}"
+        against = f" [{claim.peer}]" if claim.peer else ""
+        print(f"{state:<6} {shown:>9} {claim.bar:<8} {claim.text}{against}")
+    print(f"{missed} missed, {absent} not measured")
+    return int(missed > 0 or (given.strict and absent > 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
