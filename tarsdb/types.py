@@ -16,7 +16,7 @@ import math
 import re
 import struct
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 class Kind(enum.Enum):
     """The SQL types."""
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is slow Python
 
     BOOLEAN = "BOOLEAN"
     SMALLINT = "SMALLINT"
@@ -154,6 +156,28 @@ class SqlType:
     scale: int | None = None
     dim: int | None = None
     element: SqlType | None = None
+    physical: Physical = field(init=False, repr=False, compare=False)
+    """Byte layout of this type's column."""
+    dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
+    """NumPy dtype of the values buffer."""
+    is_vector: bool = field(init=False, repr=False, compare=False)
+    """True for VECTOR, HALFVEC, INT8VEC and BIT."""
+    is_variable: bool = field(init=False, repr=False, compare=False)
+    """True when a row's length varies (offsets + bytes)."""
+    width: int = field(init=False, repr=False, compare=False)
+    """Elements of ``dtype`` a row holds: 1 for scalars, dim or ceil(dim/8) for vectors."""
+
+    def __post_init__(self) -> None:
+        physical = _physical_of(self)
+        known = {
+            "physical": physical,
+            "dtype": _DTYPES[physical],
+            "is_vector": self.kind in _VECTOR_KINDS,
+            "is_variable": physical in _VARIABLE,
+            "width": _width_of(self),
+        }
+        for name, value in known.items():  # worked out once: they are read in every hot loop
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         if self.kind is Kind.DECIMAL:
@@ -164,35 +188,18 @@ class SqlType:
             return f"{self.kind.value}({self.dim})"
         return str(self.kind.value)
 
-    @property
-    def physical(self) -> Physical:
-        """Byte layout of this type's column."""
-        if self.kind is Kind.DECIMAL:
-            return Physical.INT64 if (self.precision or 18) <= 18 else Physical.FIXED16
-        return _PHYSICAL[self.kind]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the values buffer."""
-        return _DTYPES[self.physical]
+def _physical_of(sql_type: SqlType) -> Physical:
+    if sql_type.kind is Kind.DECIMAL:
+        return Physical.INT64 if (sql_type.precision or 18) <= 18 else Physical.FIXED16
+    return _PHYSICAL[sql_type.kind]
 
-    @property
-    def is_vector(self) -> bool:
-        """True for VECTOR, HALFVEC, INT8VEC and BIT."""
-        return self.kind in _VECTOR_KINDS
 
-    @property
-    def is_variable(self) -> bool:
-        """True when a row's length varies (offsets + bytes)."""
-        return self.physical in _VARIABLE
-
-    @property
-    def width(self) -> int:
-        """Elements of ``dtype`` a row holds: 1 for scalars, dim or ceil(dim/8) for vectors."""
-        if not self.is_vector:
-            return 1
-        dim = self.dim or 0
-        return (dim + 7) // 8 if self.kind is Kind.BIT else dim
+def _width_of(sql_type: SqlType) -> int:
+    if sql_type.kind not in _VECTOR_KINDS:
+        return 1
+    dim = sql_type.dim or 0
+    return (dim + 7) // 8 if sql_type.kind is Kind.BIT else dim
 
 
 def parse_type(text: str) -> SqlType:
@@ -245,6 +252,8 @@ BLOB = SqlType(Kind.BLOB)
 JSON = SqlType(Kind.JSON)
 TIMESTAMP = SqlType(Kind.TIMESTAMP)
 
+_DATE_TEXT = re.compile(r"\s*(\d{4,5})-(\d{1,2})-(\d{1,2})(?!\d)")
+_SHORT_HOUR = re.compile(r"^\d(?=:)")
 _EPOCH_DATE = dt.date(1970, 1, 1)
 _EPOCH = dt.datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=dt.UTC)
@@ -278,7 +287,7 @@ def to_storage(value: Any, sql_type: SqlType, name: str) -> Any:
         value = value.item()
     try:
         return _CONVERT[sql_type.kind](value, sql_type, name)
-    except (ValueError, TypeError, ArithmeticError, OverflowError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise _mismatch(value, sql_type, name) from error
 
 
@@ -344,9 +353,22 @@ def _blob(value: Any, sql_type: SqlType, name: str) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(memoryview(value))
 
 
+def _read_timestamp(text: str) -> dt.datetime:
+    match = _DATE_TEXT.match(text)
+    if match is None:
+        raise ValueError(text)
+    year, month, day = (int(part) for part in match.groups())
+    midnight = dt.datetime(year, month, day)
+    rest = text[match.end() :].strip().removeprefix("T").strip()
+    if not rest:
+        return midnight
+    time = dt.time.fromisoformat(_SHORT_HOUR.sub(r"0\g<0>", rest))
+    return dt.datetime.combine(midnight, time)
+
+
 def _date(value: Any, sql_type: SqlType, name: str) -> int:
     if isinstance(value, str):
-        value = dt.datetime.fromisoformat(value.strip())
+        value = _read_timestamp(value)
     day = value.date() if isinstance(value, dt.datetime) else value
     return int((day - _EPOCH_DATE).days)
 
@@ -360,7 +382,7 @@ def _time(value: Any, sql_type: SqlType, name: str) -> int:
 
 def _timestamp(value: Any, sql_type: SqlType, name: str) -> int:
     if isinstance(value, str):
-        value = dt.datetime.fromisoformat(value.strip())
+        value = _read_timestamp(value)
     if not isinstance(value, dt.datetime):
         value = dt.datetime(value.year, value.month, value.day)
     if value.tzinfo is not None:

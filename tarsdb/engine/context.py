@@ -6,7 +6,6 @@ a plan and a context.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,21 +37,21 @@ class Interrupt:
     """A flag other threads set to end the running statement, with the reason."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
         self._timed_out = False
 
     def set(self, *, timed_out: bool = False) -> None:
         """Ask the running statement to stop."""
         self._timed_out = timed_out
-        self._event.set()
+        self._asked = True
 
     def clear(self) -> None:
         """Forget an earlier request."""
-        self._event.clear()
+        self._asked = False
 
     def is_set(self) -> bool:
         """Return True when a stop was asked for."""
-        return self._event.is_set()
+        return self._asked
 
     def error(self) -> InterruptError | StatementTimeoutError:
         """Return the error that tells why."""
@@ -65,7 +64,7 @@ class Interrupt:
 
     def check(self) -> None:
         """Raise when a stop was asked for."""
-        if self._event.is_set():
+        if self._asked:
             raise self.error()
 
 

@@ -46,12 +46,11 @@ def run(context: Context, plan: Query) -> Result:
 
 def _knn(context: Context, plan: Knn) -> Result:
     found = vector_search.search(context, plan)
-    names, types = project.header(plan.outputs)
     columns = vector_search.outputs(context, plan, found)
-    if found.query_no is not None:
-        names.insert(0, "query_no")
-        types.insert(0, BIGINT)
-    return Result(names, types, columns=columns)
+    shape = vector_search.Shape.of(plan)
+    if found.query_no is None:
+        return Result(shape.names, shape.types, columns=columns)
+    return Result(("query_no", *shape.names), (BIGINT, *shape.types), columns=columns)
 
 
 def _scan(context: Context, plan: Scan) -> Result:
@@ -183,7 +182,8 @@ class _State:
 
 def _exact_sum(values: np.ndarray) -> Any:
     if values.dtype.kind == "f":
-        return float(values.sum(dtype=np.float64))
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as in DuckDB
+            return float(values.sum(dtype=np.float64))
     if len(values) < 2**31 and values.dtype.itemsize <= 4:
         return int(values.sum(dtype=np.int64))
     if int(np.abs(values.astype(np.float64)).max()) < 2**62 // len(values):

@@ -20,7 +20,7 @@ from tarsdb.index.flat import FlatIndex, prepare_query
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
 from tarsdb.storage import TableView
-from tarsdb.types import BIGINT, REAL, SqlType
+from tarsdb.types import BIGINT, REAL, Kind, SqlType
 
 MAX_LIMIT = 2**40
 
@@ -39,7 +39,10 @@ class Neighbors:
 
 def search(context: Context, plan: Knn) -> Neighbors:
     """Run the search of a plan; OFFSET is applied, outputs are not."""
-    query = context.constant(plan.distance.right)
+    node = plan.distance.right
+    query = (
+        context.parameter(node.key) if isinstance(node, ex.Parameter) else context.constant(node)
+    )
     if query is None:
         return Neighbors(np.empty(0, np.int64), np.empty(0, np.float32))
     view = context.view(plan.table)
@@ -107,6 +110,10 @@ def flat_index(context: Context, view: TableView, column_id: int, sql_type: SqlT
 
 def query_matrix(query: Any, sql_type: SqlType, name: str) -> tuple[np.ndarray, bool]:
     """Return the query as (q, width), and whether a batch was bound."""
+    plain = isinstance(query, np.ndarray) and query.dtype == np.float32
+    fits = plain and sql_type.kind is Kind.VECTOR and query.shape == (sql_type.dim,)
+    if fits and np.isfinite(np.dot(query, query)):  # else the slow way looks closer
+        return np.ascontiguousarray(query)[np.newaxis, :], False
     array = np.asarray(query) if not isinstance(query, str) else None
     if array is not None and array.dtype != object and array.ndim == 2:
         rows = [prepare_query(row, sql_type) for row in array]
@@ -174,25 +181,49 @@ def filtered_rowids(
     return np.concatenate(kept) if kept else np.empty(0, np.int64)
 
 
+class Shape:
+    """What a search plan alone decides: columns to fetch, names, types; kept with the plan."""
+
+    def __init__(self, plan: Knn) -> None:
+        computed = [output.expr != plan.distance for output in plan.outputs]
+        read = [
+            o.expr for o, is_computed in zip(plan.outputs, computed, strict=True) if is_computed
+        ]
+        self.columns = list(evaluate.columns_of(*read))
+        self.names = tuple(output.name for output in plan.outputs)
+        self.types = tuple(output.type for output in plan.outputs)
+        # per output: None for the distance, else its expression
+        self.nodes = [
+            output.expr if is_computed else None
+            for output, is_computed in zip(plan.outputs, computed, strict=True)
+        ]
+
+    @staticmethod
+    def of(plan: Knn) -> Shape:
+        """Return the shape of a plan, made on first use."""
+        shape: Shape | None = plan.memo.get("shape")
+        if shape is None:
+            shape = plan.memo["shape"] = Shape(plan)
+        return shape
+
+
 def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:
     """Return the plan's output columns for the rows found."""
-    needed = evaluate.columns_of(*(_without_distance(o.expr, plan) for o in plan.outputs))
-    view = context.view(plan.table)
-    ids = list(needed)
-    columns = dict(zip(ids, view.rows(found.rowids, ids), strict=True)) if ids else {}
+    shape = Shape.of(plan)
+    ids = shape.columns
+    columns = {}
+    if ids:
+        columns = dict(zip(ids, context.view(plan.table).rows(found.rowids, ids), strict=True))
     batch = evaluate.Batch(len(found.rowids), columns, context, found.rowids)
-    answer = [_output(output, plan, found, batch) for output in plan.outputs]
+    answer = []
+    for node, sql_type in zip(shape.nodes, shape.types, strict=True):
+        if node is None:
+            answer.append(Column(REAL, found.distances))
+        elif isinstance(node, ex.ColumnRef):
+            answer.append(columns[node.column.id])
+        else:
+            value = evaluate.value(node, batch)
+            answer.append(evaluate.materialise(value, batch.rows, sql_type))
     if found.query_no is not None:
         answer.insert(0, Column(BIGINT, found.query_no))
     return answer
-
-
-def _without_distance(node: ex.Expr, plan: Knn) -> ex.Expr | None:
-    return None if node == plan.distance else node
-
-
-def _output(output: ex.Output, plan: Knn, found: Neighbors, batch: evaluate.Batch) -> Column:
-    if output.expr == plan.distance:
-        return Column(REAL, found.distances)
-    answer = evaluate.value(output.expr, batch)
-    return evaluate.materialise(answer, batch.rows, output.type)

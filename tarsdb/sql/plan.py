@@ -76,6 +76,7 @@ class Knn:
     within_inclusive: bool = False
     descending: bool = False
     needs_filter_sql: Relational | None = None
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Insert:
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None  # over relation __batch, when outside the core
     defaults: tuple[tuple[ColumnDef, Expr | Relational], ...] = ()  # omitted columns
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)
