@@ -21,7 +21,7 @@ from tarsdb.metrics import METRICS
 from tarsdb.schema import TableDef
 from tarsdb.storage import failpoints, keys, records, rewrite
 from tarsdb.storage.blocks import missing_value
-from tarsdb.storage.catalog import CatalogView, load_objects
+from tarsdb.storage.catalog import CatalogView, current_table, load_objects
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.rewrite import Versions
 from tarsdb.storage.table_meta import read_counters, write_counters
@@ -67,6 +67,7 @@ def tables_of(env: Environment) -> list[TableDef]:
 class _Prepared:
     """Delta records read for one staging transaction, by column group."""
 
+    table: TableDef
     generation: int
     versions: dict[int, Versions] = field(default_factory=dict)
     doomed: list[bytes] = field(default_factory=list)
@@ -78,11 +79,15 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
     moved = 0
     while True:
         with env.read() as txn:
+            now = current_table(txn, env.caches, table.id)
             counters = read_counters(txn, table.id, table.name)
-            if not counters.delta_records or (not moved and counters.delta_rows <= limit):
+            if now is None or not counters.delta_records:
                 return moved
-            prepared = _prepare(txn, table, counters)
-        if env.stage(lambda txn, p=prepared: _write(txn, env, table, p)):  # type: ignore[misc]
+            if not moved and counters.delta_rows <= limit:
+                return moved
+            prepared = _prepare(txn, now, counters)
+        failpoints.hit("merge.before_stage")
+        if env.stage(lambda txn, p=prepared: _write(txn, env, p)):  # type: ignore[misc]
             moved += len(prepared.doomed)
             METRICS.add("storage.merges")
         if not prepared.doomed:
@@ -91,7 +96,7 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
 
 def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters) -> _Prepared:
     """Read and decode delta records up to the size of one staging transaction."""
-    prepared = _Prepared(counters.delta_generation)
+    prepared = _Prepared(table, counters.delta_generation)
     found: dict[int, list[tuple[int, int, bytes]]] = {}
     start, stop = keys.table_range(table.id)
     for key, value in txn.range("delta", start, stop):
@@ -146,7 +151,8 @@ def _vector_versions(
     return Versions(*_identity(entries), {group: Column(column.type, values)})
 
 
-def _write(txn: WriteTxn, env: Environment, table: TableDef, prepared: _Prepared) -> bool:
+def _write(txn: WriteTxn, env: Environment, prepared: _Prepared) -> bool:
+    table = prepared.table
     counters = read_counters(txn, table.id, table.name)
     if counters.delta_generation != prepared.generation or not counters.delta_records:
         return False

@@ -15,6 +15,7 @@ import numpy as np
 from tarsdb.columns import Column, concat
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.storage import failpoints, keys, staging
+from tarsdb.storage.catalog import current_table
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.segments import Segment, delete_segment, publish, write_blocks
 from tarsdb.storage.table_meta import read_counters, write_counters
@@ -133,17 +134,19 @@ def combine_small(env: Environment, table: TableDef, least: int) -> int:
     combined = 0
     with env.read() as txn:
         by_group = list_segments(txn, table)
-    for group, segments in by_group.items():
-        small = [s for s in segments if s.rows < env.options.segment_rows // 2]
-        columns = group_columns(table, group)
-        if len(small) >= max(least, 2) and columns is not None:
-            combined += _combine(env, table, small, columns)
+    for segments in by_group.values():
+        small = [s for s in segments if _is_small(s, env.options.segment_rows)]
+        if len(small) >= max(least, 2):
+            combined += _combine(env, table.id, small)
     return combined
 
 
-def _combine(
-    env: Environment, table: TableDef, small: list[Segment], columns: list[ColumnDef]
-) -> int:
+def _is_small(segment: Segment, segment_rows: int) -> bool:
+    # wide rows fill a segment's bytes before its rows
+    return segment.rows < segment_rows // 2 and segment.nbytes < staging.SEGMENT_BYTES // 2
+
+
+def _combine(env: Environment, table_id: int, small: list[Segment]) -> int:
     batch, size = [], 0
     for segment in small:
         if size + segment.nbytes > REWRITE_BYTES:
@@ -153,6 +156,10 @@ def _combine(
     if len(batch) < 2:
         return 0
     with env.read() as txn:
+        table = current_table(txn, env.caches, table_id)
+        columns = None if table is None else group_columns(table, batch[0].group)
+        if table is None or columns is None:
+            return 0
         layout = read_counters(txn, table.id, table.name).layout
         wanted = {segment.id for segment in batch}
         listed = list_segments(txn, table).get(batch[0].group, [])

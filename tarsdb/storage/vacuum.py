@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.schema import CatalogObject, ColumnDef, FunctionDef, ModelDef, ModuleDef, TableDef
 from tarsdb.storage import blobs, failpoints, garbage, keys, leases, rewrite, staging
-from tarsdb.storage.catalog import load_objects
+from tarsdb.storage.catalog import current_table, load_objects
 from tarsdb.storage.merge import merge, tables_of
 from tarsdb.storage.segments import Segment, delete_segment
 from tarsdb.storage.table_meta import read_counters, write_counters
@@ -40,8 +40,8 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
     for each in [table] if table is not None else tables_of(env):
         merge(env, each, force=True)
         removed += _drop_dead_columns(env, each)
-        for group in _groups(env, each):
-            while step := _vacuum_step(env, each, group):
+        for group in _groups(env, each.id):
+            while step := _vacuum_step(env, each.id, group):
                 removed += step
         rewrite.combine_small(env, each, 2)
     if table is None:
@@ -51,8 +51,10 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
     return removed
 
 
-def _groups(env: Environment, table: TableDef) -> list[int]:
-    return [0, *(column.id for column in table.vector_columns)]
+def _groups(env: Environment, table_id: int) -> list[int]:
+    with env.read() as txn:
+        table = current_table(txn, env.caches, table_id)
+    return [] if table is None else [0, *(column.id for column in table.vector_columns)]
 
 
 @dataclass
@@ -66,9 +68,12 @@ class _Step:
     purged: int = 0
 
 
-def _vacuum_step(env: Environment, table: TableDef, group: int) -> int:
-    columns = rewrite.group_columns(table, group) or []
+def _vacuum_step(env: Environment, table_id: int, group: int) -> int:
     with env.read() as txn:
+        table = current_table(txn, env.caches, table_id)
+        columns = None if table is None else rewrite.group_columns(table, group)
+        if table is None or columns is None:
+            return 0
         step = _prepare(txn, table, group, columns)
     if step is None:
         return 0
@@ -146,9 +151,12 @@ def _tombs_of(txn: ReadTxn, table: TableDef, segment: Segment, tombs: np.ndarray
 
 def _drop_dead_columns(env: Environment, table: TableDef) -> int:
     """Remove the vector groups of dropped columns."""
-    known = {0, *(column.id for column in table.vector_columns)}
 
     def work(txn: WriteTxn) -> int:
+        now = current_table(txn, env.caches, table.id)
+        if now is None:
+            return 0
+        known = {0, *(column.id for column in now.vector_columns)}
         doomed = [
             segment
             for group, segments in rewrite.list_segments(txn, table).items()
