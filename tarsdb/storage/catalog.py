@@ -125,8 +125,8 @@ def read_catalog(txn: ReadTxn, caches: dict[str, Any]) -> CatalogView:
 def current_table(txn: ReadTxn, caches: dict[str, Any], table_id: int) -> TableDef | None:
     """Return a table as a transaction that changed no catalog sees it, or None when it is gone.
 
-    Whoever rewrites rows needs the definition of the snapshot the rows were read from: with an older
-    one the values of columns added since would be lost.
+    Whoever rewrites rows needs the definition of the snapshot the rows were read from: with an
+    older one the values of columns added since would be lost.
     """
     return read_catalog(txn, caches).table_by_id(table_id)
 
