@@ -160,11 +160,14 @@ def check(arguments: argparse.Namespace) -> int:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """Compile every kernel, so that no query waits for a compiler."""
-    from tarsdb.kernels import dispatch
+    from tarsdb.kernels import dispatch, transformer
 
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
-    dispatch.warmup()
+    dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
+    began = time.perf_counter()
+    transformer.wait()
+    sys.stderr.write(f"  transformer: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
 

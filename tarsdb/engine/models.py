@@ -101,18 +101,13 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
     ModelFormatError
         The source is no usable model.
     NotSupportedError
-        A hub address, or an option this release does not have.
+        An option this release does not have, or a hub address without the extra.
     """
     unknown = set(options) - _OPTIONS
     if unknown:
         raise NotSupportedError(
             f"CREATE MODEL {name}: option {sorted(unknown)[0]!r} is not known",
             hint=f"options: {', '.join(sorted(_OPTIONS))}",
-        )
-    if source.startswith("hf://"):
-        raise NotSupportedError(
-            f"CREATE MODEL {name}: fetching {source} from a hub is not built yet",
-            hint="download the repository and give its directory",
         )
     from tarsdb.model_ops import read_model_directory
 

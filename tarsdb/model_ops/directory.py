@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
+from tarsdb.model_ops import hub
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import (
@@ -73,8 +74,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     Parameters
     ----------
     path : str
-        A directory, or 'package:NAME' for the model directory inside an installed Python package,
-        which is found without importing it.
+        A directory, 'package:NAME' for the model directory inside an installed Python package,
+        which is found without importing it, or 'hf://owner/name' (see ``hub``).
     options : mapping, optional
         Of CREATE MODEL, as :meth:`Encoder.from_files` takes them: checked here, so that a wrong
         one fails before anything is stored.
@@ -102,6 +103,8 @@ def resolve_directory(path: str) -> str:
     """Return the directory a model is named by; ModelFormatError when there is none."""
     if path.startswith("package:"):
         return _in_package(path.removeprefix("package:").strip())
+    if path.startswith(hub.SCHEME):
+        return resolve_directory(hub.download(path))
     if "://" in path:
         raise NotSupportedError(
             f"cannot fetch a model from {path!r}", "download it and give its directory"

@@ -1,0 +1,50 @@
+"""Models from a Hugging Face hub: ``hf://owner/name`` or ``hf://owner/name@revision``.
+
+Needs the extra ``tarsdb[hub]``; nothing else in the package uses the network. Downloads are kept
+in huggingface_hub's own cache, are resumed there, and show its progress bars.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tarsdb.errors import ModelFormatError, NotSupportedError, OperationalError
+
+SCHEME = "hf://"
+_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# The files a model directory needs; pickled weights are never fetched.
+FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json"]
+
+
+def download(source: str) -> str:
+    """Fetch a repository's model files and return the directory they are in.
+
+    Raises
+    ------
+    ModelFormatError
+        The address is not of the form ``hf://owner/name[@revision]``.
+    NotSupportedError
+        The extra is not installed.
+    OperationalError
+        The hub did not give the files.
+    """
+    address = _ADDRESS.fullmatch(source.strip())
+    if address is None:
+        raise ModelFormatError(f"{source!r} is no hub address", "write hf://owner/name[@revision]")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise NotSupportedError(
+            f"fetching {source} needs the package huggingface_hub",
+            hint="pip install 'tarsdb[hub]', or give the directory of a downloaded model",
+        ) from error
+    fetch: Any = huggingface_hub.snapshot_download
+    try:
+        directory = fetch(address["repo"], revision=address["revision"], allow_patterns=FILES)
+    except Exception as error:  # its own, httpx's and the operating system's
+        raise OperationalError(
+            f"fetching {source} failed: {type(error).__name__}: {error}",
+            hint="check the name, the network and, for private models, the login",
+        ) from error
+    return str(directory)
