@@ -8,6 +8,7 @@ all the predicate asked.
 
 from __future__ import annotations
 
+import datetime as dt
 import decimal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,6 +207,10 @@ def exact_key(item: Any, column: ex.ColumnRef) -> Any:
     if isinstance(item, np.generic):
         item = item.item()
     kind = column.column.type.kind
+    if kind is Kind.DATE and isinstance(item, dt.datetime):
+        raise NoKey  # compares as a timestamp
+    if kind is Kind.DOUBLE and isinstance(item, bool):
+        raise NoKey  # has no order with numbers
     if kind not in _CONVERTED and not isinstance(item, _PLAIN.get(kind, ())):
         raise NoKey
     try:

@@ -8,6 +8,7 @@ test. Knows no tables and no transactions.
 from __future__ import annotations
 
 import decimal
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,11 +17,11 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import Constant, Truth, both_valid, compare
-from tarsdb.errors import DataError, InternalError, ProgrammingError
+from tarsdb.errors import BindError, InternalError, ProgrammingError
 from tarsdb.index.flat import distances, prepare_query
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, REAL, Kind, SqlType, to_storage
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType, to_storage
 
 
 class Calls(Protocol):
@@ -83,7 +84,7 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
     """Evaluate a predicate."""
     match node:
         case ex.And():
-            return _all([truth(term, batch) for term in node.terms])
+            return _conjunction(node.terms, batch)
         case ex.Or():
             flipped = _all([_negate(truth(term, batch)) for term in node.terms])
             return _negate(flipped)
@@ -99,6 +100,31 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
             return _negate(_all([_negate(test) for test in tests]))
         case _:
             return _as_truth(value(node, batch), batch.rows)
+
+
+def _conjunction(terms: Sequence[ex.Expr], batch: Batch) -> Truth:
+    """Evaluate terms joined by AND; what may overflow sees only rows the others let through."""
+    computing = [term for term in terms if _computes(term)]
+    if not computing or len(computing) == len(terms):
+        return _all([truth(term, batch) for term in terms])
+    plain = _all([truth(term, batch) for term in terms if term not in computing])
+    open_rows = plain.true if plain.null is None else plain.true | plain.null
+    if open_rows.all():
+        return _all([plain, *(truth(term, batch) for term in computing)])
+    columns = {key: column.take(open_rows) for key, column in batch.columns.items()}
+    excluded = {key: column.take(open_rows) for key, column in batch.excluded.items()}
+    rowids = None if batch.rowids is None else batch.rowids[open_rows]
+    kept = Batch(int(open_rows.sum()), columns, batch.calls, rowids, excluded)
+    inner = _all([truth(term, kept) for term in computing])
+    rest = Truth(np.zeros(batch.rows, bool), np.zeros(batch.rows, bool))
+    assert rest.null is not None
+    rest.true[open_rows] = inner.true
+    rest.null[open_rows] = False if inner.null is None else inner.null
+    return _all([plain, rest])
+
+
+def _computes(node: ex.Expr) -> bool:
+    return isinstance(node, ex.Arithmetic) or any(map(_computes, children(node)))
 
 
 def _all(terms: list[Truth]) -> Truth:
@@ -141,7 +167,7 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
         case ex.Literal():
             return Constant(node.value)
         case ex.Parameter():
-            return Constant(batch.calls.parameter(node.key), literal=False)
+            return Constant(batch.calls.parameter(node.key))
         case ex.ColumnRef():
             return batch.columns[node.column.id]
         case ex.Excluded():
@@ -190,44 +216,93 @@ def natural_type(item: Any) -> SqlType:
 
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
 }  # fmt: skip
 
 
 def _arithmetic(op: str, left: Column | Constant, right: Column | Constant) -> Column | Constant:
+    """Compute in DuckDB's common type: INT, BIGINT, DECIMAL or DOUBLE; overflow is an error."""
     operate = _ARITHMETIC[op]
+    a, b = _operand(left), _operand(right)
     if isinstance(left, Constant) and isinstance(right, Constant):
         if left.value is None or right.value is None:
             return Constant(None)
-        return Constant(operate(_plain(left.value), _plain(right.value)), literal=left.literal)
+        if _is_double(a) or _is_double(b):
+            return Constant(operate(float(a), float(b)))
+        result = operate(a, b)
+        return Constant(to_storage(result, BIGINT, op) if isinstance(result, int) else result)
     rows = len(left) if isinstance(left, Column) else len(right)  # type: ignore[arg-type]
-    first, second = _numbers(left, rows), _numbers(right, rows)
-    results = [
-        None if a is None or b is None else operate(a, b)
-        for a, b in zip(first, second, strict=True)
-    ]
-    whole = all(item is None or isinstance(item, int) for item in results)
-    result_type = BIGINT if whole else DOUBLE
-    return from_list(result_type, [to_storage(item, result_type, op) for item in results])
+    validity = both_valid(_validity(left, rows), _validity(right, rows))
+    if _is_double(a) or _is_double(b):
+        with np.errstate(all="ignore"):
+            answer = operate(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+        if validity is not None:
+            answer = np.where(validity, answer, 0)
+        return Column(DOUBLE, np.broadcast_to(answer, (rows,)), None, validity)
+    return _exact_column(op, (a, b), rows, validity)
+
+
+def _exact_column(
+    op: str, operands: tuple[Any, Any], rows: int, validity: np.ndarray | None
+) -> Column:
+    operate = _ARITHMETIC[op]
+    wanted = _exact_type(operands)
+    if wanted.kind is not Kind.DECIMAL and rows:
+        low, high = -(2 ** (wanted.dtype.itemsize * 8 - 1)), 2 ** (wanted.dtype.itemsize * 8 - 1)
+        first, second = ((int(np.min(x)), int(np.max(x))) for x in operands)
+        if all(low <= operate(x, y) < high for x in first for y in second):
+            answer = operate(*(np.asarray(x, dtype=np.int64) for x in operands))
+            return Column(
+                wanted, np.broadcast_to(answer, (rows,)).astype(wanted.dtype), None, validity
+            )
+    with decimal.localcontext(prec=76):
+        results = operate(*(np.asarray(x, dtype=object) for x in operands))
+    items = np.broadcast_to(results, (rows,)).tolist()
+    if validity is not None:
+        items = [item if ok else None for item, ok in zip(items, validity.tolist(), strict=True)]
+    return from_list(wanted, [to_storage(item, wanted, f"({op})") for item in items])
+
+
+def _exact_type(operands: tuple[Any, Any]) -> SqlType:
+    """Return the common type of whole numbers and decimals."""
+    scales = [-int(x.as_tuple().exponent) for x in operands if isinstance(x, decimal.Decimal)]
+    if scales:
+        return SqlType(Kind.DECIMAL, precision=38, scale=min(max(*scales, 0, 0), 38))
+    small = all(
+        item.dtype.itemsize <= 4 if isinstance(item, np.ndarray) else -(2**31) <= item < 2**31
+        for item in operands
+    )
+    return INT if small else BIGINT
+
+
+def _is_double(operand: Any) -> bool:
+    return isinstance(operand, float) or getattr(operand, "dtype", None) == np.float64
 
 
 def _plain(item: Any) -> Any:
     if isinstance(item, np.generic):
-        return item.item()
-    if isinstance(item, decimal.Decimal):
-        return item
-    if not isinstance(item, (int, float)):
-        raise DataError(f"{item!r} is not a number")
+        item = item.item()
+    if isinstance(item, decimal.Decimal) and not item.is_finite():
+        return float(item)
+    if isinstance(item, bool) or not isinstance(item, (int, float, decimal.Decimal)):
+        raise BindError(f"{item!r:.40} ({type(item).__name__}) is not a number")
     return item
 
 
-def _numbers(operand: Column | Constant, rows: int) -> list[Any]:
+def _operand(operand: Column | Constant) -> Any:
+    """Return a column's values or a constant's number (NULL as 0: its validity says so)."""
     if isinstance(operand, Constant):
-        item = None if operand.value is None else _plain(operand.value)
-        return [float(item) if isinstance(item, decimal.Decimal) else item] * rows
-    if operand.type.dtype.kind not in "iuf" or operand.type.is_variable or operand.type.is_vector:
-        raise DataError(f"{operand.type} is not a number")
-    return operand.to_list()
+        return 0 if operand.value is None else _plain(operand.value)
+    sql_type = operand.type
+    if sql_type.kind not in (Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.REAL, Kind.DOUBLE):
+        raise BindError(f"{sql_type} is not a number")
+    return operand.values.astype(np.float64) if sql_type.kind is Kind.REAL else operand.values
+
+
+def _validity(operand: Column | Constant, rows: int) -> np.ndarray | None:
+    if isinstance(operand, Column):
+        return operand.validity
+    return np.zeros(rows, bool) if operand.value is None else None
 
 
 def _distance(op: str, left: Column | Constant, right: Column | Constant) -> Column:

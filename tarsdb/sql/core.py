@@ -6,6 +6,7 @@ comparisons across kinds of types. Those stay SQL text.
 
 from __future__ import annotations
 
+import datetime as dt
 import decimal
 import re
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.calls import resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF, parameter_name
 from tarsdb.sql.kinds import category, check_operator, common_number
-from tarsdb.types import BOOLEAN, REAL, Kind, SqlType
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType
 
 Lookup = Callable[[Any], ex.Expr | None]
 
@@ -135,7 +136,11 @@ class Core:
         kinds = {category(left), category(right)}
         if "number" not in kinds or kinds - {"number", "param"}:
             return None
-        return ex.Arithmetic(_ARITHMETIC[type(node)], left, right)
+        result = ex.Arithmetic(_ARITHMETIC[type(node)], left, right)
+        if "param" in kinds:
+            known = output_type(right if isinstance(left, ex.Parameter) else left)
+            return result if known in (None, INT, BIGINT, DOUBLE) else None
+        return None if output_type(result) is None and not self.calls else result
 
     def negative(self, node: Any) -> ex.Expr | None:
         """Convert unary minus; a literal is folded."""
@@ -144,7 +149,8 @@ class Core:
             return ex.Literal(-operand.value)
         if operand is None or category(operand) != "number":
             return None
-        return ex.Arithmetic("*", ex.Literal(-1), operand)
+        result = ex.Arithmetic("*", ex.Literal(-1), operand)
+        return None if output_type(result) is None else result
 
     def literal(self, node: Any) -> ex.Expr | None:
         """Convert a string or a number."""
@@ -160,10 +166,10 @@ class Core:
             return operand if isinstance(operand, (ex.Literal, ex.Parameter)) else None
         if isinstance(operand, ex.Literal) and isinstance(operand.value, str):
             if kind is exp.DType.DATE and is_date(operand.value):
-                return operand
+                return ex.Literal(dt.date.fromisoformat(operand.value))
             stamps = (exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ)
             if kind in stamps and is_timestamp(operand.value):
-                return operand
+                return ex.Literal(dt.datetime.fromisoformat(operand.value))
         return None
 
     def array(self, node: Any) -> ex.Expr | None:
@@ -337,7 +343,6 @@ def output_type(expr: ex.Expr) -> SqlType | None:
     if isinstance(expr, ex.Call):
         return expr.returns
     return None
-
 
 
 _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {

@@ -17,7 +17,7 @@ ROWID = "rowid"
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A constant of the statement: None, bool, int, float, Decimal, str or bytes."""
+    """A constant: None, bool, int, float, Decimal, str, bytes, date or datetime."""
 
     value: Any
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import decimal
 
 from tarsdb.errors import BindError
@@ -51,6 +52,8 @@ def _literal(value: object) -> str:
         return "bool"
     if isinstance(value, (int, float, decimal.Decimal)):
         return "number"
+    if isinstance(value, dt.date):
+        return "timestamp" if isinstance(value, dt.datetime) else "date"
     return "text" if isinstance(value, str) else "other"
 
 
@@ -78,6 +81,8 @@ def common_number(
     if first is None or second is None:
         return None
     if first.kind in _WHOLE and second.kind in _WHOLE:
+        if Kind.SMALLINT in (first.kind, second.kind) and None in (left, right):
+            return None  # the literal takes the type of the column there
         wide = max(_WHOLE[first.kind], _WHOLE[second.kind])
         return INT if wide == 1 else BIGINT if wide == 2 else None
     kinds = {first.kind, second.kind}
