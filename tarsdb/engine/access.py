@@ -61,7 +61,7 @@ class Probe:
             return None
         if len(parts) == 1 and not self.is_range:
             return parts[0]
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _bound(bound: tuple[Any, bool]) -> tuple[tuple[Any, ...] | None, bool]:

@@ -48,7 +48,7 @@ def base_rowids(txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool) -> 
     if unique:
         raw = txn.get("index", stored)
         return _NONE if raw is None else np.array((keys.read_rowid(raw),), dtype=np.int64)
-    return np.frombuffer(txn.values("index", stored, _ROWID), dtype=">u8").astype(np.int64)
+    return np.frombuffer(txn.values("index", [stored], _ROWID), dtype=">u8").astype(np.int64)
 
 
 def scan(
@@ -67,9 +67,9 @@ def scan(
     if own is None or own.is_untouched:
         parts: list[np.ndarray] = []
         rows = 0
-        for block in view.txn.blocks("index", start, stop):
-            parts.append(np.frombuffer(b"".join([v for _, v in block]), dtype=">u8"))
-            rows += len(block)
+        for block in view.txn.keys("index", start, stop):
+            parts.append(np.frombuffer(view.txn.values("index", block, _ROWID), dtype=">u8"))
+            rows += len(parts[-1])
             if most is not None and rows > most:
                 break
         return np.concatenate(parts).astype(np.int64) if parts else _NONE
