@@ -45,6 +45,14 @@ class CommitChange:
         self.shifts: dict[int, int] = {}
         self._log: list[dict[str, Any]] = []
 
+    @property
+    def frees_space(self) -> bool:
+        """True when nothing is written but ends of rows and removals of objects."""
+        writes = self._writes
+        return all(each is None for each in writes.objects.values()) and not any(
+            own.rows or own.blocks for own in writes.tables.values()
+        )
+
     # --- checks ---
 
     def validate(self, txn: WriteTxn) -> None:

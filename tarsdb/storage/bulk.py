@@ -116,11 +116,11 @@ def rebuild_index(own: OwnRows, view: TableView, index: IndexDef) -> None:
 
 
 def _set_block_keys(own: OwnRows, index: int, found: dict[int, BulkKeys]) -> None:
+    before = {block.base: block.index_keys for block in own.blocks}
+
     def undo() -> None:
         own.blocks = tuple(
-            dataclasses.replace(
-                block, index_keys={i: k for i, k in block.index_keys.items() if i != index}
-            )
+            dataclasses.replace(block, index_keys=before.get(block.base, block.index_keys))
             for block in own.blocks
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from tarsdb.errors import CorruptionError
@@ -21,6 +21,7 @@ from tarsdb.schema import (
     from_json,
     to_json,
 )
+from tarsdb.storage.state import forget_tables
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack, unpack
 
@@ -54,6 +55,10 @@ class CatalogView:
     def table_by_id(self, table_id: int) -> TableDef | None:
         """Return the table with that id, or None."""
         return self._by_id.get(table_id)
+
+    def table_ids(self) -> Collection[int]:
+        """Return the ids of all tables."""
+        return self._by_id.keys()
 
     def table_names(self) -> list[str]:
         """Return all table names, sorted."""
@@ -119,6 +124,7 @@ def read_catalog(txn: ReadTxn, caches: dict[str, Any]) -> CatalogView:
         for version in sorted(known)[: max(0, len(known) - _KEPT + 1)]:
             known.pop(version, None)
         known[txn.catalog_version] = view
+        forget_tables(caches, view.table_ids())
     return view
 
 

@@ -4,8 +4,13 @@ Every commit and every staging transaction takes a ticket. Tickets are served in
 served leads: it takes the file's writer lock and runs its LMDB transaction in its own thread. A
 leader with durability GROUP also applies the GROUP changes queued behind it, in the same LMDB
 transaction and with one sync; each keeps its own commit number and log entry. A change whose
-``validate`` raises fails alone. When an ``apply`` raises the transaction is aborted and the others
-are done again one by one, so ``validate`` and ``apply`` can be called more than once.
+``validate`` raises fails alone. When an ``apply`` raises, or space runs out, the transaction is
+aborted and all are done again one by one, so ``validate`` and ``apply`` can be called more than
+once.
+
+A signal may raise in a leader between any two steps. Whether its transaction was committed is then
+read from the file, so that no follower's change is made twice; steps in ``finally`` blocks can be
+repeated, and are when a signal cut them short.
 
 Knows nothing about what a change writes.
 """
@@ -22,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import lmdb
 
-from tarsdb.errors import InternalError, LockError, OperationalError
+from tarsdb.errors import InternalError, LockError, OperationalError, StorageFullError
 from tarsdb.metrics import METRICS
 from tarsdb.options import Durability
 from tarsdb.storage import failpoints
@@ -46,7 +51,11 @@ class CommitInfo(NamedTuple):
 
 
 class Change(Protocol):
-    """What a transaction wants to write. Both methods can be called again after a rollback."""
+    """What a transaction wants to write. Both methods can be called again after a rollback.
+
+    A true attribute ``frees_space`` says that it removes more than it adds: it may use the reserve
+    beyond the quota.
+    """
 
     def validate(self, txn: WriteTxn) -> None:
         """Raise when the change cannot be applied to the state `txn` shows; write nothing."""
@@ -59,7 +68,16 @@ class Change(Protocol):
 
 
 class _Ticket:
-    __slots__ = ("change", "durability", "error", "info", "is_leading", "is_taken", "wake")
+    __slots__ = (
+        "attempt",
+        "change",
+        "durability",
+        "error",
+        "info",
+        "is_leading",
+        "is_queued",
+        "wake",
+    )
 
     def __init__(self, change: Change | None, durability: Durability) -> None:
         self.change = change
@@ -67,7 +85,8 @@ class _Ticket:
         self.wake = _thread.allocate_lock()
         self.wake.acquire()
         self.is_leading = False
-        self.is_taken = False
+        self.is_queued = False
+        self.attempt: CommitInfo | None = None  # its outcome if the transaction gets committed
         self.info: CommitInfo | None = None
         self.error: BaseException | None = None
 
@@ -102,15 +121,23 @@ class Committer:
             self._wait_turn(ticket, started, timeout_s)
             if ticket.is_leading:
                 self._lead(ticket, started, timeout_s)
+        except BaseException as interrupt:
+            if ticket.info is not None and not isinstance(interrupt, Exception):
+                interrupt.args = (f"commit {ticket.info.number} was made before the interrupt",)
+            raise
         finally:
-            self._pass_on(ticket)
+            try:
+                self._pass_on(ticket)
+            except BaseException:
+                self._pass_on(ticket)
+                raise
         if ticket.error is not None:
             raise ticket.error
         if ticket.info is None:
             raise InternalError(f"{self._env.path}: a commit ended without an outcome")
         return ticket.info
 
-    def stage(self, work: Callable[[WriteTxn], T], timeout_s: float) -> T:
+    def stage(self, work: Callable[[WriteTxn], T], timeout_s: float, frees_space: bool) -> T:
         """Run `work` in a write transaction of its own that makes no commit number."""
         ticket = _Ticket(None, Durability.RELAXED)
         started = time.monotonic()
@@ -119,11 +146,19 @@ class Committer:
             self._wait_turn(ticket, started, timeout_s)
             try:
                 locks.acquire_writer(timeout_s, started)
-                return self._env.run_write(lambda txn: self._stage_once(txn, work))
+                return self._env.run_write(lambda txn: self._stage_once(txn, work), frees_space)
             finally:
-                locks.release_writer()
+                try:
+                    locks.release_writer()
+                except BaseException:
+                    locks.release_writer()
+                    raise
         finally:
-            self._pass_on(ticket)
+            try:
+                self._pass_on(ticket)
+            except BaseException:
+                self._pass_on(ticket)
+                raise
 
     def _stage_once(self, txn: WriteTxn, work: Callable[[WriteTxn], T]) -> T:
         txn.is_staging = True
@@ -137,13 +172,14 @@ class Committer:
     # --- the queue ---
 
     def _wait_turn(self, ticket: _Ticket, started: float, timeout_s: float) -> None:
-        with self._mutex:
-            if self._leader is None:
-                self._leader = ticket
-                ticket.is_leading = True
-                return
-            self._queue.append(ticket)
         try:
+            with self._mutex:
+                if self._leader is None:
+                    self._leader = ticket
+                    ticket.is_leading = True
+                    return
+                ticket.is_queued = True
+                self._queue.append(ticket)
             left = max(timeout_s - (time.monotonic() - started), 0.0)
             if ticket.wake.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
                 return
@@ -157,21 +193,21 @@ class Committer:
                         hint="run the transaction again, or raise lock_timeout_s",
                     )
             ticket.wake.acquire()  # taken or leading by now: the outcome is near
-        except KeyboardInterrupt as interrupt:
-            self._withdraw(ticket, interrupt)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, or what another signal's handler raises
+            self._withdraw(ticket)
             raise
 
-    def _withdraw(self, ticket: _Ticket, interrupt: KeyboardInterrupt) -> None:
+    def _withdraw(self, ticket: _Ticket) -> None:
         """Leave the queue; when a leader has already taken the change, wait for its outcome."""
         with self._mutex:
             if ticket in self._queue:
                 self._queue.remove(ticket)
                 return
-            if ticket.is_leading or ticket.is_done:
+            if ticket.is_done or ticket is self._leader or not ticket.is_queued:
                 return
         ticket.wake.acquire()
-        if ticket.info is not None:
-            interrupt.args = (f"commit {ticket.info.number} was made before the interrupt",)
 
     def _pass_on(self, ticket: _Ticket) -> None:
         with self._mutex:
@@ -182,16 +218,15 @@ class Committer:
                 self._leader.is_leading = True
                 self._leader.wake.release()
 
-    def _take_group(self, leader: _Ticket) -> list[_Ticket]:
-        if leader.durability is not Durability.GROUP:
-            return [leader]
+    def _take_group(self, group: list[_Ticket]) -> None:
+        """Move the tickets that may share the leader's transaction from the queue to its group."""
+        if group[0].durability is not Durability.GROUP:
+            return
         with self._mutex:
-            group = [t for t in self._queue if t.durability is Durability.GROUP and t.change]
-            del group[MAX_GROUP - 1 :]
-            for ticket in group:
-                ticket.is_taken = True
+            waiting = [t for t in self._queue if t.durability is Durability.GROUP and t.change]
+            for ticket in waiting[: MAX_GROUP - 1]:
+                group.append(ticket)  # first: in both lists it is not lost, in neither it is
                 self._queue.remove(ticket)
-        return [leader, *group]
 
     # --- the leader ---
 
@@ -200,35 +235,70 @@ class Committer:
         group = [leader]
         try:
             locks.acquire_writer(timeout_s, started)
-            group = self._take_group(leader)
+            self._take_group(group)
             self._run_group(group)
         except Exception as error:  # each ticket gets its outcome; the leader raises its own
             self._fail(group, outcome(error, self._env.path))
-        except BaseException as interrupt:
-            self._give_back(group[1:])
-            self._env.note_interrupt(interrupt, leader.info)
+        except BaseException:
+            self._settle(group)
             raise
         finally:
-            locks.release_writer()
-            for ticket in group[1:]:
-                if ticket.is_done:
-                    ticket.wake.release()
+            try:
+                locks.release_writer()
+                self._let_go(group)
+            except BaseException:
+                locks.release_writer()
+                self._let_go(group)
+                raise
 
     def _fail(self, group: list[_Ticket], error: BaseException) -> None:
         for ticket in group:
             if not ticket.is_done:
                 ticket.error = error
 
-    def _give_back(self, group: list[_Ticket]) -> None:
+    def _settle(self, group: list[_Ticket]) -> None:
+        """After an interrupt, with the writer still held: give its outcome to what was committed.
+
+        The number of an attempt is above the file's last commit unless the attempt made it.
+        """
+        tried = [ticket for ticket in group if ticket.attempt is not None and not ticket.is_done]
+        if not tried:
+            return
+        with self._env.read() as txn:
+            last = txn.commit_number
+        made = [t for t in tried if t.attempt is not None and t.attempt.number <= last]
+        try:
+            if made and group[0].durability is not Durability.RELAXED:
+                self._env.sync()
+        except (OSError, lmdb.Error) as error:
+            self._fail(made, unknown_outcome(self._env.path, last, error))
+        for ticket in tried:
+            if ticket.error is None and ticket in made:
+                ticket.info = ticket.attempt
+            ticket.attempt = None
+
+    def _let_go(self, group: list[_Ticket]) -> None:
+        """Wake followers that have an outcome; the others go back to the head of the queue."""
         with self._mutex:
-            for ticket in reversed(group):
-                if not ticket.is_done:
-                    ticket.is_taken = False
+            while len(group) > 1:
+                ticket = group[-1]
+                if not ticket.is_done and ticket.attempt is not None:  # interrupted twice
+                    interrupt = KeyboardInterrupt("interrupted")
+                    ticket.error = unknown_outcome(self._env.path, ticket.attempt.number, interrupt)
+                if not ticket.is_done and ticket not in self._queue:
                     self._queue.appendleft(ticket)
+                elif ticket.is_done and ticket.wake.locked():
+                    ticket.wake.release()
+                group.pop()
 
     def _run_group(self, group: list[_Ticket]) -> None:
         try:
-            self._run(group)
+            try:
+                self._run(group)
+            except StorageFullError as error:  # one too big for the space must not stop the others
+                if len(group) == 1:
+                    raise
+                raise _ApplyFailed from error
         except _ApplyFailed:
             METRICS.add("storage.group_redone")
             for ticket in group:
@@ -243,7 +313,8 @@ class Committer:
 
     def _run(self, group: list[_Ticket]) -> None:
         """Apply tickets in one LMDB transaction; on return each has an outcome."""
-        made = self._env.run_write(lambda txn: self._apply(txn, group))
+        frees_space = all(getattr(ticket.change, "frees_space", False) for ticket in group)
+        made = self._env.run_write(lambda txn: self._apply(txn, group), frees_space)
         if not made:
             return
         if group[0].durability is not Durability.RELAXED:
@@ -261,6 +332,7 @@ class Committer:
         refused: list[tuple[_Ticket, Exception]] = []
         head = txn.head
         for ticket in group:
+            ticket.attempt = None
             if ticket.is_done or ticket.change is None:
                 continue
             txn.head = (head[0] + 1, max(time.time_ns() // 1000, head[1] + 1), head[2])
@@ -279,6 +351,8 @@ class Committer:
         if made:
             txn.put("meta", head_record.KEY, head_record.encode(head))
             failpoints.hit("commit.before_sync")
+            for ticket, info in made:
+                ticket.attempt = info
             self._env.commit_lmdb(txn)
             failpoints.hit("commit.after_write")
         for ticket, reason in refused:

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import lmdb
 
@@ -29,7 +29,7 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.options import Durability, OpenOptions
-from tarsdb.storage import failpoints, forking, opening, verify
+from tarsdb.storage import failpoints, filesystems, forking, opening, verify
 from tarsdb.storage import head as head_record
 from tarsdb.storage.committer import Change, CommitInfo, Committer
 from tarsdb.storage.leases import Lease
@@ -40,7 +40,7 @@ from tarsdb.storage.transaction import EngineFailure, ReaderSlot, ReadTxn, Write
 
 T = TypeVar("T")
 _QUIESCE_S = 2.0
-_RETRIES = 4
+_RETRIES = 6
 
 _registry: dict[tuple[int, int], Environment] = {}
 _inherited: dict[tuple[int, int], Environment] = {}
@@ -61,6 +61,10 @@ class Environment:
         Grows whenever the map moves: cached addresses of an older epoch are dead.
     caches : dict
         Process-wide caches of the layers above; cleared when the epoch grows and on close.
+    merging, id_lock : Lock
+        For the layers above: one merge at a time, one reservation of object ids at a time.
+    abandoned : set of bytes
+        Tokens of leases that could not be released; the next vacuum does it.
     """
 
     def __init__(self, path: str, options: OpenOptions, opened: opening.Opened) -> None:
@@ -69,7 +73,10 @@ class Environment:
         self.read_only = options.read_only
         self.epoch = 1
         self.caches: dict[str, Any] = {}
-        self.parking = threading.Lock()
+        self.parking = threading.RLock()  # a collected transaction may end under it
+        self.merging = threading.Lock()
+        self.id_lock = threading.Lock()
+        self.abandoned: set[bytes] = set()
         self._references = 1
         self._is_closed = False
         self._pid = os.getpid()
@@ -80,6 +87,8 @@ class Environment:
         self.file_id = opened.file_id
         self._committer = Committer(self)
         self._live: set[ReaderSlot] = set()
+        self._writing: set[object] = set()
+        self._is_over_quota = False
         self._moving = threading.RLock()
         self._gate: threading.Event | None = None
         self._seen: tuple[bytes, head_record.Head] = (b"", (0, 0, 0))
@@ -90,6 +99,7 @@ class Environment:
         self._lmdb = lmdb_env
         self._begin: Callable[..., Any] = lmdb_env.begin
         self._map_size: int = lmdb_env.info()["map_size"]
+        self._page_size: int = lmdb_env.stat()["psize"]
         self.databases = databases
 
     # --- opening and closing ---
@@ -126,6 +136,7 @@ class Environment:
     def _join(self, options: OpenOptions) -> Environment:
         if self.read_only and not options.read_only:
             self._reopen(options)
+        self._begin = self._lmdb.begin
         self._references += 1
         if options.check:
             try:
@@ -146,8 +157,8 @@ class Environment:
     def release(self) -> None:
         """Give back one reference.
 
-        The last one closes the file, or, while read transactions are still open, leaves that to the
-        last of them: closing unmaps the pages their views show.
+        The last one closes the file, or, while transactions are still open, leaves that to the last
+        of them: closing unmaps the pages their views show.
         """
         with _registry_lock:
             if self._pid != os.getpid() or self._references == 0:
@@ -157,13 +168,16 @@ class Environment:
 
     def _close_if_unused(self) -> None:
         with _registry_lock:
-            if self._references or self._live or self._is_closed:
+            if self._references or self._is_closed:
+                return
+            # first: a thread about to begin either is among the live ones below, or is refused
+            self._begin = _refuse_closed
+            if self._live or self._writing:
                 return
             self._is_closed = True
             _registry.pop(self._key, None)
             self._watch.stop()
             self.caches.clear()
-            self._begin = _refuse_closed
             with self._moving:
                 self._lmdb.close()
             os.close(self._fd)
@@ -185,13 +199,13 @@ class Environment:
             raw = txn.get(head_record.KEY, None, self.databases["meta"])
             seen = self._seen
             head = seen[1] if raw == seen[0] else self._read_head(raw)
+            slot.txn = txn
+            return ReadTxn(self, txn, slot, head, self.epoch)
         except BaseException as error:
             if txn is not None:
                 txn.abort()
             live.discard(slot)
             return self._read_again(error)
-        slot.txn = txn
-        return ReadTxn(self, txn, slot, head, self.epoch)
 
     def _read_head(self, raw: memoryview | None) -> head_record.Head:
         copy = None if raw is None else bytes(raw)
@@ -260,23 +274,47 @@ class Environment:
         StorageFullError
             Disk or quota; nothing was written.
         """
-        self._require_writable()
         timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
-        return self._committer.commit(change, durability or self.options.durability, timeout_s)
+        with self._held_open():
+            return self._committer.commit(change, durability or self.options.durability, timeout_s)
 
-    def stage(self, work: Callable[[WriteTxn], T], timeout_s: float | None = None) -> T:
+    def stage(
+        self,
+        work: Callable[[WriteTxn], T],
+        timeout_s: float | None = None,
+        *,
+        frees_space: bool = False,
+    ) -> T:
         """Run `work` in a write transaction without a commit number; return its result.
 
         For data no commit refers to yet, merges and collections. It is as durable as the next
-        commit. `work` may be called again after a rollback; it should write at most 32 MB.
+        commit. `work` may be called again after a rollback; it should write at most 32 MB. With
+        ``frees_space`` it may use the reserve beyond the quota.
         """
-        self._require_writable()
         timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
-        return self._committer.stage(work, timeout_s)
+        with self._held_open():
+            return self._committer.stage(work, timeout_s, frees_space)
 
-    def run_write(self, run: Callable[[WriteTxn], T]) -> T:
+    @contextlib.contextmanager
+    def _held_open(self) -> Iterator[None]:
+        """Keep the file open while this thread writes, whoever gives back the last reference."""
+        self._require_writable()
+        token = object()
+        self._writing.add(token)
+        try:
+            if self._begin is _refuse_closed:
+                _refuse_closed()
+            yield
+        finally:
+            self._writing.discard(token)
+            if self._references == 0:
+                self._close_if_unused()
+
+    def run_write(self, run: Callable[[WriteTxn], T], frees_space: bool = False) -> T:
         """Run one LMDB write transaction; the committer calls this with the writer lock held."""
-        turned = False
+        remedies = [self._turn_over, self._open_reserve] if frees_space else [self._turn_over]
+        if self._is_over_quota:
+            self._close_reserve()
         for _ in range(_RETRIES):
             try:
                 return self._write_once(run)
@@ -284,11 +322,10 @@ class Environment:
                 error = failure.error if isinstance(failure, EngineFailure) else failure
                 if not self._is_out_of_space(error):
                     self._recover(error)
-                elif turned:
-                    raise convert(error, self.path) from failure
+                elif remedies:
+                    remedies.pop(0)(error)
                 else:
-                    turned = True
-                    self._turn_over(error)
+                    raise convert(error, self.path) from failure
         raise OperationalError(f"{self.path}: recovered {_RETRIES} times without success")
 
     def _is_out_of_space(self, error: BaseException) -> bool:
@@ -298,12 +335,27 @@ class Environment:
 
     def _turn_over(self, reason: BaseException) -> None:
         """Make an LMDB commit that changes nothing: pages freed by the last one become usable."""
+        del reason
+        with contextlib.suppress(lmdb.Error), self._begin(None, None, True, True) as txn:
+            raw = bytes(txn.get(head_record.KEY, b"", self.databases["meta"]))
+            txn.put(head_record.KEY, raw, True, True, False, self.databases["meta"])
+
+    def _open_reserve(self, reason: BaseException) -> None:
+        """Let one write that frees space go beyond the quota; the next write ends that."""
+        reserve = opening.reserve_bytes(self.options)
+        if not reserve or not isinstance(reason, lmdb.MapFullError):
+            raise convert(reason, self.path) from reason
         try:
-            with self._begin(None, None, True, True) as txn:
-                raw = bytes(txn.get(head_record.KEY, b"", self.databases["meta"]))
-                txn.put(head_record.KEY, raw, True, True, False, self.databases["meta"])
-        except lmdb.Error as error:
-            raise convert(reason, self.path) from error
+            self._remap(opening.quota_bytes(self.options) + reserve)
+        except OperationalError:
+            raise convert(reason, self.path) from reason
+        self._is_over_quota = True
+
+    def _close_reserve(self) -> None:
+        """Make the map as small as the quota again, or as the file when that is larger."""
+        with contextlib.suppress(OperationalError):
+            self._remap(opening.quota_bytes(self.options), wait_s=0.0)
+            self._is_over_quota = False
 
     def _write_once(self, run: Callable[[WriteTxn], T]) -> T:
         try:
@@ -339,12 +391,7 @@ class Environment:
 
     def sync(self) -> None:
         """Make the meta page of the last commit durable."""
-        os.fdatasync(self._fd)
-
-    def note_interrupt(self, interrupt: BaseException, info: CommitInfo | None) -> None:
-        """Say in a KeyboardInterrupt that the commit was made before it."""
-        if info is not None:
-            interrupt.args = (f"commit {info.number} was made before the interrupt",)
+        filesystems.sync_data(self._fd)
 
     def _require_writable(self) -> None:
         if self._pid != os.getpid():
@@ -373,7 +420,9 @@ class Environment:
                     f"{self.path}: all {opening.MAX_READERS} reader slots are in use"
                 ) from error
         elif isinstance(error, lmdb.MapResizedError):
-            self._remap(0)
+            # the other process may have no quota: keep ours, with room for its next commits
+            quota = opening.quota_bytes(self.options)
+            self._remap(max(quota, self.size_bytes() * 5 // 4) if quota else 0)
         elif isinstance(error, lmdb.PanicError):
             self._reopen(self.options)
         elif isinstance(error, lmdb.MapFullError):
@@ -394,7 +443,8 @@ class Environment:
         """Enlarge a map that is half full while nobody reads: later a reader may be in the way."""
         info = self._lmdb.info()
         size = opening.larger_map(self._map_size, self.options)
-        if size is None or self._live or info["last_pgno"] * 4096 * 2 < self._map_size:
+        used = info["last_pgno"] * self._page_size
+        if size is None or self._live or used * 2 < self._map_size:
             return
         with contextlib.suppress(OperationalError):
             self._remap(size, wait_s=0.0)
@@ -484,7 +534,7 @@ class Environment:
         found = {
             "map_size": info["map_size"],
             "file_size": self.size_bytes(),
-            "used_bytes": (info["last_pgno"] + 1) * self._lmdb.stat()["psize"],
+            "used_bytes": (info["last_pgno"] + 1) * self._page_size,
             "readers": info["num_readers"],
             "live_readers": len(self._live),
         }
@@ -531,5 +581,5 @@ def _close_inherited(path: str) -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _refuse_closed(*_: object) -> None:
+def _refuse_closed(*_: object) -> NoReturn:
     raise InterfaceError("the database is closed")

@@ -1,6 +1,6 @@
-"""Which filesystem a path is on; remote ones are refused, because LMDB's locks need one kernel.
+"""What the system says about a file's filesystem, and syncing to it.
 
-Knows the numbers of ``statfs`` and nothing about databases.
+Remote filesystems are refused, because LMDB's locks need one kernel. Knows nothing about databases.
 """
 
 from __future__ import annotations
@@ -73,6 +73,16 @@ def type_from_mounts(directory: str, lines: list[str]) -> str:
         if inside and len(point) >= len(best):
             best, kind = point, right.split(" ", 1)[0]
     return kind
+
+
+def sync_data(fd: int) -> None:
+    """Make what was written to a file durable, as far as the platform can promise it."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync there leaves data in the drive's cache
+    else:
+        os.fdatasync(fd)
 
 
 def require_local(path: str) -> None:

@@ -79,7 +79,7 @@ def collect(env: Environment) -> int:
     """Remove noted data in transactions of bounded size; return the keys removed."""
     total = 0
     while True:
-        gone = env.stage(_collect_some)
+        gone = env.stage(_collect_some, frees_space=True)
         if gone < 0:
             return total
         total += gone

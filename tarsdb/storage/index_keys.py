@@ -112,7 +112,7 @@ class KeyCodec:
                 start += _ABOVE
         if high is not None:
             stop = self._concatenate(high)
-            if len(stop) > PREFIX:
+            if len(stop) >= PREFIX:  # a hash may follow, of any bytes
                 stop = stop[:PREFIX] + b"\xff" * 17
             elif high_in:
                 stop += _ABOVE

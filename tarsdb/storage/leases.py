@@ -67,7 +67,7 @@ class Lease:
     def release(self) -> None:
         """Give up everything, in a transaction of its own."""
         if self._is_used:
-            self._env.stage(self.drop_all)
+            self._env.stage(self.drop_all, frees_space=True)
 
     def __enter__(self) -> Lease:
         return self

@@ -8,6 +8,8 @@ thread when the delta passes its limit, and merges itself at four times the limi
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.errors import CorruptionError, Error
+from tarsdb.errors import CorruptionError, Error, StorageFullError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import TableDef
 from tarsdb.storage import failpoints, keys, records, rewrite
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 _MERGE_BYTES = 24 << 20
 _PRESSURE = 4
 _SMALL_SEGMENTS = 4
-_merging = threading.Lock()
 
 
 def merge(env: Environment, table: TableDef | None = None, force: bool = False) -> int:
@@ -48,7 +49,7 @@ def merge(env: Environment, table: TableDef | None = None, force: bool = False) 
     force : bool
         Merge however few rows the delta holds.
     """
-    with _merging:
+    with env.merging:
         moved = 0
         for each in [table] if table is not None else tables_of(env):
             limit = -1 if force else env.options.delta_limit_rows
@@ -87,7 +88,9 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
                 return moved
             prepared = _prepare(txn, now, counters)
         failpoints.hit("merge.before_stage")
-        if env.stage(lambda txn, p=prepared: _write(txn, env, p)):  # type: ignore[misc]
+        frees_space = limit < 0  # asked for: the delta's pages are free afterwards
+        work = functools.partial(_write, env=env, prepared=prepared)
+        if env.stage(work, frees_space=frees_space):
             moved += len(prepared.doomed)
             METRICS.add("storage.merges")
         if not prepared.doomed:
@@ -180,7 +183,9 @@ def before_commit(env: Environment, tables: Iterable[int]) -> None:
     limit = _PRESSURE * env.options.delta_limit_rows
     for table_id in tables:
         if known.get(table_id, 0) >= limit:
-            _merge_ids(env, [table_id])
+            # a transaction that deletes may be what makes room
+            with contextlib.suppress(StorageFullError):
+                _merge_ids(env, [table_id])
 
 
 def after_commit(env: Environment, counters: Mapping[int, TableCounters]) -> None:
@@ -201,7 +206,11 @@ def _start(env: Environment, tables: list[int]) -> None:
         return
     thread = threading.Thread(target=_run, args=(env, tables), name="tarsdb-merge")
     env.caches["merger"] = thread
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads, or the interpreter ends: a later writer merges
+        env.caches.pop("merger", None)
+        env.release()
 
 
 def _run(env: Environment, tables: list[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from tarsdb.storage.transaction import WriteTxn
@@ -12,12 +11,11 @@ if TYPE_CHECKING:
 
 _KEY = b"ids"
 _BLOCK = 256
-_lock = threading.Lock()
 
 
 def new_id(env: Environment) -> int:
     """Return a number never returned before for this file; gaps are harmless."""
-    with _lock:
+    with env.id_lock:
         free: list[int] = env.caches.setdefault("object ids", [])
         if not free:
             first = env.stage(_reserve)

@@ -263,6 +263,16 @@ def _first_map_size(path: str, options: OpenOptions) -> int:
     return max(size // 65536, 1) * 65536
 
 
+def quota_bytes(options: OpenOptions) -> int:
+    """Return the quota in whole map units, 0 where there is none."""
+    return (options.max_size_bytes or 0) // 65536 * 65536
+
+
+def reserve_bytes(options: OpenOptions) -> int:
+    """Return how far a write that frees space may go beyond the quota."""
+    return min(max(quota_bytes(options) // 4, 1 << 20), 32 << 20) // 65536 * 65536
+
+
 def larger_map(current: int, options: OpenOptions) -> int | None:
     """Return the next map size after the map is full, or None when quota or system forbid it."""
     ceiling = min(options.max_size_bytes or options.map_size_bytes, options.map_size_bytes)

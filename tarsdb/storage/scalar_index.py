@@ -6,6 +6,7 @@ Entries describe the live rows of the snapshot, so no liveness check is needed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tarsdb.storage.view import TableView
 
 _ROWID = 8
+_MANY = 4  # rows a key from which its rowids are better read in one call
 
 
 def find(
@@ -67,9 +69,9 @@ def scan(
     if own is None or own.is_untouched:
         parts: list[np.ndarray] = []
         rows = 0
-        for block in view.txn.keys("index", start, stop):
-            parts.append(np.frombuffer(view.txn.values("index", block, _ROWID), dtype=">u8"))
-            rows += len(parts[-1])
+        for part in _range_rowids(view.txn, start, stop):
+            parts.append(part)
+            rows += len(part)
             if most is not None and rows > most:
                 break
         return np.concatenate(parts).astype(np.int64) if parts else _NONE
@@ -81,6 +83,18 @@ def scan(
                 merged.append((encoded, rowid))
     merged.sort()
     return np.array([rowid for _, rowid in merged], dtype=np.int64)
+
+
+def _range_rowids(txn: ReadTxn, start: bytes, stop: bytes) -> Iterator[np.ndarray]:
+    """Yield the rowids of keys in a range; the first keys tell how to read the others."""
+    first = next(txn.keys("index", start, stop), [])
+    found = np.frombuffer(txn.values("index", first, _ROWID), dtype=">u8")
+    if len(found) < _MANY * len(first):  # about as many keys as rows: one entry after the other
+        for block in txn.entries("index", start, stop):
+            yield np.frombuffer(b"".join([value for _, value in block]), dtype=">u8")
+        return
+    for keys_read in txn.keys("index", start, stop):
+        yield np.frombuffer(txn.values("index", keys_read, _ROWID), dtype=">u8")
 
 
 def split_entry(key: bytes, value: memoryview) -> tuple[bytes, int]:

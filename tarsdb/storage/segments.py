@@ -24,7 +24,9 @@ from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack, unpack
 from tarsdb.types import BIGINT, BOOLEAN, Physical
 
-_INLINE = 4096  # values below this may share a page that moves; they are copied
+# Values below this may share a page that moves; they are copied. LMDB puts a value into a shared
+# page when it is below half a page, and pages have at most 32 KiB.
+_INLINE = 1 << 14
 
 
 @dataclass(slots=True)

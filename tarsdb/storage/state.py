@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -236,12 +237,17 @@ class TableCache:
                 cache.tombs, counters.tomb_generation, lambda: TombstoneLog(self.table, group)
             )
             commit = counters.last_commit
-            if counters.delta_records:
-                delta.extend(txn, commit, name, column)
-            if counters.tombstones:
-                tombs.extend(txn, commit)
-            _apply(txn, segments.items, delta, tombs, counters.tomb_generation, name)
-            return GroupState(name, segments, delta, commit)
+            try:
+                if counters.delta_records:
+                    delta.extend(txn, commit, name, column)
+                if counters.tombstones:
+                    tombs.extend(txn, commit)
+                _apply(txn, segments.items, delta, tombs, counters.tomb_generation, name)
+                return GroupState(name, segments, delta, commit)
+            except BaseException:  # Ctrl-C or damage: a log cut short is not to be continued
+                cache.deltas.pop(counters.delta_generation, None)
+                cache.tombs.pop(counters.tomb_generation, None)
+                raise
 
     def _segments(
         self, txn: ReadTxn, cache: _GroupCache, group: int, layout: int, name: str
@@ -255,8 +261,9 @@ class TableCache:
             number = keys.read_segment_key(key)[2]
             segment = cache.segments.get(number)
             if segment is None:
-                segment = cache.segments[number] = Segment(key, value, name)
+                segment = Segment(key, value, name)
                 segment.load_holes(txn, name)
+                cache.segments[number] = segment  # only once its holes are known
             items.append(segment)
         listed = {segment.id for segment in items}
         if not cache.lists or layout > max(cache.lists):
@@ -333,6 +340,13 @@ def decode_counters(table: int, raw: bytes | memoryview, name: str) -> TableCoun
     """Return a table's counters from the value under its ``meta`` key."""
     payload, _, _ = unpack(ValueType.META, keys.table_key(table), raw, f"table {name}: counters")
     return TableCounters.decode(payload)
+
+
+def forget_tables(caches: dict[str, Any], kept: Collection[int]) -> None:
+    """Drop the caches of tables that are gone; a snapshot that still shows one reads it again."""
+    known: dict[int, TableCache] = caches.get("tables") or {}
+    for table in [table for table in list(known) if table not in kept]:
+        known.pop(table, None)
 
 
 def table_cache(caches: dict[str, Any], table: int) -> TableCache:

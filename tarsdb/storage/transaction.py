@@ -155,6 +155,31 @@ class ReadTxn:
         except lmdb.Error as error:
             raise convert(error, self._env.path) from error
 
+    def entries(
+        self, db: str, start: bytes, stop: bytes
+    ) -> Iterator[list[tuple[memoryview, memoryview]]]:
+        """Yield (key view, value view) for start <= key < stop in growing lists.
+
+        Faster than :meth:`range`: the end is looked for once in a list.
+        """
+        if self._slot.expired:
+            self._refuse()
+        try:
+            cursor = self._cursor(db)
+            if not cursor.set_range(start):
+                return
+            pairs, size = cursor.iternext(), _FIRST_BLOCK
+            while block := list(islice(pairs, size)):
+                if bytes(block[-1][0]) >= stop:
+                    yield block[: bisect_left(block, stop, key=lambda pair: bytes(pair[0]))]
+                    return
+                yield block
+                size = min(size * 2, _LARGEST_BLOCK)
+                if self._slot.expired:
+                    self._refuse()
+        except lmdb.Error as error:
+            raise convert(error, self._env.path) from error
+
     def last(self, db: str, start: bytes, stop: bytes) -> tuple[bytes, memoryview] | None:
         """Return the entry with the greatest key in [start, stop), or None."""
         if self._slot.expired:

@@ -8,6 +8,7 @@ crash between two leaves a valid file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,10 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
         rewrite.combine_small(env, each, 2)
     if table is None:
         removed += garbage.collect(env)
-        removed += env.stage(_collect_orphans)
-        removed += env.stage(_collect_blobs)
+        abandoned = list(env.abandoned)
+        removed += env.stage(lambda txn: _collect_orphans(txn, abandoned), frees_space=True)
+        env.abandoned.difference_update(abandoned)
+        removed += env.stage(_collect_blobs, frees_space=True)
     return removed
 
 
@@ -94,7 +97,7 @@ def _vacuum_step(env: Environment, table_id: int, group: int) -> int:
         failpoints.hit("vacuum.before_commit")
         return len(step.tombs) + sum(segment.rows for segment in step.segments)
 
-    return env.stage(work)
+    return env.stage(work, frees_space=True)
 
 
 def _prepare(txn: ReadTxn, table: TableDef, group: int, columns: list[ColumnDef]) -> _Step | None:
@@ -139,11 +142,13 @@ def _delta_versions(txn: ReadTxn, table: TableDef, group: int) -> set[tuple[int,
 
 def _tombs_of(txn: ReadTxn, table: TableDef, segment: Segment, tombs: np.ndarray) -> np.ndarray:
     """Return which tombstones name a version of a segment."""
+    inside = np.flatnonzero((tombs[:, 1] >= segment.low) & (tombs[:, 1] <= segment.high))
+    hit = np.zeros(len(tombs), dtype=bool)
+    if not len(inside):
+        return hit
     rowids = segment.rowids(txn, table.name)
     created = segment.created_at(txn, table.name, np.arange(segment.rows))
     pairs = set(zip(rowids.tolist(), created.tolist(), strict=True))
-    inside = np.flatnonzero((tombs[:, 1] >= segment.low) & (tombs[:, 1] <= segment.high))
-    hit = np.zeros(len(tombs), dtype=bool)
     for at, (_, rowid, made) in zip(inside.tolist(), tombs[inside].tolist(), strict=True):
         hit[at] = (rowid, made) in pairs
     return hit
@@ -182,12 +187,12 @@ def _drop_dead_columns(env: Environment, table: TableDef) -> int:
         write_counters(txn, table.id, counters)
         return len(doomed)
 
-    return env.stage(work)
+    return env.stage(work, frees_space=True)
 
 
-def _collect_orphans(txn: WriteTxn) -> int:
+def _collect_orphans(txn: WriteTxn, abandoned: Sequence[bytes]) -> int:
     """Remove what dead loaders staged: blocks no segment refers to and no live lease holds."""
-    for token in leases.dead_tokens(txn):
+    for token in [*leases.dead_tokens(txn), *abandoned]:
         staging.release_staged(txn, token)
     held = {each.name for each in leases.held(txn) if each.is_live}
     doomed: set[tuple[int, int, int]] = set()

@@ -7,6 +7,7 @@ values; their checksums are checked at first touch.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import struct
@@ -18,8 +19,8 @@ from tarsdb.metrics import METRICS
 
 LIMIT_S = 2.0
 _LMDB_MAGIC = 0xBEEFC0DE
-_META = struct.Struct("<II")  # magic, data version at page offset 16
-_PAGE = 4096
+_META = struct.Struct("<IIQQI")  # at page offset 16: magic, version, address, map size, page size
+_PAGE_SIZES = frozenset(1 << bits for bits in range(9, 16))
 _EXTENT = re.compile(r"overflow page \d+ header mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)$")
 _LEAK = re.compile(r"(\d+) page\(s\) are neither reachable nor in the freeDB -- a leak ")
 _COUNTER = re.compile(r"walked (\d+) overflow pages, record says (\d+)$")
@@ -48,8 +49,9 @@ class _TimedFile:
 def check_start(fd: int, path: str) -> None:
     """Raise unless the first two pages look like meta pages of the engine we use."""
     first = os.pread(fd, 64, 0)
-    second = os.pread(fd, 64, _PAGE)
-    found = [_META.unpack_from(page, 16) for page in (first, second) if len(page) >= 24]
+    psize = page_size(first)
+    second = os.pread(fd, 64, psize or mmap.PAGESIZE)
+    found = [_META.unpack_from(page, 16)[:2] for page in (first, second) if len(page) >= 44]
     magics = [magic == _LMDB_MAGIC for magic, _ in found]
     if not any(magics):
         if len(first) >= 28 and struct.unpack_from("<I", first, 24)[0] == _LMDB_MAGIC:
@@ -58,11 +60,23 @@ def check_start(fd: int, path: str) -> None:
             f"{path}: not a tarsdb database; it starts with {first[:8]!r}",
             hint="check the file name",
         )
-    if len(found) < 2 or not all(magics) or any(version != 1 for _, version in found):
+    whole = len(found) == 2 and all(magics) and psize == page_size(second)
+    if not whole or not psize or any(version != 1 for _, version in found):
         raise CorruptionError(
             f"{path}: the meta pages are damaged or from another LMDB engine",
             hint="restore from a backup",
         )
+
+
+def page_size(start: bytes) -> int:
+    """Return the page size a meta page names, 0 when it is none of LMDB's.
+
+    It is the system's where the file was made: 4 KiB, or 16 KiB on Apple's processors.
+    """
+    if len(start) < 44:
+        return 0
+    size = int(_META.unpack_from(start, 16)[4])
+    return size if size in _PAGE_SIZES else 0
 
 
 def check_structure(path: str, limit_s: float | None) -> bool:
@@ -90,15 +104,16 @@ def check_structure(path: str, limit_s: float | None) -> bool:
 def _is_short(path: str) -> bool:
     """Return whether the file ends before the last page its meta pages count."""
     with open(path, "rb") as file:
+        psize = page_size(file.read(64)) or mmap.PAGESIZE
         starts = []
         for page in (0, 1):
-            file.seek(page * _PAGE)
-            starts.append(file.read(_PAGE))
+            file.seek(page * psize)
+            starts.append(file.read(psize))
         size = file.seek(0, os.SEEK_END)
     # a meta page: 16 bytes of page header, then at 120 the last page number, at 128 the txn id
     metas = [struct.unpack_from("<QQ", page, 16 + 120) for page in starts]
     last_page, _ = max(metas, key=lambda meta: meta[1])
-    return bool(size < (last_page + 1) * _PAGE)
+    return bool(size < (last_page + 1) * psize)
 
 
 def find_problems(path: str, limit_s: float | None) -> tuple[list[str], bool]:

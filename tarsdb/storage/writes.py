@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tarsdb.columns import Column
+from tarsdb.errors import OperationalError
 from tarsdb.options import Durability
 from tarsdb.schema import CatalogObject, IndexDef, TableDef
 from tarsdb.storage import blobs, bulk, leases, object_ids, row_changes, staging
@@ -95,10 +96,14 @@ class WriteSet:
             A key of a unique index exists already; nothing was inserted.
         """
         own = self.rows_of(table)
-        rowids = self._atomically(lambda: bulk.insert(own, view, columns, self.env.options))
-        self._spill(own)
-        bulk.keep_in_memory(own)
-        return rowids
+
+        def load() -> np.ndarray:
+            rowids = bulk.insert(own, view, columns, self.env.options)
+            self._spill(own)
+            bulk.keep_in_memory(own)
+            return rowids
+
+        return self._atomically(load)
 
     def update(
         self,
@@ -293,7 +298,13 @@ class WriteSet:
         self.journal.clear()
         lease, self._lease = self._lease, None
         if lease is not None:
-            self.env.stage(lambda txn: staging.release_staged(txn, lease.token))
+            token = lease.token
+            try:
+                self.env.stage(lambda txn: staging.release_staged(txn, token), frees_space=True)
+            except BaseException as error:
+                self.env.abandoned.add(token)
+                if not isinstance(error, OperationalError):  # what failed before says it better
+                    raise
 
     def _close_readers(self) -> None:
         for txn in self._readers:
