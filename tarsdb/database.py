@@ -6,16 +6,18 @@ engine loads with the first connection.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tarsdb.errors import InterfaceError, NotSupportedError
+from tarsdb.errors import Error, InterfaceError, NotSupportedError
 from tarsdb.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def connect(
     from tarsdb.engine.settings import Settings
     from tarsdb.storage import Environment
 
+    _close_abandoned()
     settings = Settings(durability=durability, file_access=file_access)
     chosen = options or OpenOptions()
     chosen = replace(chosen, read_only=read_only or chosen.read_only, check=check or chosen.check)
@@ -95,8 +98,35 @@ def connect(
     return Connection(Session(env, settings), temporary)
 
 
+# Sessions of connections nobody closed, left by the garbage collector to the next connect.
+_ABANDONED: deque[tuple[Session, Path | None]] = deque()
+
+
+def _close(session: Session, temporary: Path | None) -> None:
+    session.close()
+    if temporary is not None:
+        import shutil
+
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _close_abandoned() -> None:
+    while _ABANDONED:
+        with suppress(IndexError):  # another thread took it
+            session, temporary = _ABANDONED.popleft()
+            with suppress(Error):
+                _close(session, temporary)
+
+
+atexit.register(_close_abandoned)
+
+
 class Connection:
-    """One session on a database file. Made by :func:`connect`."""
+    """One session on a database file. Made by :func:`connect`.
+
+    Close it, or use it as a context manager: one that is only dropped is closed at the next
+    :func:`connect` or at exit.
+    """
 
     def __init__(self, session: Session, temporary: Path | None = None) -> None:
         self._session: Session | None = session
@@ -202,13 +232,8 @@ class Connection:
         """Roll back an open transaction and close; closing twice is fine."""
         with self._closing:
             session, self._session = self._session, None
-        if session is None:
-            return
-        session.close()
-        if self._temporary is not None:
-            import shutil
-
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if session is not None:
+            _close(session, self._temporary)
 
     def _require_session(self) -> Session:
         session = self._session
@@ -228,8 +253,9 @@ class Connection:
         self.close()
 
     def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
+        session = getattr(self, "_session", None)
+        if session is not None:  # closing takes locks, and this may run while one is held
+            _ABANDONED.append((session, self._temporary))
 
 
 class Cursor:
