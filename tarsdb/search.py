@@ -42,11 +42,6 @@ class Table:
         """
         from tarsdb.engine.scans import table_of
 
-        if isinstance(data, dict):
-            import pyarrow as pa
-
-            if not all(hasattr(value, "dtype") for value in data.values()):
-                data = pa.table(data)
         given = table_of("data", data)
         names = ", ".join(quote(name) for name in given.column_names)
         cursor = self.connection.execute(

@@ -253,6 +253,10 @@ JSON = SqlType(Kind.JSON)
 TIMESTAMP = SqlType(Kind.TIMESTAMP)
 
 _DATE_TEXT = re.compile(r"\s*(\d{4,5})-(\d{1,2})-(\d{1,2})(?!\d)")
+_INTERVAL_TEXT = re.compile(
+    r"(?:([+-]?\d+) years?)? ?(?:([+-]?\d+) mon(?:th)?s?)? ?(?:([+-]?\d+) days?)? ?"
+    r"(?:([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?)?"
+)
 _SHORT_HOUR = re.compile(r"^\d(?=:)")
 _EPOCH_DATE = dt.date(1970, 1, 1)
 _EPOCH = dt.datetime(1970, 1, 1)
@@ -287,7 +291,7 @@ def to_storage(value: Any, sql_type: SqlType, name: str) -> Any:
         value = value.item()
     try:
         return _CONVERT[sql_type.kind](value, sql_type, name)
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
         raise _mismatch(value, sql_type, name) from error
 
 
@@ -393,10 +397,25 @@ def _timestamp(value: Any, sql_type: SqlType, name: str) -> int:
 def _interval(value: Any, sql_type: SqlType, name: str) -> bytes:
     if isinstance(value, tuple):  # months, days, microseconds
         return struct.pack("<iiq", *value)
+    if isinstance(value, str):
+        return _read_interval(value)
     if not isinstance(value, dt.timedelta):
         raise TypeError(value)
     micros = value.seconds * 1_000_000 + value.microseconds
     return struct.pack("<iiq", 0, value.days, micros)
+
+
+def _read_interval(text: str) -> bytes:
+    """Read ``1 year 2 months 3 days -04:05:06.7``, as intervals are written to text."""
+    match = _INTERVAL_TEXT.fullmatch(text.strip().lower())
+    if match is None or not text.strip():
+        raise ValueError(text)
+    years, months, days, sign, hours, minutes, seconds, fraction = match.groups(default="0")
+    micros = (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
+    micros = micros * 1_000_000 + int(fraction.ljust(6, "0"))
+    return struct.pack(
+        "<iiq", 12 * int(years) + int(months), int(days), -micros if sign == "-" else micros
+    )
 
 
 def _uuid(value: Any, sql_type: SqlType, name: str) -> bytes:

@@ -1,8 +1,8 @@
 """Compare columns with constants and with each other, exactly, under three-valued logic.
 
 Integers are compared with integers and decimals without a cast to float, and with floats the way
-DuckDB does it: BIGINT and DECIMAL become DOUBLE. A bound text is cast to the column's type. NaN equals itself and sorts
-above every number, as DuckDB orders it; text compares by its UTF-8 bytes.
+DuckDB does it: BIGINT and DECIMAL become DOUBLE. A bound text is cast to the column's type. NaN
+equals itself and sorts above every number, as DuckDB orders it; text compares by its UTF-8 bytes.
 """
 
 from __future__ import annotations

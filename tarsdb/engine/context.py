@@ -18,6 +18,7 @@ from tarsdb.engine.models import ModelRuntime
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import (
     ConflictError,
+    CorruptionError,
     InternalError,
     InterruptError,
     ProgrammingError,
@@ -169,6 +170,15 @@ class Context:
     def view(self, table: TableDef) -> TableView:
         """Return the table as this statement sees it."""
         return self.snapshot.table(table, self.writes)
+
+    def read_blob(self, digest: str) -> bytes:
+        """Return stored bytes; those this transaction staged are newer than its snapshot."""
+        try:
+            return self.snapshot.read_blob(digest)
+        except CorruptionError:
+            if self.writes is None:
+                raise
+            return self.writes.read_blob(digest)
 
     def require_writes(self) -> WriteSet:
         """Return the write set; a plan that writes always has one."""

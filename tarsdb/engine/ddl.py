@@ -116,7 +116,7 @@ def _function_code(
         module = context.catalog.module(plan.module)
         if module is None:
             raise CatalogError(f"module {plan.module!r} does not exist")
-        code = context.snapshot.read_blob(module.digest)
+        code = context.read_blob(module.digest)
         check_signature(inspect_module(code), export, arguments, returns, plan.strict)
         return module.digest, export
     code = to_wasm(plan.code or "")

@@ -56,7 +56,7 @@ def write(table: pa.Table, path: str, options: Mapping[str, Any] | None = None) 
     given = [f"FORMAT {kind}", *(f"{key.upper()} {_literal(v)}" for key, v in chosen.items())]
     with _errors(path), contextlib.closing(_connect()) as connection:
         connection.register("__copied", table)
-        source = _with_json_lists(table) if kind == "csv" else "SELECT * FROM __copied"
+        source = _with_json_lists(table) if kind == "csv" else _with_exact_decimals(table, kind)
         connection.execute(f"COPY ({source}) TO {_literal(str(path))} ({', '.join(given)})")
         connection.unregister("__copied")
     return int(table.num_rows)
@@ -69,6 +69,16 @@ def _with_json_lists(table: pa.Table) -> str:
         name = '"' + field.name.replace('"', '""') + '"'
         nested = pa.types.is_nested(field.type)
         items.append(f"to_json({name})::TEXT AS {name}" if nested else name)
+    return f"SELECT {', '.join(items)} FROM __copied"
+
+
+def _with_exact_decimals(table: pa.Table, kind: str) -> str:
+    """Return SQL that writes long decimals to JSON as text: its readers make a DOUBLE of them."""
+    items = []
+    for field in table.schema:
+        name = '"' + field.name.replace('"', '""') + '"'
+        long = kind == "json" and pa.types.is_decimal(field.type) and field.type.precision > 15
+        items.append(f"{name}::TEXT AS {name}" if long else name)
     return f"SELECT {', '.join(items)} FROM __copied"
 
 
@@ -147,9 +157,12 @@ def _json(path: str, options: Mapping[str, Any], connection: Any) -> str:
     more = f", compression = {_literal(compression)}" if compression else ""
     source = f"read_json({path}, maximum_depth = 1{more})"
     described = connection.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
-    columns = [str(row[0]).replace('"', '""') for row in described]
-    texts = ", ".join(f'"{name}"->>\'$\' AS "{name}"' for name in columns)
-    return f"SELECT {texts} FROM {source}"
+    names = [str(row[0]) for row in described]
+    # read as JSON text: a guessed DOUBLE would round long decimals
+    kinds = ", ".join(f"{_literal(name)}: 'JSON'" for name in names)
+    quoted = [name.replace('"', '""') for name in names]
+    texts = ", ".join(f'"{name}"->>\'$\' AS "{name}"' for name in quoted)
+    return f"SELECT {texts} FROM read_json({path}, columns = {{{kinds}}}{more})"
 
 
 _QUERIES = {"parquet": _parquet, "csv": _csv, "json": _json}

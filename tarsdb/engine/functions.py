@@ -87,7 +87,7 @@ class FunctionRuntime:
     def _compile(self, context: Context, function: FunctionDef) -> ScalarFunction:
         from tarsdb.udf_sandbox import ScalarFunction, limits_from_options
 
-        code = context.snapshot.read_blob(function.digest)
+        code = context.read_blob(function.digest)
         types = [sql_type for _, sql_type in function.arguments]
         limits = limits_from_options(function.options)
         compiled = ScalarFunction(

@@ -16,7 +16,7 @@ from tarsdb.columns import Column
 from tarsdb.errors import CatalogError, ModelError, NotSupportedError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
-from tarsdb.storage import Environment, Snapshot, WriteSet
+from tarsdb.storage import Environment, WriteSet
 from tarsdb.types import Kind, SqlType
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ModelRuntime:
 
     def embed(self, context: Context, model: ModelDef, texts: Sequence[str | None]) -> np.ndarray:
         """Return float32 (n, dim); rows of None texts are zero."""
-        encoder = self.encoder(context.snapshot, model)
+        encoder = self.encoder(context, model)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
         known = [i for i, text in enumerate(texts) if text is not None]
@@ -61,7 +61,7 @@ class ModelRuntime:
         METRICS.add("embed_truncated", encoder.truncated - before)
         return result
 
-    def encoder(self, snapshot: Snapshot, model: ModelDef, version: str | None = None) -> Encoder:
+    def encoder(self, context: Context, model: ModelDef, version: str | None = None) -> Encoder:
         """Return the loaded encoder of a model version, loading it on first use."""
         if model.task != "embed":
             raise ModelError(f"model {model.name} does {model.task}, not embed")
@@ -77,16 +77,16 @@ class ModelRuntime:
             with self._lock:
                 encoder = loaded.get(key)
                 if encoder is None:
-                    encoder = loaded[key] = _load(snapshot, model, found)
+                    encoder = loaded[key] = _load(context, model, found)
         return encoder
 
 
-def _load(snapshot: Snapshot, model: ModelDef, version: ModelVersion) -> Encoder:
+def _load(context: Context, model: ModelDef, version: ModelVersion) -> Encoder:
     from tarsdb.model_ops import Encoder
 
-    files = {name: snapshot.read_blob(digest) for name, digest in version.files.items()}
+    files = {name: context.read_blob(digest) for name, digest in version.files.items()}
     tensors = {
-        name: np.frombuffer(snapshot.read_blob(digest), dtype=dtype).reshape(shape)
+        name: np.frombuffer(context.read_blob(digest), dtype=dtype).reshape(shape)
         for name, (dtype, shape, digest) in version.tensors.items()
     }
     METRICS.add("models_loaded")

@@ -6,6 +6,7 @@ connection and the file are gone.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -144,11 +145,28 @@ class Result:
         """Return the result as a Polars DataFrame (needs polars)."""
         import polars
 
-        return polars.from_arrow(self.arrow())  # type: ignore[return-value] # a table gives a frame
+        return polars.from_arrow(_without_intervals(self.arrow()))  # type: ignore[return-value] # a table gives a frame
 
     def _require_rows(self) -> None:
         if not self.has_rows:
             raise InterfaceError("this statement returned no rows")
+
+
+def _without_intervals(table: pa.Table) -> pa.Table:
+    """Return intervals as durations, months of 30 days: Polars has no months, and panics."""
+    import pyarrow as pa
+
+    for position, field in enumerate(table.schema):
+        if field.type == pa.month_day_nano_interval():
+            items = table.column(position).to_pylist()
+            spans = [None if item is None else _span(item) for item in items]
+            durations = pa.array(spans, pa.duration("us"))
+            table = table.set_column(position, field.name, durations)
+    return table
+
+
+def _span(item: Any) -> dt.timedelta:
+    return dt.timedelta(item.days + 30 * item.months, microseconds=item.nanoseconds // 1000)
 
 
 def present(column: Column) -> list[Any]:

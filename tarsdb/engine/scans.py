@@ -15,7 +15,8 @@ import pyarrow as pa
 from tarsdb.columns import Column, concat
 from tarsdb.engine import access, evaluate
 from tarsdb.engine.arrow import to_arrow
-from tarsdb.errors import BindError
+from tarsdb.engine.arrow_input import dump_json
+from tarsdb.errors import BindError, DataError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import Chunk, TableView
@@ -143,27 +144,51 @@ def is_table_like(variable: Any) -> bool:
 
 
 def table_of(name: str, variable: Any) -> pa.Table:
-    """Return a ``pyarrow.Table`` of a Python object's columns, without copying where possible."""
+    """Return a ``pyarrow.Table`` of a Python object's columns, without copying where possible.
+
+    Raises
+    ------
+    BindError
+        It is no table.
+    DataError
+        Its columns differ in length, or one mixes types.
+    """
     if isinstance(variable, pa.Table):
         return variable
+    try:
+        return _table_of(name, variable)
+    except pa.ArrowException as error:
+        raise DataError(f"{name} ({type(variable).__name__}) is not a table: {error}") from error
+
+
+def _table_of(name: str, variable: Any) -> pa.Table:
     if isinstance(variable, pa.RecordBatch):
         return pa.Table.from_batches([variable])
     if isinstance(variable, np.ndarray) and variable.dtype.names is not None:
         variable = {field: variable[field] for field in variable.dtype.names}
     if isinstance(variable, np.ndarray):
-        return pa.table({"column0": _array(variable)})
+        return pa.table({"column0": array_of("column0", variable)})
     if isinstance(variable, dict):
-        return pa.table({key: _array(value) for key, value in variable.items()})
+        return pa.table({key: array_of(key, value) for key, value in variable.items()})
     if hasattr(variable, "__arrow_c_stream__"):
         return pa.table(variable)
     raise BindError(f"variable {name} ({type(variable).__name__}) is not a table")
 
 
-def _array(values: Any) -> pa.Array:
+def array_of(name: str, values: Any) -> pa.Array:
+    """Return a column of Python or NumPy values; dicts, which have no one shape, as JSON text."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.array(values)
+    boxed = isinstance(values, np.ndarray) and values.dtype.hasobject
+    items = values.tolist() if boxed else values
+    try:
+        if isinstance(items, (list, tuple)) and any(isinstance(item, dict) for item in items):
+            texts = [None if item is None else dump_json(item) for item in items]
+            return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"column {name}: its values are not of one type ({error})") from error
 
 
 def rowid_column(rowids: np.ndarray) -> Column:

@@ -81,7 +81,8 @@ def _duration_ms(name: str, value: Any) -> int:
 def _size(name: str, value: Any) -> str:
     text = str(value).strip().upper().replace(" ", "")
     digits = text.rstrip("KMGIB")
-    if not digits.replace(".", "", 1).isdigit() or text[len(digits) :] not in _UNITS:
+    known = digits.replace(".", "", 1).isdigit() and text[len(digits) :] in _UNITS
+    if not known or not float(digits) > 0:
         raise DataError(f"setting {name}: {value!r} is not a size", hint="write '512MB' or '2GB'")
     return text
 

@@ -17,6 +17,7 @@ from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateIndex, CreateTable, Dr
 from tarsdb.types import parse_type, to_storage
 
 DONE = Result()
+_INTERNAL = frozenset({"__no", "__rowid", "__distance"})
 
 
 def create_table(context: Context, plan: CreateTable) -> Result:
@@ -57,6 +58,7 @@ def _specs_of(answer: Result, given: tuple[ColumnSpec, ...]) -> tuple[ColumnSpec
 
 def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, ...]) -> TableDef:
     writes = context.require_writes()
+    _refuse_reserved(plan.name)
     names = [spec.name.lower() for spec in specs]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None or not names:
@@ -67,7 +69,13 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
         )
     columns = tuple(_column(i + 1, spec) for i, spec in enumerate(specs))
     table = TableDef(writes.new_id(), plan.name, columns, next_column_id=len(columns) + 1)
-    key = plan.primary_key or tuple(spec.name for spec in specs if spec.primary_key)
+    marked = tuple(spec.name for spec in specs if spec.primary_key)
+    if len(marked) > 1 or (marked and plan.primary_key):
+        raise CatalogError(
+            f"table {plan.name} has more than one PRIMARY KEY",
+            hint=f"for a key of several columns write PRIMARY KEY ({', '.join(marked)}) once",
+        )
+    key = plan.primary_key or marked
     key_ids = _column_ids(table, key, "PRIMARY KEY")
     table = replace(table, primary_key=key_ids, checks=_checks(plan.name, specs, plan.checks))
     uniques = [(None, (spec.name,)) for spec in specs if spec.unique and not spec.primary_key]
@@ -84,11 +92,24 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
 
 
 def _column(column_id: int, spec: ColumnSpec) -> ColumnDef:
-    if spec.name.lower() == ex.ROWID:
-        raise CatalogError("a column cannot be called rowid: every table has that one already")
+    _refuse_reserved_column(spec.name)
     return ColumnDef(
         column_id, spec.name, parse_type(spec.type), spec.not_null, spec.default, spec.generated
     )
+
+
+def _refuse_reserved(name: str) -> None:
+    if name.lower().startswith("tars_"):
+        raise CatalogError(
+            f"a table cannot be called {name}: names that begin with tars_ are the system's"
+        )
+
+
+def _refuse_reserved_column(name: str) -> None:
+    if name.lower() == ex.ROWID:
+        raise CatalogError("a column cannot be called rowid: every table has that one already")
+    if name.lower() in _INTERNAL:
+        raise CatalogError(f"a column cannot be called {name}: queries use that name inside")
 
 
 def _checks(
@@ -264,6 +285,7 @@ def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
         raise CatalogError(f"table {table.name} has no column {plan.column!r}")
     if table.column(new_name) not in (None, column):
         raise CatalogError(f"table {table.name} has a column {new_name!r} already")
+    _refuse_reserved_column(new_name)
     _refuse_users(context, table, column, "rename")
     renamed = replace(column, name=new_name)
     columns = tuple(renamed if c.id == column.id else c for c in table.columns)
@@ -272,7 +294,8 @@ def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
     new_name = plan.new_name or ""
-    if context.catalog.table(new_name) is not None:
+    _refuse_reserved(new_name)
+    if context.catalog.table(new_name) not in (None, table):
         raise CatalogError(f"table {new_name!r} exists already")
     writes = context.require_writes()
     indexes = tuple(replace(index, table=new_name) for index in table.indexes)

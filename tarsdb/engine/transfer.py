@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from tarsdb.engine import derive, executor
 from tarsdb.engine.context import Context
 from tarsdb.engine.mutate import arrow_batches
@@ -10,6 +13,12 @@ from tarsdb.errors import DataError
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Copy, Relational, Scan
+from tarsdb.types import Kind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ESCAPE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 
 
 def copy_to(context: Context, plan: Copy) -> Result:
@@ -37,7 +46,7 @@ def copy_from(context: Context, plan: Copy) -> Result:
     written = 0
     for part in files.read(plan.path, plan.options):
         _require_width(part.num_columns, wanted, plan.path)
-        for columns, rows in arrow_batches(part, wanted):
+        for columns, rows in arrow_batches(_with_bytes(part, wanted), wanted):
             context.engines.interrupt.check()
             derive.fill_defaults(context, table, columns, rows, _defaults(context, plan, wanted))
             derive.generate(context, table, columns, rows)
@@ -46,6 +55,23 @@ def copy_from(context: Context, plan: Copy) -> Result:
             context.require_writes().insert_columns(table, context.view(table), ordered)
             written += rows
     return Result(changed=written)
+
+
+def _with_bytes(part: pa.Table, wanted: tuple[ColumnDef, ...]) -> pa.Table:
+    """Return CSV or JSON text of BLOB columns as the bytes it stands for."""
+    import pyarrow as pa
+
+    for position, column in enumerate(wanted):
+        field = part.schema.field(position)
+        if column.type.kind is not Kind.BLOB or not pa.types.is_string(field.type):
+            continue
+        values = [None if t is None else _bytes(t) for t in part.column(position).to_pylist()]
+        part = part.set_column(position, field.name, pa.array(values, pa.binary()))
+    return part
+
+
+def _bytes(text: str) -> bytes:
+    return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
 
 
 def _require_width(width: int, wanted: tuple[ColumnDef, ...], path: str) -> None:
