@@ -36,6 +36,7 @@ apilevel = "2.0"
 threadsafety = 2
 paramstyle = "qmark"
 
+_PLAIN_PARAMETERS = (tuple, list, dict)
 Parameters = Sequence[Any] | Mapping[str, Any]
 Description = tuple[str, Any, None, None, None, None, None]
 
@@ -285,6 +286,10 @@ class Cursor:
     ) -> Cursor:
         self._require_open()
         session = self.connection._require_session()
+        if type(parameters) not in _PLAIN_PARAMETERS:
+            from tarsdb.engine.bound import check
+
+            check(parameters, None)
         self._result = None
         self._position = 0
         self._result = session.execute(sql, parameters, frame, many)

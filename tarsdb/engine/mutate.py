@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import derive, evaluate, upsert, vector_search
+from tarsdb.engine import derive, evaluate, row_insert, upsert, vector_search
 from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
@@ -25,6 +25,8 @@ ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = None) -> Result:
     """Insert the rows of VALUES (once for each parameter set of ``many``) or of a query."""
+    if many is None and row_insert.serves(plan):
+        return row_insert.insert(context, plan)
     written = 0
     returned: list[Result] = []
     for columns, rows in _source(context, plan, many):
@@ -60,7 +62,7 @@ def _source(
 ) -> Iterator[tuple[derive.Columns, int]]:
     """Yield batches of given columns, converted to their types."""
     if plan.query is not None:
-        yield from _query_batches(context, plan)
+        yield from _query_sets(context, plan, many)
         return
     sets: Iterator[Parameters] = iter([context.parameters] if many is None else many)
     while block := list(islice(sets, BATCH_ROWS)):
@@ -97,6 +99,21 @@ def _parameter_positions(plan: Insert) -> list[int] | None:
     if len(keys) != len(plan.columns) or not all(isinstance(key, int) for key in keys):
         return None
     return keys  # type: ignore[return-value] # checked above
+
+
+def _query_sets(
+    context: Context, plan: Insert, many: Iterable[Parameters] | None
+) -> Iterator[tuple[derive.Columns, int]]:
+    """Run the query, once for each parameter set of ``many``."""
+    if many is None:
+        yield from _query_batches(context, plan)
+        return
+    outer = context.parameters
+    try:
+        for context.parameters in many:
+            yield from _query_batches(context, plan)
+    finally:
+        context.parameters = outer
 
 
 def _query_batches(context: Context, plan: Insert) -> Iterator[tuple[derive.Columns, int]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from tarsdb.engine import admin, ddl, executor, mutate
+from tarsdb.engine import admin, bound, ddl, executor, mutate
 from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
@@ -30,7 +30,7 @@ from tarsdb.errors import (
     SnapshotExpiredError,
 )
 from tarsdb.options import Durability
-from tarsdb.sql import bind, parse, split
+from tarsdb.sql import bind, parameter_keys, parse, split
 from tarsdb.sql.plan import (
     Aggregate,
     AlterTable,
@@ -70,6 +70,7 @@ class _Prepared:
     """A parsed statement and the plan it had under one catalog and one set of settings."""
 
     statement: Any
+    takes: int | None  # positional parameters; None with named ones
     plan: Plan | None = None
     key: tuple[int, int, int] = (-1, -1, -1)
 
@@ -147,7 +148,7 @@ class Session:
         found = self._prepared.get(sql)
         if found is None:
             statements = split(sql) if ";" in sql else [sql]
-            found = _Prepared(parse(statements[0])) if len(statements) == 1 else statements
+            found = _prepared(statements[0]) if len(statements) == 1 else statements
             if len(self._prepared) >= PLAN_CACHE_SIZE:
                 self._prepared.pop(next(iter(self._prepared)))
             self._prepared[sql] = found
@@ -173,6 +174,11 @@ class Session:
         frame: FrameType | None,
         many: Iterable[Parameters] | None,
     ) -> Result:
+        takes = prepared.takes
+        if many is not None:
+            many = bound.checked(many, takes)
+        elif takes is not None and len(parameters) > takes:
+            bound.check(parameters, takes)
         variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
@@ -419,6 +425,11 @@ class Session:
             self.engines.close()
             self._prepared.clear()
             self.env.release()
+
+
+def _prepared(text: str) -> _Prepared:
+    statement = parse(text)
+    return _Prepared(statement, bound.positions(parameter_keys(statement)))
 
 
 def _writes(plan: Plan) -> bool:

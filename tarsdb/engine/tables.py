@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tarsdb.engine import derive, models
@@ -17,7 +18,7 @@ from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateIndex, CreateTable, Dr
 from tarsdb.types import parse_type, to_storage
 
 DONE = Result()
-_INTERNAL = frozenset({"__no", "__rowid", "__distance"})
+_INTERNAL = re.compile(r"__(r\d+|v\d+|no|rowid|distance|batch|new|old)")
 
 
 def create_table(context: Context, plan: CreateTable) -> Result:
@@ -103,12 +104,14 @@ def _refuse_reserved(name: str) -> None:
         raise CatalogError(
             f"a table cannot be called {name}: names that begin with tars_ are the system's"
         )
+    if _INTERNAL.fullmatch(name.lower()):
+        raise CatalogError(f"a table cannot be called {name}: queries use that name inside")
 
 
 def _refuse_reserved_column(name: str) -> None:
     if name.lower() == ex.ROWID:
         raise CatalogError("a column cannot be called rowid: every table has that one already")
-    if name.lower() in _INTERNAL:
+    if _INTERNAL.fullmatch(name.lower()):
         raise CatalogError(f"a column cannot be called {name}: queries use that name inside")
 
 
