@@ -221,15 +221,9 @@ class RelationalInputs:
             return scans.ColumnsScan(names, columns)
         if relation.table is not None:
             quiet = context.writes is None or context.writes.is_empty
-            return scans.TableScan(
-                context.view(relation.table),
-                relation.columns,
-                with_rowid=relation.with_rowid,
-                predicate=relation.predicate,
-                calls=context,
-                check=context.engines.interrupt.check,
-                cache=context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None,
-            )
+            cache = context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None
+            view, check = context.view(relation.table), context.engines.interrupt.check
+            return scans.TableScan(view, relation, context, check, cache)
         if relation.system is not None:
             return scans.ColumnsScan(*system_tables.read(context, relation.system))
         if relation.variable is not None:

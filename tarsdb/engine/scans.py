@@ -19,6 +19,7 @@ from tarsdb.engine.arrow_input import dump_json
 from tarsdb.errors import BindError, DataError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Relation
 from tarsdb.storage import Chunk, TableView
 from tarsdb.types import BIGINT, arrow_type
 
@@ -31,23 +32,20 @@ class TableScan:
     def __init__(
         self,
         view: TableView,
-        columns: Sequence[ColumnDef],
-        *,
-        with_rowid: bool,
-        predicate: ex.Expr | None,
+        relation: Relation,
         calls: evaluate.Calls,
         check: Callable[[], None],
         cache: dict[Any, Any] | None,
     ) -> None:
         self._view = view
-        self._columns = {column.name: column for column in columns}
-        self._with_rowid = with_rowid
-        self._predicate = predicate
+        self._columns = {column.name: column for column in relation.columns}
+        self._with_rowid = relation.with_rowid
+        self._predicate = relation.predicate
         self._calls = calls
         self._check = check
         self._cache = cache
-        fields = [pa.field(c.name, arrow_type(c.type)) for c in columns]
-        if with_rowid:
+        fields = [pa.field(c.name, arrow_type(c.type)) for c in relation.columns]
+        if relation.with_rowid:
             fields.append(pa.field(ex.ROWID, pa.int64()))
         self.schema = pa.schema(fields)
 
@@ -57,7 +55,7 @@ class TableScan:
             return None
         if any(column.type.is_vector for column in self._columns.values()):
             return None
-        key = (self._view.table.id, tuple(self.schema.names))
+        key = (self._view.table.id, self._view.table.version, tuple(self.schema.names))
         held = self._cache.get(key)
         if held is None or held[0] is not self._view.state:
             held = self._cache[key] = (self._view.state, self._copy())
