@@ -118,24 +118,29 @@ class Committer:
         ticket = _Ticket(change, durability)
         started = time.monotonic()
         try:
-            self._wait_turn(ticket, started, timeout_s)
-            if ticket.is_leading:
-                self._lead(ticket, started, timeout_s)
+            self._serve(ticket, started, timeout_s)
         except BaseException as interrupt:
             if ticket.info is not None and not isinstance(interrupt, Exception):
                 interrupt.args = (f"commit {ticket.info.number} was made before the interrupt",)
             raise
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.info is None:
+            raise InternalError(f"{self._env.path}: a commit ended without an outcome")
+        return ticket.info
+
+    def _serve(self, ticket: _Ticket, started: float, timeout_s: float) -> None:
+        """See that a ticket gets its outcome, from this thread or from another leader."""
+        try:
+            self._wait_turn(ticket, started, timeout_s)
+            if ticket.is_leading:
+                self._lead(ticket, started, timeout_s)
         finally:
             try:
                 self._pass_on(ticket)
             except BaseException:
                 self._pass_on(ticket)
                 raise
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.info is None:
-            raise InternalError(f"{self._env.path}: a commit ended without an outcome")
-        return ticket.info
 
     def stage(self, work: Callable[[WriteTxn], T], timeout_s: float, frees_space: bool) -> T:
         """Run `work` in a write transaction of its own that makes no commit number."""
@@ -210,13 +215,17 @@ class Committer:
         ticket.wake.acquire()
 
     def _pass_on(self, ticket: _Ticket) -> None:
+        """Make the next in the queue the leader; called again it completes what was cut short."""
         with self._mutex:
-            if self._leader is not ticket:
+            if self._leader is ticket:
+                self._leader = self._queue[0] if self._queue else None
+            leader = self._leader
+            if leader is None or leader.is_leading:
                 return
-            self._leader = self._queue.popleft() if self._queue else None
-            if self._leader is not None:
-                self._leader.is_leading = True
-                self._leader.wake.release()
+            if self._queue and self._queue[0] is leader:
+                self._queue.popleft()
+            leader.is_leading = True
+            leader.wake.release()
 
     def _take_group(self, group: list[_Ticket]) -> None:
         """Move the tickets that may share the leader's transaction from the queue to its group."""
@@ -235,6 +244,7 @@ class Committer:
         group = [leader]
         try:
             locks.acquire_writer(timeout_s, started)
+            failpoints.hit("writer.taken")
             self._take_group(group)
             self._run_group(group)
         except Exception as error:  # each ticket gets its outcome; the leader raises its own

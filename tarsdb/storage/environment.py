@@ -274,9 +274,17 @@ class Environment:
         StorageFullError
             Disk or quota; nothing was written.
         """
+        self._require_writable()
         timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
-        with self._held_open():
+        token = object()  # keeps the file open, whoever gives back the last reference
+        try:
+            self._writing.add(token)
+            self._require_open()
             return self._committer.commit(change, durability or self.options.durability, timeout_s)
+        finally:
+            self._writing.discard(token)
+            if self._references == 0:
+                self._close_if_unused()
 
     def stage(
         self,
@@ -291,24 +299,21 @@ class Environment:
         commit. `work` may be called again after a rollback; it should write at most 32 MB. With
         ``frees_space`` it may use the reserve beyond the quota.
         """
-        timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
-        with self._held_open():
-            return self._committer.stage(work, timeout_s, frees_space)
-
-    @contextlib.contextmanager
-    def _held_open(self) -> Iterator[None]:
-        """Keep the file open while this thread writes, whoever gives back the last reference."""
         self._require_writable()
+        timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
         token = object()
-        self._writing.add(token)
         try:
-            if self._begin is _refuse_closed:
-                _refuse_closed()
-            yield
+            self._writing.add(token)
+            self._require_open()
+            return self._committer.stage(work, timeout_s, frees_space)
         finally:
             self._writing.discard(token)
             if self._references == 0:
                 self._close_if_unused()
+
+    def _require_open(self) -> None:
+        if self._begin is _refuse_closed:
+            _refuse_closed()
 
     def run_write(self, run: Callable[[WriteTxn], T], frees_space: bool = False) -> T:
         """Run one LMDB write transaction; the committer calls this with the writer lock held."""

@@ -20,6 +20,7 @@ NAMES = (
     "open.before_verify",
     "open.before_create",
     "open.before_publish",
+    "writer.taken",
     "commit.before_apply",
     "commit.after_apply",
     "commit.before_sync",

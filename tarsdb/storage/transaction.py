@@ -235,7 +235,11 @@ class ReadTxn:
         txn, self._txn = self._txn, None
         if txn is not None:
             self._get = _closed
-            self._env._end_read(self._slot)
+            try:
+                self._env._end_read(self._slot)
+            except BaseException:  # Ctrl-C in between: a slot left behind would never be cleared
+                self._env._end_read(self._slot)
+                raise
 
     def __enter__(self) -> ReadTxn:
         return self
