@@ -95,6 +95,15 @@ class Column:
         source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Column(self.type, self.values[source], _int32_offsets(offsets), validity)
 
+    def owned(self) -> Column:
+        """Return the column with value buffers of its own, no views of the memory map."""
+        parts = (self.values, self.offsets, self.validity)
+        values, offsets, validity = (
+            part if part is None or part.flags.owndata else part.copy() for part in parts
+        )
+        assert values is not None
+        return Column(self.type, values, offsets, validity)
+
     def slice(self, start: int, stop: int) -> Column:
         """Return rows ``start:stop`` as views of the same buffers."""
         validity = None if self.validity is None else self.validity[start:stop]

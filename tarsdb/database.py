@@ -331,7 +331,7 @@ class Cursor:
         """Return the remaining rows."""
         rows = self._rows()
         start, self._position = self._position, len(rows)
-        return rows[start:] if start else rows
+        return rows[start:]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         while (row := self.fetchone()) is not None:

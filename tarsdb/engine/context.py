@@ -77,7 +77,7 @@ class Engines:
         self.settings = settings
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
-        self.functions = FunctionRuntime(env)
+        self.functions = FunctionRuntime(env, self.interrupt.check)
         self._relational: RelationalEngine | None = None
 
     @property

@@ -46,7 +46,7 @@ def run(context: Context, plan: Query) -> Result:
 
 def _knn(context: Context, plan: Knn) -> Result:
     found = vector_search.search(context, plan)
-    columns = vector_search.outputs(context, plan, found)
+    columns = [column.owned() for column in vector_search.outputs(context, plan, found)]
     shape = vector_search.Shape.of(plan)
     if found.query_no is None:
         return Result(shape.names, shape.types, columns=columns)

@@ -40,8 +40,9 @@ class SessionFunction:
 class FunctionRuntime:
     """Runs functions for one connection; compiled modules are shared through ``env.caches``."""
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, check: Callable[[], None] = lambda: None) -> None:
         self._env = env
+        self._check = check  # raises once the running statement was asked to stop
         self._lock = threading.Lock()
         self.session: dict[str, SessionFunction] = {}
         self._running: list[Budget] = []
@@ -102,7 +103,7 @@ class FunctionRuntime:
         if function is None:
             raise CatalogError(f"function {name!r} does not exist")
         try:
-            results = _run(function, columns, rows)
+            results = _run(function, columns, rows, self._check)
         except DatabaseError:
             raise
         except Exception as error:
@@ -138,7 +139,9 @@ def cast(column: Column, sql_type: SqlType, name: str) -> Column:
 _INTEGERS = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT})
 
 
-def _run(function: SessionFunction, columns: Sequence[Column], rows: int) -> Sequence[Any]:
+def _run(
+    function: SessionFunction, columns: Sequence[Column], rows: int, check: Callable[[], None]
+) -> Sequence[Any]:
     from tarsdb.engine.result import present
 
     arguments = [present(column) for column in columns]
@@ -146,10 +149,12 @@ def _run(function: SessionFunction, columns: Sequence[Column], rows: int) -> Seq
         return list(function.call(*arguments)) if arguments else list(function.call())
     if not arguments:
         return [function.call() for _ in range(rows)]
-    return [
-        None if function.strict and None in map(_none_marker, row) else function.call(*row)
-        for row in zip(*arguments, strict=True)
-    ]
+    results = []
+    for row in zip(*arguments, strict=True):
+        check()
+        skipped = function.strict and None in map(_none_marker, row)
+        results.append(None if skipped else function.call(*row))
+    return results
 
 
 def _none_marker(item: Any) -> Any:

@@ -30,7 +30,7 @@ def project(
     needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
     columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
     batch = evaluate.Batch(len(rowids), columns, context, rowids)
-    return evaluate_outputs(outputs, filtered(batch, predicate))
+    return [column.owned() for column in evaluate_outputs(outputs, filtered(batch, predicate))]
 
 
 def filtered(batch: evaluate.Batch, predicate: ex.Expr | None) -> evaluate.Batch:
