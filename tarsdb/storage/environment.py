@@ -190,11 +190,11 @@ class Environment:
             self._refuse_fork()
         slot = ReaderSlot(time.monotonic())
         live = self._live
-        live.add(slot)
-        if self._gate is not None:
-            self._pass_gate(slot)
         txn = None
         try:
+            live.add(slot)
+            if self._gate is not None:
+                self._pass_gate(slot)
             txn = self._begin(None, None, False, True)
             raw = txn.get(head_record.KEY, None, self.databases["meta"])
             seen = self._seen
