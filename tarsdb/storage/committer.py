@@ -152,6 +152,8 @@ class Committer:
             try:
                 locks.acquire_writer(timeout_s, started)
                 return self._env.run_write(lambda txn: self._stage_once(txn, work), frees_space)
+            except (EngineFailure, lmdb.Error, OSError) as error:
+                raise outcome(error, self._env.path) from error
             finally:
                 try:
                     locks.release_writer()
