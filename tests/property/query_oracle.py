@@ -139,7 +139,8 @@ class Oracle:
     def query(self) -> Query:
         """Return a random query."""
         shapes = [self.knn, self.knn, self.knn, self.within, self.joined, self.above_join,
-                  self.grouped, self.aggregate, self.sorted_scan, self.batch, self.nested]  # fmt: skip
+                  self.grouped, self.aggregate, self.sorted_scan, self.batch,
+                  self.nested]  # fmt: skip
         return self.rng.choice(shapes)()
 
     def _where(self, prefix: str = "") -> tuple[str, Test]:

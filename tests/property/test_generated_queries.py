@@ -134,6 +134,9 @@ def test_exact_fallbacks_are_named_by_explain() -> None:
         plan = "\n".join(row[0] for row in db.execute(f"EXPLAIN {query.sql}", bound(query)))
         assert "exact" in plan.lower(), plan
         plan = "\n".join(
-            row[0] for row in db.execute("EXPLAIN SELECT id FROM docs ORDER BY emb <-> '[0,0,0,0]' LIMIT 3")
+            row[0]
+            for row in db.execute(
+                "EXPLAIN SELECT id FROM docs ORDER BY emb <-> '[0,0,0,0]' LIMIT 3"
+            )
         )
         assert "exact" in plan.lower(), plan

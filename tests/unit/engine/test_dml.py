@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import uuid
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ def test_defaults(db: tarsdb.Connection) -> None:
 @pytest.fixture
 def made() -> Iterator[tarsdb.Connection]:
     """A table with generated columns, one of them by a sandboxed function."""
-    twice = '(module (func (export "twice") (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2))))'
+    body = "(i32.mul (local.get 0) (i32.const 2))"
+    twice = f'(module (func (export "twice") (param i32) (result i32) {body}))'
     with tarsdb.connect() as db:
         db.execute(f"CREATE FUNCTION twice(n INT) RETURNS INT LANGUAGE wasm AS '{twice}'")
         db.execute(
@@ -177,7 +179,8 @@ def test_generated_columns_follow_their_sources_only(made: tarsdb.Connection) ->
         "a INT GENERATED ALWAYS AS (b) STORED, b INT GENERATED ALWAYS AS (a) STORED",
         "a INT GENERATED ALWAYS AS (a) STORED", "a INT DEFAULT b, b INT",
         "a INT, b INT GENERATED ALWAYS AS (nope) STORED", "a INT CHECK (zz > 1)", "a INT, A INT",
-        "rowid INT", "__no INT", "__R0 INT", "a INT PRIMARY KEY, b INT PRIMARY KEY", "a FOO", "a VECTOR",
+        "rowid INT", "__no INT", "__R0 INT", "a INT PRIMARY KEY, b INT PRIMARY KEY", "a FOO",
+        "a VECTOR",
         "a INT PRIMARY KEY, PRIMARY KEY (a)", "a INT, PRIMARY KEY (zz)", "v VECTOR(2) UNIQUE",
         "a DECIMAL(50, 2)", "v VECTOR(0)", "",
     ],
@@ -307,10 +310,8 @@ def test_scripts_comments_and_empty_statements(db: tarsdb.Connection) -> None:
     script = "-- one;\nSELECT 1; /* two; */ SELECT ';' AS s;; \n SELECT 3 -- end;"
     assert rows(db, script) == [(3,)]
     for empty in ("", ";", " ;; ", "-- nothing", "/* nothing */"):
-        try:
+        with contextlib.suppress(errors.SQLSyntaxError):
             assert db.execute(empty).description is None
-        except errors.SQLSyntaxError:
-            pass
     with pytest.raises(errors.ProgrammingError):
         db.execute("SELECT ?; SELECT ?", (1,))
     with pytest.raises(errors.BindError):

@@ -49,7 +49,8 @@ TYPES: dict[str, tuple[Any, Any, str]] = {
 }  # fmt: skip
 VECTORS = [name for name in TYPES if "VEC" in name or "BIT" in name]
 QUERIES = {"native": "SELECT id, c FROM t", "relational": "SELECT id, c FROM t ORDER BY id",
-           "point": "SELECT id, c FROM t WHERE id = 1", "none": "SELECT id, c FROM t WHERE id = 99"}  # fmt: skip
+           "point": "SELECT id, c FROM t WHERE id = 1", 
+           "none": "SELECT id, c FROM t WHERE id = 99"}  # fmt: skip
 
 
 def same(left: Any, right: Any) -> bool:
@@ -81,7 +82,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def test_rows_come_back_as_they_went_in(case: Any, tmp_path: Path) -> None:
-    db, sql_type, values = case
+    db, _sql_type, values = case
     merged = "SELECT c FROM (SELECT * FROM t UNION ALL SELECT * FROM t WHERE id > 99) ORDER BY id"
     for sql in ("SELECT c FROM t", "SELECT c FROM t ORDER BY id", merged):
         check(column(db, sql), values)
@@ -116,7 +117,7 @@ def test_a_dict_of_lists_goes_in(case: Any) -> None:
 
 
 def test_updates(case: Any) -> None:
-    db, sql_type, values = case
+    db, sql_type, _values = case
     first, second, literal = TYPES[sql_type]
     db.execute(f"UPDATE t SET c = {literal} WHERE id = 2")
     db.execute("UPDATE t SET c = ? WHERE id = 6", (second,))
