@@ -102,6 +102,16 @@ def test_long_keys_are_bounded_distinct_and_inside_their_range() -> None:
     assert all(start <= key < stop for key in found)
 
 
+def test_a_bound_as_long_as_the_prefix_includes_every_hash() -> None:
+    """A truncated key that starts with the whole bound goes on with any byte, 0xff too."""
+    codec = KeyCodec([TEXT, TEXT])
+    first = "x" * (PREFIX - 2)
+    start, stop = codec.bounds([first], [first], True, True)
+    keys = [codec.encode([first, f"{tail} of some length"]) for tail in range(3000)]
+    assert any(key[PREFIX] == 0xFF for key in keys)
+    assert all(start <= key < stop for key in keys)
+
+
 @given(st.lists(INT64, max_size=12), INT64, INT64, st.booleans(), st.booleans())
 def test_bounds_select_the_range(
     items: list[int], low: int, high: int, low_in: bool, high_in: bool
