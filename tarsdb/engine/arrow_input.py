@@ -306,7 +306,8 @@ def _vector(array: pa.Array, sql_type: SqlType, name: str) -> Column:
     validity = _validity(array)
     flat, lengths = _flatten(array)
     dim = sql_type.dim or 0
-    _check_dimensions(lengths, sql_type, name)
+    if not (validity is None and set(lengths) <= {dim}):
+        _check_dimensions(lengths, sql_type, name)
     if flat.null_count:
         row = _row_of(int(np.flatnonzero(np.asarray(flat.is_null()))[0]) // dim, validity)
         raise DataError(f"column {name}: the vector of row {row} has a NULL component")
@@ -347,6 +348,10 @@ def _components(
     else:
         with np.errstate(over="ignore"):
             rounded = np.ascontiguousarray(numbers, dtype=sql_type.dtype)
+        flat = rounded.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if rounded.dtype.itemsize >= 4 and np.isfinite(np.dot(flat, flat)):
+                return rounded  # one pass; a sum that overflows says nothing
         bad = ~np.isfinite(rounded).all(axis=1)
         what = "NaN or infinity"
     if bad.any():

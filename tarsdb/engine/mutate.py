@@ -14,12 +14,14 @@ from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
 from tarsdb.engine.result import Result
-from tarsdb.errors import DataError, IntegrityError
+from tarsdb.errors import BindError, DataError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.plan import Delete, Insert, Update
+from tarsdb.sql.plan import Delete, Insert, Update, VariableScan
 
 BATCH_ROWS = 4096
+LARGE_ROWS = 1 << 16
+LARGE_BYTES = 24 << 20  # a batch of an Arrow table that is stored as it is
 ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 
@@ -118,21 +120,72 @@ def _query_sets(
 
 def _query_batches(context: Context, plan: Insert) -> Iterator[tuple[derive.Columns, int]]:
     assert plan.query is not None
-    result = run(context, plan.query)
-    if len(result.names) != len(plan.columns):
+    if isinstance(plan.query, VariableScan):
+        table = _variable(context, plan.query)
+    else:
+        table = run(context, plan.query).arrow()
+    if table.num_columns != len(plan.columns):
         raise DataError(
             f"INSERT INTO {plan.table.name} names {len(plan.columns)} columns, "
-            f"the query gives {len(result.names)}"
+            f"the query gives {table.num_columns}"
         )
-    yield from arrow_batches(result.arrow(), plan.columns)
+    yield from arrow_batches(table, plan.columns, _batch_rows(plan, table))
 
 
-def arrow_batches(table: Any, columns: Sequence[ColumnDef]) -> Iterator[tuple[derive.Columns, int]]:
+def _variable(context: Context, query: VariableScan) -> Any:
+    """Return the columns a plan names of a Python variable, as an Arrow table.
+
+    Raises
+    ------
+    BindError
+        The variable is gone, or has no such column, or two.
+    """
+    from tarsdb.engine.scans import table_of
+
+    variable = context.variables(query.variable) if context.variables else None
+    if variable is None:
+        raise BindError(f"variable {query.variable!r} is gone")
+    table = table_of(query.variable, variable)
+    if query.columns is None:
+        return table
+    positions: dict[str, list[int]] = {}
+    for at, name in enumerate(table.column_names):
+        positions.setdefault(name.lower(), []).append(at)
+    missing = [name for name in query.columns if name.lower() not in positions]
+    if missing:
+        raise BindError(
+            f"variable {query.variable} has no column {', '.join(map(repr, missing))}",
+            hint=f"its columns are {', '.join(table.column_names)}",
+        )
+    chosen = [_only(query, table, name, positions[name.lower()]) for name in query.columns]
+    return table.select(chosen)
+
+
+def _only(query: VariableScan, table: Any, name: str, found: list[int]) -> int:
+    exact = [at for at in found if table.column_names[at] == name]
+    best = exact or found
+    if len(best) > 1:
+        raise BindError(f"variable {query.variable} has {len(best)} columns {name!r}")
+    return best[0]
+
+
+def _batch_rows(plan: Insert, table: Any) -> int:
+    """Return the rows of a batch: many when nothing is computed for them."""
+    derived = plan.defaults or plan.on_conflict or plan.returning or plan.returning_sql
+    if derived or plan.table.checks or any(column.generated for column in plan.table.columns):
+        return BATCH_ROWS
+    fitting = LARGE_BYTES * table.num_rows // max(table.nbytes, 1)
+    return int(min(max(fitting, BATCH_ROWS), LARGE_ROWS))
+
+
+def arrow_batches(
+    table: Any, columns: Sequence[ColumnDef], rows: int = BATCH_ROWS
+) -> Iterator[tuple[derive.Columns, int]]:
     """Yield an Arrow table's columns, by position, as batches of the table's column types."""
     from tarsdb.engine.arrow_input import from_arrow
 
-    for start in range(0, table.num_rows, BATCH_ROWS):
-        part = table.slice(start, BATCH_ROWS)
+    for start in range(0, table.num_rows, rows):
+        part = table.slice(start, rows)
         converted = {
             column.id: from_arrow(part.column(i), column.type, column.name)
             for i, column in enumerate(columns)

@@ -114,7 +114,10 @@ def query_matrix(query: Any, sql_type: SqlType, name: str) -> tuple[np.ndarray, 
     fits = plain and sql_type.kind is Kind.VECTOR and query.shape == (sql_type.dim,)
     if fits and np.isfinite(np.dot(query, query)):  # else the slow way looks closer
         return np.ascontiguousarray(query)[np.newaxis, :], False
-    array = np.asarray(query) if not isinstance(query, str) else None
+    try:
+        array = np.asarray(query) if not isinstance(query, str) else None
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"search in {name}: the query is no vector and no matrix") from error
     if array is not None and array.dtype != object and array.ndim == 2:
         rows = [prepare_query(row, sql_type) for row in array]
         if not rows:

@@ -153,6 +153,11 @@ def _relation(relation: pl.Relation) -> Lines:
     return [line, *_detail("filter early", relation.predicate)]
 
 
+def _variable_scan(plan: pl.VariableScan) -> Lines:
+    names = "all columns" if plan.columns is None else ", ".join(plan.columns)
+    return [f"VariableScan Python variable {plan.variable} ({names})"]
+
+
 def _insert(plan: pl.Insert) -> Lines:
     names = ", ".join(column.name for column in plan.columns)
     lines = [f"Insert {plan.table.name} ({names})"]
@@ -224,6 +229,7 @@ def _words(plan: pl.Plan) -> str:
 
 _PLANS: dict[type[Any], Callable[[Any], Lines]] = {
     pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.Aggregate: _aggregate, pl.Knn: _knn,
-    pl.Relational: _relational, pl.Insert: _insert, pl.Update: _update, pl.Delete: _delete,
+    pl.Relational: _relational, pl.VariableScan: _variable_scan, pl.Insert: _insert,
+    pl.Update: _update, pl.Delete: _delete,
     pl.CreateTable: _create_table, pl.Copy: _copy, pl.Explain: lambda plan: explain(plan.target),
 }  # fmt: skip

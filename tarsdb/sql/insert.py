@@ -11,9 +11,9 @@ from tarsdb.errors import BindError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.batch import batch_expression, bind_returning, column_names, conflict_query
-from tarsdb.sql.binding import Binding, require_column, where
+from tarsdb.sql.binding import SYSTEM_TABLES, Binding, require_column, table_name, where
 from tarsdb.sql.core import Core
-from tarsdb.sql.plan import Insert, OnConflict, Query, Relational
+from tarsdb.sql.plan import Insert, OnConflict, Query, Relational, VariableScan
 from tarsdb.sql.positions import syntax_error
 from tarsdb.sql.relational import Rewriter
 from tarsdb.sql.rules import RULES
@@ -26,6 +26,7 @@ from tarsdb.types import Kind
 _KNOWN = {
     "this", "expression", "conflict", "returning", "default", "alternative", "ignore", "with_",
 }  # fmt: skip
+_PLAIN = frozenset({"kind", "expressions", "from_"})
 Rows = tuple[tuple[ex.Expr, ...], ...]
 
 
@@ -35,7 +36,7 @@ def bind_insert(binding: Binding, statement: Statement) -> Insert:
     reject_parts(tree, _KNOWN)
     table, alias, columns = _target(binding, tree)
     rows: Rows = ()
-    query: Query | None = None
+    query: Query | VariableScan | None = None
     body = tree.expression
     if tree.args.get("default"):
         columns = []
@@ -158,8 +159,12 @@ def cast_target(column: ColumnDef) -> str | None:
     return str(column.type)
 
 
-def _query(binding: Binding, tree: Any, body: Any) -> Query:
+def _query(binding: Binding, tree: Any, body: Any) -> Query | VariableScan:
     clause = tree.args.get("with_")
+    if clause is None:
+        variable = _variable_scan(binding, body)
+        if variable is not None:
+            return variable
     if clause is not None:
         if body.args.get("with_") is not None:
             raise NotSupportedError("WITH before INSERT and before its query")
@@ -173,8 +178,46 @@ def _query(binding: Binding, tree: Any, body: Any) -> Query:
     return Rewriter(binding).rewrite(body)
 
 
-def _check_arity(table: TableDef, columns: list[ColumnDef], query: Query) -> None:
-    outputs = getattr(query, "outputs", None)
+def _variable_scan(binding: Binding, body: Any) -> VariableScan | None:
+    """Return ``SELECT * | columns FROM variable`` as its plan; None for anything more."""
+    if not isinstance(body, exp.Select) or {k for k, v in body.args.items() if v} - _PLAIN:
+        return None
+    source = body.args.get("from_")
+    node = source.this if source is not None else None
+    if not isinstance(node, exp.Table) or not isinstance(node.this, exp.Identifier):
+        return None
+    if {k for k, v in node.args.items() if v} - {"this", "alias"} or _aliases_columns(node):
+        return None
+    name = table_name(node)
+    if binding.catalog.table(name) is not None or name.lower() in SYSTEM_TABLES:
+        return None
+    names = _plain_columns(body.expressions, (node.alias or name).lower())
+    if names == [] or not binding.catalog.has_variable(name):
+        return None
+    return VariableScan(name, None if names is None else tuple(names))
+
+
+def _aliases_columns(node: Any) -> bool:
+    alias = node.args.get("alias")
+    return alias is not None and bool(alias.args.get("columns"))
+
+
+def _plain_columns(items: list[Any], alias: str) -> list[str] | None:
+    """Return the names of a SELECT list of columns; None for ``*``, nothing when it is neither."""
+    if len(items) == 1 and isinstance(items[0], exp.Star):
+        return [] if any(items[0].args.values()) else None
+    names = []
+    for item in items:
+        if not isinstance(item, exp.Column) or not isinstance(item.this, exp.Identifier):
+            return []
+        if item.args.get("db") is not None or item.table.lower() not in ("", alias):
+            return []
+        names.append(item.name)
+    return names
+
+
+def _check_arity(table: TableDef, columns: list[ColumnDef], query: Query | VariableScan) -> None:
+    outputs = getattr(query, "outputs", getattr(query, "columns", None))
     if outputs is not None and len(outputs) != len(columns):
         raise BindError(
             f"table {table.name}: {len(columns)} columns, the query gives {len(outputs)}"

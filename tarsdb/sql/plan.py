@@ -123,6 +123,17 @@ class Relational:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class VariableScan:
+    """``SELECT columns FROM variable``: a Python variable of the caller's frame, as it is.
+
+    ``columns`` None means all; names are resolved when it runs, in any case.
+    """
+
+    variable: str
+    columns: tuple[str, ...] | None = None
+
+
 Query = PointLookup | Scan | Aggregate | Knn | Relational
 
 
@@ -150,7 +161,7 @@ class Insert:
     table: TableDef
     columns: tuple[ColumnDef, ...]
     rows: tuple[tuple[Expr, ...], ...] = ()
-    query: Query | None = None
+    query: Query | VariableScan | None = None
     on_conflict: OnConflict | None = None
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None  # over relation __batch, when outside the core
@@ -352,7 +363,7 @@ class Explain:
 
 
 Plan = (
-    PointLookup | Scan | Aggregate | Knn | Relational | Insert | Update | Delete | CreateTable
-    | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop | Transaction
-    | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    PointLookup | Scan | Aggregate | Knn | Relational | VariableScan | Insert | Update | Delete
+    | CreateTable | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop
+    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

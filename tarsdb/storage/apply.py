@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tarsdb.errors import ConflictError
 from tarsdb.schema import CatalogObject, TableDef
 from tarsdb.storage import failpoints, garbage, keys, staging
@@ -238,7 +240,7 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
         for block in own.blocks:
             items += _block_items(block, index.id, shift)
         items.sort()
-        txn.put_many("index", items)
+        txn.put_many("index", items, is_small=True)
 
 
 def _single_items(
@@ -258,8 +260,9 @@ def _single_items(
 
 def _block_items(block: Any, index_id: int, shift: int) -> list[tuple[bytes, bytes]]:
     found, _ = block.index_keys.get(index_id, ([], None))
-    prefix, pack = keys.index_prefix(index_id), keys.rowid_bytes
-    items = [(prefix + key, pack(rowid)) for rowid, key in enumerate(found, block.base + shift)]
+    prefix, first = keys.index_prefix(index_id), block.base + shift
+    rowids = np.arange(first, first + len(found), dtype=">u8").view("V8").tolist()
+    items = [(prefix + key, rowid) for key, rowid in zip(found, rowids, strict=True)]
     if block.dead is None:
         return items
     return [item for item, dead in zip(items, block.dead.tolist(), strict=True) if not dead]

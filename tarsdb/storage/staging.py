@@ -1,6 +1,6 @@
 """Bulk rows on their way to disk: cutting them into segment-sized blocks and staging those.
 
-Rows wait in memory until 8 MB have gathered; then they are written as unreferenced blocks in
+Rows wait in memory until 20 MB have gathered; then they are written as unreferenced blocks in
 transactions of at most 32 MB under a lease, and the commit only publishes them.
 """
 
@@ -23,7 +23,7 @@ from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.unique import BulkKeys
 from tarsdb.types import BOOLEAN
 
-STAGE_BYTES = 8 << 20
+STAGE_BYTES = 20 << 20
 TXN_BYTES = 24 << 20
 SEGMENT_BYTES = 16 << 20
 HOLD = b"segment/"

@@ -196,7 +196,12 @@ class ReadTxn:
 
     def count(self, db: str) -> int:
         """Return the number of entries of a database."""
-        return int(self._txn.stat(self._databases[db])["entries"])
+        return self.stat(db)["entries"]
+
+    def stat(self, db: str) -> dict[str, int]:
+        """Return LMDB's figures of a database: entries, depth, pages of each kind."""
+        found: dict[str, int] = self._txn.stat(self._databases[db])
+        return found
 
     def _cursor(self, db: str) -> Any:
         if self._txn is None:
@@ -261,7 +266,7 @@ class WriteTxn(ReadTxn):
         The commit being made; in ``stage`` the latest one.
     """
 
-    __slots__ = ("_delete", "_large", "_put", "is_staging")
+    __slots__ = ("_delete", "_large", "_put", "frees_space", "is_staging")
 
     def __init__(
         self, env: Environment, txn: Any, slot: ReaderSlot, head: head_record.Head, epoch: int
@@ -271,6 +276,7 @@ class WriteTxn(ReadTxn):
         self._delete: Callable[..., Any] = txn.delete
         self._large: set[tuple[str, bytes]] = set()
         self.is_staging = False
+        self.frees_space = False
 
     @property
     def head(self) -> head_record.Head:
@@ -314,11 +320,22 @@ class WriteTxn(ReadTxn):
         if len(value) > _LARGE:
             self._large.add(entry)
 
-    def put_many(self, db: str, items: list[tuple[bytes, bytes]], append: bool = False) -> None:
-        """Store many small values; faster than `put` in a loop."""
+    def put_many(
+        self,
+        db: str,
+        items: list[tuple[bytes, bytes]],
+        append: bool = False,
+        *,
+        is_small: bool = False,
+    ) -> None:
+        """Store many small values; faster than `put` in a loop.
+
+        ``is_small`` says that no value is large, which saves looking, and that none of the keys
+        holds a large one.
+        """
         if not items:
             return
-        if self._large or max(len(value) for _, value in items) > _LARGE:
+        if not is_small and (self._large or max(len(value) for _, value in items) > _LARGE):
             for key, value in items:
                 self.put(db, key, value, append)
             return
