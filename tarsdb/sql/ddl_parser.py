@@ -118,9 +118,7 @@ def _create_function(stream: TokenStream, or_replace: bool) -> CreateFunction:
         stream.fail("expected LANGUAGE wasm")
     if (fields.get("code") is None) == (fields.get("module") is None):
         stream.fail("expected AS '<code>' or FROM module::export")
-    return CreateFunction(
-        name, arguments, if_not_exists=exists_ok, or_replace=or_replace, **fields
-    )
+    return CreateFunction(name, arguments, if_not_exists=exists_ok, or_replace=or_replace, **fields)
 
 
 def _arguments(stream: TokenStream) -> tuple[tuple[str, str], ...]:

@@ -335,7 +335,7 @@ def is_marker(node: Any) -> bool:
 
 def generate(tree: Any) -> str:
     """Return DuckDB's text of a tree."""
-    text: str = dialect().generator(normalize_functions=False, comments=False).generate(
-        tree, copy=False
+    text: str = (
+        dialect().generator(normalize_functions=False, comments=False).generate(tree, copy=False)
     )
     return text

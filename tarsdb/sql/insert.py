@@ -265,9 +265,7 @@ def _replace(table: TableDef) -> OnConflict | None:
     if not unique:
         return None
     index = table.primary_index or unique[0]
-    columns = [
-        c for c in table.columns if c.id not in index.column_ids and c.generated is None
-    ]
+    columns = [c for c in table.columns if c.id not in index.column_ids and c.generated is None]
     return OnConflict(
         index if len(unique) == 1 else table.primary_index,
         tuple((column, ex.Excluded(column)) for column in columns),

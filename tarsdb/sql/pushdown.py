@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 _PER_GROUP = (exp.AggFunc, exp.Window, exp.Unnest, exp.Explode)
 
 
-def push_search(
-    rewriter: Rewriter, node: Any, parent: Scope | None, ctes: frozenset[str]
-) -> bool:
+def push_search(rewriter: Rewriter, node: Any, parent: Scope | None, ctes: frozenset[str]) -> bool:
     """Rewrite a SELECT over its nearest neighbours; False when it is no such search."""
     if node.args.get("order") is None and node.args.get("where") is None:
         return False

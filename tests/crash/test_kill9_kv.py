@@ -29,13 +29,24 @@ class Lost(AssertionError):
 
 
 def launch(
-    path: pathlib.Path, acknowledged: pathlib.Path, durability: str, threads: int,
+    path: pathlib.Path,
+    acknowledged: pathlib.Path,
+    durability: str,
+    threads: int,
     failpoint: str = "",
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.kv_workload", str(path), str(acknowledged),
-         durability, str(threads)],
-        cwd=ROOT, env={**os.environ, "TARSDB_FAILPOINTS": failpoint},
+        [
+            sys.executable,
+            "-m",
+            "tests.crash.kv_workload",
+            str(path),
+            str(acknowledged),
+            durability,
+            str(threads),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TARSDB_FAILPOINTS": failpoint},
     )
 
 
@@ -94,10 +105,16 @@ def test_random_kills(tmp_path: pathlib.Path, durability: str, threads: int) -> 
         found = now
 
 
-@pytest.mark.parametrize("point", [
-    "commit.before_apply", "commit.after_apply", "commit.before_sync", "commit.after_write",
-    "commit.after_sync",
-])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "commit.before_apply",
+        "commit.after_apply",
+        "commit.before_sync",
+        "commit.after_write",
+        "commit.after_sync",
+    ],
+)
 def test_kills_at_named_moments(tmp_path: pathlib.Path, point: str) -> None:
     path, acknowledged = tmp_path / "t.tars", tmp_path / "acknowledged"
     child = launch(path, acknowledged, "group", 3, f"{point}=kill:9")
