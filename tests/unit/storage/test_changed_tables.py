@@ -118,13 +118,13 @@ def test_wide_rows_are_not_combined_over_and_over(tmp_path: pathlib.Path) -> Non
     env = Environment.open(tmp_path / "wide.tars", OpenOptions(durability=Durability.RELAXED))
     table = tables.make_table(env, ("BIGINT", "VECTOR(16000)"))
     one = np.ones(16000, dtype=np.float32)
-    tables.load(env, table, [(key, one) for key in range(320)])
+    tables.load(env, table, [(key, one) for key in range(640)])
 
     def vectors() -> list[bytes]:
         return [key for key in tables.keys_of(env, "segments") if key[4:8] != bytes(4)]
 
     before = vectors()
-    assert len(before) == 2
+    assert len(before) >= 2
     merge(env, table, force=True)
     assert vectors() == before
     env.release()
