@@ -158,6 +158,8 @@ def maintain(context: Context, plan: Maintain) -> Result:
         table = context.catalog.table(plan.name)
         if table is None:
             raise CatalogError(f"table {plan.name!r} does not exist")
+    if plan.action in ("vacuum", "optimize"):
+        context.snapshot.close()  # it would keep every page the rewriting frees
     if plan.action == "vacuum":
         storage.vacuum(env, table)
     elif plan.action == "optimize":

@@ -17,6 +17,7 @@ from tarsdb.storage.transaction import WriteTxn
 from tarsdb.storage.values import ValueType, pack
 
 MIN_SEGMENT_ROWS = 256
+MIN_SEGMENT_BYTES = 1 << 20
 
 
 def write_rows(
@@ -97,7 +98,7 @@ def _write_block(
     if block.columns is not None:
         columns = block.columns
         positions = None if block.dead is None else np.flatnonzero(~block.dead)
-        if block.live_count() < MIN_SEGMENT_ROWS:
+        if block.live_count() < MIN_SEGMENT_ROWS and block.nbytes < MIN_SEGMENT_BYTES:
             _write_singles(txn, table, _block_rows(table, block), counters, shift)
             return 0
         if positions is not None:

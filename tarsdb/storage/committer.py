@@ -53,8 +53,8 @@ class CommitInfo(NamedTuple):
 class Change(Protocol):
     """What a transaction wants to write. Both methods can be called again after a rollback.
 
-    A true attribute ``frees_space`` says that it removes more than it adds: it may use the reserve
-    beyond the quota.
+    A true attribute ``frees_space`` says that it removes more than it adds: it may use the part of
+    the quota kept for that.
     """
 
     def validate(self, txn: WriteTxn) -> None:

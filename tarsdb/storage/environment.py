@@ -29,7 +29,7 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.options import Durability, OpenOptions
-from tarsdb.storage import failpoints, filesystems, forking, opening, verify
+from tarsdb.storage import failpoints, filesystems, forking, opening, space, verify
 from tarsdb.storage import head as head_record
 from tarsdb.storage.committer import Change, CommitInfo, Committer
 from tarsdb.storage.leases import Lease
@@ -88,7 +88,6 @@ class Environment:
         self._committer = Committer(self)
         self._live: set[ReaderSlot] = set()
         self._writing: set[object] = set()
-        self._is_over_quota = False
         self._moving = threading.RLock()
         self._gate: threading.Event | None = None
         self._seen: tuple[bytes, head_record.Head] = (b"", (0, 0, 0))
@@ -297,7 +296,7 @@ class Environment:
 
         For data no commit refers to yet, merges and collections. It is as durable as the next
         commit. `work` may be called again after a rollback; it should write at most 32 MB. With
-        ``frees_space`` it may use the reserve beyond the quota.
+        ``frees_space`` it may use the part of the quota kept for that.
         """
         self._require_writable()
         timeout_s = self.options.lock_timeout_s if timeout_s is None else timeout_s
@@ -317,20 +316,19 @@ class Environment:
 
     def run_write(self, run: Callable[[WriteTxn], T], frees_space: bool = False) -> T:
         """Run one LMDB write transaction; the committer calls this with the writer lock held."""
-        remedies = [self._turn_over, self._open_reserve] if frees_space else [self._turn_over]
-        if self._is_over_quota:
-            self._close_reserve()
+        turned = False
         for _ in range(_RETRIES):
             try:
-                return self._write_once(run)
+                return self._write_once(run, frees_space)
             except (EngineFailure, StorageFullError) as failure:
                 error = failure.error if isinstance(failure, EngineFailure) else failure
                 if not self._is_out_of_space(error):
                     self._recover(error)
-                elif remedies:
-                    remedies.pop(0)(error)
-                else:
+                elif turned:
                     raise convert(error, self.path) from failure
+                else:
+                    turned = True
+                    self._turn_over()
         raise OperationalError(f"{self.path}: recovered {_RETRIES} times without success")
 
     def _is_out_of_space(self, error: BaseException) -> bool:
@@ -338,31 +336,13 @@ class Environment:
             return opening.larger_map(self._map_size, self.options) is None
         return isinstance(error, StorageFullError)
 
-    def _turn_over(self, reason: BaseException) -> None:
+    def _turn_over(self) -> None:
         """Make an LMDB commit that changes nothing: pages freed by the last one become usable."""
-        del reason
         with contextlib.suppress(lmdb.Error), self._begin(None, None, True, True) as txn:
             raw = bytes(txn.get(head_record.KEY, b"", self.databases["meta"]))
             txn.put(head_record.KEY, raw, True, True, False, self.databases["meta"])
 
-    def _open_reserve(self, reason: BaseException) -> None:
-        """Let one write that frees space go beyond the quota; the next write ends that."""
-        reserve = opening.reserve_bytes(self.options)
-        if not reserve or not isinstance(reason, lmdb.MapFullError):
-            raise convert(reason, self.path) from reason
-        try:
-            self._remap(opening.quota_bytes(self.options) + reserve)
-        except OperationalError:
-            raise convert(reason, self.path) from reason
-        self._is_over_quota = True
-
-    def _close_reserve(self) -> None:
-        """Make the map as small as the quota again, or as the file when that is larger."""
-        with contextlib.suppress(OperationalError):
-            self._remap(opening.quota_bytes(self.options), wait_s=0.0)
-            self._is_over_quota = False
-
-    def _write_once(self, run: Callable[[WriteTxn], T]) -> T:
+    def _write_once(self, run: Callable[[WriteTxn], T], frees_space: bool) -> T:
         try:
             raw_txn = self._begin(None, None, True, True)
         except lmdb.Error as error:
@@ -371,6 +351,7 @@ class Environment:
             raw = raw_txn.get(head_record.KEY, None, self.databases["meta"])
             head = head_record.decode(None if raw is None else bytes(raw), self.path)
             txn = WriteTxn(self, raw_txn, ReaderSlot(0.0), head, self.epoch)
+            txn.frees_space = frees_space
             try:
                 return run(txn)
             finally:
@@ -382,17 +363,29 @@ class Environment:
 
     def commit_lmdb(self, txn: WriteTxn) -> None:
         """Commit the LMDB transaction: its data is synced, then its meta page is written."""
+        if not txn.frees_space:
+            self._require_space(txn)
         try:
             txn._txn.commit()
         except lmdb.Error as error:
             if isinstance(error, (lmdb.MapFullError, lmdb.PanicError)):
                 raise EngineFailure(error) from error
-            if opening.looks_full(self._fd):
+            if space.looks_full(self._fd):
                 raise StorageFullError(
                     f"{self.path}: the disk is full ({error})",
                     hint="free disk space and run it again; nothing was written",
                 ) from error
             raise
+
+    def _require_space(self, txn: WriteTxn) -> None:
+        is_low = space.is_nearly_full(self._fd)
+        if self.options.max_size_bytes is None and not is_low:
+            return
+        stats = [self._lmdb.stat(), *(txn.stat(name) for name in self.databases)]
+        used = space.used_bytes(stats)
+        space.require_quota(self.path, self.options, used)
+        if is_low:
+            space.require_room(self.path, self.size_bytes(), used)
 
     def sync(self) -> None:
         """Make the meta page of the last commit durable."""
@@ -425,9 +418,8 @@ class Environment:
                     f"{self.path}: all {opening.MAX_READERS} reader slots are in use"
                 ) from error
         elif isinstance(error, lmdb.MapResizedError):
-            # the other process may have no quota: keep ours, with room for its next commits
-            quota = opening.quota_bytes(self.options)
-            self._remap(max(quota, self.size_bytes() * 5 // 4) if quota else 0)
+            quota = self.options.max_size_bytes
+            self._remap(0 if quota is None else opening.first_map_size(self.path, self.options))
         elif isinstance(error, lmdb.PanicError):
             self._reopen(self.options)
         elif isinstance(error, lmdb.MapFullError):

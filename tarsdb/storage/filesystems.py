@@ -1,4 +1,4 @@
-"""What the system says about a file's filesystem, and syncing to it.
+"""What the system says about a file's filesystem: kind, room, and syncing to it.
 
 Remote filesystems are refused, because LMDB's locks need one kernel. Knows nothing about databases.
 """
@@ -83,6 +83,20 @@ def sync_data(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync there leaves data in the drive's cache
     else:
         os.fdatasync(fd)
+
+
+def room(fd: int) -> tuple[int, int]:
+    """Return by how many bytes a file can grow, and the size of what limits it."""
+    space = os.fstatvfs(fd)
+    left, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    try:
+        import resource
+    except ImportError:
+        return left, total
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return left, total
+    return min(left, limit - os.fstat(fd).st_size), min(total, limit)
 
 
 def require_local(path: str) -> None:

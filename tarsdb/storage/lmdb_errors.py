@@ -46,7 +46,7 @@ def convert(error: BaseException, where: str) -> Error:
         return StorageFullError(
             f"{where}: the size limit of the file is reached",
             hint="raise max_size_bytes (or the address-space limit of the process), "
-            "or delete and VACUUM",
+            "or DELETE (fewer rows at a time) and VACUUM",
         )
     if isinstance(error, _DAMAGE):
         return CorruptionError(f"{where}: {error}", hint="restore from a backup")

@@ -33,7 +33,6 @@ from tarsdb.storage.values import ValueType, unpack
 if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
-_MERGE_BYTES = 24 << 20
 _PRESSURE = 4
 _SMALL_SEGMENTS = 4
 
@@ -78,26 +77,32 @@ class _Prepared:
 
 def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
     moved = 0
-    while True:
+
+    def step(nbytes: int) -> int:
+        """Merge up to so many bytes; return the records read, 0 when there is no more to do."""
+        nonlocal moved
         with env.read() as txn:
             now = current_table(txn, env.caches, table.id)
             counters = read_counters(txn, table.id, table.name)
             if now is None or not counters.delta_records:
-                return moved
+                return 0
             if not moved and counters.delta_rows <= limit:
-                return moved
-            prepared = _prepare(txn, now, counters)
+                return 0
+            prepared = _prepare(txn, now, counters, nbytes)
         failpoints.hit("merge.before_stage")
         frees_space = limit < 0  # asked for: the delta's pages are free afterwards
         work = functools.partial(_write, env=env, prepared=prepared)
         if env.stage(work, frees_space=frees_space):
             moved += len(prepared.doomed)
             METRICS.add("storage.merges")
-        if not prepared.doomed:
-            return moved
+        return len(prepared.doomed)
+
+    while rewrite.within_space(step):
+        pass
+    return moved
 
 
-def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters) -> _Prepared:
+def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters, nbytes: int) -> _Prepared:
     """Read and decode delta records up to the size of one staging transaction."""
     prepared = _Prepared(table, counters.delta_generation)
     found: dict[int, list[tuple[int, int, bytes]]] = {}
@@ -109,7 +114,7 @@ def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters) -> _Prepare
         found.setdefault(group, []).append((rowid, created, bytes(payload)))
         prepared.doomed.append(key)
         prepared.nbytes += len(value)
-        if prepared.nbytes >= _MERGE_BYTES:
+        if prepared.nbytes >= nbytes:
             break
     known = {column.id for column in table.vector_columns}
     for group, entries in found.items():

@@ -201,7 +201,7 @@ def _check_before_open(
 
 def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
     """Open the LMDB environment and its named databases."""
-    size = _first_map_size(path, options)
+    size = first_map_size(path, options)
     while True:
         try:
             env = lmdb.open(
@@ -251,7 +251,8 @@ def _address_space_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _first_map_size(path: str, options: OpenOptions) -> int:
+def first_map_size(path: str, options: OpenOptions) -> int:
+    """Return how much address space to map: the file with room to grow, within quota and system."""
     size = options.map_size_bytes
     limit = _address_space_limit()
     if limit is not None:
@@ -259,18 +260,9 @@ def _first_map_size(path: str, options: OpenOptions) -> int:
         used = os.path.getsize(path) if os.path.exists(path) else 0
         size = min(size, max(limit // 8, used + used // 4, _SMALLEST_MAP))
     if options.max_size_bytes is not None:
-        size = min(size, options.max_size_bytes)
+        used = os.path.getsize(path) if os.path.exists(path) else 0
+        size = min(size, max(options.max_size_bytes, used + used // 8))
     return max(size // 65536, 1) * 65536
-
-
-def quota_bytes(options: OpenOptions) -> int:
-    """Return the quota in whole map units, 0 where there is none."""
-    return (options.max_size_bytes or 0) // 65536 * 65536
-
-
-def reserve_bytes(options: OpenOptions) -> int:
-    """Return how far a write that frees space may go beyond the quota."""
-    return min(max(quota_bytes(options) // 4, 1 << 20), 32 << 20) // 65536 * 65536
 
 
 def larger_map(current: int, options: OpenOptions) -> int | None:
@@ -279,20 +271,6 @@ def larger_map(current: int, options: OpenOptions) -> int | None:
     if current >= ceiling // 65536 * 65536:
         return None
     return min(current * 2, ceiling) // 65536 * 65536
-
-
-def looks_full(fd: int) -> bool:
-    """Return whether disk or file size limit explain a failed write; LMDB reports EIO for both."""
-    margin = 1 << 20
-    space = os.fstatvfs(fd)
-    if space.f_bavail * space.f_frsize < margin:
-        return True
-    try:
-        import resource
-    except ImportError:
-        return False
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return limit != resource.RLIM_INFINITY and os.fstat(fd).st_size + margin > limit
 
 
 def read_format(env: Any, databases: dict[str, Any], path: str) -> bytes:

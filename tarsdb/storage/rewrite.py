@@ -6,13 +6,15 @@ staging transaction, which does nothing when the table's layout changed in betwe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tarsdb.columns import Column, concat
+from tarsdb.errors import StorageFullError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.storage import failpoints, keys, staging
 from tarsdb.storage.catalog import current_table
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 REWRITE_BYTES = 24 << 20
+_LEAST_BYTES = 64 << 10
 
 
 @dataclass
@@ -129,15 +132,34 @@ def replace_segments(
     counters.layout += 1
 
 
+def within_space(step: Callable[[int], int]) -> int:
+    """Run a rewriting step with a limit on its bytes, a smaller one while space is short.
+
+    A step needs room for what it writes before it gives back what it replaces.
+    """
+    limit = REWRITE_BYTES
+    while True:
+        try:
+            return step(limit)
+        except StorageFullError:
+            if limit <= _LEAST_BYTES:
+                raise
+            limit //= 8
+
+
 def combine_small(env: Environment, table: TableDef, least: int) -> int:
-    """Rewrite small segments as full ones where at least ``least`` are small; return how many."""
+    """Rewrite small segments as full ones where at least ``least`` are small; return how many.
+
+    Does nothing where there is no room for it.
+    """
     combined = 0
     with env.read() as txn:
         by_group = list_segments(txn, table)
     for segments in by_group.values():
         small = [s for s in segments if _is_small(s, env.options.segment_rows)]
         if len(small) >= max(least, 2):
-            combined += _combine(env, table.id, small)
+            with contextlib.suppress(StorageFullError):
+                combined += _combine(env, table.id, small)
     return combined
 
 

@@ -283,6 +283,8 @@ class Segment:
         """Mark rows that were never live."""
         if keys.HOLES_COLUMN in self.columns and self.deleted is None:
             holes = self._load(txn, _HOLES, name).values
+            if not holes.any():  # it stands for the rows of a table without scalar columns
+                return
             deleted = self._fresh_deleted()
             deleted[holes != 0] = 0
             self.deleted = deleted

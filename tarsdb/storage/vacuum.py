@@ -8,13 +8,15 @@ crash between two leaves a valid file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tarsdb.schema import CatalogObject, ColumnDef, FunctionDef, ModelDef, ModuleDef, TableDef
+from tarsdb.errors import StorageFullError
+from tarsdb.schema import CatalogObject, FunctionDef, ModelDef, ModuleDef, TableDef
 from tarsdb.storage import blobs, failpoints, garbage, keys, leases, rewrite, staging
 from tarsdb.storage.catalog import current_table, load_objects
 from tarsdb.storage.merge import merge, tables_of
@@ -38,19 +40,35 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
         Row versions, blocks and bytes of blobs removed, summed: 0 means nothing to do.
     """
     removed = 0
-    for each in [table] if table is not None else tables_of(env):
-        merge(env, each, force=True)
-        removed += _drop_dead_columns(env, each)
-        for group in _groups(env, each.id):
-            while step := _vacuum_step(env, each.id, group):
-                removed += step
-        rewrite.combine_small(env, each, 2)
     if table is None:
         removed += garbage.collect(env)
         abandoned = list(env.abandoned)
         removed += env.stage(lambda txn: _collect_orphans(txn, abandoned), frees_space=True)
         env.abandoned.difference_update(abandoned)
         removed += env.stage(_collect_blobs, frees_space=True)
+    for each in [table] if table is not None else tables_of(env):
+        removed += _vacuum_table(env, each)
+    return removed
+
+
+def _vacuum_table(env: Environment, table: TableDef) -> int:
+    removed = _drop_dead_columns(env, table)
+    try:
+        merge(env, table, force=True)
+    except StorageFullError:  # make room among the merged rows first
+        removed += _remove_dead(env, table)
+        merge(env, table, force=True)
+    removed += _drop_dead_columns(env, table) + _remove_dead(env, table)
+    rewrite.combine_small(env, table, 2)
+    return removed
+
+
+def _remove_dead(env: Environment, table: TableDef) -> int:
+    removed = 0
+    for group in _groups(env, table.id):
+        step = functools.partial(_vacuum_step, env, table.id, group)
+        while gone := rewrite.within_space(step):
+            removed += gone
     return removed
 
 
@@ -71,13 +89,12 @@ class _Step:
     purged: int = 0
 
 
-def _vacuum_step(env: Environment, table_id: int, group: int) -> int:
+def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> int:
     with env.read() as txn:
         table = current_table(txn, env.caches, table_id)
-        columns = None if table is None else rewrite.group_columns(table, group)
-        if table is None or columns is None:
+        if table is None or rewrite.group_columns(table, group) is None:
             return 0
-        step = _prepare(txn, table, group, columns)
+        step = _prepare(txn, table, group, nbytes)
     if step is None:
         return 0
 
@@ -100,8 +117,9 @@ def _vacuum_step(env: Environment, table_id: int, group: int) -> int:
     return env.stage(work, frees_space=True)
 
 
-def _prepare(txn: ReadTxn, table: TableDef, group: int, columns: list[ColumnDef]) -> _Step | None:
+def _prepare(txn: ReadTxn, table: TableDef, group: int, nbytes: int) -> _Step | None:
     """Choose segments with dead rows, at most one transaction's worth, and their tombstones."""
+    columns = rewrite.group_columns(table, group) or []
     step = _Step(read_counters(txn, table.id, table.name).layout)
     found = [key for key, _ in txn.range("tombs", *keys.group_range(table.id, group))]
     tombs = decode_tombstones(b"".join(found))
@@ -116,7 +134,7 @@ def _prepare(txn: ReadTxn, table: TableDef, group: int, columns: list[ColumnDef]
         segment.apply_tombstones(txn, table.name, tombs)
         if segment.deleted is None:
             continue
-        if size and size + segment.nbytes > rewrite.REWRITE_BYTES:
+        if size and size + segment.nbytes > nbytes:
             held |= hit
             continue
         size += segment.nbytes
