@@ -15,6 +15,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -86,7 +87,8 @@ class Environment:
         self.locks: FileLocks = opened.locks
         self.file_id = opened.file_id
         self._committer = Committer(self)
-        self._live: set[ReaderSlot] = set()
+        self._live: set[weakref.ref[ReaderSlot]] = set()
+        self._forget: Callable[[weakref.ref[ReaderSlot]], None] = self._live.discard
         self._writing: set[object] = set()
         self._moving = threading.RLock()
         self._gate: threading.Event | None = None
@@ -165,6 +167,15 @@ class Environment:
             self._references -= 1
             self._close_if_unused()
 
+    def close_if_dropped(self) -> None:
+        """Close when the last reader of a released environment was dropped unclosed."""
+        # not waiting: whoever holds the lock may be waiting for this thread to end
+        if self._references == 0 and _registry_lock.acquire(blocking=False):
+            try:
+                self._close_if_unused()
+            finally:
+                _registry_lock.release()
+
     def _close_if_unused(self) -> None:
         with _registry_lock:
             if self._references or self._is_closed:
@@ -188,12 +199,12 @@ class Environment:
         if self._pid != os.getpid():
             self._refuse_fork()
         slot = ReaderSlot(time.monotonic())
-        live = self._live
+        ref = slot.ref = weakref.ref(slot, self._forget)
         txn = None
         try:
-            live.add(slot)
+            self._live.add(ref)
             if self._gate is not None:
-                self._pass_gate(slot)
+                self._pass_gate(ref)
             txn = self._begin(None, None, False, True)
             raw = txn.get(head_record.KEY, None, self.databases["meta"])
             seen = self._seen
@@ -203,7 +214,7 @@ class Environment:
         except BaseException as error:
             if txn is not None:
                 txn.abort()
-            live.discard(slot)
+            self._live.discard(ref)
             return self._read_again(error)
 
     def _read_head(self, raw: memoryview | None) -> head_record.Head:
@@ -230,23 +241,23 @@ class Environment:
             txn = slot.txn
         if txn is not None:
             txn.abort()
-        self._live.discard(slot)
+        self._live.discard(slot.ref)
         if self._references == 0:
             self._close_if_unused()
 
-    def _pass_gate(self, slot: ReaderSlot) -> None:
+    def _pass_gate(self, ref: weakref.ref[ReaderSlot]) -> None:
         while (gate := self._gate) is not None:
-            self._live.discard(slot)
+            self._live.discard(ref)
             gate.wait()
-            self._live.add(slot)
+            self._live.add(ref)
 
     def forget_reader(self, slot: ReaderSlot) -> None:
         """Take note that a transaction was ended from outside."""
-        self._live.discard(slot)
+        self._live.discard(slot.ref)
 
     def live_readers(self) -> list[ReaderSlot]:
         """Return the slots of this process's read transactions."""
-        return list(self._live)
+        return [slot for ref in list(self._live) if (slot := ref()) is not None]
 
     # --- writing ---
 

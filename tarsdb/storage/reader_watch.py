@@ -50,6 +50,7 @@ def _watch(reference: weakref.ref[Environment], stop: threading.Event, interval:
         if env is None:
             return
         end_old_readers(env)
+        env.close_if_dropped()
         if time.monotonic() - checked > _READER_CHECK_S:
             checked = time.monotonic()
             env.reader_check()

@@ -31,12 +31,17 @@ _LARGEST_BLOCK = 2048
 
 
 class ReaderSlot:
-    """What the environment knows of one live read transaction."""
+    """What the environment knows of one live read transaction.
 
-    __slots__ = ("born", "expired", "parked", "txn")
+    The environment holds ``ref`` only, so that a transaction that is dropped ends without a Python
+    destructor: the interpreter would swallow a Ctrl-C that arrives in one.
+    """
+
+    __slots__ = ("__weakref__", "born", "expired", "parked", "ref", "txn")
 
     def __init__(self, born: float) -> None:
         self.txn: Any = None
+        self.ref: Any = None
         self.born = born
         self.parked = False
         self.expired = False
@@ -251,10 +256,6 @@ class ReadTxn:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_txn", None) is not None:
-            self.close()
 
 
 class WriteTxn(ReadTxn):

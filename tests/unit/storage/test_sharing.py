@@ -234,3 +234,14 @@ def test_undoing_an_index_build_keeps_the_entries_of_bulk_rows(path: str) -> Non
         writes.commit()
     assert check(env, full=True) == []
     env.release()
+
+
+def test_a_dropped_last_reader_lets_the_file_close(path: str) -> None:
+    env = Environment.open(path, OpenOptions(max_read_age_s=0.2))
+    txn = env.read()
+    env.release()
+    del txn
+    deadline = time.monotonic() + 5
+    while not env._is_closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert env._is_closed
