@@ -169,13 +169,15 @@ class Connection:
     def transaction(self) -> Iterator[Connection]:
         """Make several statements one commit; an exception rolls back."""
         session = self._require_session()
-        session.begin()
+        was_open = session.in_transaction  # then BEGIN raises, and it is not ours to end
         try:
+            session.begin()
             yield self
-        except BaseException:
-            session.rollback()
+            session.commit()
+        except BaseException:  # Ctrl-C may come between any two of them
+            if not was_open:
+                session.rollback()
             raise
-        session.commit()
 
     @property
     def in_transaction(self) -> bool:
