@@ -96,7 +96,7 @@ def connect(
         temporary = Path(tempfile.mkdtemp(prefix="tarsdb-"))
         path = temporary / "memory.tars"
     env = Environment.open(path, chosen)
-    return Connection(Session(env, settings), temporary)
+    return Connection(Session(env, settings, chosen.read_only), temporary)
 
 
 # Sessions of connections nobody closed, left by the garbage collector to the next connect.

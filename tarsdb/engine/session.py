@@ -92,10 +92,13 @@ class Session:
     env : Environment
         Shared with other sessions on the same file.
     settings : Settings
+    read_only : bool
+        Refuse writes, though another session of the process may make them.
     """
 
-    def __init__(self, env: Environment, settings: Settings) -> None:
+    def __init__(self, env: Environment, settings: Settings, read_only: bool = False) -> None:
         self.env = env
+        self.read_only = read_only
         self.settings = settings
         self.engines = Engines(env, settings)
         self._lock = threading.RLock()
@@ -322,6 +325,8 @@ class Session:
         if isinstance(plan, Pragma):
             return admin.pragma(context, plan)
         if isinstance(plan, Maintain):
+            if plan.action != "checkpoint":
+                self._require_writable()
             return admin.maintain(context, plan)
         if isinstance(plan, Copy):
             from tarsdb.engine import transfer
@@ -405,7 +410,7 @@ class Session:
         return self._open
 
     def _require_writable(self) -> None:
-        if self.env.read_only:
+        if self.read_only or self.env.read_only:
             raise ReadOnlyError(f"{self.env.path} is open read-only")
 
     def register(self, function: Any) -> None:

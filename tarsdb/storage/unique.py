@@ -18,10 +18,12 @@ from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import keys, scalar_index
 from tarsdb.storage.index_keys import KeyCodec, null_rows
 from tarsdb.storage.own_rows import Entry, OwnRows
+from tarsdb.types import SqlType, presenter
 
 if TYPE_CHECKING:
     from tarsdb.storage.view import TableView
 
+_SHOWN = 80
 BulkKeys = tuple[list[bytes], np.ndarray | None]
 
 
@@ -73,11 +75,19 @@ def is_rebuilt(own: OwnRows, index_id: int) -> bool:
 def violation(table: TableDef, index: IndexDef, values: Sequence[Any]) -> IntegrityError:
     """Return the error of a key that exists twice."""
     names = ", ".join(table.column_by_id(column_id).name for column_id in index.column_ids)
-    shown = ", ".join(repr(value) for value in values)
+    types = [table.column_by_id(column_id).type for column_id in index.column_ids]
+    shown = ", ".join(_shown(value, kind) for value, kind in zip(values, types, strict=True))
     kind = "PRIMARY KEY" if index.origin == "primary key" else "UNIQUE"
     return IntegrityError(
         f"table {table.name}, {kind} index {index.name}: ({names}) = ({shown}) exists already"
     )
+
+
+def _shown(value: Any, sql_type: SqlType) -> str:
+    """Return a storage value as its reader would see it, not too long."""
+    present = presenter(sql_type)
+    text = repr(value if present is None else present(value))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def bulk_keys(

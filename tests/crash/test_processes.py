@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.errors import ReadOnlyError
 
 ROOT = Path(__file__).parents[2]
 READER = """
@@ -166,3 +167,16 @@ def test_two_process_namespaces_are_refused(path: Path, connection: tarsdb.Conne
     assert other.greeting == "ready"
     assert other.execute("SELECT count(*) FROM t") == [(0,)]
     assert other.close() == ""
+
+
+def test_a_read_only_connection_beside_a_writing_one(
+    path: Path, connection: tarsdb.Connection
+) -> None:
+    """In one process they share the open file, which can be written to."""
+    with tarsdb.connect(path, read_only=True) as reader:
+        connection.execute("INSERT INTO t (id) VALUES (1)")
+        assert reader.execute("SELECT id FROM t").fetchall() == [(1,)]
+        refused = ["DELETE FROM t", "CREATE TABLE u (i BIGINT)", "VACUUM", "BEGIN; DELETE FROM t"]
+        for statement in refused:
+            with pytest.raises(ReadOnlyError):
+                reader.execute(statement)
