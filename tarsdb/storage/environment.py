@@ -526,13 +526,7 @@ class Environment:
     def check_structure(self) -> None:
         """Verify pages and trees of the file, with the writer held; raise CorruptionError."""
         if self.read_only:
-            try:
-                self.locks.acquire_writer(self.options.lock_timeout_s)
-                verify.check_structure(self.path, limit_s=None)
-            except OSError as error:
-                raise convert(error, self.path) from error
-            finally:
-                self.locks.release_writer()
+            opening.check_beside_others(self.path, self.locks, self.options.lock_timeout_s, None)
         else:
             self.stage(lambda _: verify.check_structure(self.path, limit_s=None))
 

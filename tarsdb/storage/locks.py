@@ -65,6 +65,8 @@ class FileLocks:
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._path = path
+        # the kernel grants an exclusive lock only to a descriptor that may write
+        self.is_writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
     def _try(self, request: bytes) -> bool:
         try:

@@ -21,6 +21,7 @@ from tarsdb.errors import (
     NotSupportedError,
     OperationalError,
 )
+from tarsdb.metrics import METRICS
 from tarsdb.options import OpenOptions
 from tarsdb.storage import failpoints, filesystems, verify
 from tarsdb.storage import head as head_record
@@ -186,14 +187,35 @@ def _check_before_open(
 ) -> None:
     failpoints.hit("open.before_verify")
     verify.check_start(fd, path)
-    if options.check and not alone:
-        locks.acquire_writer(options.lock_timeout_s)
+    if alone:
+        verify.check_structure(path, limit_s=None if options.check else verify.LIMIT_S)
+    elif options.check:
+        check_beside_others(path, locks, options.lock_timeout_s, None)
+    elif not locks.is_writable and locks.is_alone():
+        check_beside_others(path, locks, options.lock_timeout_s, verify.LIMIT_S)
+
+
+def check_beside_others(
+    path: str, locks: FileLocks, timeout_s: float, limit_s: float | None
+) -> None:
+    """Verify a file while nobody writes to it; raise CorruptionError.
+
+    The writer is held meanwhile. A process that may only read the file cannot do that: what it
+    finds counts when nobody else has the file open afterwards either.
+    """
+    if locks.is_writable:
         try:
-            verify.check_structure(path, limit_s=None)
+            locks.acquire_writer(timeout_s)
+            verify.check_structure(path, limit_s)
         finally:
             locks.release_writer()
-    elif alone:
-        verify.check_structure(path, limit_s=None if options.check else verify.LIMIT_S)
+        return
+    try:
+        verify.check_structure(path, limit_s)
+    except CorruptionError:
+        if locks.is_alone():
+            raise
+        METRICS.add("storage.verify_skipped")
 
 
 # --- LMDB ---

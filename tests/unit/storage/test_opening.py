@@ -354,6 +354,39 @@ def test_check_beside_a_reader_and_beside_a_writer(path: str) -> None:
     env.release()
 
 
+def test_a_file_that_may_only_be_read_is_checked(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lock on it can be exclusive, and damage must still not reach LMDB."""
+    fill(path, 20)
+    real = os.open
+
+    def refuse(name: str, flags: int, *rest: int, **more: int) -> int:
+        if os.fspath(name) == path and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(13, "no")
+        return real(name, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for check in (False, True):
+        options = OpenOptions(read_only=True, check=check)
+        env = Environment.open(path, options)
+        assert Environment.open(path, OpenOptions(read_only=True, check=True)) is env
+        with env.read() as txn:
+            assert txn.count("delta") == 20
+        env.release()
+        env.release()
+    with holder(path) as child:
+        env = Environment.open(path, OpenOptions(read_only=True, check=True))
+        env.release()
+        child.communicate("\n")
+    content = bytearray(pathlib.Path(path).read_bytes())
+    content[3 * 4096 :] = os.urandom(len(content) - 3 * 4096)
+    pathlib.Path(path).write_bytes(content)
+    for check in (False, True):
+        with pytest.raises(CorruptionError):
+            Environment.open(path, OpenOptions(read_only=True, check=check))
+
+
 def test_hard_links_and_namespaces(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path, 2)
     os.link(path, path + ".hard")
