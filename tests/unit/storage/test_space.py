@@ -67,7 +67,7 @@ def test_a_quota_can_be_lived_with(tmp_path: pathlib.Path) -> None:
     table.fill(20)
     table.fill(1)
     table.check()
-    for _ in range(6):  # the way out must not get narrower
+    for _ in range(4):  # the way out must not get narrower
         before = len(table.keys)
         table.delete_below(min(table.keys) + 800)
         table.connection.execute("VACUUM")
