@@ -46,7 +46,7 @@ def _integer(low: int, high: int) -> Callable[[str, Any], int]:
     def read(name: str, value: Any) -> int:
         try:
             number = int(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"setting {name}: {value!r} is not a whole number") from error
         if not low <= number <= high:
             raise DataError(f"setting {name}: {number} is outside {low}..{high}")
@@ -58,7 +58,7 @@ def _integer(low: int, high: int) -> Callable[[str, Any], int]:
 def _fraction(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"setting {name}: {value!r} is not a number") from error
     if not 0 < number <= 1:
         raise DataError(f"setting {name}: {number} is outside 0..1")

@@ -18,7 +18,7 @@ from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import ErrorLevel, ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
-from tarsdb.errors import SQLSyntaxError
+from tarsdb.errors import NotSupportedError, SQLSyntaxError
 from tarsdb.sql.positions import syntax_error
 
 OPERATORS = {
@@ -334,8 +334,16 @@ def is_marker(node: Any) -> bool:
 
 
 def generate(tree: Any) -> str:
-    """Return DuckDB's text of a tree."""
-    text: str = (
-        dialect().generator(normalize_functions=False, comments=False).generate(tree, copy=False)
-    )
+    """Return DuckDB's text of a tree.
+
+    Raises
+    ------
+    NotSupportedError
+        sqlglot parsed something it has no DuckDB text for.
+    """
+    generator = dialect().generator(normalize_functions=False, comments=False)
+    try:
+        text: str = generator.generate(tree, copy=False)
+    except ValueError as error:  # "Unsupported expression type ...", and nothing more specific
+        raise NotSupportedError(f"this expression is not supported: {error}") from error
     return text
