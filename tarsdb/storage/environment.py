@@ -510,7 +510,7 @@ class Environment:
         return Lease(self)
 
     def copy(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent compact copy; `path` must not exist."""
+        """Write a consistent copy, free pages included; `path` must not exist."""
         with self.read():
             opening.copy_file(self._lmdb, self.path, os.path.abspath(os.fspath(path)))
 

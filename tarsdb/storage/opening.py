@@ -376,7 +376,7 @@ def sync_directory(path: str) -> None:
 
 
 def copy_file(env: Any, source: str, path: str) -> None:
-    """Write a consistent compact copy of an open environment to a path that must not exist."""
+    """Write a consistent copy of an open environment to a path that must not exist."""
     temporary = f"{path}.new-{secrets.token_hex(6)}"
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
@@ -387,7 +387,8 @@ def copy_file(env: Any, source: str, path: str) -> None:
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            env.copyfd(fd, compact=True)
+            # never compact=True: LMDB 0.9 crashes there on a key whose values fill a tree
+            env.copyfd(fd)
         finally:
             os.close(fd)
         _publish(temporary, path)
