@@ -1,9 +1,9 @@
 """Checks a data file before LMDB maps it: a damaged one can kill the process.
 
-LMDB trusts its file. A fast check of our own says what is clean; all else goes to lmdb's verifier, a
-pure reader of bytes, which names the damage. The answer holds only while nobody writes, so the
-caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their checksums are
-checked at first touch.
+LMDB trusts its file. A fast check of our own says what is clean; all else goes to lmdb's
+verifier, a pure reader of bytes, which names the damage. The answer holds only while nobody
+writes, so the caller is alone or holds the writer lock. Knows nothing about tarsdb's values; their
+checksums are checked at first touch.
 """
 
 from __future__ import annotations
