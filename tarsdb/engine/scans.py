@@ -178,15 +178,31 @@ def array_of(name: str, values: Any) -> pa.Array:
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if _holds_dict(values):  # of shapes that Arrow cannot make one of
+            return _json_array(values)
+        raise DataError(f"column {name}: its values are not of one type ({error})") from error
+    return _json_array(values) if pa.types.is_struct(array.type) else array
+
+
+def _holds_dict(values: Any) -> bool:
+    return any(isinstance(item, dict) for item in _items(values))
+
+
+def _json_array(values: Any) -> pa.Array:
+    if not _holds_dict(values):
+        return pa.array(values)
+    texts = [None if item is None else dump_json(item) for item in _items(values)]
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _items(values: Any) -> Sequence[Any]:
+    """Return Python values where there are any; numbers of an array are none."""
     boxed = isinstance(values, np.ndarray) and values.dtype.hasobject
     items = values.tolist() if boxed else values
-    try:
-        if isinstance(items, (list, tuple)) and any(isinstance(item, dict) for item in items):
-            texts = [None if item is None else dump_json(item) for item in items]
-            return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"column {name}: its values are not of one type ({error})") from error
+    return items if isinstance(items, (list, tuple)) else ()
 
 
 def rowid_column(rowids: np.ndarray) -> Column:

@@ -8,6 +8,7 @@ key taken by one, is a ConflictError.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,10 +238,14 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
             ]
         if entries is not None:
             items += _single_items(txn, index.id, entries, shift)
+        # two plain lists: bulk rows as pairs would keep the garbage collector busy
+        found, rowids = [key for key, _ in items], [rowid for _, rowid in items]
         for block in own.blocks:
-            items += _block_items(block, index.id, shift)
-        items.sort()
-        txn.put_many("index", items, is_small=True)
+            for known, more in zip(
+                (found, rowids), _block_entries(block, index.id, shift), strict=True
+            ):
+                known += more
+        txn.put_pairs("index", found, rowids)
 
 
 def _single_items(
@@ -258,11 +263,28 @@ def _single_items(
     return items
 
 
-def _block_items(block: Any, index_id: int, shift: int) -> list[tuple[bytes, bytes]]:
+def _block_entries(block: Any, index_id: int, shift: int) -> tuple[list[bytes], list[bytes]]:
+    """Return stored keys and values of a block's live rows."""
     found, _ = block.index_keys.get(index_id, ([], None))
-    prefix, first = keys.index_prefix(index_id), block.base + shift
+    if not found:
+        return [], []
+    first = block.base + shift
     rowids = np.arange(first, first + len(found), dtype=">u8").view("V8").tolist()
-    items = [(prefix + key, rowid) for key, rowid in zip(found, rowids, strict=True)]
+    stored = _prefixed(keys.index_prefix(index_id), found)
     if block.dead is None:
-        return items
-    return [item for item, dead in zip(items, block.dead.tolist(), strict=True) if not dead]
+        return stored, rowids
+    live = (~block.dead).tolist()
+    return list(compress(stored, live)), list(compress(rowids, live))
+
+
+def _prefixed(prefix: bytes, found: list[bytes]) -> list[bytes]:
+    """Put a prefix before every key; keys of one width at once."""
+    widths = set(map(len, found))
+    if len(widths) > 1:
+        return [prefix + key for key in found]
+    (width,) = widths
+    whole = np.empty((len(found), len(prefix) + width), dtype=np.uint8)
+    whole[:, : len(prefix)] = np.frombuffer(prefix, dtype=np.uint8)
+    whole[:, len(prefix) :] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, width)
+    prefixed: list[bytes] = whole.view(f"V{whole.shape[1]}")[:, 0].tolist()
+    return prefixed

@@ -78,9 +78,9 @@ class KeyCodec:
     def encode_columns(self, columns: Sequence[Column]) -> list[bytes]:
         """Return the keys of many rows; the same bytes as :meth:`encode` row by row."""
         if self.fixed_width is not None:
-            raw = self.encode_fixed(columns).tobytes()
-            width = self.fixed_width
-            return [raw[i : i + width] for i in range(0, len(raw), width)]
+            raw = np.ascontiguousarray(self.encode_fixed(columns))
+            encoded: list[bytes] = raw.view(f"V{self.fixed_width}")[:, 0].tolist()
+            return encoded
         parts = [
             _variable_keys(column, text_type)
             if text_type.is_variable

@@ -7,6 +7,7 @@ memory map and are valid only while it lives. A `WriteTxn` exists only inside
 
 from __future__ import annotations
 
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -321,30 +322,26 @@ class WriteTxn(ReadTxn):
         if len(value) > _LARGE:
             self._large.add(entry)
 
-    def put_many(
-        self,
-        db: str,
-        items: list[tuple[bytes, bytes]],
-        append: bool = False,
-        *,
-        is_small: bool = False,
-    ) -> None:
-        """Store many small values; faster than `put` in a loop.
+    def put_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
+        """Store many small values under keys that hold no large one, in key order."""
+        if not all(map(operator.le, found, islice(found, 1, None))):
+            order = sorted(range(len(found)), key=found.__getitem__)
+            found, values = [found[i] for i in order], [values[i] for i in order]
+        try:
+            self._cursor(db).putmulti(zip(found, values, strict=True))
+        except lmdb.Error as error:
+            raise convert_write(error, self._env.path) from error
 
-        ``is_small`` says that no value is large, which saves looking, and that none of the keys
-        holds a large one.
-        """
+    def put_many(self, db: str, items: list[tuple[bytes, bytes]]) -> None:
+        """Store many values; small ones faster than `put` in a loop."""
         if not items:
             return
-        if not is_small and (self._large or max(len(value) for _, value in items) > _LARGE):
+        if self._large or max(len(value) for _, value in items) > _LARGE:
             for key, value in items:
-                self.put(db, key, value, append)
+                self.put(db, key, value)
             return
         try:
-            cursor = self._cursor(db)
-            _, added = cursor.putmulti(items, append=append)
-            if append and added < len(items):  # a key out of order stopped it
-                cursor.putmulti(items)
+            self._cursor(db).putmulti(items)
         except lmdb.Error as error:
             raise convert_write(error, self._env.path) from error
 

@@ -6,8 +6,10 @@ latest state. NULLs are distinct.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,13 +117,18 @@ def _require_all_unique(
     wanted = encoded if nulls is None else [encoded[row] for row in rows]
     low = min(wanted, default=b"")
     checks = [taken for taken, high in _lookups(view, own, plan.index) if high >= low]
-    if not checks and len(set(wanted)) == len(wanted):
+    if not checks and _are_distinct(wanted):
         return
     seen: set[bytes] = set()
     for row, key in zip(rows, wanted, strict=True):
         if key in seen or any(taken(key) for taken in checks):
             raise violation(view.table, plan.index, [part.get(row) for part in parts])
         seen.add(key)
+
+
+def _are_distinct(found: list[bytes]) -> bool:
+    ascending = all(map(operator.lt, found, islice(found, 1, None)))
+    return ascending or len(set(found)) == len(found)
 
 
 def _lookups(view: TableView, own: OwnRows, index: IndexDef) -> list[tuple[Any, bytes]]:
