@@ -97,6 +97,8 @@ class Column:
 
     def owned(self) -> Column:
         """Return the column with value buffers of its own, no views of the memory map."""
+        if self.offsets is None and self.validity is None and self.values.flags.owndata:
+            return self
         parts = (self.values, self.offsets, self.validity)
         values, offsets, validity = (
             part if part is None or part.flags.owndata else part.copy() for part in parts

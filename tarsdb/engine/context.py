@@ -197,6 +197,8 @@ class Context:
         """Evaluate an expression without columns to one Python value (None stays None)."""
         if node is None:
             return None
+        if isinstance(node, ex.Literal):
+            return node.value
         from tarsdb.engine.compare import Constant
         from tarsdb.engine.evaluate import Batch, value
         from tarsdb.engine.result import present

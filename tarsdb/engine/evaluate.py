@@ -58,6 +58,20 @@ def columns_of(*expressions: ex.Expr | None) -> dict[int, ColumnDef]:
     return found
 
 
+def parameters_of(expression: ex.Expr) -> tuple[int | str, ...] | None:
+    """Return the parameters an expression reads; None when it calls a function."""
+    found: dict[int | str, None] = {}
+    stack: list[ex.Expr] = [expression]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ex.Call):
+            return None
+        if isinstance(node, ex.Parameter):
+            found[node.key] = None
+        stack.extend(children(node))
+    return tuple(found)
+
+
 def children(node: ex.Expr) -> Sequence[ex.Expr]:
     """Return the operands of an expression."""
     match node:

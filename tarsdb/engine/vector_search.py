@@ -23,6 +23,9 @@ from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, REAL, Kind, SqlType
 
 MAX_LIMIT = 2**40
+KEPT_POSITIONS = 1 << 16
+"""Rows of a predicate's answer up to which it is kept with the plan."""
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 @dataclass(slots=True)
@@ -145,8 +148,38 @@ def count_of(value: Any, clause: str) -> int:
 
 
 def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -> np.ndarray | None:
+    """Return the positions a search may look at, None for all; kept while nothing changes."""
     if plan.predicate is None and plan.needs_filter_sql is None:
         return None
+    constants = _constants(context, plan)
+    if constants is None:
+        return _find_positions(context, plan, view, index)
+    kept = plan.memo.get("positions")
+    if kept is not None and kept[0] is view.state and kept[1] is index and kept[2] == constants:
+        known: np.ndarray = kept[3]
+        return known
+    positions = _find_positions(context, plan, view, index)
+    if positions is not None and len(positions) <= KEPT_POSITIONS:
+        plan.memo["positions"] = (view.state, index, constants, positions)
+    return positions
+
+
+def _constants(context: Context, plan: Knn) -> tuple[Any, ...] | None:
+    """Return what a predicate's answer depends on besides the rows, or None for more than that."""
+    if context.writes is not None or plan.needs_filter_sql is not None or plan.predicate is None:
+        return None
+    shape = Shape.of(plan)
+    if shape.parameters is None:
+        return None
+    values = [context.parameter(key) for key in shape.parameters]
+    if any(type(value) not in _PLAIN for value in values):
+        return None
+    return tuple((type(value), value) for value in values)
+
+
+def _find_positions(
+    context: Context, plan: Knn, view: TableView, index: FlatIndex
+) -> np.ndarray | None:
     rowids = filtered_rowids(context, view, plan.predicate)
     if plan.needs_filter_sql is not None:
         from tarsdb.engine.executor import relational_result
@@ -193,6 +226,7 @@ class Shape:
             o.expr for o, is_computed in zip(plan.outputs, computed, strict=True) if is_computed
         ]
         self.columns = list(evaluate.columns_of(*read))
+        self.parameters = None if plan.predicate is None else evaluate.parameters_of(plan.predicate)
         self.names = tuple(output.name for output in plan.outputs)
         self.types = tuple(output.type for output in plan.outputs)
         # per output: None for the distance, else its expression

@@ -18,6 +18,8 @@ from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
 
+_Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 HEAP_LIMIT = 1024
 """Up to this k a heap is used whatever the number of rows; above, when k is a small part."""
 
@@ -43,6 +45,7 @@ class FlatIndex:
         self._table = BlockTable.of([(b.data, b.rowids, b.live) for b in self._blocks])
         self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
+        self._run_bounds: tuple[_Runs | None] | None = None
 
     def search(
         self,
@@ -114,7 +117,16 @@ class FlatIndex:
         return _ordered(rowids[keep], values[keep], len(rowids), descending=False)
 
     def positions(self, rowids: np.ndarray) -> np.ndarray:
-        """Return the position of each row id, -1 where it has no live vector; int64."""
+        """Return the position of each row id, -1 where it has none; int64.
+
+        A position may be that of a dead vector where the row has no live one; searches skip it.
+        """
+        runs = self._runs()
+        if runs is not None:
+            lows, starts, stops = runs
+            block = np.searchsorted(lows, rowids, side="right") - 1
+            places = rowids + (starts - lows)[block]
+            return np.where((block >= 0) & (places < stops[block]), places, -1)
         if self._places is None:
             self._places = self._sorted_places()
         known, places = self._places
@@ -122,6 +134,12 @@ class FlatIndex:
             return np.full(len(rowids), -1, dtype=np.int64)
         at = np.minimum(np.searchsorted(known, rowids), len(known) - 1)
         return np.where(known[at] == rowids, places[at], -1)
+
+    def _runs(self) -> _Runs | None:
+        """Return first row id, first position and end of blocks, where all are ascending runs."""
+        if self._run_bounds is None:
+            self._run_bounds = (_runs_of(self._blocks, self._starts),)
+        return self._run_bounds[0]
 
     def _sorted_places(self) -> tuple[np.ndarray, np.ndarray]:
         rowids, places = [], []
@@ -183,6 +201,19 @@ class FlatIndex:
                 f"the query has shape {queries.shape}, the vectors are {self._type}"
             )
         return np.ascontiguousarray(queries, dtype=query_dtype(self._type))
+
+
+def _runs_of(blocks: Sequence[VectorBlock], starts: np.ndarray) -> _Runs | None:
+    if not blocks:
+        return None
+    lows = np.array([block.rowids[0] for block in blocks], dtype=np.int64)
+    highs = np.array([block.rowids[-1] for block in blocks], dtype=np.int64)
+    rows = np.diff(starts)
+    if (highs - lows + 1 != rows).any() or (lows[1:] <= highs[:-1]).any():
+        return None
+    if any((np.diff(block.rowids) != 1).any() for block in blocks):
+        return None
+    return lows, starts[:-1], starts[1:]
 
 
 def _ordered(rowids: np.ndarray, values: np.ndarray, k: int, descending: bool) -> Found:

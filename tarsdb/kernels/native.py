@@ -79,6 +79,8 @@ class Scan:
     def nearest(self, queries: np.ndarray, k: int, threads: int = 1) -> Found:
         """Return row ids and distances (q, k') of the first k rows of each query."""
         total = self._total()
+        if threads == 1 and len(queries) <= QUERIES_AT_ONCE:
+            return self._part(queries, k, (0, total))
         parts = [
             self._nearest(queries[at : at + QUERIES_AT_ONCE], k, total, threads)
             for at in range(0, len(queries), QUERIES_AT_ONCE)
@@ -104,11 +106,7 @@ class Scan:
         parts: list[Found | None] = [None] * count
 
         def run(part: int) -> None:
-            shape = (len(queries), k)
-            rowids, values = np.empty(shape, np.int64), np.empty(shape, np.float32)
-            window = (bounds[part], bounds[part + 1])
-            found = self._call(window, queries, k, rowids, values)
-            parts[part] = rowids[:, :found], values[:, :found]
+            parts[part] = self._part(queries, k, (bounds[part], bounds[part + 1]))
 
         others = [threading.Thread(target=run, args=(part,)) for part in range(1, count)]
         for other in others:
@@ -118,6 +116,12 @@ class Scan:
             other.join()
         done = [part for part in parts if part is not None]
         return done[0] if len(done) == 1 else self._merged(done, k)
+
+    def _part(self, queries: np.ndarray, k: int, window: tuple[int, int]) -> Found:
+        shape = (len(queries), k)
+        rowids, values = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        found = self._call(window, queries, k, rowids, values)
+        return (rowids, values) if found == k else (rowids[:, :found], values[:, :found])
 
     def _merged(self, parts: list[Found], k: int) -> Found:
         rowids = np.concatenate([part[0] for part in parts], axis=1)

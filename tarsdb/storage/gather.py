@@ -28,23 +28,18 @@ def gather_scalars(
 def _gather_few(
     txn: ReadTxn, group: GroupState, rowids: np.ndarray, columns: list[ColumnDef]
 ) -> list[Column]:
-    name = group.name
     out: list[list[object]] = [[] for _ in columns]
-    for rowid in rowids.tolist():
-        hit = group.find(txn, rowid)
-        if hit is None:
-            for values in out:
-                values.append(None)
-            continue
-        segment, position = hit
+    for segment, position in group.find_each(txn, rowids.tolist()):
         for values, column in zip(out, columns, strict=True):
-            if segment is None:
-                values.append(group.delta.value(position, column))
-            else:
+            if segment is not None:
                 getter = segment.getters.get(column.id)
                 if getter is None:
-                    getter = segment.getter(txn, column, name)
+                    getter = segment.getter(txn, column, group.name)
                 values.append(getter(position))
+            elif position >= 0:
+                values.append(group.delta.value(position, column))
+            else:
+                values.append(None)
     return [from_list(c.type, values) for c, values in zip(columns, out, strict=True)]
 
 

@@ -87,13 +87,15 @@ def scan(
 
 def _range_rowids(txn: ReadTxn, start: bytes, stop: bytes) -> Iterator[np.ndarray]:
     """Yield the rowids of keys in a range; the first keys tell how to read the others."""
-    first = next(txn.keys("index", start, stop), [])
+    blocks = txn.keys("index", start, stop)
+    first = next(blocks, [])
     found = np.frombuffer(txn.values("index", first, _ROWID), dtype=">u8")
     if len(found) < _MANY * len(first):  # about as many keys as rows: one entry after the other
         for block in txn.entries("index", start, stop):
             yield np.frombuffer(b"".join([value for _, value in block]), dtype=">u8")
         return
-    for keys_read in txn.keys("index", start, stop):
+    yield found
+    for keys_read in blocks:
         yield np.frombuffer(txn.values("index", keys_read, _ROWID), dtype=">u8")
 
 

@@ -75,6 +75,20 @@ class GroupState:
             at -= 1
         return None
 
+    def find_each(self, txn: ReadTxn, rowids: list[int]) -> list[tuple[Segment | None, int]]:
+        """Return :meth:`find` of each of a few rows; (None, -1) for none."""
+        found: list[tuple[Segment | None, int]] = []
+        lows, segments, alone = self._lows, self.segments, not self.count
+        for rowid in rowids:
+            at = bisect_right(lows, rowid) - 1
+            if alone and at >= 0:  # the usual case, without a call
+                segment = segments[at]
+                if segment.base is not None and segment.deleted is None and rowid <= segment.high:
+                    found.append((segment, rowid - segment.base))
+                    continue
+            found.append(self.find(txn, rowid) or (None, -1))
+        return found
+
     def locate(self, txn: ReadTxn, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the live versions of many rows.
 
