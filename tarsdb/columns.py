@@ -180,6 +180,10 @@ def concat(sql_type: SqlType, columns: Iterable[Column]) -> Column:
     return Column(sql_type, values, _int32_offsets(offsets), validity)
 
 
+UNCOMMITTED = 1 << 62
+"""Creating commit of rows that have none yet: greater than every number of a commit."""
+
+
 @dataclass(slots=True)
 class VectorBlock:
     """A run of stored vectors for exact search.
@@ -190,8 +194,11 @@ class VectorBlock:
     data : (n, width), C-contiguous, of the type's dtype; often a view into the memory map
     live : bool (n,), optional
         False where deleted or superseded; absent when all are live.
+    created : int64 (n,) or int
+        Creating commits; ``UNCOMMITTED`` for what the transaction itself wrote.
     """
 
     rowids: np.ndarray
     data: np.ndarray
     live: np.ndarray | None = None
+    created: np.ndarray | int = 0

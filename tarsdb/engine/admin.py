@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tarsdb import storage
-from tarsdb.engine import access, executor, system_tables
+from tarsdb.engine import access, executor, graph_build, system_tables, vector_search
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError
@@ -127,7 +127,8 @@ def access_notes(context: Context, plan: Any) -> list[str]:
     else:
         found = f"access: scan, {view.count()} rows"
     if isinstance(plan, Knn):
-        return [f"search: exact (flat), {'filter first, ' if plan.predicate else ''}{found}"]
+        how = vector_search.explained(context, plan)
+        return [f"search: {how}, {'filter first, ' if plan.predicate else ''}{found}"]
     return [found]
 
 
@@ -164,11 +165,24 @@ def maintain(context: Context, plan: Maintain) -> Result:
         storage.vacuum(env, table)
     elif plan.action == "optimize":
         storage.merge(env, table, force=True)
+        _refresh_graphs(context, table)
     elif plan.action == "checkpoint":
         env.sync()
     else:
         _reindex(context, plan)
     return Result()
+
+
+def _refresh_graphs(context: Context, table: TableDef | None) -> None:
+    """Build vector indexes anew where rows were added or removed since."""
+    env = context.snapshot.env
+    build = graph_build.Build(context.engines.settings["threads"], context.engines.interrupt.check)
+    for each in storage.tables_of(env):
+        if table is not None and each.id != table.id:
+            continue
+        for index in each.indexes:
+            if index.method != "btree":
+                graph_build.refresh(env, each, index, build, whole=True)
 
 
 def _reindex(context: Context, plan: Maintain) -> None:
@@ -178,7 +192,10 @@ def _reindex(context: Context, plan: Maintain) -> None:
         for index in table.indexes:
             named = (plan.name or "").lower()
             if plan.name is None or named in (index.name.lower(), table.name.lower()):
-                writes.rebuild_index(table, index, context.view(table))
+                if index.method == "btree":
+                    writes.rebuild_index(table, index, context.view(table))
+                else:
+                    graph_build.publish(context, table, index)
                 rebuilt += 1
     if plan.name is not None and not rebuilt:
         raise CatalogError(f"REINDEX {plan.name}: no such table or index")

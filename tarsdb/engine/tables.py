@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
-from tarsdb.engine import derive, models
+from tarsdb.engine import derive, graph_build, models
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
 from tarsdb.engine.mutate import arrow_batches
@@ -308,10 +309,10 @@ def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def create_index(context: Context, plan: CreateIndex) -> Result:
     """Run CREATE INDEX; its entries are written at commit."""
-    if plan.method != "btree":
+    if plan.method not in ("btree", "hnsw"):
         raise NotSupportedError(
             f"CREATE INDEX ... USING {plan.method} is not built yet",
-            hint="without an index, nearest neighbours are searched exactly",
+            hint="USING hnsw; without an index, nearest neighbours are searched exactly",
         )
     table = _require_table(context, plan.table)
     ids = _column_ids(table, plan.columns, "CREATE INDEX")
@@ -321,12 +322,32 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             return DONE
         raise CatalogError(f"index {name!r} exists already")
     writes = context.require_writes()
-    index = IndexDef(writes.new_id(), name, table.name, ids, unique=plan.unique)
+    options = {} if plan.method == "btree" else _graph_options(table, ids, name, plan)
+    index = IndexDef(
+        writes.new_id(), name, table.name, ids, plan.unique, plan.method, options=options
+    )
     view = context.view(table)
     changed = replace(table, indexes=(*table.indexes, index))
     _publish(context, changed)
-    writes.rebuild_index(changed, index, view)
+    if plan.method == "btree":
+        writes.rebuild_index(changed, index, view)
+    else:
+        graph_build.publish(context, changed, index)
     return DONE
+
+
+def _graph_options(
+    table: TableDef, ids: tuple[int, ...], name: str, plan: CreateIndex
+) -> dict[str, Any]:
+    """Check what CREATE INDEX ... USING hnsw asks for; return the index's options."""
+    if len(ids) != 1 or plan.unique:
+        raise NotSupportedError(f"index {name}: USING hnsw indexes one column, and is not UNIQUE")
+    column = table.column_by_id(ids[0])
+    if not column.type.is_vector:
+        raise NotSupportedError(
+            f"index {name}: USING hnsw over {column.name} {column.type}, expected a vector column"
+        )
+    return graph_build.checked_options(dict(plan.options), column.type, name)
 
 
 def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None:

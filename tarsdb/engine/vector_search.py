@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import access, evaluate
+from tarsdb.engine import access, evaluate, vector_index
 from tarsdb.engine.context import Context
-from tarsdb.errors import DataError, DimensionMismatchError
+from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.flat import FlatIndex, prepare_query
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
@@ -58,11 +58,64 @@ def search(context: Context, plan: Knn) -> Neighbors:
     if plan.within is not None:
         return _within(context, plan, index, queries, positions)
     k = min(wanted + skip, view.count())
-    rowids, distances = index.search(
+    found = None
+    if plan.table.indexes and not plan.descending:
+        found = _by_index(context, plan, index, _ask(context, queries, k, positions))
+    rowids, distances = found or index.search(
         queries, k, plan.distance.op, positions=positions, descending=plan.descending,
         threads=context.engines.settings["threads"],
     )  # fmt: skip
     return _flatten(rowids, distances, skip, is_batch)
+
+
+def _ask(
+    context: Context, queries: np.ndarray, k: int, positions: np.ndarray | None
+) -> vector_index.Ask:
+    settings = context.engines.settings
+    return vector_index.Ask(
+        queries, k, positions, settings["ef_search"], settings["target_recall"], settings["threads"]
+    )
+
+
+def _by_index(
+    context: Context, plan: Knn, flat: FlatIndex, ask: vector_index.Ask
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Search by an approximate index where there is a fitting one."""
+    definition = vector_index.index_for(plan.table, plan.column.id, plan.distance.op)
+    if definition is None:
+        return None
+    placed = vector_index.place(context, definition, flat)
+    return None if placed is None else vector_index.search(placed, flat, ask, plan.distance.op)
+
+
+def explained(context: Context, plan: Knn) -> str:
+    """Return how a search would be answered, and why, in words."""
+    if plan.descending or plan.within is not None:
+        return "exact (flat): an index finds the nearest only"
+    op = plan.distance.op
+    definition = vector_index.index_for(plan.table, plan.column.id, op)
+    if definition is None:
+        others = [
+            f"{i.name} is for {vector_index.OPERATORS[i.options['metric']]}"
+            for i in plan.table.indexes
+            if i.method != "btree" and i.column_ids == (plan.column.id,)
+        ]
+        return "exact (flat)" + (f": no index for {op}, {', '.join(others)}" if others else "")
+    view = context.view(plan.table)
+    flat = flat_index(context, view, plan.column.id, plan.column.type)
+    placed = vector_index.place(context, definition, flat)
+    if placed is None:
+        return f"exact (flat): index {definition.name} has no usable parts (REINDEX builds them)"
+    try:
+        positions = _positions(context, plan, view, flat)
+        limit = context.constant(plan.limit)
+    except ProgrammingError:  # parameters are not bound
+        return f"index {definition.name} (hnsw), or exact where few rows match"
+    k = 10 if limit is None else count_of(limit, "LIMIT")
+    ask = _ask(context, np.empty((1, plan.column.type.width), np.float32), k, positions)
+    ef, why = vector_index.choose(placed, ask, flat.rows)
+    shape = f"{len(placed.parts)} parts, {len(placed.fresh)} fresh rows searched exactly"
+    return f"index {definition.name} (hnsw): {why}; {shape}" if ef else f"{why}"
 
 
 def _within(

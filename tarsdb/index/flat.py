@@ -135,6 +135,52 @@ class FlatIndex:
         at = np.minimum(np.searchsorted(known, rowids), len(known) - 1)
         return np.where(known[at] == rowids, places[at], -1)
 
+    @property
+    def rows(self) -> int:
+        """Number of positions, those of dead vectors included."""
+        return self._rows
+
+    @property
+    def width(self) -> int:
+        """Elements of a vector."""
+        return self._type.width
+
+    def rowids(self, positions: np.ndarray) -> np.ndarray:
+        """Return the row ids at positions; int64."""
+        every = [block.rowids for block in self._blocks]
+        return np.concatenate(every)[positions] if every else np.empty(0, np.int64)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """Return copies of the vectors at ascending positions; (n, width)."""
+        found = np.empty((len(positions), self._type.width), dtype=self._type.dtype)
+        bounds = np.searchsorted(positions, self._starts)
+        for number, block in enumerate(self._blocks):
+            low, high = bounds[number], bounds[number + 1]
+            np.take(
+                block.data, positions[low:high] - self._starts[number], axis=0, out=found[low:high]
+            )
+        return found
+
+    def live(self) -> np.ndarray:
+        """Return which positions hold a live vector; bool (rows,)."""
+        masks = [
+            np.ones(len(block.rowids), dtype=bool) if block.live is None else block.live
+            for block in self._blocks
+        ]
+        return np.concatenate(masks) if masks else np.empty(0, dtype=bool)
+
+    def created(self) -> np.ndarray:
+        """Return the creating commit of every position; int64 (rows,)."""
+        numbers = [np.broadcast_to(np.asarray(b.created), b.rowids.shape) for b in self._blocks]
+        return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
+
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        """Return where vectors lie in memory while their transaction lives; int64."""
+        block = np.searchsorted(self._starts, positions, side="right") - 1
+        first = self._table.entries[:, 0][block]
+        found: np.ndarray = first + (positions - self._starts[block]) * self._table.row_bytes
+        return found
+
     def _runs(self) -> _Runs | None:
         """Return first row id, first position and end of blocks, where all are ascending runs."""
         if self._run_bounds is None:

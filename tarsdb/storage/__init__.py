@@ -5,13 +5,16 @@ transaction wants to write, ``TableView`` one table of a snapshot with the trans
 top. Knows no SQL, no kernels and no models; the other packages never see LMDB.
 """
 
+from tarsdb.storage.blobs import put_blob
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.history import commit_log
+from tarsdb.storage.index_parts import IndexPart, read_arrays, read_parts, replace_parts
 from tarsdb.storage.keys import PROVISIONAL
-from tarsdb.storage.merge import merge, wait_for_merge
+from tarsdb.storage.leases import Lease
+from tarsdb.storage.merge import merge, tables_of, wait_for_merge
 from tarsdb.storage.snapshot import Snapshot
 from tarsdb.storage.stats import table_stats
 from tarsdb.storage.vacuum import vacuum
@@ -24,13 +27,20 @@ __all__ = [
     "Chunk",
     "CommitInfo",
     "Environment",
+    "IndexPart",
+    "Lease",
     "Snapshot",
     "TableView",
     "WriteSet",
     "check",
     "commit_log",
     "merge",
+    "put_blob",
+    "read_arrays",
+    "read_parts",
+    "replace_parts",
     "table_stats",
+    "tables_of",
     "vacuum",
     "wait_for_merge",
 ]

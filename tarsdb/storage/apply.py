@@ -19,6 +19,7 @@ from tarsdb.storage import failpoints, garbage, keys, staging
 from tarsdb.storage.apply_rows import write_rows
 from tarsdb.storage.catalog import read_object, remove_object, write_object
 from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.index_parts import write_parts
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.scalar_index import entry
 from tarsdb.storage.table_meta import read_counters, write_counters
@@ -157,6 +158,8 @@ class CommitChange:
         for table in writes.dropped.values():
             garbage.drop_table(txn, table)
             self._log.append({"drop": table.name})
+        for index, parts in writes.parts.items():
+            write_parts(txn, index, parts)
         for table_id, own in writes.tables.items():
             if own.is_untouched or table_id in writes.dropped:
                 continue

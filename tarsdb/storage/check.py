@@ -17,6 +17,7 @@ from tarsdb.storage import blobs, keys, rewrite
 from tarsdb.storage.catalog import load_objects
 from tarsdb.storage.formats import DIGEST_MASK, TableCounters
 from tarsdb.storage.index_keys import null_rows
+from tarsdb.storage.index_parts import read_parts
 from tarsdb.storage.scalar_index import split_entry
 from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import TableCache
@@ -139,6 +140,8 @@ def _check_rows(txn: ReadTxn, table: TableDef, counters: TableCounters) -> Itera
     for index in table.indexes:
         if index.method == "btree":
             yield from _check_index(view, index)
+        else:
+            yield from _check_parts(txn, table, index)
     yield from _check_tombstones(txn, table)
 
 
@@ -216,8 +219,23 @@ def _span(rowids: list[int] | np.ndarray) -> str:
 
 def _check_blobs(txn: ReadTxn, definition: CatalogObject) -> Iterator[str]:
     for digest in sorted(blob_digests(definition)):
-        try:
-            for _ in blobs.blob_views(txn, digest):
-                pass
-        except Error as error:
-            yield f"{definition.name}: {error.message}"
+        yield from _check_blob(txn, digest, definition.name)
+
+
+def _check_blob(txn: ReadTxn, digest: str, name: str) -> Iterator[str]:
+    try:
+        for _ in blobs.blob_views(txn, digest):
+            pass
+    except Error as error:
+        yield f"{name}: {error.message}"
+
+
+def _check_parts(txn: ReadTxn, table: TableDef, index: IndexDef) -> Iterator[str]:
+    name = f"table {table.name}, index {index.name} (REINDEX rebuilds it)"
+    try:
+        parts = read_parts(txn, index.id)
+    except Error as error:
+        yield f"{name}: {error.message}"
+        return
+    for part in parts:
+        yield from _check_blob(txn, part.digest, name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tarsdb.schema import TableDef
 from tarsdb.storage import keys
+from tarsdb.storage.index_parts import forget_parts
 from tarsdb.storage.table_meta import read_counters
 from tarsdb.storage.transaction import WriteTxn
 
@@ -29,6 +30,8 @@ def drop_table(txn: WriteTxn, table: TableDef) -> None:
     txn.delete("meta", keys.table_key(table.id))
     size = counters.live_rows + counters.delta_records + counters.segments + counters.tombstones
     indexes = [index.id for index in table.indexes]
+    for index in indexes:
+        forget_parts(txn, index)
     if size <= _AT_ONCE:
         _remove(txn, table.id, indexes, 10 * _AT_ONCE * (1 + len(indexes)))
     else:
@@ -37,6 +40,7 @@ def drop_table(txn: WriteTxn, table: TableDef) -> None:
 
 def drop_index(txn: WriteTxn, index: int) -> None:
     """Remove an index's entries, or note them for collection."""
+    forget_parts(txn, index)
     start, stop = keys.table_range(index)
     if delete_range(txn, "index", start, stop, _AT_ONCE) == _AT_ONCE:
         _note(txn, index, [], [index])

@@ -236,6 +236,12 @@ class OwnRows:
         """Provisional rowids given out."""
         return self.next_rowid - keys.PROVISIONAL
 
+    def changed_rows(self, column_id: int) -> int:
+        """Return how many values of a column were written or ended."""
+        written = sum(column_id in row for row in self.rows.values())
+        ended = sum(column_id in groups for groups in self.hidden.values())
+        return written + ended + sum(block.count for block in self.blocks)
+
     def index(self, index_id: int) -> OwnIndex:
         """Return the own entries of an index."""
         own = self.indexes.get(index_id)

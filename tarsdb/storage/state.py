@@ -147,11 +147,14 @@ class GroupState:
                 data = segment.column(txn, column, self.name).values
                 live = segment.live(self.commit)
                 if live is None or live.any():
-                    found.append(VectorBlock(segment.rowids(txn, self.name), data, live))
+                    rowids = segment.rowids(txn, self.name)
+                    created = segment.created(txn, self.name)
+                    found.append(VectorBlock(rowids, data, live, created))
             if self.count:
                 live = self.delta_live()
                 rowids = self.delta.rowids.prefix(self.count)
-                found.append(VectorBlock(rowids, self.delta.vectors(self.count), live))
+                made = self.delta.created.prefix(self.count)
+                found.append(VectorBlock(rowids, self.delta.vectors(self.count), live, made))
             self._blocks = found
         return self._blocks
 

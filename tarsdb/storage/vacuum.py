@@ -19,6 +19,7 @@ from tarsdb.errors import StorageFullError
 from tarsdb.schema import CatalogObject, FunctionDef, ModelDef, ModuleDef, TableDef
 from tarsdb.storage import blobs, failpoints, garbage, keys, leases, rewrite, staging
 from tarsdb.storage.catalog import current_table, load_objects
+from tarsdb.storage.index_parts import all_digests
 from tarsdb.storage.merge import merge, tables_of
 from tarsdb.storage.segments import Segment, delete_segment
 from tarsdb.storage.table_meta import read_counters, write_counters
@@ -227,7 +228,7 @@ def _collect_orphans(txn: WriteTxn, abandoned: Sequence[bytes]) -> int:
 
 
 def _collect_blobs(txn: WriteTxn) -> int:
-    live: set[str] = set()
+    live = all_digests(txn)
     for definition in load_objects(txn).values():
         live.update(blob_digests(definition))
     return blobs.delete_unreferenced(txn, live)

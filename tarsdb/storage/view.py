@@ -6,13 +6,14 @@ snapshot lives. Knows no SQL.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.columns import Column, VectorBlock, concat, from_list
+from tarsdb.columns import UNCOMMITTED, Column, VectorBlock, concat, from_list
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import gather, scalar_index
 from tarsdb.storage.own_rows import OwnRows
@@ -290,7 +291,8 @@ class TableView:
         singles = [r for r in own.rows if own.rows[r].get(column_id) is not None]
         if singles:
             data = from_list(column.type, [own.rows[r][column_id] for r in singles]).values
-            blocks.append(VectorBlock(np.array(singles, dtype=np.int64), data))
+            rowids = np.array(singles, dtype=np.int64)
+            blocks.append(VectorBlock(rowids, data, None, UNCOMMITTED))
         self._blocks[column_id] = (own.version, blocks)
         return blocks
 
@@ -313,7 +315,7 @@ def _overlaid(base: list[VectorBlock], hidden: np.ndarray) -> list[VectorBlock]:
     blocks = []
     for block in base:
         live = _without(block.rowids, block.live, hidden)
-        blocks.append(block if live is block.live else VectorBlock(block.rowids, block.data, live))
+        blocks.append(block if live is block.live else dataclasses.replace(block, live=live))
     return blocks
 
 
@@ -325,4 +327,4 @@ def _block_vectors(
         live = ~dead if live is None else live & ~dead
     if live is not None and live.all():
         live = None
-    return [VectorBlock(rowids, column.values, live)] if len(rowids) else []
+    return [VectorBlock(rowids, column.values, live, UNCOMMITTED)] if len(rowids) else []

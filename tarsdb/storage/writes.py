@@ -20,6 +20,7 @@ from tarsdb.storage.apply import CommitChange
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
+from tarsdb.storage.index_parts import IndexPart
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import after_commit, before_commit
 from tarsdb.storage.own_rows import OwnRows
@@ -46,6 +47,7 @@ class WriteSet:
         self.tables: dict[int, OwnRows] = {}
         self.objects: dict[tuple[str, str], CatalogObject | None] = {}
         self.dropped: dict[int, TableDef] = {}
+        self.parts: dict[int, tuple[IndexPart, ...]] = {}
         self.dependencies: dict[tuple[str, str], int] = {}
         self.rebuilt: set[int] = set()
         self.blobs: list[str] = []
@@ -216,6 +218,19 @@ class WriteSet:
         """Return an object id never given out before in this file."""
         return object_ids.new_id(self.env)
 
+    def set_parts(self, index: int, parts: Sequence[IndexPart]) -> None:
+        """Replace the parts of a vector index when this commits."""
+        had, before = index in self.parts, self.parts.get(index)
+
+        def undo() -> None:
+            if had and before is not None:
+                self.parts[index] = before
+            else:
+                self.parts.pop(index, None)
+
+        self.parts[index] = tuple(parts)
+        self.journal.append(undo)
+
     def put_blob(self, data: Iterable[bytes] | bytes) -> str:
         """Store a content-addressed value at once, leased; return its SHA-256 in hex."""
         digest = blobs.put_blob(self.env, data, self.lease())
@@ -260,6 +275,7 @@ class WriteSet:
         """True when a commit would write nothing."""
         return (
             not self.objects
+            and not self.parts
             and not self.dropped
             and all(own.is_untouched for own in self.tables.values())
         )

@@ -1,0 +1,276 @@
+"""Making the parts of vector indexes: CREATE INDEX, REINDEX, OPTIMIZE, and upkeep behind writers.
+
+A part is built from private copies, so no snapshot is held meanwhile, and its arrays are staged
+under a lease until one small transaction publishes them. Rows committed in between are fresh.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.columns import VectorBlock
+from tarsdb.engine.vector_index import OPERATORS
+from tarsdb.errors import Error, NotSupportedError
+from tarsdb.index import arrays
+from tarsdb.index.flat import FlatIndex
+from tarsdb.metrics import METRICS
+from tarsdb.schema import IndexDef, TableDef
+from tarsdb.storage import (
+    IndexPart,
+    Lease,
+    Snapshot,
+    WriteSet,
+    put_blob,
+    read_parts,
+    replace_parts,
+)
+from tarsdb.types import Kind, SqlType
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.index.hnsw import Graph
+    from tarsdb.storage import Environment
+
+FRESH_SHARE, FRESH_ROWS = 0.1, 4096
+"""Fresh rows, as a share of the indexed ones and at least, that are worth a new part."""
+MOST_PARTS = 4
+_SAMPLE, _SAMPLE_K = 64, 10
+_LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True)
+class Build:
+    """How to build."""
+
+    threads: int = 1
+    check: Callable[[], None] = lambda: None
+    """Called now and then; raises to stop."""
+
+
+def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict[str, Any]:
+    """Return the options an index is stored with.
+
+    Raises
+    ------
+    NotSupportedError
+        The column's type, the metric or an option is none the graph can do.
+    """
+    from tarsdb.index.hnsw import GraphOptions
+
+    options = {k: v for k, v in given.items() if k not in ("opclass", "quantization")}
+    if sql_type.kind is not Kind.VECTOR:
+        raise NotSupportedError(
+            f"index {name}: USING hnsw over {sql_type} is not built yet",
+            hint="a VECTOR column; without an index, nearest neighbours are searched exactly",
+        )
+    metric = str(options.pop("metric", "l2")).lower()
+    if metric not in OPERATORS:
+        raise NotSupportedError(
+            f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
+        )
+    if str(given.get("quantization", "int8")).lower() != "int8":
+        raise NotSupportedError(f"index {name}: the graph's quantization is 'int8'")
+    known = set(GraphOptions.__dataclass_fields__)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise NotSupportedError(
+            f"index {name}: option {unknown[0]!r} is not known",
+            hint=f"metric, quantization, {', '.join(sorted(known))}",
+        )
+    GraphOptions(**options)
+    return {"metric": metric, **options}
+
+
+# --- one part ---
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Copies of the rows a part is made of."""
+
+    rowids: np.ndarray
+    vectors: np.ndarray
+    type: SqlType
+
+
+def _source(
+    snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int]
+) -> _Source:
+    column = table.column_by_id(index.column_ids[0])
+    flat = FlatIndex(snapshot.table(table).vectors(column.id), column.type)
+    created = flat.created()
+    chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
+    positions = np.flatnonzero(chosen)
+    return _Source(flat.rowids(positions), flat.vectors(positions), column.type)
+
+
+def _pieces(source: _Source, index: IndexDef, build: Build) -> Iterator[Any]:
+    """Build a graph and yield its packed bytes."""
+    from tarsdb.index.hnsw import GraphOptions, build_graph
+
+    options = {k: v for k, v in index.options.items() if k != "metric"}
+    op = OPERATORS[index.options["metric"]]
+    graph = build_graph(
+        source.vectors, source.rowids, op, GraphOptions(**options),
+        threads=build.threads, check=build.check,
+    )  # fmt: skip
+    yield from arrays.pack({**graph.to_arrays(), "calibration": _calibrate(graph, source, op)})
+
+
+def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
+    """Measure recall@10 of list sizes on rows of the data; float64 (steps, 2) of ef, recall."""
+    rows = len(source.rowids)
+    flat = FlatIndex([VectorBlock(source.rowids, source.vectors)], source.type)
+    sample = np.sort(np.random.default_rng(rows).choice(rows, min(_SAMPLE, rows), replace=False))
+    queries = source.vectors[sample].astype(np.float32)
+    k = min(_SAMPLE_K + 1, rows)
+    truth, _ = flat.search(queries, k, op)
+    addresses = flat.addresses(flat.positions(graph.rowids))
+    steps = []
+    for ef in _LADDER:
+        nodes, _ = graph.search(queries, k, op, ef=max(ef, k), addresses=addresses)
+        hits = total = 0
+        for wanted, found, rowid in zip(truth, nodes, source.rowids[sample].tolist(), strict=True):
+            right = set(wanted.tolist()) - {rowid}
+            hits += len(right & set(graph.rowids[found[found >= 0]].tolist()))
+            total += len(right)
+        steps.append((ef, hits / total if total else 1.0))
+        if steps[-1][1] >= 0.9995:
+            break
+    return np.array(steps, dtype=np.float64)
+
+
+def _make_part(
+    source: _Source,
+    index: IndexDef,
+    commits: tuple[int, int],
+    store: Callable[[Iterable[Any]], str],
+    build: Build,
+) -> list[IndexPart]:
+    """Build and store a part; none for no rows."""
+    if not len(source.rowids):
+        return []
+    sizes: list[int] = []
+
+    def counted() -> Iterator[Any]:
+        for piece in _pieces(source, index, build):
+            sizes.append(len(piece))
+            yield piece
+
+    digest = store(counted())
+    METRICS.add("index.parts_built")
+    return [IndexPart(digest, len(source.rowids), sum(sizes), *commits)]
+
+
+# --- publishing ---
+
+
+def publish(context: Context, table: TableDef, index: IndexDef) -> None:
+    """Build an index over everything the transaction's snapshot shows, to appear at its commit."""
+    writes = context.require_writes()
+    commits = (0, context.snapshot.commit)
+    source = _source(context.snapshot, table, index, commits)
+    build = Build(context.engines.settings["threads"], context.engines.interrupt.check)
+    writes.set_parts(index.id, _make_part(source, index, commits, writes.put_blob, build))
+
+
+def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, whole: bool) -> bool:
+    """Add a part for fresh rows, or build the index anew; readers and writers go on meanwhile.
+
+    Returns
+    -------
+    bool
+        Whether other parts were published; False when somebody else was first.
+    """
+    with Lease(env) as lease:
+        with Snapshot(env) as snapshot:
+            stored = read_parts(snapshot.txn, index.id)
+            kept: Sequence[IndexPart] = () if whole or len(stored) >= MOST_PARTS else stored
+            commits = (kept[-1].upto if kept else 0, snapshot.commit)
+            source = _source(snapshot, table, index, commits)
+        made = _make_part(
+            source, index, commits, lambda pieces: put_blob(env, pieces, lease), build
+        )
+        return replace_parts(env, index.id, stored, [*kept, *made], lease)
+
+
+# --- upkeep behind writers ---
+
+
+def after_commit(env: Environment, writes: WriteSet) -> None:
+    """Count rows no part covers, and start building one in the background when there are many."""
+    if not env.options.background_merge:
+        return
+    known: dict[int, int] = env.caches.setdefault("fresh vectors", {})
+    due = []
+    for own in writes.tables.values():
+        for index in own.table.indexes:
+            if index.method != "btree":
+                rows = own.changed_rows(index.column_ids[0])
+                known[index.id] = known.get(index.id, 0) + rows
+                if known[index.id] > FRESH_ROWS:
+                    due.append((own.table, index))
+    if due and "indexer" not in env.caches:
+        _start(env, due)
+
+
+def _start(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
+    if not env.retain():
+        return
+    thread = threading.Thread(target=_run, args=(env, due), name="tarsdb-indexer")
+    env.caches["indexer"] = thread
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads, or the interpreter ends: a later writer builds
+        env.caches.pop("indexer", None)
+        env.release()
+
+
+def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
+    known: dict[int, int] = env.caches.setdefault("fresh vectors", {})
+    try:
+        for table, index in due:
+            known[index.id] = 0
+            wanted, whole = _is_due(env, table, index)
+            if wanted:
+                refresh(env, table, index, Build(check=_check_exit), whole)
+    except (Error, _AtExit):  # dropped meanwhile, no space, damaged: the next writer tries again
+        METRICS.add("index.upkeep_failures")
+    finally:
+        env.caches.pop("indexer", None)
+        env.release()
+
+
+class _AtExit(Exception):
+    """The interpreter ends: what is half built is not waited for."""
+
+
+def _check_exit() -> None:
+    if not threading.main_thread().is_alive():
+        raise _AtExit
+
+
+def _is_due(env: Environment, table: TableDef, index: IndexDef) -> tuple[bool, bool]:
+    """Return whether an index wants another part, and whether it had better be built anew."""
+    with Snapshot(env) as snapshot:
+        stored = read_parts(snapshot.txn, index.id)
+        column = table.column_by_id(index.column_ids[0])
+        flat = FlatIndex(snapshot.table(table).vectors(column.id), column.type)
+        live, upto = flat.live(), stored[-1].upto if stored else 0
+        fresh = int((live & (flat.created() > upto)).sum())
+        covered = int(live.sum()) - fresh
+    nodes = sum(part.rows for part in stored)
+    whole = nodes > 2 * covered + FRESH_ROWS or len(stored) >= MOST_PARTS
+    return whole or fresh > max(FRESH_ROWS, FRESH_SHARE * covered), whole
+
+
+def wait(env: Environment) -> None:
+    """Return when no part is being built in the background."""
+    thread = env.caches.get("indexer")
+    if thread is not None and thread is not threading.current_thread():
+        thread.join()

@@ -1,0 +1,121 @@
+"""Parts of vector indexes: immutable arrays, each over the row versions of a range of commits.
+
+A part covers what was live when it was made: the versions that commits after ``after`` and up to
+``upto`` had created. Their ids never change meaning, so a version is in the index exactly when its
+creating commit lies in the range of a part; everything else is fresh. The arrays of a part are
+a blob. The parts of an index are listed in ``meta`` under ``parts/`` + index id. Parts are derived
+data: losing one loses no row. Knows no algorithm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tarsdb.errors import CorruptionError
+from tarsdb.storage import blobs, keys, leases
+from tarsdb.storage.transaction import ReadTxn, WriteTxn
+from tarsdb.storage.values import ValueType, pack, unpack
+
+if TYPE_CHECKING:
+    from tarsdb.storage.environment import Environment
+
+_PREFIX = b"parts/"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPart:
+    """One part.
+
+    Attributes
+    ----------
+    digest : str
+        Blob of its arrays.
+    rows, nbytes : int
+    after, upto : int
+        It covers the live versions created by commits in ``(after, upto]``.
+    """
+
+    digest: str
+    rows: int
+    nbytes: int
+    after: int
+    upto: int
+
+
+def read_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
+    """Return the parts of an index as a snapshot shows them, by commits; none when not built."""
+    raw = txn.get("meta", _key(index))
+    return () if raw is None else _decode(_key(index), raw)
+
+
+def _key(index: int) -> bytes:
+    return _PREFIX + keys.index_prefix(index)
+
+
+def _decode(key: bytes, raw: memoryview | bytes) -> tuple[IndexPart, ...]:
+    payload, _, _ = unpack(ValueType.META, key, raw, "parts of a vector index")
+    try:
+        return tuple(IndexPart(*fields) for fields in json.loads(bytes(payload)))
+    except (ValueError, TypeError) as error:
+        raise CorruptionError(f"the list of parts of a vector index does not read: {error}") from (
+            error
+        )
+
+
+def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
+    """Store the list of parts."""
+    key = _key(index)
+    fields = [[p.digest, p.rows, p.nbytes, p.after, p.upto] for p in parts]
+    payload = json.dumps(fields, separators=(",", ":")).encode()
+    txn.put("meta", key, pack(ValueType.META, key, payload, len(fields), txn.commit_number))
+
+
+def forget_parts(txn: WriteTxn, index: int) -> None:
+    """Remove the list of parts; VACUUM takes their arrays."""
+    txn.delete("meta", _key(index))
+
+
+def replace_parts(
+    env: Environment,
+    index: int,
+    expected: Sequence[IndexPart],
+    parts: Sequence[IndexPart],
+    lease: leases.Lease,
+) -> bool:
+    """Publish other parts unless somebody else did first; return whether it was done."""
+
+    def work(txn: WriteTxn) -> bool:
+        raw = txn.get("meta", _key(index))
+        done = raw is not None and _decode(_key(index), raw) == tuple(expected)
+        if done:
+            write_parts(txn, index, parts)
+        lease.drop_all(txn)
+        return done
+
+    return env.stage(work)
+
+
+def all_digests(txn: ReadTxn) -> set[str]:
+    """Return the blobs of all parts."""
+    found: set[str] = set()
+    for key, raw in txn.range("meta", _PREFIX, keys.successor(_PREFIX)):
+        found.update(part.digest for part in _decode(key, raw))
+    return found
+
+
+def read_arrays(txn: ReadTxn, part: IndexPart) -> bytearray:
+    """Return the bytes of a part's arrays, checked; private memory.
+
+    Raises
+    ------
+    CorruptionError
+    """
+    whole = bytearray(blobs.blob_size(txn, part.digest))
+    at = 0
+    for view in blobs.blob_views(txn, part.digest):
+        whole[at : at + len(view)] = view
+        at += len(view)
+    return whole

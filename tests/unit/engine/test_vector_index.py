@@ -1,0 +1,350 @@
+"""USING hnsw through SQL: answers, freshness, filters, transactions, other processes, damage."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tarsdb
+from tarsdb.errors import CatalogError, NotSupportedError
+from tarsdb.index import hnsw
+from tarsdb.metrics import METRICS
+from tarsdb.storage import Snapshot, read_parts
+
+DIM, ROWS, K = 24, 3000, 10
+OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    hnsw.warmup()
+
+
+def clustered(rows: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((40, DIM))
+    drawn = centres[rng.integers(0, 40, rows)] + 0.4 * rng.standard_normal((rows, DIM))
+    return drawn.astype(np.float32)
+
+
+QUERIES = clustered(50, 99)
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "a.tars"
+
+
+def fill(db: tarsdb.Connection, metric: str = "l2") -> None:
+    db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
+    ids = np.arange(ROWS)
+    db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(ROWS, 1)})
+    db.execute(f"CREATE INDEX tv ON t USING hnsw (emb vector_{metric}_ops)")
+
+
+@pytest.fixture
+def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    with tarsdb.connect(path) as db:
+        fill(db)
+        yield db
+
+
+def search(db: tarsdb.Connection, op: str, where: str, k: int = K) -> list[list[tuple[int, float]]]:
+    sql = f"SELECT id, emb {op} ? AS d FROM t {where} ORDER BY d LIMIT {k}"
+    return [db.execute(sql, (query,)).fetchall() for query in QUERIES]
+
+
+def exact(db: tarsdb.Connection, op: str, where: str, k: int = K) -> list[list[tuple[int, float]]]:
+    """Answer the same from vectors fetched by SQL, with NumPy."""
+    found = db.execute(f"SELECT id, emb FROM t {where}").numpy()
+    if not len(found["id"]):
+        return [[] for _ in QUERIES]
+    rows = found["emb"].astype(np.float64)
+    answers = []
+    for query in QUERIES.astype(np.float64):
+        if op == "<->":
+            keys = np.sqrt(((rows - query) ** 2).sum(1))
+        elif op == "<#>":
+            keys = -(rows @ query)
+        else:
+            keys = 1 - rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+        order = np.argsort(keys, kind="stable")[:k]
+        ids = found["id"][order].tolist()
+        answers.append(list(zip(ids, keys[order].tolist(), strict=True)))
+    return answers
+
+
+def recall(db: tarsdb.Connection, op: str = "<->", where: str = "", k: int = K) -> float:
+    hits = total = 0
+    for found, wanted in zip(search(db, op, where, k), exact(db, op, where, k), strict=True):
+        assert len(found) == len(wanted)
+        assert [d for _, d in found] == sorted(d for _, d in found)
+        known = dict(wanted)
+        for row, distance in found:
+            if row in known:
+                assert distance == pytest.approx(known[row], abs=1e-4)
+        hits += len({row for row, _ in found} & set(known))
+        total += len(wanted)
+    return hits / total if total else 1.0
+
+
+def uses_index(db: tarsdb.Connection, op: str = "<->", where: str = "") -> bool:
+    sql = f"EXPLAIN SELECT id FROM t {where} ORDER BY emb {op} ? LIMIT {K}"
+    lines = [line for (line,) in db.execute(sql, (QUERIES[0],)).fetchall()]
+    return any("index tv (hnsw)" in line for line in lines)
+
+
+def graph_searches() -> int:
+    return int(METRICS.snapshot().get("index.graph_searches", 0))
+
+
+@pytest.mark.parametrize("metric", OPERATORS)
+def test_recall_through_the_life_of_a_table(path: pathlib.Path, metric: str) -> None:
+    op = OPERATORS[metric]
+    with tarsdb.connect(path) as db:
+        fill(db, metric)
+        before = graph_searches()
+        assert recall(db, op) >= 0.95
+        assert graph_searches() == before + len(QUERIES)
+        more = np.arange(ROWS, ROWS + 400)
+        db.table("t").insert({"id": more, "kind": more % 100, "emb": clustered(400, 2)})
+        assert recall(db, op) >= 0.95
+        moved = clustered(300, 3)
+        db.executemany("UPDATE t SET emb = ? WHERE id = ?",
+                       [(moved[i], i * 7) for i in range(300)])  # fmt: skip
+        assert recall(db, op) >= 0.95
+        db.execute("DELETE FROM t WHERE id % 5 = 0")
+        assert recall(db, op) >= 0.95
+        assert uses_index(db, op)
+        db.execute("OPTIMIZE t")
+        assert recall(db, op) >= 0.95
+        db.execute("VACUUM")
+        assert recall(db, op) >= 0.95
+        assert uses_index(db, op)
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    with tarsdb.connect(path, read_only=True) as db:
+        assert recall(db, op) >= 0.95
+        assert uses_index(db, op)
+
+
+def test_a_short_list_finds_less(db: tarsdb.Connection) -> None:
+    """Control: recall is what is measured here."""
+    db.execute("SET ef_search = 10")
+    low = recall(db)
+    db.execute("SET ef_search = 400")
+    assert low < recall(db)
+    assert recall(db) >= 0.99
+
+
+def test_an_updated_row_is_found_where_it_is_now(db: tarsdb.Connection) -> None:
+    far = np.full(DIM, 50, np.float32)
+    sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 3"
+    old = db.execute("SELECT emb FROM t WHERE id = 42").fetchone()
+    assert old is not None
+    assert db.execute(sql, (old[0],)).fetchone() == (42,)
+    db.execute("UPDATE t SET emb = ? WHERE id = 42", (far,))
+    assert db.execute(sql, (far,)).fetchone() == (42,)
+    assert (42,) not in db.execute(sql, (old[0],)).fetchall()
+    db.execute("DELETE FROM t WHERE id = 42")
+    assert db.execute(sql, (far,)).fetchone() != (42,)
+
+
+def test_a_scalar_update_leaves_the_index_alone(db: tarsdb.Connection) -> None:
+    db.execute("UPDATE t SET kind = kind + 1")
+    sql = f"EXPLAIN SELECT id FROM t ORDER BY emb <-> ? LIMIT {K}"
+    lines = str(db.execute(sql, (QUERIES[0],)).fetchall())
+    assert "1 parts, 0 fresh rows" in lines
+    assert recall(db) >= 0.95
+
+
+def test_transactions_see_their_own_rows(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    far = np.full(DIM, 60, np.float32)
+    sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 1"
+    before = db.execute(sql, (far,)).fetchone()
+    with tarsdb.connect(path) as other:
+        db.execute("BEGIN")
+        db.execute("INSERT INTO t VALUES (90000, 1, ?)", (far,))
+        db.execute("DELETE FROM t WHERE id = 7")
+        assert db.execute(sql, (far,)).fetchone() == (90000,)
+        assert recall(db) >= 0.95
+        assert uses_index(db)
+        assert other.execute(sql, (far,)).fetchone() == before
+        db.execute("ROLLBACK")
+        assert db.execute(sql, (far,)).fetchone() == before
+        db.execute("BEGIN")
+        db.execute("INSERT INTO t VALUES (90000, 1, ?)", (far,))
+        db.execute("COMMIT")
+        assert other.execute(sql, (far,)).fetchone() == (90000,)
+
+
+def test_an_old_snapshot_keeps_its_index(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    with tarsdb.connect(path) as other:
+        other.execute("BEGIN")
+        expected = search(other, "<->", "")
+        db.execute("DELETE FROM t WHERE id < 1500")
+        db.execute("OPTIMIZE t")
+        assert search(other, "<->", "") == expected
+        other.execute("COMMIT")
+        assert all(row >= 1500 for found in search(other, "<->", "") for row, _ in found)
+
+
+@pytest.mark.parametrize("where", ["WHERE kind < 50", "WHERE kind < 80", "WHERE kind = 3",
+                                   "WHERE id < 1200", "WHERE kind = 1000"])  # fmt: skip
+def test_filters_return_as_many_as_match(db: tarsdb.Connection, where: str) -> None:
+    assert recall(db, where=where) >= 0.95
+
+
+def test_a_filter_runs_inside_the_graph(db: tarsdb.Connection) -> None:
+    before = graph_searches()
+    assert recall(db, where="WHERE kind < 80") >= 0.95
+    assert graph_searches() > before
+    assert uses_index(db, where="WHERE kind < 80")
+    assert not uses_index(db, where="WHERE kind = 3")
+
+
+def test_a_filter_far_from_the_query_still_gets_its_rows(db: tarsdb.Connection) -> None:
+    """Rows that match lie in the clusters farthest from the query."""
+    vectors = db.execute("SELECT id, emb FROM t").numpy()
+    for query in QUERIES[:5]:
+        away = np.linalg.norm(vectors["emb"] - query, axis=1)
+        label = (away > np.median(away)).astype(int)
+        db.executemany(
+            "UPDATE t SET kind = ? WHERE id = ?",
+            list(zip(label.tolist(), vectors["id"].tolist(), strict=True)),
+        )
+        sql = "SELECT id FROM t WHERE kind = 1 ORDER BY emb <-> ? LIMIT 10"
+        found = {row[0] for row in db.execute(sql, (query,)).fetchall()}
+        order = np.argsort(np.where(label == 1, away, np.inf), kind="stable")[:10]
+        assert len(found & set(vectors["id"][order].tolist())) >= 8
+
+
+def test_batches_and_offsets(db: tarsdb.Connection) -> None:
+    sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 5"
+    batch = db.execute(sql, (QUERIES,)).fetchall()
+    single = [(n, *row) for n, q in enumerate(QUERIES) for row in db.execute(sql, (q,)).fetchall()]
+    assert batch == single
+    every = db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 8", (QUERIES[0],)).fetchall()
+    part = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 5 OFFSET 3"
+    assert db.execute(part, (QUERIES[0],)).fetchall() == every[3:]
+    whole = db.execute("SELECT id FROM t ORDER BY emb <-> ?", (QUERIES[0],)).fetchall()
+    assert len(whole) == ROWS
+
+
+def test_inside_a_larger_query(db: tarsdb.Connection) -> None:
+    sql = (
+        "SELECT count(*), sum(n.kind) FROM "
+        "(SELECT id, kind FROM t ORDER BY emb <-> ? LIMIT 10) n JOIN t ON t.id = n.id"
+    )
+    count, _ = db.execute(sql, (QUERIES[0],)).fetchone() or (0, 0)
+    assert count == 10
+
+
+def test_another_operator_is_exact_and_says_so(db: tarsdb.Connection) -> None:
+    lines = str(db.execute("EXPLAIN SELECT id FROM t ORDER BY emb <=> ? LIMIT 5",
+                           (QUERIES[0],)).fetchall())  # fmt: skip
+    assert "exact (flat): no index for <=>, tv is for <->" in lines
+    assert recall(db, "<=>") == 1.0
+
+
+def test_another_process_uses_it(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    code = (
+        "import sys, tarsdb, numpy as np\n"
+        "from tarsdb.index import hnsw\n"
+        "hnsw.warmup()\n"
+        "db = tarsdb.connect(sys.argv[1], read_only=True)\n"
+        f"q = np.zeros({DIM}, np.float32)\n"
+        "sql = 'SELECT id FROM t ORDER BY emb <-> ? LIMIT 5'\n"
+        "print(db.execute(sql, (q,)).fetchall(), db.execute('EXPLAIN ' + sql, (q,)).fetchall())\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    here = db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 5", (np.zeros(DIM),)).fetchall()
+    assert ran.stdout.startswith(str(here))
+    assert "index tv (hnsw): graph" in ran.stdout
+
+
+def test_dropping(db: tarsdb.Connection) -> None:
+    db.execute("DROP INDEX tv")
+    assert not uses_index(db)
+    assert recall(db) == 1.0
+    db.execute("VACUUM")
+    db.execute("CREATE INDEX tv ON t USING hnsw (emb) WITH (m = 8, ef_construction = 40)")
+    assert uses_index(db)
+    assert recall(db) >= 0.9
+    db.execute("DROP TABLE t; VACUUM")
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_an_empty_table_may_have_an_index(path: pathlib.Path) -> None:
+    with tarsdb.connect(path) as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
+        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        assert (
+            db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (QUERIES[0],)).fetchall()
+            == []
+        )
+        db.table("t").insert({"id": np.arange(500), "emb": clustered(500, 1)})
+        assert recall(db) == 1.0
+        db.execute("REINDEX tv")
+        assert uses_index(db)
+        assert recall(db) >= 0.95
+        db.execute("DELETE FROM t")
+        assert recall(db) == 1.0
+
+
+def test_rows_without_a_vector(path: pathlib.Path) -> None:
+    with tarsdb.connect(path) as db:
+        fill(db)
+        db.execute("INSERT INTO t VALUES (70000, 1, NULL)")
+        db.execute("UPDATE t SET emb = NULL WHERE id = 5")
+        db.execute("REINDEX tv")
+        whole = db.execute("SELECT id FROM t ORDER BY emb <-> ?", (QUERIES[0],)).fetchall()
+        assert len(whole) == ROWS - 1
+        assert recall(db, where="WHERE emb IS NOT NULL") >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("USING hnsw (kind)", "expected a vector column"),
+        ("USING hnsw (emb, kind)", "indexes one column"),
+        ("USING hnsw (emb vector_l1_ops)", "metric 'l1'"),
+        ("USING hnsw (emb) WITH (efc = 3)", "option 'efc'"),
+        ("USING hnsw (emb) WITH (quantization = 'pq')", "quantization"),
+        ("USING ivf (emb)", "not built yet"),
+    ],
+)
+def test_what_it_cannot_do_is_said(db: tarsdb.Connection, sql: str, words: str) -> None:
+    with pytest.raises(NotSupportedError, match=words):
+        db.execute(f"CREATE INDEX other ON t {sql}")
+    with pytest.raises(CatalogError):
+        db.execute("DROP INDEX other")
+
+
+def test_a_damaged_part_is_answered_for_exactly(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    with Snapshot(db._require_session().env) as snapshot:
+        table = snapshot.catalog.table("t")
+        assert table is not None
+        (index,) = (i for i in table.indexes if i.method == "hnsw")
+        (part,) = read_parts(snapshot.txn, index.id)
+    db.close()
+    whole = path.read_bytes()
+    mark = whole.find(b"TARRAYS1")
+    assert mark > 0
+    at = mark + part.nbytes // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    with tarsdb.connect(path) as again:
+        assert recall(again) == 1.0
+        assert not uses_index(again)
+        findings = str(again.execute("PRAGMA integrity_check").fetchall())
+        assert "index tv (REINDEX rebuilds it)" in findings
+        again.execute("REINDEX tv")
+        assert uses_index(again)
+        assert recall(again) >= 0.95
+        assert again.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
