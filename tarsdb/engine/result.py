@@ -134,7 +134,8 @@ class Result:
             return {name: _array(column) for name, column in pairs}
         rows = self._rows or []
         return {
-            name: _array_of_values([row[i] for row in rows]) for i, name in enumerate(self.names)
+            name: _typed_array([row[i] for row in rows], self.types[i], name)
+            for i, name in enumerate(self.names)
         }
 
     def df(self) -> pd.DataFrame:
@@ -184,6 +185,15 @@ def _array(column: Column) -> np.ndarray:
             wanted = np.float32 if column.type.kind.value == "HALFVEC" else column.type.dtype
             return np.array(column.values, dtype=wanted)
     return _array_of_values(present(column))
+
+
+def _typed_array(values: list[Any], sql_type: SqlType | None, name: str) -> np.ndarray:
+    if sql_type is None:
+        return _array_of_values(values)
+    from tarsdb.columns import from_list
+    from tarsdb.types import to_storage
+
+    return _array(from_list(sql_type, [to_storage(v, sql_type, name) for v in values]))
 
 
 def _array_of_values(values: list[Any]) -> np.ndarray:

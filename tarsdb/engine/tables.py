@@ -125,13 +125,15 @@ def _checks(
     return tuple(named)
 
 
-def _column_ids(table: TableDef, names: tuple[str, ...], clause: str) -> tuple[int, ...]:
+def _column_ids(
+    table: TableDef, names: tuple[str, ...], clause: str, vectors: bool = False
+) -> tuple[int, ...]:
     found = []
     for name in names:
         column = table.column(name)
         if column is None:
             raise CatalogError(f"{clause} of table {table.name}: there is no column {name!r}")
-        if column.type.is_vector:
+        if column.type.is_vector and not vectors:
             raise CatalogError(f"{clause} of table {table.name}: {name} is a {column.type}")
         found.append(column.id)
     return tuple(found)
@@ -315,7 +317,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             hint="USING hnsw; without an index, nearest neighbours are searched exactly",
         )
     table = _require_table(context, plan.table)
-    ids = _column_ids(table, plan.columns, "CREATE INDEX")
+    ids = _column_ids(table, plan.columns, "CREATE INDEX", vectors=plan.method != "btree")
     name = plan.name or "_".join((table.name, *plan.columns, "idx"))
     if _find_index(context, name) is not None:
         if plan.if_not_exists:

@@ -7,6 +7,8 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,11 @@ from tarsdb.engine import access, evaluate, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
 from tarsdb.storage import TableView
-from tarsdb.types import BIGINT, REAL, Kind, SqlType
+from tarsdb.types import BIGINT, REAL, Kind, SqlType, presenter
 
 MAX_LIMIT = 2**40
 KEPT_POSITIONS = 1 << 16
@@ -51,6 +54,17 @@ def search(context: Context, plan: Knn) -> Neighbors:
     view = context.view(plan.table)
     index = flat_index(context, view, plan.column.id, plan.column.type)
     queries, is_batch = query_matrix(query, plan.column.type, plan.column.name)
+    answer = _answer(context, plan, index, queries, is_batch)
+    if not len(answer.distances) or not math.isfinite(answer.distances[0]):
+        for row in queries:  # the cause may be a query that is not finite
+            prepare_query(row, plan.column.type)
+    return answer
+
+
+def _answer(
+    context: Context, plan: Knn, index: FlatIndex, queries: np.ndarray, is_batch: bool
+) -> Neighbors:
+    view = context.view(plan.table)
     positions = _positions(context, plan, view, index)
     skip = count_of(context.constant(plan.offset), "OFFSET")
     limit = context.constant(plan.limit)
@@ -167,8 +181,8 @@ def flat_index(context: Context, view: TableView, column_id: int, sql_type: SqlT
 def query_matrix(query: Any, sql_type: SqlType, name: str) -> tuple[np.ndarray, bool]:
     """Return the query as (q, width), and whether a batch was bound."""
     plain = isinstance(query, np.ndarray) and query.dtype == np.float32
-    fits = plain and sql_type.kind is Kind.VECTOR and query.shape == (sql_type.dim,)
-    if fits and np.isfinite(np.dot(query, query)):  # else the slow way looks closer
+    if plain and sql_type.kind is Kind.VECTOR and query.shape == (sql_type.dim,):
+        # NaN or infinity shows in the answer: `search` looks at that
         return np.ascontiguousarray(query)[np.newaxis, :], False
     try:
         array = np.asarray(query) if not isinstance(query, str) else None
@@ -287,6 +301,7 @@ class Shape:
             output.expr if is_computed else None
             for output, is_computed in zip(plan.outputs, computed, strict=True)
         ]
+        self.shows = _shows(self.nodes)
 
     @staticmethod
     def of(plan: Knn) -> Shape:
@@ -295,6 +310,42 @@ class Shape:
         if shape is None:
             shape = plan.memo["shape"] = Shape(plan)
         return shape
+
+
+_Shows = list[tuple[ColumnDef, Callable[[Any], Any] | None] | None]
+
+
+def _shows(nodes: list[ex.Expr | None]) -> _Shows | None:
+    """Return per output its column and how to show it, None for the distance; None for more."""
+    found: _Shows = []
+    for node in nodes:
+        if node is None:
+            found.append(None)
+        elif isinstance(node, ex.ColumnRef) and not node.column.type.is_vector:
+            found.append((node.column, presenter(node.column.type)))
+        else:
+            return None
+    return found
+
+
+def few_rows(context: Context, plan: Knn, found: Neighbors) -> list[tuple[Any, ...]] | None:
+    """Return a short answer as rows without making arrays of it; None where columns are needed."""
+    shape = Shape.of(plan)
+    if shape.shows is None or found.query_no is not None:
+        return None
+    wanted = [shown[0] for shown in shape.shows if shown is not None]
+    values = context.view(plan.table).few_values(found.rowids.tolist(), wanted)
+    if values is None:
+        return None
+    columns = iter(values)
+    parts: list[list[Any]] = []
+    for shown in shape.shows:
+        if shown is None:
+            parts.append(found.distances.tolist())
+        else:
+            items = next(columns)
+            parts.append(items if shown[1] is None else [shown[1](item) for item in items])
+    return list(zip(*parts, strict=True))
 
 
 def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:

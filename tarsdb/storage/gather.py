@@ -5,6 +5,9 @@ Works on one :class:`GroupState` and its read transaction; knows no uncommitted 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from tarsdb.columns import Column, concat, from_list
@@ -12,24 +15,26 @@ from tarsdb.schema import ColumnDef
 from tarsdb.storage.state import GroupState
 from tarsdb.storage.transaction import ReadTxn
 
-_FEW = 64
+FEW = 64
 
 
 def gather_scalars(
     txn: ReadTxn, group: GroupState, rowids: np.ndarray, columns: list[ColumnDef]
 ) -> list[Column]:
     """Return scalar columns of live rows in the order of ``rowids``; missing rows are NULL."""
-    if len(rowids) <= _FEW:
-        return _gather_few(txn, group, rowids, columns)
+    if len(rowids) <= FEW:
+        found = few_values(txn, group, rowids.tolist(), columns)
+        return [from_list(c.type, values) for c, values in zip(columns, found, strict=True)]
     sources, positions = group.locate(txn, rowids)
     return [_gather(txn, group, sources, positions, column) for column in columns]
 
 
-def _gather_few(
-    txn: ReadTxn, group: GroupState, rowids: np.ndarray, columns: list[ColumnDef]
-) -> list[Column]:
-    out: list[list[object]] = [[] for _ in columns]
-    for segment, position in group.find_each(txn, rowids.tolist()):
+def few_values(
+    txn: ReadTxn, group: GroupState, rowids: list[int], columns: Sequence[ColumnDef]
+) -> list[list[Any]]:
+    """Return storage values of a few rows, a list for each scalar column; None where no row is."""
+    out: list[list[Any]] = [[] for _ in columns]
+    for segment, position in group.find_each(txn, rowids):
         for values, column in zip(out, columns, strict=True):
             if segment is not None:
                 getter = segment.getters.get(column.id)
@@ -40,7 +45,7 @@ def _gather_few(
                 values.append(group.delta.value(position, column))
             else:
                 values.append(None)
-    return [from_list(c.type, values) for c, values in zip(columns, out, strict=True)]
+    return out
 
 
 def _gather(
@@ -90,7 +95,7 @@ def gather_vectors(
 
 
 def _locate(txn: ReadTxn, group: GroupState, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(rowids) > _FEW:
+    if len(rowids) > FEW:
         return group.locate(txn, rowids)
     order = {id(segment): at for at, segment in enumerate(group.segments)}
     sources = np.full(len(rowids), -1, dtype=np.int64)

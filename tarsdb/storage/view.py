@@ -153,6 +153,15 @@ class TableView:
         """Return committed columns of rows, whatever the transaction did to them."""
         return self._base_rows(rowids, [self.table.column_by_id(c) for c in column_ids])
 
+    def few_values(self, rowids: list[int], columns: Sequence[ColumnDef]) -> list[list[Any]] | None:
+        """Return storage values of scalar columns for up to ``gather.FEW`` rows, a list a column.
+
+        None where the transaction's own rows or the number of rows ask for :meth:`rows`.
+        """
+        if self._own() is not None or len(rowids) > gather.FEW:
+            return None
+        return gather.few_values(self.txn, self.scalars(), rowids, columns)
+
     def _base_rows(self, rowids: np.ndarray, columns: list[ColumnDef]) -> list[Column]:
         scalar = [column for column in columns if not column.type.is_vector]
         found = gather.gather_scalars(self.txn, self.scalars(), rowids, scalar) if scalar else []
