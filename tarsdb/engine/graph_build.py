@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from tarsdb.index.hnsw import Graph
     from tarsdb.storage import Environment
 
-FRESH_SHARE, FRESH_ROWS = 0.1, 4096
-"""Fresh rows, as a share of the indexed ones and at least, that are worth a new part."""
-MOST_PARTS = 4
+FRESH_ROWS = 1000
+"""Fresh rows that are worth a part: searching them exactly then takes as long as the graphs do."""
+TIER = 4
+"""A new part takes in the parts before it that have at most this many times its rows."""
 _SAMPLE, _SAMPLE_K = 64, 10
 _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -101,11 +102,11 @@ class _Source:
 def _source(
     snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int]
 ) -> _Source:
-    column = table.column_by_id(index.column_ids[0])
-    flat = FlatIndex(snapshot.table(table).vectors(column.id), column.type)
+    flat = _flat(snapshot, table, index)
     created = flat.created()
     chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
     positions = np.flatnonzero(chosen)
+    column = table.column_by_id(index.column_ids[0])
     return _Source(flat.rowids(positions), flat.vectors(positions), column.type)
 
 
@@ -117,7 +118,7 @@ def _pieces(source: _Source, index: IndexDef, build: Build) -> Iterator[Any]:
     op = OPERATORS[index.options["metric"]]
     graph = build_graph(
         source.vectors, source.rowids, op, GraphOptions(**options),
-        threads=build.threads, check=build.check,
+        threads=build.threads, progress=lambda done, total: build.check(),
     )  # fmt: skip
     yield from arrays.pack({**graph.to_arrays(), "calibration": _calibrate(graph, source, op)})
 
@@ -130,14 +131,18 @@ def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
     queries = source.vectors[sample].astype(np.float32)
     k = min(_SAMPLE_K + 1, rows)
     truth, _ = flat.search(queries, k, op)
-    addresses = flat.addresses(flat.positions(graph.rowids))
+    at = flat.positions(graph.rowids)
     steps = []
     for ef in _LADDER:
-        nodes, _ = graph.search(queries, k, op, ef=max(ef, k), addresses=addresses)
         hits = total = 0
-        for wanted, found, rowid in zip(truth, nodes, source.rowids[sample].tolist(), strict=True):
+        for query, wanted, rowid in zip(
+            queries, truth, source.rowids[sample].tolist(), strict=True
+        ):
+            near = graph.search(query, max(2 * k, ef), max(ef, k))
+            assert near is not None
+            found, _ = flat.search(query[np.newaxis], k, op, positions=at[near])
             right = set(wanted.tolist()) - {rowid}
-            hits += len(right & set(graph.rowids[found[found >= 0]].tolist()))
+            hits += len(right & set(found[0].tolist()))
             total += len(right)
         steps.append((ef, hits / total if total else 1.0))
         if steps[-1][1] >= 0.9995:
@@ -190,7 +195,7 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
     with Lease(env) as lease:
         with Snapshot(env) as snapshot:
             stored = read_parts(snapshot.txn, index.id)
-            kept: Sequence[IndexPart] = () if whole or len(stored) >= MOST_PARTS else stored
+            kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
             source = _source(snapshot, table, index, commits)
         made = _make_part(
@@ -255,18 +260,37 @@ def _check_exit() -> None:
         raise _AtExit
 
 
+def _kept(stored: Sequence[IndexPart], fresh: int) -> int:
+    """Return how many parts stay as they are when fresh rows become one."""
+    rows, kept = fresh, len(stored)
+    while kept and stored[kept - 1].rows <= TIER * rows:
+        kept -= 1
+        rows += stored[kept].rows
+    return kept
+
+
+def _fresh(
+    snapshot: Snapshot, table: TableDef, index: IndexDef, stored: Sequence[IndexPart]
+) -> int:
+    """Return how many live rows no part covers."""
+    flat = _flat(snapshot, table, index)
+    upto = stored[-1].upto if stored else 0
+    return int((flat.live() & (flat.created() > upto)).sum())
+
+
+def _flat(snapshot: Snapshot, table: TableDef, index: IndexDef) -> FlatIndex:
+    column = table.column_by_id(index.column_ids[0])
+    return FlatIndex(snapshot.table(table).vectors(column.id), column.type)
+
+
 def _is_due(env: Environment, table: TableDef, index: IndexDef) -> tuple[bool, bool]:
     """Return whether an index wants another part, and whether it had better be built anew."""
     with Snapshot(env) as snapshot:
         stored = read_parts(snapshot.txn, index.id)
-        column = table.column_by_id(index.column_ids[0])
-        flat = FlatIndex(snapshot.table(table).vectors(column.id), column.type)
-        live, upto = flat.live(), stored[-1].upto if stored else 0
-        fresh = int((live & (flat.created() > upto)).sum())
-        covered = int(live.sum()) - fresh
-    nodes = sum(part.rows for part in stored)
-    whole = nodes > 2 * covered + FRESH_ROWS or len(stored) >= MOST_PARTS
-    return whole or fresh > max(FRESH_ROWS, FRESH_SHARE * covered), whole
+        fresh = _fresh(snapshot, table, index, stored)
+        covered = snapshot.table(table).count() - fresh
+    whole = sum(part.rows for part in stored) > 2 * max(covered, 0) + FRESH_ROWS
+    return whole or fresh > FRESH_ROWS, whole
 
 
 def wait(env: Environment) -> None:

@@ -1,8 +1,9 @@
 """Approximate indexes at work: placing their parts in a snapshot, searching all of them.
 
 An index is a list of immutable parts (graphs), each over the versions of a range of commits. For a
-snapshot a part is *placed*: every node gets the address of its vector, or none when its version is
-no longer live. Rows no part covers are fresh and searched exactly; both answers are merged. Every
+snapshot a part is *placed*: every node gets the position of its vector in the exact index, or none
+when its version is no longer live. A search takes candidates from each part, adds the rows no part
+covers (the fresh ones), and lets the exact index compare these few by their full vectors. Every
 part is derived data: one that is damaged, or whose kernels are not compiled yet, is answered for by
 exact search.
 """
@@ -18,7 +19,6 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
-from tarsdb.kernels import reference
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, read_arrays, read_parts
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 """Metric of an index -> the operator it answers."""
+EXTRA = 10
+"""Candidates compared by their full vectors beyond k, at least."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
-MOST_EF = 4096
+REACH = 8
+"""A filtered search may keep one node in sight for so many rows that match: expanding one costs as
+much as comparing these."""
 _KEPT_GRAPHS = 32
-_MARGIN = 0.005
 _DEFAULT_EF = 64
 
 
@@ -55,13 +58,16 @@ class PlacedPart:
 
     graph: Graph
     positions: np.ndarray  # int64 (nodes,), -1 where the version is not live
-    addresses: np.ndarray  # int64 (nodes,), 0 there
+    live: np.ndarray | None  # uint8 (nodes,), None where all are
     calibration: np.ndarray
 
     def ef_for(self, recall: float) -> int:
-        """Return the list size that reached a recall on the sample, with a margin."""
+        """Return the list size that missed half as much on the sample as is allowed.
+
+        Rows of the data are easier to find than queries are.
+        """
         for ef, reached in self.calibration.tolist():
-            if reached >= min(recall + _MARGIN, 1.0):
+            if 1 - reached <= (1 - recall) / 2:
                 return int(ef)
         return int(self.calibration[-1, 0] * 2) if len(self.calibration) else _DEFAULT_EF
 
@@ -120,9 +126,8 @@ def _place(
         if flat.rows:
             valid &= live[at] & (created[at] > part.after) & (created[at] <= part.upto)
         fresh[at[valid]] = False
-        positions = np.where(valid, positions, -1)
-        addresses = np.where(valid, flat.addresses(at), 0) if flat.rows else np.zeros_like(at)
-        parts.append(PlacedPart(graph, positions, addresses, calibration))
+        mask = None if valid.all() else valid.astype(np.uint8)
+        parts.append(PlacedPart(graph, np.where(valid, positions, -1), mask, calibration))
     return Placed(index, parts, np.flatnonzero(fresh), stored)
 
 
@@ -162,7 +167,7 @@ class Ask:
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     """Return the list size to search with, 0 for exact search, and the reason in words."""
-    if not placed.parts or not all(part.graph.ready() for part in placed.parts):
+    if not placed.parts or not all(part.graph.is_ready() for part in placed.parts):
         return 0, "exact: the graph's kernels are not compiled yet"
     ef = ask.ef or max(part.ef_for(ask.target_recall) for part in placed.parts)
     ef = max(ef, ask.k)
@@ -173,8 +178,7 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     allowed = len(ask.positions)
     if allowed * allowed <= EXACT_WORK * ef * rows or allowed <= 4 * ask.k:
         return 0, f"exact over the {allowed} matching rows"
-    wider = min(int(ef * rows / max(allowed, 1)), MOST_EF)
-    return wider, f"graph with the filter inside, ef {wider}, {allowed} matching rows"
+    return ef, f"graph with the filter inside, ef {ef}, {allowed} matching rows"
 
 
 def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
@@ -182,43 +186,47 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     ef, _ = choose(placed, ask, flat.rows)
     if not ef:
         return None
-    allowed = None
+    masks: list[np.ndarray | None] = [part.live for part in placed.parts]
     fresh = placed.fresh
     reachable = placed.live + len(fresh)
     if ask.positions is not None:
-        allowed = np.zeros(flat.rows, dtype=np.uint8)
+        allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
         allowed[ask.positions] = 1
+        masks = [allowed[part.positions] for part in placed.parts]
         fresh = fresh[allowed[fresh] != 0]
         reachable = len(ask.positions)
-    found = [_search_part(part, ask, op, ef, allowed) for part in placed.parts]
-    if len(fresh):
-        found.append(flat.search(ask.queries, ask.k, op, positions=fresh, threads=ask.threads))
-    rowids, distances = _merged(found, ask.k)
-    if rowids.shape[1] < min(ask.k, reachable) or (rowids < 0).any():
-        METRICS.add("index.short_answers")
-        return None
+    wanted = min(ask.k, reachable)
+    found = []
+    for query in ask.queries:
+        positions = _near(placed, query, (_candidates(ask.k, ef), ef, reachable), masks, fresh)
+        if positions is None or len(positions) < wanted:
+            METRICS.add("index.exact_instead")
+            return None
+        found.append(flat.search(query[np.newaxis], wanted, op, positions=positions))
     METRICS.add("index.graph_searches", len(ask.queries))
-    return rowids, distances
-
-
-def _search_part(part: PlacedPart, ask: Ask, op: str, ef: int, allowed: np.ndarray | None) -> Found:
-    mask = None
-    if allowed is not None:
-        mask = np.where(part.positions >= 0, allowed[part.positions], 0).astype(np.uint8)
-    nodes, distances = part.graph.search(
-        ask.queries, ask.k, op, ef=ef, addresses=part.addresses, allowed=mask, threads=ask.threads
-    )
-    rowids = np.where(nodes >= 0, part.graph.rowids[nodes], -1)
-    return rowids, distances
-
-
-def _merged(found: list[Found], k: int) -> Found:
     if len(found) == 1:
         return found[0]
-    rowids = np.concatenate([ids for ids, _ in found], axis=1)
-    distances = np.concatenate([values for _, values in found], axis=1)
-    distances = np.where(rowids >= 0, distances, np.nan)  # last
-    order = np.stack(
-        [reference.smallest(v, r, k, False) for r, v in zip(rowids, distances, strict=True)]
-    )
-    return np.take_along_axis(rowids, order, 1), np.take_along_axis(distances, order, 1)
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
+
+
+def _near(
+    placed: Placed,
+    query: np.ndarray,
+    how: tuple[int, int, int],
+    masks: list[np.ndarray | None],
+    fresh: np.ndarray,
+) -> np.ndarray | None:
+    """Return positions of candidates and fresh rows; None where exact search is cheaper."""
+    wanted, ef, reachable = how
+    found = []
+    for part, mask in zip(placed.parts, masks, strict=True):
+        nodes = part.graph.search(query, wanted, ef, mask, max(4 * ef, reachable // REACH))
+        if nodes is None:
+            return None
+        found.append(part.positions[nodes])
+    return np.concatenate([*found, fresh])
+
+
+def _candidates(k: int, ef: int) -> int:
+    """Return how many candidates are compared by their full vectors."""
+    return min(max(ef, k), max(2 * k, k + EXTRA))

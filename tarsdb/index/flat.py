@@ -174,13 +174,6 @@ class FlatIndex:
         numbers = [np.broadcast_to(np.asarray(b.created), b.rowids.shape) for b in self._blocks]
         return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
 
-    def addresses(self, positions: np.ndarray) -> np.ndarray:
-        """Return where vectors lie in memory while their transaction lives; int64."""
-        block = np.searchsorted(self._starts, positions, side="right") - 1
-        first = self._table.entries[:, 0][block]
-        found: np.ndarray = first + (positions - self._starts[block]) * self._table.row_bytes
-        return found
-
     def _runs(self) -> _Runs | None:
         """Return first row id, first position and end of blocks, where all are ascending runs."""
         if self._run_bounds is None:

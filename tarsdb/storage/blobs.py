@@ -102,8 +102,20 @@ def _put_chunks(
     for key, chunk in batch:
         if lease is not None:
             lease.hold(txn, _HOLD + key)
-        if txn.get("blobs", key) is None:
+        if not _is_stored(txn, key):
             txn.put("blobs", key, pack(ValueType.BLOB, key, chunk))
+
+
+def _is_stored(txn: WriteTxn, key: bytes) -> bool:
+    """Return whether a chunk is there and whole: a damaged one is written again."""
+    stored = txn.get("blobs", key)
+    if stored is None:
+        return False
+    try:
+        unpack(ValueType.BLOB, key, stored)
+    except CorruptionError:
+        return False
+    return True
 
 
 def _parts(txn: ReadTxn, digest: str) -> tuple[int, list[tuple[bytes, int]]] | None:

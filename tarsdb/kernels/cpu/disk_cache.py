@@ -26,12 +26,16 @@ from numba.core import caching
 FOLDER_VARIABLE = "TARSDB_CACHE_DIR"
 
 
-def compiled(dispatcher: Any, signature: Any) -> Callable[..., int]:
-    """Compile a dispatcher for one signature, or load the code a process before us compiled."""
+def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[..., int]:
+    """Compile a dispatcher for one signature, or load the code a process before us compiled.
+
+    ``variant`` names what a factory was called with, for kernels that call other compiled functions
+    of the factory: Numba would take these for new ones in every process.
+    """
     folder = kernel_folder()
     if folder is not None:
         with contextlib.suppress(Exception):  # Numba's cache classes are not public; we compile
-            dispatcher._cache = _KernelCache(dispatcher.py_func, folder)
+            dispatcher._cache = _KernelCache(dispatcher.py_func, folder, variant)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Callable[..., int] = dispatcher
@@ -100,12 +104,19 @@ class _Locator(caching._CacheLocator):
 class _KernelCache(caching.FunctionCache):
     """Numba's function cache in a given folder; a failure to read or write is a miss."""
 
-    def __init__(self, py_func: Any, folder: pathlib.Path) -> None:
+    def __init__(self, py_func: Any, folder: pathlib.Path, variant: str) -> None:
+        self._variant = variant
         locator = type("_FolderLocator", (_Locator,), {"folder": folder})
         self._impl_class: Any = type(
             "_Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]}
         )
         super().__init__(py_func)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        if not self._variant:
+            return super()._index_key(sig, codegen)
+        # the folder's name stands for all sources, so name and variant say which code it is
+        return sig, codegen.magic_tuple(), (self._py_func.__qualname__, self._variant)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -269,7 +269,7 @@ class _Tile:
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch, ahead):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch, ahead):  # type: ignore[no-untyped-def]
     """Distances of ROWS rows (addresses at ``rows``) to the shape's number of queries.
 
     Query j lies at ``queries + j * stride``; its distances go to ``out + j * pitch`` (bytes).
@@ -428,7 +428,7 @@ def _sort(keys, ids, size, flip):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _select(bits, rowid_at, n, keys, ids, size, k, flip):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _select(bits, rowid_at, n, keys, ids, size, k, flip):  # type: ignore[no-untyped-def]
     """Offer n distances (float32 bits) to a heap; returns the heap's size."""
     bound = _int(keys, 0) if size == k else _WORST
     for i in range(n):
@@ -471,7 +471,7 @@ def make_scan(kind: str, level: str) -> Any:
     many_queries = _Shape(KINDS[kind], lanes, several).encode()
 
     @njit(nogil=True)
-    def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def scan(  # type: ignore[no-untyped-def]
         table, blocks, start, stop, positions, row_bytes, width, queries, count, query_bytes,
         options, k, values, ids, scratch,
     ):  # fmt: skip

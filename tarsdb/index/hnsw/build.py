@@ -1,0 +1,163 @@
+"""Building a graph: nodes go in by batches, each searching the graph of the batches before.
+
+Deterministic: the same vectors and options give the same graph, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.graph import Graph
+from tarsdb.index.hnsw.options import GraphOptions
+from tarsdb.kernels import graph as kernels
+from tarsdb.kernels.graph import GraphKernels
+
+ENTRIES = 64
+FIRST, SHARE = 1024, 0.05
+"""A batch has as many nodes as the graph, up to FIRST or a SHARE of it."""
+_STEP = 512
+"""Nodes between two looks at whether to stop."""
+Progress = Callable[[int, int], None]
+
+
+def build_graph(
+    vectors: np.ndarray,
+    rowids: np.ndarray,
+    op: str,
+    options: GraphOptions | None = None,
+    *,
+    threads: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Graph:
+    """Build a graph over vectors.
+
+    Parameters
+    ----------
+    vectors : (n, dim) of any float or integer dtype, n >= 1
+    rowids : int64 (n,)
+    op : str
+        The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
+    options : GraphOptions, optional
+    threads : int
+    progress : callable
+        Told nodes done and all nodes now and then; may raise to stop the building.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    NotSupportedError
+        There is no compiler on this machine.
+
+    Notes
+    -----
+    Insertion as in Malkov & Yashunin 2018 (Algorithm 1, without layers), pruning as in
+    Subramanya et al. 2019 (RobustPrune), batches as in Manohar et al. 2024 (ParlayANN).
+    """
+    found = kernels.wait()
+    if found is None:
+        raise NotSupportedError(
+            "graphs are built by compiled kernels, and Numba is not usable here"
+        )
+    options = options or GraphOptions()
+    nodes = len(vectors)
+    shuffled = np.random.default_rng(options.seed).permutation(nodes)
+    space = Space.of(vectors, op)
+    codes, constants = space.coded(vectors[shuffled])
+    edges = np.full((nodes, options.degree), -1, dtype=np.int32)
+    entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
+    work = _Work(found, (codes, constants, edges), entries, options, threads)
+    done = 1
+    while done < nodes:
+        stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
+        for at in range(done, stop, _STEP * threads):
+            work.insert(done, at, min(stop, at + _STEP * threads))
+            progress(at, nodes)
+        work.link(done, stop)
+        done = stop
+    progress(nodes, nodes)
+    places = np.empty(nodes, dtype=np.int32)
+    found.order(edges, entries, places, np.zeros(nodes, np.uint8))
+    return _relabelled(Graph(rowids[shuffled], codes, constants, edges, entries, space), places)
+
+
+def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
+    """Return the graph with its nodes in another order."""
+    numbers = np.empty(len(places) + 1, dtype=np.int32)
+    numbers[places] = np.arange(len(places), dtype=np.int32)
+    numbers[-1] = -1  # where no edge is
+    return Graph(
+        graph.rowids[places].astype(np.int64), graph.codes[places], graph.constants[places],
+        numbers[graph.edges[places]], numbers[graph.entries], graph.space,
+    )  # fmt: skip
+
+
+class _Work:
+    """The arrays of a graph in the making, and how batches are spread over threads."""
+
+    def __init__(
+        self,
+        found: GraphKernels,
+        arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+        entries: np.ndarray,
+        options: GraphOptions,
+        threads: int,
+    ) -> None:
+        self.kernels, self.arrays, self.entries = found, arrays, entries
+        self.options, self.threads = options, threads
+        marks = len(arrays[0]) // 8 + 1
+        self.visited = [np.empty(marks, np.uint8) for _ in range(threads)]
+        self.beams = [np.empty(options.ef_construction, np.int64) for _ in range(threads)]
+
+    def insert(self, done: int, start: int, stop: int) -> None:
+        """Give nodes start..stop their edges into the nodes below ``done``."""
+        alpha = np.float32(self.options.alpha)
+
+        def run(number: int, low: int, high: int) -> None:
+            self.kernels.insert(
+                *self.arrays, self.entries, done, low, high, self.options.degree, alpha,
+                self.beams[number], self.visited[number],
+            )  # fmt: skip
+
+        self._spread(run, start, stop)
+
+    def link(self, start: int, stop: int) -> None:
+        """Add the reverse of the edges of nodes start..stop."""
+        edges = self.arrays[2]
+        sources, slots = np.nonzero(edges[start:stop] >= 0)
+        destinations = edges[start:stop][sources, slots]
+        order = np.argsort(destinations, kind="stable")
+        destinations = destinations[order]
+        sources = (sources[order] + start).astype(np.int32)
+        alpha = np.float32(self.options.alpha)
+        bounds = np.flatnonzero(np.diff(destinations, prepend=-1))  # first pair of a destination
+        cuts = [*bounds[:: max(1, -(-len(bounds) // self.threads))].tolist(), len(destinations)]
+        most = int(np.diff(np.append(bounds, len(destinations))).max(initial=0)) + edges.shape[1]
+
+        def run(number: int, low: int, high: int) -> None:
+            del number
+            found = np.empty(most, np.int64)
+            self.kernels.link(*self.arrays, destinations, sources, low, high, alpha, found)
+
+        _together([(run, n, cuts[n], cuts[n + 1]) for n in range(len(cuts) - 1)])
+
+    def _spread(self, run: Callable[[int, int, int], None], start: int, stop: int) -> None:
+        cuts = np.linspace(start, stop, self.threads + 1).astype(int).tolist()
+        _together([(run, n, cuts[n], cuts[n + 1]) for n in range(self.threads)])
+
+
+def _together(jobs: list[tuple[Callable[[int, int, int], None], int, int, int]]) -> None:
+    others = [threading.Thread(target=run, args=args) for run, *args in jobs[1:]]
+    for other in others:
+        other.start()
+    for run, *args in jobs[:1]:
+        run(*args)
+    for other in others:
+        other.join()

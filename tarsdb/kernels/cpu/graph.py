@@ -1,0 +1,436 @@
+"""Graph over int8 codes: search, insertion in batches, reverse edges, an order for locality.
+
+Rows are coded as bytes (code + 128), padded to a multiple of 64, with two constants: squared norm
+and scale. The distance of a coded query and a row is ``square - factor * scale * dot``; integers
+are exact on every level. A search keeps one sorted list of packed (distance, node, expanded)
+entries (Malkov & Yashunin 2018, Algorithm 2, without layers); insertion prunes as Subramanya et
+al. 2019 (Algorithm 2, RobustPrune) do, on squared distances.
+
+Insertion reads the graph of earlier batches only and reverse edges are added per destination, so
+the result does not depend on the number of threads. Arrays belong to the caller; nothing is locked.
+"""
+
+# Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tarsdb.kernels.cpu.emit import call, load, pointer
+
+VARIANTS = ("vnni", "avx2", "plain")
+"""How inner products are made: 512-bit VNNI, 256-bit multiply-add, a plain loop."""
+_SIGN = np.uint8(128)
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_W16, _B64 = ir.VectorType(_I32, 16), ir.VectorType(_I8, 64)
+_W8, _H16, _B16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
+
+
+def _vnni(b: Any, sums: Any, row: Any, query: Any) -> Any:
+    codes, signed = load(b, row, _B64), load(b, query, _B64)
+    if llvm.llvm_version_info[0] < 22:
+        codes, signed = b.bitcast(codes, _W16), b.bitcast(signed, _W16)
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, signed)
+
+
+def _avx2(b: Any, sums: Any, row: Any, query: Any) -> Any:
+    codes = b.zext(load(b, row, _B16), _H16)
+    signed = b.sext(load(b, query, _B16), _H16)
+    return b.add(sums, call(b, "llvm.x86.avx2.pmadd.wd", _W8, codes, signed))
+
+
+_SHAPES = {0: (_vnni, _W16, 64), 1: (_avx2, _W8, 16)}
+
+
+@intrinsic(prefer_literal=True)
+def _simd_dot(typingctx, variant, row, query, padded):  # type: ignore[no-untyped-def]
+    """Inner product of unsigned bytes and signed bytes, int64."""
+    add, sums, step = _SHAPES[variant.literal_value]
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, row, query, padded = args
+        accs = [cgutils.alloca_once_value(b, ir.Constant(sums, None)) for _ in range(2)]
+        whole = ir.Constant(_I64, 2 * step)
+
+        def one(offset: Any, acc: Any) -> None:
+            b.store(add(b, b.load(acc), b.add(row, offset), b.add(query, offset)), acc)
+
+        with cgutils.for_range(b, b.udiv(padded, whole)) as loop:
+            at = b.mul(loop.index, whole)
+            one(at, accs[0])
+            one(b.add(at, ir.Constant(_I64, step)), accs[1])
+        left = b.urem(padded, whole)
+        with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0))):
+            one(b.sub(padded, left), accs[0])
+        total = b.add(b.load(accs[0]), b.load(accs[1]))
+        name = f"llvm.vector.reduce.add.v{sums.count}i32"
+        return b.sext(call(b, name, _I32, total), _I64)
+
+    return types.int64(variant, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _address(typingctx, array):  # type: ignore[no-untyped-def]
+    """Return the address of an array's data."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        found = context.make_array(signature.args[0])(context, b, args[0])
+        return b.ptrtoint(found.data, _I64)
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of an address; never faults."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
+        call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, args[0], _I8), *flags)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def _bits(typingctx, value):  # type: ignore[no-untyped-def]
+    """Return the bits of a float32 as int64."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.sext(b.bitcast(args[0], _I32), _I64)
+
+    return types.int64(types.float32), codegen
+
+
+@intrinsic
+def _float(typingctx, bits):  # type: ignore[no-untyped-def]
+    """Return the float32 of 32 bits."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.bitcast(b.trunc(args[0], _I32), ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+@njit(nogil=True)
+def _pack(key, node):  # type: ignore[no-untyped-def]
+    """Return an entry that orders by distance, then node; the lowest bit says expanded."""
+    bits = _bits(key)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (np.int64(node) << 1)
+
+
+@njit(nogil=True)
+def _node(entry):  # type: ignore[no-untyped-def]
+    return (entry & 0xFFFFFFFF) >> 1
+
+
+@njit(nogil=True)
+def _key(entry):  # type: ignore[no-untyped-def]
+    bits = entry >> 32
+    return _float(bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+@njit(nogil=True)
+def _insert(entries, size, limit, entry):  # type: ignore[no-untyped-def]
+    """Put an entry into a sorted list of at most ``limit``; return where, or ``limit``."""
+    if size == limit and entry >= entries[size - 1]:
+        return limit
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) >> 1
+        if entries[middle] < entry:
+            low = middle + 1
+        else:
+            high = middle
+    for at in range(min(size, limit - 1), low, -1):
+        entries[at] = entries[at - 1]
+    entries[low] = entry
+    return low
+
+
+@njit(nogil=True)
+def _correction(query):  # type: ignore[no-untyped-def]
+    """Return what codes + 128 add to every inner product with a query."""
+    total = np.int64(0)
+    for value in query:
+        total += value
+    return 128 * total
+
+
+@njit(nogil=True)
+def _turn(codes, row, scratch):  # type: ignore[no-untyped-def]
+    """Bring a row's bytes into the signed form of a query."""
+    for i in range(scratch.shape[0]):
+        scratch[i] = np.int8(codes[row, i] ^ _SIGN)
+
+
+_U8, _I4, _I8A, _F4 = types.uint8, types.int32, types.int64, types.float32
+_CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
+_LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
+SIGNATURES = {
+    "search": types.int64(
+        _CODES, _CONSTANTS, _EDGES, _NODES, types.int8[::1], _F4, _MARKS, _LIST, _LIST, _MARKS,
+        _NODES, _NODES,
+    ),
+    "insert": types.void(
+        _CODES, _CONSTANTS, _EDGES, _NODES, types.int64, types.int64, types.int64, types.int64,
+        _F4, _LIST, _MARKS,
+    ),
+    "link": types.void(
+        _CODES, _CONSTANTS, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
+    ),
+    "order": types.int64(_EDGES, _NODES, _NODES, _MARKS),
+}  # fmt: skip
+
+
+def make_kernels(variant: str) -> dict[str, Any]:
+    """Return the (not yet compiled) kernels of a variant by name; ``SIGNATURES`` has their types.
+
+    search(codes, constants, edges, entries, query, factor, allowed, beam, best, visited, near, out)
+        ``query`` int8 (padded,), ``factor`` twice the query's scale; ``allowed`` uint8 (n,) or
+        empty; scratch: ``beam`` int64 (ef,), ``visited`` uint8 (n // 8 + 1,), ``near`` int32
+        (degree,). ``out`` int32 (wanted,) gets nodes in order. Returns how many. With ``allowed``
+        ``best`` int64 (ef,) holds the nearest allowed ones, the search goes on until what is left
+        is farther, and ``beam`` bounds its work: -1 when that did not suffice.
+    insert(codes, constants, edges, entries, done, start, stop, degree, alpha, beam, visited)
+        Nodes start..stop get their edges into the graph of nodes below ``done``.
+    link(codes, constants, edges, destinations, sources, start, stop, alpha, scratch)
+        Adds pairs start..stop, sorted by destination, as edges destination -> source.
+    order(edges, entries, places, visited)
+        Nodes in breadth-first order from the entries, to ``places``.
+    """
+    number = VARIANTS.index(variant)
+    dot = _plain_dot if variant == "plain" else _make_dot(number)
+
+    @njit(nogil=True)
+    def distance(codes, constants, row, query, factor, correction):  # type: ignore[no-untyped-def]
+        padded = codes.shape[1]
+        product = dot(codes, row, query, padded) - correction
+        return constants[row, 0] - factor * constants[row, 1] * np.float32(product)
+
+    @njit(nogil=True)
+    def traverse(  # type: ignore[no-untyped-def]
+        codes, constants, edges, entries, limit, query, factor, correction, allowed, beam, best,
+        visited, near,
+    ):  # fmt: skip
+        """Search from the entries among nodes below ``limit``; return the sizes of both lists."""
+        lines, base = codes.shape[1], _address(codes)
+        shapes, rows = _address(constants), _address(edges)
+        degree = edges.shape[1]
+        visited[:] = 0
+        size = taken = 0
+        count = 0
+        for entry in entries:
+            if entry < limit and count < near.shape[0]:
+                near[count] = entry
+                count += 1
+        current = 0
+        while True:
+            for i in range(count):
+                node = near[i]
+                visited[node >> 3] |= np.uint8(1 << (node & 7))
+                _prefetch(shapes + 8 * np.int64(node))
+                for offset in range(0, lines, 64):
+                    _prefetch(base + np.int64(node) * lines + offset)
+            lowest = size
+            for i in range(count):
+                node = near[i]
+                key = distance(codes, constants, node, query, factor, correction)
+                entry = _pack(key, node)
+                at = _insert(beam, size, beam.shape[0], entry)
+                if at < beam.shape[0]:
+                    size = min(size + 1, beam.shape[0])
+                    lowest = min(lowest, at)
+                if allowed.shape[0] and allowed[node]:
+                    at = _insert(best, taken, best.shape[0], entry)
+                    taken = min(taken + (at < best.shape[0]), best.shape[0])
+            current = min(current, lowest)
+            while current < size and beam[current] & 1:
+                current += 1
+            if current == size:
+                if allowed.shape[0] and size == beam.shape[0]:
+                    return -1, taken  # there may be nearer ones beyond what the list holds
+                return size, taken
+            if taken and taken == best.shape[0] and beam[current] >> 1 > best[taken - 1] >> 1:
+                return size, taken
+            node = _node(beam[current])
+            beam[current] |= 1
+            for ahead in range(current + 1, min(current + 3, size)):  # the likely next ones
+                if not beam[ahead] & 1:
+                    line = rows + 4 * degree * _node(beam[ahead])
+                    for offset in range(0, 4 * degree, 64):
+                        _prefetch(line + offset)
+                    break
+            count = 0
+            for i in range(degree):
+                other = edges[node, i]
+                if other < 0:
+                    break
+                if other < limit and not visited[other >> 3] >> (other & 7) & 1:
+                    near[count] = other
+                    count += 1
+
+    @njit(nogil=True)
+    def search(  # type: ignore[no-untyped-def]
+        codes, constants, edges, entries, query, factor, allowed, beam, best, visited, near, out
+    ):
+        correction = _correction(query)
+        size, taken = traverse(
+            codes, constants, edges, entries, codes.shape[0], query, factor, correction, allowed,
+            beam, best, visited, near,
+        )  # fmt: skip
+        if size < 0:
+            return -1
+        if allowed.shape[0]:
+            taken = min(taken, out.shape[0])
+            for i in range(taken):
+                out[i] = _node(best[i])
+            return taken
+        size = min(size, out.shape[0])
+        for i in range(size):
+            out[i] = _node(beam[i])
+        return size
+
+    @njit(nogil=True)
+    def prune(codes, constants, node, found, count, degree, alpha, chosen, scratch):  # type: ignore[no-untyped-def]
+        """Choose at most ``degree`` of sorted candidates; return how many.
+
+        A candidate is dropped when one chosen before is ``alpha`` times nearer to it than it is to
+        the node. ``found`` holds entries whose keys are squared distances to the node.
+        """
+        size = 0
+        for i in range(count):
+            other = _node(found[i])
+            if other == node:
+                continue
+            key, keep = _key(found[i]), True
+            _turn(codes, other, scratch)
+            correction = _correction(scratch)
+            factor = np.float32(2) * constants[other, 1]
+            for j in range(size):
+                apart = constants[other, 0] + distance(
+                    codes, constants, chosen[j], scratch, factor, correction
+                )
+                if alpha * apart < key:
+                    keep = False
+                    break
+            if keep:
+                chosen[size] = other
+                size += 1
+                if size == degree:
+                    break
+        return size
+
+    @njit(nogil=True)
+    def insert(codes, constants, edges, entries, done, start, stop, degree, alpha, beam, visited):  # type: ignore[no-untyped-def]
+        query = np.empty(codes.shape[1], np.int8)
+        scratch = np.empty(codes.shape[1], np.int8)
+        near = np.empty(max(edges.shape[1], entries.shape[0]), np.int32)
+        chosen = np.empty(degree, np.int32)
+        nobody, none = np.empty(0, np.uint8), np.empty(0, np.int64)
+        for node in range(start, stop):
+            _turn(codes, node, query)
+            correction = _correction(query)
+            factor = np.float32(2) * constants[node, 1]
+            size, _ = traverse(
+                codes, constants, edges, entries, done, query, factor, correction, nobody, beam,
+                none, visited, near,
+            )  # fmt: skip
+            for i in range(size):  # keys become squared distances
+                beam[i] = _pack(_key(beam[i]) + constants[node, 0], _node(beam[i]))
+            count = prune(codes, constants, node, beam, size, degree, alpha, chosen, scratch)
+            for i in range(count):
+                edges[node, i] = chosen[i]
+
+    @njit(nogil=True)
+    def link(codes, constants, edges, destinations, sources, start, stop, alpha, found):  # type: ignore[no-untyped-def]
+        degree = edges.shape[1]
+        query = np.empty(codes.shape[1], np.int8)
+        scratch = np.empty(codes.shape[1], np.int8)
+        chosen = np.empty(degree, np.int32)
+        at = start
+        while at < stop:
+            node = destinations[at]
+            end = at
+            while end < stop and destinations[end] == node:
+                end += 1
+            size = 0
+            while size < degree and edges[node, size] >= 0:
+                size += 1
+            if size + end - at <= degree:
+                for i in range(at, end):
+                    edges[node, size + i - at] = sources[i]
+                at = end
+                continue
+            _turn(codes, node, query)
+            correction = _correction(query)
+            factor = np.float32(2) * constants[node, 1]
+            count = 0
+            for i in range(size + end - at):
+                other = edges[node, i] if i < size else sources[at + i - size]
+                key = constants[node, 0] + distance(
+                    codes, constants, other, query, factor, correction
+                )
+                _insert(found, count, found.shape[0], _pack(key, other))
+                count = min(count + 1, found.shape[0])
+            size = prune(codes, constants, node, found, count, degree, alpha, chosen, scratch)
+            for i in range(degree):
+                edges[node, i] = chosen[i] if i < size else -1
+            at = end
+
+    @njit(nogil=True)
+    def order(edges, entries, places, visited):  # type: ignore[no-untyped-def]
+        count = 0
+        for node in entries:
+            if not visited[node]:
+                visited[node] = 1
+                places[count] = node
+                count += 1
+        at = root = 0
+        while True:
+            while at < count:
+                node = places[at]
+                at += 1
+                for i in range(edges.shape[1]):
+                    other = edges[node, i]
+                    if other < 0:
+                        break
+                    if not visited[other]:
+                        visited[other] = 1
+                        places[count] = other
+                        count += 1
+            while root < visited.shape[0] and visited[root]:
+                root += 1
+            if root == visited.shape[0]:
+                return count
+            visited[root] = 1
+            places[count] = root
+            count += 1
+
+    return {"search": search, "insert": insert, "link": link, "order": order}
+
+
+def _make_dot(number: int) -> Any:
+    @njit(nogil=True)
+    def dot(codes, row, query, padded):  # type: ignore[no-untyped-def]
+        start = _address(codes) + np.int64(row) * padded
+        return _simd_dot(number, start, _address(query), padded)
+
+    return dot
+
+
+@njit(nogil=True)
+def _plain_dot(codes, row, query, padded):  # type: ignore[no-untyped-def]
+    total = np.int32(0)
+    for i in range(padded):
+        total += np.int32(codes[row, i]) * np.int32(query[i])
+    return np.int64(total)
