@@ -1,0 +1,631 @@
+"""Sieve over int8 codes: which rows can be among the k nearest, with proof; and the coder.
+
+Rows are coded in tiles of 16: four bytes of one row, then of the next, so that a register holds
+four elements of 16 rows and one instruction adds to 16 inner products. Integers are exact; what a
+code leaves out is bounded by constants of the row and of the query, which ``index/coded`` derives.
+All arguments are integers (addresses and counts). Everything a kernel calls is in this file.
+"""
+
+# Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+L2, IP, COSINE = range(3)  # as in reference.py
+TILE = 16  # rows of a tile
+CONSTANTS = 5  # float32 lines of a tile's constants: scale, square, coded norm, residual, 1 / norm
+PARAMETERS = 8  # 4-byte numbers of a query
+GROUP = 32  # queries that tile registers take at once
+AHEAD = 4096  # bytes in advance that one query asks memory for
+TINY_SCALE = 2.0**-100  # below, a row is coded as zero and all of it is residual
+VNNI, MADDUBS, AMX = "vnni", "maddubs", "amx"
+SEVERAL = {VNNI: 8, AMX: 8, MADDUBS: 4}
+ENCODE_SIGNATURE = types.int64(*[types.int64] * 6)
+SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
+_PREPARED = 320  # bytes of a tile's prepared constants; places in the scratch memory follow
+_BOUNDS, _SHAPES, _DOTS = 640, 768, 832
+SCRATCH = _DOTS + 4 * GROUP * 2 * TILE
+
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_F16, _D16, _W16 = (ir.VectorType(kind, TILE) for kind in (_FLOAT, _DOUBLE, _I32))
+_VARIANTS = (VNNI, MADDUBS, AMX)
+
+
+def _call(b: Any, name: str, result: ir.Type, *args: Any) -> Any:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+
+
+def _at(b: Any, address: Any, kind: ir.Type) -> Any:
+    return b.inttoptr(address, kind.as_pointer())
+
+
+def _load(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:
+    return b.load(_at(b, b.add(address, ir.Constant(_I64, offset)), kind), align=1)
+
+
+def _store(b: Any, value: Any, address: Any, offset: int = 0) -> None:
+    b.store(value, _at(b, b.add(address, ir.Constant(_I64, offset)), value.type), align=1)
+
+
+def _splat(b: Any, value: Any, lanes: int = TILE) -> Any:
+    whole = ir.VectorType(value.type, lanes)
+    first = b.insert_element(ir.Constant(whole, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    return b.shuffle_vector(first, ir.Constant(whole, ir.Undefined), zeros)
+
+
+def _fma(b: Any, x: Any, y: Any, z: Any) -> Any:
+    kind = "f32" if x.type.element == _FLOAT else "f64"
+    return _call(b, f"llvm.fma.v{x.type.count}{kind}", x.type, x, y, z)
+
+
+# --- the coder -------------------------------------------------------------------------------
+
+
+class _RowCoder:
+    """Emits the coding of one row: largest element, codes, and norms in float64."""
+
+    def __init__(self, b: Any, row: Any, width: Any) -> None:
+        self.b, self.row, self.width = b, row, width
+        self.buffer = cgutils.alloca_once(b, _F16)
+
+    def steps(self, body: Any) -> None:
+        """Run ``body(vector, first element)`` over a row; the tail is padded with zeros."""
+        b, step = self.b, ir.Constant(_I64, TILE)
+        with cgutils.for_range(b, b.udiv(self.width, step)) as loop:
+            done = b.mul(loop.index, step)
+            body(_load(b, b.add(self.row, b.shl(done, ir.Constant(_I64, 2))), _F16), done)
+        left = b.urem(self.width, step)
+        with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0)), likely=False):
+            done = b.sub(self.width, left)
+            b.store(ir.Constant(_F16, None), self.buffer)
+            base = b.ptrtoint(self.buffer, _I64)
+            with cgutils.for_range(b, left) as loop:
+                offset = b.shl(loop.index, ir.Constant(_I64, 2))
+                source = b.add(b.add(self.row, b.shl(done, ir.Constant(_I64, 2))), offset)
+                _store(b, _load(b, source, _FLOAT), b.add(base, offset))
+            body(b.load(self.buffer), done)
+
+    def largest_and_square(self) -> tuple[Any, Any]:
+        """Return the largest magnitude (float32) and the squared norm (float64)."""
+        b = self.b
+        top = cgutils.alloca_once_value(b, ir.Constant(_F16, None))
+        square = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
+
+        def body(x: Any, _: Any) -> None:
+            size = _call(b, "llvm.fabs.v16f32", _F16, x)
+            larger = b.fcmp_ordered(">", size, b.load(top))
+            b.store(b.select(larger, size, b.load(top)), top)
+            wide = b.fpext(x, _D16)
+            b.store(_fma(b, wide, wide, b.load(square)), square)
+
+        self.steps(body)
+        largest = _call(b, "llvm.vector.reduce.fmax.v16f32", _FLOAT, b.load(top))
+        return largest, self.total(square)
+
+    def total(self, pointer: Any) -> Any:
+        """Return the sum of the lanes of a float64 vector."""
+        b, value = self.b, self.b.load(pointer)
+        whole = ir.Constant(_DOUBLE, 0.0)
+        for lane in range(TILE):
+            whole = b.fadd(whole, b.extract_element(value, ir.Constant(_I32, lane)))
+        return whole
+
+    def code(self, scale: Any, inverse: Any, target: Any) -> tuple[Any, Any]:
+        """Write codes + 128; return the squared norms of codes and of the residual."""
+        b = self.b
+        coded = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
+        residual = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
+        factor, back = _splat(b, inverse), _splat(b, b.fpext(b.fsub(
+            ir.Constant(_FLOAT, -0.0), scale), _DOUBLE))  # fmt: skip
+        limit = ir.Constant(_F16, [127.0] * TILE)
+        flip = ir.Constant(ir.VectorType(_I8, TILE), [-128] * TILE)
+
+        def body(x: Any, done: Any) -> None:
+            value = _call(b, "llvm.rint.v16f32", _F16, b.fmul(x, factor))
+            value = _call(b, "llvm.minnum.v16f32", _F16, value, limit)
+            value = _call(b, "llvm.maxnum.v16f32", _F16, value, b.fneg(limit))
+            small = b.trunc(b.fptosi(value, _W16), flip.type)
+            words = b.bitcast(b.xor(small, flip), ir.VectorType(_I32, 4))
+            line = b.add(target, b.mul(done, ir.Constant(_I64, TILE)))
+            for word in range(4):
+                number = b.extract_element(words, ir.Constant(_I32, word))
+                _store(b, number, line, 64 * word)
+            wide = b.fpext(value, _D16)
+            rest = _fma(b, wide, back, b.fpext(x, _D16))
+            b.store(_fma(b, wide, wide, b.load(coded)), coded)
+            b.store(_fma(b, rest, rest, b.load(residual)), residual)
+
+        self.steps(body)
+        return self.total(coded), self.total(residual)
+
+
+@intrinsic
+def _encode_row(typingctx, row, width, target, constants):  # type: ignore[no-untyped-def]
+    """Code one row: bytes go to ``target``, a lane of the tile's constants to ``constants``."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, width, target, constants = args
+        coder = _RowCoder(b, row, width)
+        one, zero = ir.Constant(_FLOAT, 1.0), ir.Constant(_FLOAT, 0.0)
+        largest, square = coder.largest_and_square()
+        scale = b.fdiv(largest, ir.Constant(_FLOAT, 127.0))
+        usable = b.fcmp_ordered(">=", scale, ir.Constant(_FLOAT, TINY_SCALE))
+        inverse = b.select(usable, b.fdiv(one, scale), zero)
+        scale = b.select(usable, scale, zero)
+        coded, residual = coder.code(scale, inverse, target)
+
+        def root(value: Any) -> Any:
+            return _call(b, "llvm.sqrt.f64", _DOUBLE, value)
+
+        def upward(value: Any) -> Any:
+            more = b.fmul(value, ir.Constant(_DOUBLE, 1 + 1e-6))
+            return b.fptrunc(b.fadd(more, ir.Constant(_DOUBLE, 1e-42)), _FLOAT)
+
+        norm = root(square)
+        inverse_norm = b.fptrunc(b.fdiv(ir.Constant(_DOUBLE, 1.0), norm), _FLOAT)
+        none = b.fcmp_ordered("==", square, ir.Constant(_DOUBLE, 0.0))
+        found = (
+            scale, b.fptrunc(square, _FLOAT), upward(b.fmul(root(coded), b.fpext(scale, _DOUBLE))),
+            upward(root(residual)), b.select(none, zero, inverse_norm),
+        )  # fmt: skip
+        for line, value in enumerate(found):
+            _store(b, value, constants, 4 * TILE * line)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+def make_encode() -> Any:
+    """Return the (not yet compiled) coder.
+
+    Parameters, all int64: address of (rows, width) float32 data; rows; width; padded width, a
+    multiple of 64; address of the codes, padded * 16 bytes a tile; address of the constants,
+    (tiles, 5, 16) float32. Lanes past the last row are left alone.
+    """
+
+    @njit(nogil=True)
+    def encode(data, rows, width, padded, codes, constants):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+        for row in range(rows):
+            tile, lane = row // TILE, row % TILE
+            _encode_row(data + 4 * width * row, width, codes + tile * padded * TILE + 4 * lane,
+                        constants + 4 * (tile * CONSTANTS * TILE + lane))  # fmt: skip
+        return rows
+
+    return encode
+
+
+# --- inner products of one tile --------------------------------------------------------------
+
+
+def _dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Add products of unsigned bytes and signed bytes, four to a lane."""
+    if llvm.llvm_version_info[0] < 22:
+        codes, query = (b.bitcast(value, _W16) for value in (codes, query))
+    return _call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, query)
+
+
+def _maddubs(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Do the same for half a tile; exact while the query's bytes stay within 63."""
+    pairs, quads = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+    half = _call(b, "llvm.x86.avx2.pmadd.ub.sw", pairs, codes, query)
+    ones = ir.Constant(pairs, [1] * 16)
+    return b.add(sums, _call(b, "llvm.x86.avx2.pmadd.wd", quads, half, ones))
+
+
+@intrinsic(prefer_literal=True)
+def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Inner products of a tile and some queries, int32 (queries, 16), to ``out``."""
+    wide = _VARIANTS[variant.literal_value] != MADDUBS
+    count = several.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, _, tile, queries, padded, out = args
+        parts, lanes = (1, 16) if wide else (2, 8)
+        chains = 4 if count == 1 else 1
+        zero = ir.Constant(ir.VectorType(_I32, lanes), None)
+        sums = [
+            [[cgutils.alloca_once_value(b, zero) for _ in range(chains)] for _ in range(parts)]
+            for _ in range(count)
+        ]
+        number = ir.VectorType(_I8, 4 * lanes)
+        rows = [b.add(queries, b.mul(padded, ir.Constant(_I64, j))) for j in range(count)]
+        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 4))) as loop:
+            line = b.add(tile, b.shl(loop.index, ir.Constant(_I64, 8)))
+            at = b.shl(loop.index, ir.Constant(_I64, 4))
+            for step in range(4):
+                if count == 1:
+                    _prefetch(b, b.add(line, ir.Constant(_I64, AHEAD + 64 * step)))
+                codes = [_load(b, line, number, 64 * step + 32 * p) for p in range(parts)]
+                for j, row in enumerate(rows):
+                    word = _load(b, b.add(row, at), _I32, 4 * step)
+                    query = b.bitcast(_splat(b, word, lanes), number)
+                    for part, code in enumerate(codes):
+                        chain = sums[j][part][step % chains]
+                        add = _dpbusd if wide else _maddubs
+                        b.store(add(b, b.load(chain), code, query), chain)
+        for j in range(count):
+            for part in range(parts):
+                total = b.load(sums[j][part][0])
+                for chain in sums[j][part][1:]:
+                    total = b.add(total, b.load(chain))
+                _store(b, total, out, 64 * j + 32 * part)
+        return context.get_dummy_value()
+
+    return types.void(variant, several, *[types.int64] * 4), codegen
+
+
+def _prefetch(b: Any, address: Any) -> None:
+    flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), _at(b, address, _I8), *flags)
+
+
+# --- tile registers: 0..3 sums, 4 and 5 queries, 6 and 7 rows ---------------------------------
+
+
+def amx_allowed() -> bool:
+    """Ask the kernel to let this process use tile registers; False where it cannot."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return False
+    try:
+        return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0  # arch_prctl, tile data
+    except (OSError, AttributeError):
+        return False
+
+
+def _tile_number(value: int) -> Any:
+    return ir.Constant(_I8, value)
+
+
+@intrinsic
+def _open_tiles(typingctx, memory):  # type: ignore[no-untyped-def]
+    """Shape all tile registers as 16 rows of 64 bytes, with 64 bytes of memory to say so."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        shape = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
+        _store(b, ir.Constant(ir.VectorType(_I8, 64), shape), args[0])
+        _call(b, "llvm.x86.ldtilecfg", ir.VoidType(), _at(b, args[0], _I8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def _close_tiles(typingctx):  # type: ignore[no-untyped-def]
+    """Give the tile registers back."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _call(b, "llvm.x86.tilerelease", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-untyped-def]
+    """Inner products of two tiles and 32 queries, int32 (32, 32), to ``out``."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        first, second, queries, padded, out = args
+        lower = b.add(queries, b.shl(padded, ir.Constant(_I64, 4)))
+        line = ir.Constant(_I64, 64)
+
+        def move(name: str, tile: int, address: Any, stride: Any) -> None:
+            _call(b, f"llvm.x86.{name}", ir.VoidType(), _tile_number(tile),
+                  _at(b, address, _I8), stride)  # fmt: skip
+
+        for tile in range(4):
+            _call(b, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
+        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
+            at = b.shl(loop.index, ir.Constant(_I64, 6))
+            down = b.shl(loop.index, ir.Constant(_I64, 10))
+            move("tileloadd64", 4, b.add(queries, at), padded)
+            move("tileloadd64", 6, b.add(first, down), line)
+            move("tileloadd64", 7, b.add(second, down), line)
+            move("tileloadd64", 5, b.add(lower, at), padded)
+            for tile in range(4):
+                numbers = (tile, 4 + tile // 2, 6 + tile % 2)
+                _call(b, "llvm.x86.tdpbsud", ir.VoidType(), *map(_tile_number, numbers))
+        for tile in range(4):
+            place = ir.Constant(_I64, 2048 * (tile // 2) + 64 * (tile % 2))
+            move("tilestored64", tile, b.add(out, place), ir.Constant(_I64, 128))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+# --- bounds and candidates -------------------------------------------------------------------
+
+
+@intrinsic
+def _prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
+    """Bring a tile's constants to one form for all metrics: scale, base, coded, residual, square."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        metric, constants, out = args
+        scale, square, coded, residual, inverse = (
+            _load(b, constants, _F16, 64 * line) for line in range(CONSTANTS)
+        )
+        zero = ir.Constant(_F16, None)
+        is_l2 = b.icmp_signed("==", metric, ir.Constant(_I64, L2))
+        is_cosine = b.icmp_signed("==", metric, ir.Constant(_I64, COSINE))
+        factor = b.select(is_cosine, inverse, ir.Constant(_F16, [1.0] * TILE))
+        without = b.fcmp_ordered("==", factor, zero)  # a zero vector: NaN, after everything
+        infinite = ir.Constant(_F16, [float("inf")] * TILE)
+        base = b.select(is_l2, square, b.select(without, infinite, zero))
+        lines = (b.fmul(scale, factor), base, b.fmul(coded, factor), b.fmul(residual, factor),
+                 b.select(is_l2, square, zero))  # fmt: skip
+        for line, value in enumerate(lines):
+            _store(b, value, out, 64 * line)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
+
+
+@intrinsic
+def _passing(typingctx, prepared, dots, query, out):  # type: ignore[no-untyped-def]
+    """Return a bit per row whose lower bound is within the query's limit.
+
+    If any is, lower and upper bounds, float32 (2, 16), go to ``out``. The query's numbers: factors
+    of inner product, coded norm, residual and square, a constant, the limit, the correction.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        prepared, dots, query, out = args
+        scale, base, coded, residual, square = (
+            _load(b, prepared, _F16, 64 * line) for line in range(CONSTANTS)
+        )
+        of_dot, of_coded, of_residual, of_square, always, limit = (
+            _splat(b, _load(b, query, _FLOAT, 4 * i)) for i in range(6)
+        )
+        correction = _splat(b, _load(b, query, _I32, 24))
+        dot = b.sitofp(b.sub(_load(b, dots, _W16), correction), _F16)
+        middle = b.fsub(base, b.fmul(of_dot, b.fmul(scale, dot)))
+        half = _fma(b, of_square, square, always)
+        half = _fma(b, of_residual, residual, half)
+        half = _fma(b, of_coded, coded, half)
+        low = b.fsub(middle, half)
+        bits = b.bitcast(b.fcmp_unordered("<=", low, limit), _I16)
+        with b.if_then(b.icmp_unsigned("!=", bits, ir.Constant(_I16, 0)), likely=False):
+            _store(b, low, out)
+            _store(b, b.fadd(middle, half), out, 64)
+        return b.zext(bits, _I64)
+
+    return types.int64(*[types.int64] * 4), codegen
+
+
+def _reading(kind: ir.Type, result: Any) -> tuple[Any, Any]:
+    size = 4 if kind == _FLOAT else kind.width // 8
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        place = b.add(args[0], b.mul(args[1], ir.Constant(_I64, size)))
+        value = b.load(_at(b, place, kind), align=1)
+        return b.sext(value, _I64) if kind == _I8 else value
+
+    return result(types.int64, types.int64), codegen
+
+
+def _writing(kind: ir.Type, value: Any) -> tuple[Any, Any]:
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        size = ir.Constant(_I64, 4 if kind == _FLOAT else 8)
+        b.store(args[2], _at(b, b.add(args[0], b.mul(args[1], size)), kind), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, value), codegen
+
+
+@intrinsic
+def _long(typingctx, address, index):  # type: ignore[no-untyped-def]
+    """Read int64 number ``index`` at an address."""
+    return _reading(_I64, types.int64)
+
+
+@intrinsic
+def _byte(typingctx, address, index):  # type: ignore[no-untyped-def]
+    """Read byte number ``index`` at an address."""
+    return _reading(_I8, types.int64)
+
+
+@intrinsic
+def _real(typingctx, address, index):  # type: ignore[no-untyped-def]
+    """Read float32 number ``index`` at an address."""
+    return _reading(_FLOAT, types.float32)
+
+
+@intrinsic
+def _put_long(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+    """Write int64 number ``index`` at an address."""
+    return _writing(_I64, types.int64)
+
+
+@intrinsic
+def _put_real(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+    """Write float32 number ``index`` at an address."""
+    return _writing(_FLOAT, types.float32)
+
+
+@njit(nogil=True)
+def _offer(heap, size, k, value):  # type: ignore[no-untyped-def]
+    """Offer an upper bound to the max-heap of the k smallest; returns the heap's size."""
+    if size < k:
+        at = size
+        while at > 0:
+            parent = (at - 1) // 2
+            above = _real(heap, parent)
+            if value <= above:
+                break
+            _put_real(heap, at, above)
+            at = parent
+        _put_real(heap, at, value)
+        return size + 1
+    if value < _real(heap, 0):
+        at = 0
+        while True:
+            child = 2 * at + 1
+            if child >= k:
+                break
+            top = _real(heap, child)
+            if child + 1 < k and _real(heap, child + 1) > top:
+                child += 1
+                top = _real(heap, child)
+            if value >= top:
+                break
+            _put_real(heap, at, top)
+            at = child
+        _put_real(heap, at, value)
+    return size
+
+
+@njit(nogil=True)
+def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
+    """Drop candidates whose lower bound is beyond the limit; returns how many stay."""
+    stay = 0
+    for i in range(count):
+        low = _real(lows, i)
+        if not low > limit:
+            _put_long(places, stay, _long(places, i))
+            _put_real(lows, stay, low)
+            stay += 1
+    return stay
+
+
+@njit(nogil=True)
+def _keep(bits, bounds, row, block, query, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Take the marked rows of a tile among a query's candidates and lower its limit."""
+    rows, live, first = _long(block, 2), _long(block, 3), _long(block, 4)
+    size, count = _long(state, 0), _long(state, 1)
+    limit = _real(query, 5)
+    for lane in range(TILE):
+        at = row + lane
+        if not bits >> lane & 1 or at >= rows or count < 0:
+            continue
+        if live != 0 and _byte(live, at) == 0:
+            continue
+        low = _real(bounds, lane)
+        if low > limit:
+            continue
+        if count == cap:
+            count = _kept(places, lows, count, limit)
+            if count > cap - cap // 4:  # too few dropped: it would not end
+                count = -1
+                _put_real(query, 5, -3.0e38)
+                continue
+        _put_long(places, count, first + at)
+        _put_real(lows, count, low)
+        count += 1
+        size = _offer(heap, size, k, _real(bounds, TILE + lane))
+        if size == k:
+            limit = _real(heap, 0)
+            _put_real(query, 5, limit)
+    _put_long(state, 0, size)
+    _put_long(state, 1, count)
+
+
+def make_sieve(variant: str) -> Any:
+    """Return the (not yet compiled) sieve for a set of instructions.
+
+    Parameters of the sieve, all int64
+    ----------------------------------
+    table, blocks : address of (blocks, 5) int64: codes, constants, rows, live mask (0: all),
+        first position; number of blocks
+    queries, count, padded : address of int8 codes, (count, padded); the padding is zero
+    numbers : address of (count, 8) float32 and int32, see :func:`_passing`; limits come back
+    k : rows wanted; heaps : address of (count, k) float32
+    metric : L2, IP or COSINE
+    places, lows, cap : candidates of a query: (count, cap) int64 positions, float32 lower bounds
+    state : address of (count, 2) int64, zeros: size of the heap, number of candidates; -1 of
+        them: more than ``cap``
+    scratch : SCRATCH bytes of memory
+
+    ``amx`` takes a multiple of 32 queries. Returns the number of tiles seen.
+    """
+    return _by_tile_registers() if variant == AMX else _by_vectors(variant)
+
+
+def _by_vectors(variant: str) -> Any:
+    code, several = _VARIANTS.index(variant), SEVERAL[variant]
+
+    @njit(nogil=True)
+    def sieve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+        table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
+        scratch,
+    ):  # fmt: skip
+        bounds, dots = scratch + _BOUNDS, scratch + _DOTS
+        seen = 0
+        for number in range(blocks):
+            block = table + 40 * number
+            tiles = (_long(block, 2) + TILE - 1) // TILE
+            line, constants = _long(block, 0), _long(block, 1)
+            for tile in range(tiles):
+                _prepare(metric, constants, scratch)
+                done = 0
+                while done < count:
+                    taken = several if count - done >= several else 1
+                    if taken == 1:
+                        _dots(code, 1, line, queries + done * padded, padded, dots)
+                    else:
+                        _dots(code, several, line, queries + done * padded, padded, dots)
+                    for q in range(done, done + taken):
+                        bits = _passing(scratch, dots + 64 * (q - done), numbers + 32 * q, bounds)
+                        if bits:
+                            _keep(bits, bounds, tile * TILE, block, numbers + 32 * q, k,
+                                  heaps + 4 * k * q, places + 8 * cap * q, lows + 4 * cap * q,
+                                  cap, state + 16 * q)  # fmt: skip
+                    done += taken
+                line += padded * TILE
+                constants += 4 * CONSTANTS * TILE
+            seen += tiles
+        return seen
+
+    return sieve
+
+
+def _by_tile_registers() -> Any:
+    @njit(nogil=True)
+    def sieve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+        table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
+        scratch,
+    ):  # fmt: skip
+        bounds, dots = scratch + _BOUNDS, scratch + _DOTS
+        seen = 0
+        _open_tiles(scratch + _SHAPES)
+        for number in range(blocks):
+            block = table + 40 * number
+            tiles = (_long(block, 2) + TILE - 1) // TILE
+            codes, constants = _long(block, 0), _long(block, 1)
+            for tile in range(0, tiles, 2):
+                here = min(2, tiles - tile)
+                first = codes + tile * padded * TILE
+                second = first + (here - 1) * padded * TILE
+                for j in range(here):
+                    _prepare(metric, constants + 4 * (tile + j) * CONSTANTS * TILE,
+                             scratch + _PREPARED * j)  # fmt: skip
+                for done in range(0, count, GROUP):
+                    _square(first, second, queries + done * padded, padded, dots)
+                    for q in range(done, done + GROUP):
+                        for j in range(here):
+                            bits = _passing(scratch + _PREPARED * j,
+                                            dots + 128 * (q - done) + 64 * j, numbers + 32 * q,
+                                            bounds)  # fmt: skip
+                            if bits:
+                                _keep(bits, bounds, (tile + j) * TILE, block, numbers + 32 * q, k,
+                                      heaps + 4 * k * q, places + 8 * cap * q,
+                                      lows + 4 * cap * q, cap, state + 16 * q)  # fmt: skip
+            seen += tiles
+        _close_tiles()
+        return seen
+
+    return sieve
