@@ -15,8 +15,8 @@ m u / (1 - m u) times the sum of magnitudes, where m = w / 8 + 5: for L2 times |
 the norms. Its root, rounded and squared again, adds 3 u; the float32 arithmetic of the bounds, on
 numbers of at most 4 (|q|**2 + |x|**2), 4 |q| |x| or 4, less than 32 u. ``kappa`` = 4 u (w / 8 + 32)
 covers them together. Sums that underflow are covered by an absolute term, and where float32 could
-overflow, or a norm is too small for its square, the float kernel searches instead. For L2 bounds are
-of the squared distance, as float32 rounded it: rounding cannot make two rows tie unnoticed.
+overflow, or a norm is too small for its square, the float kernel searches instead. Bounds for L2
+are of the squared distance, as float32 rounded it: rounding cannot make two rows tie unnoticed.
 """
 
 from __future__ import annotations
@@ -365,15 +365,16 @@ def coded_blocks(
     cache: CodeCache, blocks: Sequence[VectorBlock], table: BlockTable
 ) -> tuple[CodedBlocks, bool]:
     """Return the coded blocks of an index, and whether more may be coded when asked again."""
+    codes: list[Codes | None] = [None] * len(blocks)
+    wanted = [at for at, block in enumerate(blocks) if worth_coding(block)]
     encoder = dispatch.get("encode")
-    codes: list[Codes | None] = []
-    unsettled = encoder is None
-    for block in blocks:
-        found, again = None, False
-        if encoder is not None and worth_coding(block):
-            found, again = cache.get(block.data, encoder)
-            if found is not None and not found.largest < _HUGE:
-                found = None
+    for kind in dispatch.CODED if wanted else ():
+        dispatch.prepare(kind)
+    if encoder is None:
+        return CodedBlocks(blocks, table, codes), bool(wanted)
+    unsettled = False
+    for at in wanted:
+        found, again = cache.get(blocks[at].data, encoder)
+        codes[at] = found if found is not None and found.largest < _HUGE else None
         unsettled |= again
-        codes.append(found)
     return CodedBlocks(blocks, table, codes), unsettled

@@ -139,8 +139,6 @@ class FlatIndex:
     def _coded_blocks(self, cache: CodeCache) -> CodedBlocks:
         if self._coded is not None:
             return self._coded
-        for kind in dispatch.CODED:
-            dispatch.prepare(kind)
         coded, unsettled = coded_blocks(cache, self._blocks, self._table)
         if not unsettled:
             self._coded = coded

@@ -160,10 +160,10 @@ def _scan(kind: str, chosen: str) -> Kernel:
 def _coded(kind: str, chosen: str) -> Kernel | None:
     import llvmlite.binding as llvm
 
-    from tarsdb.kernels.cpu import coded, disk_cache
+    from tarsdb.kernels.cpu import coded, disk_cache, encode
 
     if kind == "encode":
-        return disk_cache.compiled(coded.make_encode(), coded.ENCODE_SIGNATURE)
+        return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
     features = llvm.get_host_cpu_features()
     newest = chosen == "avx512"
     variant = coded.VNNI if newest and features.get("avx512vnni") else coded.MADDUBS

@@ -1,9 +1,9 @@
-"""Sieve over int8 codes: which rows can be among the k nearest, with proof; and the coder.
+"""Sieve over int8 codes: which rows can be among the k nearest, with proof.
 
 Rows are coded in tiles of 16: four bytes of one row, then of the next, so that a register holds
 four elements of 16 rows and one instruction adds to 16 inner products. Integers are exact; what a
 code leaves out is bounded by constants of the row and of the query, which ``index/coded`` derives.
-All arguments are integers (addresses and counts). Everything a kernel calls is in this file.
+All arguments are integers (addresses and counts). ``encode`` makes the codes.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -22,16 +22,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tarsdb.kernels.cpu.emit import call, fma, load, pointer, splat, store
+
 L2, IP, COSINE = range(3)  # as in reference.py
 TILE = 16  # rows of a tile
 CONSTANTS = 5  # float32 lines of a tile's constants: scale, square, coded norm, residual, 1 / norm
 PARAMETERS = 8  # 4-byte numbers of a query
 GROUP = 32  # queries that tile registers take at once
 AHEAD = 4096  # bytes in advance that one query asks memory for
-TINY_SCALE = 2.0**-100  # below, a row is coded as zero and all of it is residual
 VNNI, MADDUBS, AMX = "vnni", "maddubs", "amx"
 SEVERAL = {VNNI: 8, AMX: 8, MADDUBS: 4}
-ENCODE_SIGNATURE = types.int64(*[types.int64] * 6)
 SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
 _PREPARED = 320  # bytes of a tile's prepared constants; places in the scratch memory follow
 _BOUNDS, _SHAPES, _DOTS = 640, 768, 832
@@ -43,171 +43,6 @@ _F16, _D16, _W16 = (ir.VectorType(kind, TILE) for kind in (_FLOAT, _DOUBLE, _I32
 _VARIANTS = (VNNI, MADDUBS, AMX)
 
 
-def _call(b: Any, name: str, result: ir.Type, *args: Any) -> Any:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
-
-
-def _at(b: Any, address: Any, kind: ir.Type) -> Any:
-    return b.inttoptr(address, kind.as_pointer())
-
-
-def _load(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:
-    return b.load(_at(b, b.add(address, ir.Constant(_I64, offset)), kind), align=1)
-
-
-def _store(b: Any, value: Any, address: Any, offset: int = 0) -> None:
-    b.store(value, _at(b, b.add(address, ir.Constant(_I64, offset)), value.type), align=1)
-
-
-def _splat(b: Any, value: Any, lanes: int = TILE) -> Any:
-    whole = ir.VectorType(value.type, lanes)
-    first = b.insert_element(ir.Constant(whole, ir.Undefined), value, ir.Constant(_I32, 0))
-    zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-    return b.shuffle_vector(first, ir.Constant(whole, ir.Undefined), zeros)
-
-
-def _fma(b: Any, x: Any, y: Any, z: Any) -> Any:
-    kind = "f32" if x.type.element == _FLOAT else "f64"
-    return _call(b, f"llvm.fma.v{x.type.count}{kind}", x.type, x, y, z)
-
-
-# --- the coder -------------------------------------------------------------------------------
-
-
-class _RowCoder:
-    """Emits the coding of one row: largest element, codes, and norms in float64."""
-
-    def __init__(self, b: Any, row: Any, width: Any) -> None:
-        self.b, self.row, self.width = b, row, width
-        self.buffer = cgutils.alloca_once(b, _F16)
-
-    def steps(self, body: Any) -> None:
-        """Run ``body(vector, first element)`` over a row; the tail is padded with zeros."""
-        b, step = self.b, ir.Constant(_I64, TILE)
-        with cgutils.for_range(b, b.udiv(self.width, step)) as loop:
-            done = b.mul(loop.index, step)
-            body(_load(b, b.add(self.row, b.shl(done, ir.Constant(_I64, 2))), _F16), done)
-        left = b.urem(self.width, step)
-        with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0)), likely=False):
-            done = b.sub(self.width, left)
-            b.store(ir.Constant(_F16, None), self.buffer)
-            base = b.ptrtoint(self.buffer, _I64)
-            with cgutils.for_range(b, left) as loop:
-                offset = b.shl(loop.index, ir.Constant(_I64, 2))
-                source = b.add(b.add(self.row, b.shl(done, ir.Constant(_I64, 2))), offset)
-                _store(b, _load(b, source, _FLOAT), b.add(base, offset))
-            body(b.load(self.buffer), done)
-
-    def largest_and_square(self) -> tuple[Any, Any]:
-        """Return the largest magnitude (float32) and the squared norm (float64)."""
-        b = self.b
-        top = cgutils.alloca_once_value(b, ir.Constant(_F16, None))
-        square = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
-
-        def body(x: Any, _: Any) -> None:
-            size = _call(b, "llvm.fabs.v16f32", _F16, x)
-            larger = b.fcmp_ordered(">", size, b.load(top))
-            b.store(b.select(larger, size, b.load(top)), top)
-            wide = b.fpext(x, _D16)
-            b.store(_fma(b, wide, wide, b.load(square)), square)
-
-        self.steps(body)
-        largest = _call(b, "llvm.vector.reduce.fmax.v16f32", _FLOAT, b.load(top))
-        return largest, self.total(square)
-
-    def total(self, pointer: Any) -> Any:
-        """Return the sum of the lanes of a float64 vector."""
-        b, value = self.b, self.b.load(pointer)
-        whole = ir.Constant(_DOUBLE, 0.0)
-        for lane in range(TILE):
-            whole = b.fadd(whole, b.extract_element(value, ir.Constant(_I32, lane)))
-        return whole
-
-    def code(self, scale: Any, inverse: Any, target: Any) -> tuple[Any, Any]:
-        """Write codes + 128; return the squared norms of codes and of the residual."""
-        b = self.b
-        coded = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
-        residual = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
-        factor, back = _splat(b, inverse), _splat(b, b.fpext(b.fsub(
-            ir.Constant(_FLOAT, -0.0), scale), _DOUBLE))  # fmt: skip
-        limit = ir.Constant(_F16, [127.0] * TILE)
-        flip = ir.Constant(ir.VectorType(_I8, TILE), [-128] * TILE)
-
-        def body(x: Any, done: Any) -> None:
-            value = _call(b, "llvm.rint.v16f32", _F16, b.fmul(x, factor))
-            value = _call(b, "llvm.minnum.v16f32", _F16, value, limit)
-            value = _call(b, "llvm.maxnum.v16f32", _F16, value, b.fneg(limit))
-            small = b.trunc(b.fptosi(value, _W16), flip.type)
-            words = b.bitcast(b.xor(small, flip), ir.VectorType(_I32, 4))
-            line = b.add(target, b.mul(done, ir.Constant(_I64, TILE)))
-            for word in range(4):
-                number = b.extract_element(words, ir.Constant(_I32, word))
-                _store(b, number, line, 64 * word)
-            wide = b.fpext(value, _D16)
-            rest = _fma(b, wide, back, b.fpext(x, _D16))
-            b.store(_fma(b, wide, wide, b.load(coded)), coded)
-            b.store(_fma(b, rest, rest, b.load(residual)), residual)
-
-        self.steps(body)
-        return self.total(coded), self.total(residual)
-
-
-@intrinsic
-def _encode_row(typingctx, row, width, target, constants):  # type: ignore[no-untyped-def]
-    """Code one row: bytes go to ``target``, a lane of the tile's constants to ``constants``."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        row, width, target, constants = args
-        coder = _RowCoder(b, row, width)
-        one, zero = ir.Constant(_FLOAT, 1.0), ir.Constant(_FLOAT, 0.0)
-        largest, square = coder.largest_and_square()
-        scale = b.fdiv(largest, ir.Constant(_FLOAT, 127.0))
-        usable = b.fcmp_ordered(">=", scale, ir.Constant(_FLOAT, TINY_SCALE))
-        inverse = b.select(usable, b.fdiv(one, scale), zero)
-        scale = b.select(usable, scale, zero)
-        coded, residual = coder.code(scale, inverse, target)
-
-        def root(value: Any) -> Any:
-            return _call(b, "llvm.sqrt.f64", _DOUBLE, value)
-
-        def upward(value: Any) -> Any:
-            more = b.fmul(value, ir.Constant(_DOUBLE, 1 + 1e-6))
-            return b.fptrunc(b.fadd(more, ir.Constant(_DOUBLE, 1e-42)), _FLOAT)
-
-        norm = root(square)
-        inverse_norm = b.fptrunc(b.fdiv(ir.Constant(_DOUBLE, 1.0), norm), _FLOAT)
-        none = b.fcmp_ordered("==", square, ir.Constant(_DOUBLE, 0.0))
-        found = (
-            scale, b.fptrunc(square, _FLOAT), upward(b.fmul(root(coded), b.fpext(scale, _DOUBLE))),
-            upward(root(residual)), b.select(none, zero, inverse_norm),
-        )  # fmt: skip
-        for line, value in enumerate(found):
-            _store(b, value, constants, 4 * TILE * line)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), codegen
-
-
-def make_encode() -> Any:
-    """Return the (not yet compiled) coder.
-
-    Parameters, all int64: address of (rows, width) float32 data; rows; width; padded width, a
-    multiple of 64; address of the codes, padded * 16 bytes a tile; address of the constants,
-    (tiles, 5, 16) float32. Lanes past the last row are left alone.
-    """
-
-    @njit(nogil=True)
-    def encode(data, rows, width, padded, codes, constants):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-        for row in range(rows):
-            tile, lane = row // TILE, row % TILE
-            _encode_row(data + 4 * width * row, width, codes + tile * padded * TILE + 4 * lane,
-                        constants + 4 * (tile * CONSTANTS * TILE + lane))  # fmt: skip
-        return rows
-
-    return encode
-
-
 # --- inner products of one tile --------------------------------------------------------------
 
 
@@ -215,19 +50,19 @@ def _dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
     """Add products of unsigned bytes and signed bytes, four to a lane."""
     if llvm.llvm_version_info[0] < 22:
         codes, query = (b.bitcast(value, _W16) for value in (codes, query))
-    return _call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, query)
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, query)
 
 
 def _maddubs(b: Any, sums: Any, codes: Any, query: Any) -> Any:
     """Do the same for half a tile; exact while the query's bytes stay within 63."""
     pairs, quads = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
-    half = _call(b, "llvm.x86.avx2.pmadd.ub.sw", pairs, codes, query)
+    half = call(b, "llvm.x86.avx2.pmadd.ub.sw", pairs, codes, query)
     ones = ir.Constant(pairs, [1] * 16)
-    return b.add(sums, _call(b, "llvm.x86.avx2.pmadd.wd", quads, half, ones))
+    return b.add(sums, call(b, "llvm.x86.avx2.pmadd.wd", quads, half, ones))
 
 
 @intrinsic(prefer_literal=True)
-def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ignore[no-untyped-def]
     """Inner products of a tile and some queries, int32 (queries, 16), to ``out``."""
     wide = _VARIANTS[variant.literal_value] != MADDUBS
     count = several.literal_value
@@ -249,10 +84,10 @@ def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ign
             for step in range(4):
                 if count == 1:
                     _prefetch(b, b.add(line, ir.Constant(_I64, AHEAD + 64 * step)))
-                codes = [_load(b, line, number, 64 * step + 32 * p) for p in range(parts)]
+                codes = [load(b, line, number, 64 * step + 32 * p) for p in range(parts)]
                 for j, row in enumerate(rows):
-                    word = _load(b, b.add(row, at), _I32, 4 * step)
-                    query = b.bitcast(_splat(b, word, lanes), number)
+                    word = load(b, b.add(row, at), _I32, 4 * step)
+                    query = b.bitcast(splat(b, word, lanes), number)
                     for part, code in enumerate(codes):
                         chain = sums[j][part][step % chains]
                         add = _dpbusd if wide else _maddubs
@@ -262,7 +97,7 @@ def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ign
                 total = b.load(sums[j][part][0])
                 for chain in sums[j][part][1:]:
                     total = b.add(total, b.load(chain))
-                _store(b, total, out, 64 * j + 32 * part)
+                store(b, total, out, 64 * j + 32 * part)
         return context.get_dummy_value()
 
     return types.void(variant, several, *[types.int64] * 4), codegen
@@ -270,7 +105,7 @@ def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ign
 
 def _prefetch(b: Any, address: Any) -> None:
     flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), _at(b, address, _I8), *flags)
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, address, _I8), *flags)
 
 
 # --- tile registers: 0..3 sums, 4 and 5 queries, 6 and 7 rows ---------------------------------
@@ -281,7 +116,7 @@ def amx_allowed() -> bool:
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return False
     try:
-        return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0  # arch_prctl, tile data
+        return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)  # arch_prctl, tile data
     except (OSError, AttributeError):
         return False
 
@@ -296,8 +131,8 @@ def _open_tiles(typingctx, memory):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         shape = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
-        _store(b, ir.Constant(ir.VectorType(_I8, 64), shape), args[0])
-        _call(b, "llvm.x86.ldtilecfg", ir.VoidType(), _at(b, args[0], _I8))
+        store(b, ir.Constant(ir.VectorType(_I8, 64), shape), args[0])
+        call(b, "llvm.x86.ldtilecfg", ir.VoidType(), pointer(b, args[0], _I8))
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -308,7 +143,7 @@ def _close_tiles(typingctx):  # type: ignore[no-untyped-def]
     """Give the tile registers back."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _call(b, "llvm.x86.tilerelease", ir.VoidType())
+        call(b, "llvm.x86.tilerelease", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -324,11 +159,11 @@ def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-
         line = ir.Constant(_I64, 64)
 
         def move(name: str, tile: int, address: Any, stride: Any) -> None:
-            _call(b, f"llvm.x86.{name}", ir.VoidType(), _tile_number(tile),
-                  _at(b, address, _I8), stride)  # fmt: skip
+            call(b, f"llvm.x86.{name}", ir.VoidType(), _tile_number(tile),
+                  pointer(b, address, _I8), stride)  # fmt: skip
 
         for tile in range(4):
-            _call(b, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
+            call(b, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
         with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
             at = b.shl(loop.index, ir.Constant(_I64, 6))
             down = b.shl(loop.index, ir.Constant(_I64, 10))
@@ -338,7 +173,7 @@ def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-
             move("tileloadd64", 5, b.add(lower, at), padded)
             for tile in range(4):
                 numbers = (tile, 4 + tile // 2, 6 + tile % 2)
-                _call(b, "llvm.x86.tdpbsud", ir.VoidType(), *map(_tile_number, numbers))
+                call(b, "llvm.x86.tdpbsud", ir.VoidType(), *map(_tile_number, numbers))
         for tile in range(4):
             place = ir.Constant(_I64, 2048 * (tile // 2) + 64 * (tile % 2))
             move("tilestored64", tile, b.add(out, place), ir.Constant(_I64, 128))
@@ -352,12 +187,12 @@ def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-
 
 @intrinsic
 def _prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
-    """Bring a tile's constants to one form for all metrics: scale, base, coded, residual, square."""
+    """Write scale, base, coded norm, residual, square of a tile as the metric needs them."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         metric, constants, out = args
         scale, square, coded, residual, inverse = (
-            _load(b, constants, _F16, 64 * line) for line in range(CONSTANTS)
+            load(b, constants, _F16, 64 * line) for line in range(CONSTANTS)
         )
         zero = ir.Constant(_F16, None)
         is_l2 = b.icmp_signed("==", metric, ir.Constant(_I64, L2))
@@ -369,7 +204,7 @@ def _prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
         lines = (b.fmul(scale, factor), base, b.fmul(coded, factor), b.fmul(residual, factor),
                  b.select(is_l2, square, zero))  # fmt: skip
         for line, value in enumerate(lines):
-            _store(b, value, out, 64 * line)
+            store(b, value, out, 64 * line)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), codegen
@@ -386,22 +221,22 @@ def _passing(typingctx, prepared, dots, query, out):  # type: ignore[no-untyped-
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         prepared, dots, query, out = args
         scale, base, coded, residual, square = (
-            _load(b, prepared, _F16, 64 * line) for line in range(CONSTANTS)
+            load(b, prepared, _F16, 64 * line) for line in range(CONSTANTS)
         )
         of_dot, of_coded, of_residual, of_square, always, limit = (
-            _splat(b, _load(b, query, _FLOAT, 4 * i)) for i in range(6)
+            splat(b, load(b, query, _FLOAT, 4 * i)) for i in range(6)
         )
-        correction = _splat(b, _load(b, query, _I32, 24))
-        dot = b.sitofp(b.sub(_load(b, dots, _W16), correction), _F16)
+        correction = splat(b, load(b, query, _I32, 24))
+        dot = b.sitofp(b.sub(load(b, dots, _W16), correction), _F16)
         middle = b.fsub(base, b.fmul(of_dot, b.fmul(scale, dot)))
-        half = _fma(b, of_square, square, always)
-        half = _fma(b, of_residual, residual, half)
-        half = _fma(b, of_coded, coded, half)
+        half = fma(b, of_square, square, always)
+        half = fma(b, of_residual, residual, half)
+        half = fma(b, of_coded, coded, half)
         low = b.fsub(middle, half)
         bits = b.bitcast(b.fcmp_unordered("<=", low, limit), _I16)
         with b.if_then(b.icmp_unsigned("!=", bits, ir.Constant(_I16, 0)), likely=False):
-            _store(b, low, out)
-            _store(b, b.fadd(middle, half), out, 64)
+            store(b, low, out)
+            store(b, b.fadd(middle, half), out, 64)
         return b.zext(bits, _I64)
 
     return types.int64(*[types.int64] * 4), codegen
@@ -412,7 +247,7 @@ def _reading(kind: ir.Type, result: Any) -> tuple[Any, Any]:
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         place = b.add(args[0], b.mul(args[1], ir.Constant(_I64, size)))
-        value = b.load(_at(b, place, kind), align=1)
+        value = b.load(pointer(b, place, kind), align=1)
         return b.sext(value, _I64) if kind == _I8 else value
 
     return result(types.int64, types.int64), codegen
@@ -421,7 +256,7 @@ def _reading(kind: ir.Type, result: Any) -> tuple[Any, Any]:
 def _writing(kind: ir.Type, value: Any) -> tuple[Any, Any]:
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         size = ir.Constant(_I64, 4 if kind == _FLOAT else 8)
-        b.store(args[2], _at(b, b.add(args[0], b.mul(args[1], size)), kind), align=1)
+        b.store(args[2], pointer(b, b.add(args[0], b.mul(args[1], size)), kind), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, value), codegen
