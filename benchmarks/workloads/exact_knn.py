@@ -39,12 +39,17 @@ def run(repeats: int = 7) -> dict[str, Any]:
     for metric in ("l2", "ip"):
         contenders = _contenders(base, metric)
         truth = _truth(base, queries[:100], metric)
-        for batch in (1, 128):
+        for batch in (1, 128, 1000):
             name = f"{metric}_batch{batch}"
+            before = tarsdb_flat.TarsdbFlat.counted()
             record["figures"][name] = _figure(contenders, queries, batch, repeats, truth)
+            counts = [b - a for a, b in zip(before, tarsdb_flat.TarsdbFlat.counted(), strict=True)]
+            certified = counts[0] / max(1, sum(counts))
+            record["figures"][name]["certified"] = certified
             print(harness.table(f"{name}, ms CPU per query", record["figures"][name]["seconds"]))
             print("  ratios", record["figures"][name]["ratios"])
             print("  recall", record["figures"][name]["recall"])
+            print(f"  tarsdb: {certified:.2%} certified by codes, the others fell back")
     harness.write("exact_knn", record)
     return record
 
@@ -69,7 +74,7 @@ def _figure(
         turn = [0]
 
         def search() -> None:
-            start = turn[0] % (len(queries) - batch)
+            start = turn[0] % max(1, len(queries) - batch)
             contender.search(queries[start : start + batch], K)
             turn[0] += batch
 

@@ -44,10 +44,11 @@ MAX_WIDTH = 65_536
 MIN_CANDIDATES, CANDIDATES_PER_K = 1024, 32
 MANY = 16
 """Queries from which tile registers pay."""
-QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 512
 
-_TILE, _LINES, _GROUP, _SCRATCH = 16, 5, 32, 4928  # as in kernels/cpu/coded.py; a test compares
+_TILE, _LINES, _GROUP, _SCRATCH = 16, 5, 32, 5696  # as in kernels/cpu/coded.py; a test compares
 _HUGE, _SMALL = 1e36, 2.0**-100
+_NEVER = np.float32(-3e38)  # a limit that no row is within
 _UPWARD = 1 + 2.0**-18
 _METRICS = (reference.L2, reference.IP, reference.COSINE)
 
@@ -157,7 +158,7 @@ class CodeCache:
 
 @dataclass(frozen=True, slots=True)
 class QueryCodes:
-    """Coded queries: int8 (q, padded), and the eight numbers the sieve wants of each.
+    """Coded queries: int8 (q, padded), and float32 (8, q), the numbers the sieve wants of each.
 
     ``usable`` is False for queries whose bounds cannot be had.
     """
@@ -182,8 +183,7 @@ def code_queries(
         usable = (norms + np.sqrt(largest)) ** 2 < _HUGE
         if metric == reference.COSINE:
             usable &= (squares >= _SMALL) & (smallest >= _SMALL)
-        if not usable.all():
-            wide[~usable] = 0
+        wide[~usable], norms[~usable] = 0, 0
         scales = (np.abs(wide).max(axis=1) / limit).astype(np.float32).astype(np.float64)
         scales[scales < _SMALL] = 0
         digits = np.rint(wide / np.where(scales > 0, scales, np.inf)[:, None])
@@ -192,15 +192,14 @@ def code_queries(
     lost = np.sqrt(np.einsum("ij,ij->i", left, left)) * (1 + 1e-9)
     codes = np.zeros((count, padded_width(width)), np.int8)
     codes[:, :width] = digits
-    numbers = np.zeros((count, 8), np.float32)
+    numbers = np.zeros((8, count), np.float32)
     kappa = 4 * 2.0**-24 * (width / 8 + 32)
     factors = _factors(metric, scales, norms, lost, kappa)
-    numbers[:, 0] = factors[0]
-    numbers[:, 1:5] = np.stack(factors[1:], axis=1) * _UPWARD
-    numbers[:, 4] += np.float32(width * _SMALL)
-    numbers[:, 5] = np.inf
-    numbers[~usable, 5] = -3e38
-    numbers.view(np.int32)[:, 6] = 128 * digits.sum(axis=1)
+    numbers[0] = factors[0]
+    numbers[1:5] = np.stack(factors[1:]) * _UPWARD
+    numbers[4] += np.float32(width * _SMALL)
+    numbers[5] = np.where(usable, np.inf, _NEVER)
+    numbers.view(np.int32)[6] = 128 * digits.sum(axis=1)
     return QueryCodes(codes, numbers, usable)
 
 
@@ -276,46 +275,43 @@ class CodedBlocks:
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _part(self, scan: Scan, queries: np.ndarray, k: int, threads: int) -> Found:
-        sieved = self.candidates(scan.metric, queries, k)
-        whole = [number for number, places in enumerate(sieved) if places is None]
+        places, counts = self.candidates(scan.metric, queries, k)
+        whole = [number for number, count in enumerate(counts) if count < 0]
         METRICS.add("index.exact_certified", len(queries) - len(whole))
         if whole:
             METRICS.add("index.exact_fallbacks", len(whole))
             if len(whole) == len(queries):
                 return scan.nearest(queries, k, threads)
-        found = []
-        for number, places in enumerate(sieved):
-            if places is not None:
-                rerank = Scan(scan.kernel, self._table, scan.metric, places)
-                found.append(rerank.nearest(queries[number : number + 1], min(k, len(places))))
-            else:
-                found.append(scan.nearest(queries[number : number + 1], k, threads))
+        known = min(k, max(counts))
+        found = scan.among(queries, places, counts, known)
         if self._rest is not None:
             rest = Scan(scan.kernel, self._rest, scan.metric)
-            others = rest.nearest(queries, min(k, self._rest.rows), threads)
-            found = [
-                one if places is None else _merged(one, others, number, k)
-                for number, (one, places) in enumerate(zip(found, sieved, strict=True))
-            ]
-        if len(found) == 1:
-            return found[0]
-        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+            found = _merged(found, rest.nearest(queries, min(k, self._rest.rows), threads), k)
+        if whole:
+            rowids, values = scan.nearest(queries[whole], k, threads)
+            found[0][whole], found[1][whole] = rowids, values
+        return found
 
-    def candidates(self, metric: int, queries: np.ndarray, k: int) -> list[np.ndarray | None]:
-        """Return, per query, positions among which its k nearest coded rows are, or None."""
+    def candidates(self, metric: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[int]]:
+        """Return positions among which the k nearest coded rows of each query are.
+
+        Returns
+        -------
+        places : int64 (q, cap)
+        counts : list of int
+            How many there are; -1 where bounds cannot tell.
+        """
         many = dispatch.get("sieve_many") if len(queries) >= MANY else None
         kernel = many or dispatch.get("sieve")
         if kernel is None:
-            return [None] * len(queries)
+            return np.empty((len(queries), 0), np.int64), [-1] * len(queries)
         coded = code_queries(queries, metric, dispatch.code_limit(), self._largest, self._smallest)
         k = min(k, self._rows)
         cap = max(MIN_CANDIDATES, CANDIDATES_PER_K * k)
-        count = len(queries)
         if many is not None:
-            count = -(-count // _GROUP) * _GROUP
-            coded = _filled(coded, count)
-        places = np.empty((count, cap), np.int64)
-        lows = np.empty((count, cap), np.float32)
+            coded = _filled(coded, -(-len(queries) // _GROUP) * _GROUP)
+        count = len(coded.codes)
+        places, lows = np.empty((count, cap), np.int64), np.empty((count, cap), np.float32)
         heaps, state = np.empty((count, k), np.float32), np.zeros((count, 2), np.int64)
         scratch = _aligned(_SCRATCH)
         kernel(
@@ -323,16 +319,9 @@ class CodedBlocks:
             coded.codes.shape[1], address(coded.numbers), k, address(heaps), metric,
             address(places), address(lows), cap, address(state), address(scratch),
         )  # fmt: skip
-        limits = coded.numbers[:, 5]
-        found: list[np.ndarray | None] = []
-        for number in range(len(queries)):
-            size = int(state[number, 1])
-            if size < 0 or not coded.usable[number]:
-                found.append(None)
-                continue
-            chosen = ~(lows[number, :size] > limits[number])  # a bound that is NaN is none
-            found.append(places[number, :size][chosen])
-        return found
+        counts = state[: len(queries), 1]
+        counts[~coded.usable] = -1
+        return places, counts.tolist()
 
 
 def _filled(coded: QueryCodes, count: int) -> QueryCodes:
@@ -341,16 +330,16 @@ def _filled(coded: QueryCodes, count: int) -> QueryCodes:
     if not missing:
         return coded
     codes = np.concatenate([coded.codes, np.zeros((missing, coded.codes.shape[1]), np.int8)])
-    more = np.zeros((missing, 8), np.float32)
-    more[:, 5] = -3e38
-    return QueryCodes(codes, np.concatenate([coded.numbers, more]), coded.usable)
+    more = np.zeros((8, missing), np.float32)
+    more[5] = _NEVER
+    return QueryCodes(codes, np.concatenate([coded.numbers, more], axis=1), coded.usable)
 
 
-def _merged(one: Found, others: Found, number: int, k: int) -> Found:
-    rowids = np.concatenate([one[0][0], others[0][number]])
-    values = np.concatenate([one[1][0], others[1][number]])
-    order = reference.smallest(values, rowids, k)
-    return rowids[order][np.newaxis], values[order][np.newaxis]
+def _merged(one: Found, other: Found, k: int) -> Found:
+    rowids = np.concatenate([one[0], other[0]], axis=1)
+    values = np.concatenate([one[1], other[1]], axis=1)
+    order = np.stack([reference.smallest(v, r, k) for v, r in zip(values, rowids, strict=True)])
+    return np.take_along_axis(rowids, order, 1), np.take_along_axis(values, order, 1)
 
 
 def worth_coding(block: VectorBlock) -> bool:

@@ -33,8 +33,8 @@ AHEAD = 4096  # bytes in advance that one query asks memory for
 VNNI, MADDUBS, AMX = "vnni", "maddubs", "amx"
 SEVERAL = {VNNI: 8, AMX: 8, MADDUBS: 4}
 SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
-_PREPARED = 320  # bytes of a tile's prepared constants; places in the scratch memory follow
-_BOUNDS, _SHAPES, _DOTS = 640, 768, 832
+_PREPARED = 384  # bytes of a tile's prepared constants; places in the scratch memory follow
+_BOUNDS, _SHAPES, _LIMITS, _HITS, _DOTS = 768, 896, 960, 1088, 1600
 SCRATCH = _DOTS + 4 * GROUP * 2 * TILE
 
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -205,28 +205,90 @@ def _prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
                  b.select(is_l2, square, zero))  # fmt: skip
         for line, value in enumerate(lines):
             store(b, value, out, 64 * line)
+        for number, value in enumerate(lines[2:]):
+            largest = call(b, "llvm.vector.reduce.fmax.v16f32", _FLOAT, value)
+            store(b, largest, out, 64 * CONSTANTS + 4 * number)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), codegen
 
 
 @intrinsic
-def _passing(typingctx, prepared, dots, query, out):  # type: ignore[no-untyped-def]
-    """Return a bit per row whose lower bound is within the query's limit.
+def _screen(typingctx, prepared, dots, numbers, pitch, limits, hits):  # type: ignore[no-untyped-def]
+    """Mark what may pass among two tiles and 32 queries; returns how many queries are marked.
 
-    If any is, lower and upper bounds, float32 (2, 16), go to ``out``. The query's numbers: factors
-    of inner product, coded norm, residual and square, a constant, the limit, the correction.
+    The tiles' largest constants stand for those of each row, a little more for the rounding. Pairs
+    of a query's number and its 32 bits, int64, go to ``hits``.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        prepared, dots, query, out = args
+        prepared, dots, numbers, pitch, limits, hits = args
+        number = lambda value: ir.Constant(_I64, value)  # noqa: E731
+        tops = []
+        for line in range(3):
+            one, two = (
+                load(b, prepared, _FLOAT, tile * _PREPARED + 64 * CONSTANTS + 4 * line)
+                for tile in range(2)
+            )
+            tops.append(splat(b, b.select(b.fcmp_ordered(">", one, two), one, two)))
+        lines = [b.add(numbers, b.mul(pitch, number(line))) for line in range(7)]
+        for part in range(2):
+            half = load(b, lines[4], _F16, 64 * part)
+            for line, top in enumerate(tops):
+                half = fma(b, load(b, lines[1 + line], _F16, 64 * part), top, half)
+            limit = load(b, lines[5], _F16, 64 * part)
+            size = b.fadd(call(b, "llvm.fabs.v16f32", _F16, limit), half)
+            more = b.fmul(size, ir.Constant(_F16, [2.0**-20] * TILE))
+            store(b, b.fadd(b.fadd(limit, half), more), limits, 64 * part)
+        tiles = [[load(b, prepared, _F16, tile * _PREPARED + 64 * i) for i in range(2)]
+                 for tile in range(2)]  # fmt: skip
+        found = cgutils.alloca_once_value(b, number(0))
+        with cgutils.for_range(b, number(GROUP // 4)) as loop:
+            for step in range(4):
+                query = b.add(b.shl(loop.index, number(2)), number(step))
+                at = b.shl(query, number(2))
+                of_dot = splat(b, load(b, b.add(lines[0], at), _FLOAT))
+                correction = splat(b, load(b, b.add(lines[6], at), _I32))
+                limit = splat(b, load(b, b.add(limits, at), _FLOAT))
+                masks = []
+                for tile, (scale, base) in enumerate(tiles):
+                    dot = load(b, b.add(dots, b.shl(query, number(7))), _W16, 64 * tile)
+                    value = b.sitofp(b.sub(dot, correction), _F16)
+                    low = fma(b, b.fneg(of_dot), b.fmul(scale, value), base)
+                    bits = b.bitcast(b.fcmp_unordered("<=", low, limit), _I16)
+                    masks.append(b.zext(bits, _I64))
+                marked = b.or_(masks[0], b.shl(masks[1], number(16)))
+                count = b.load(found)
+                place = b.add(hits, b.shl(count, number(4)))
+                store(b, query, place)
+                store(b, marked, place, 8)
+                any_ = b.zext(b.icmp_unsigned("!=", marked, number(0)), _I64)
+                b.store(b.add(count, any_), found)
+        return b.load(found)
+
+    return types.int64(*[types.int64] * 6), codegen
+
+
+@intrinsic
+def _passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-untyped-def]
+    """Return a bit per row whose lower bound is within the query's limit.
+
+    If any is, lower and upper bounds, float32 (2, 16), go to ``out``. Numbers of the query, ``pitch``
+    bytes apart: factors of inner product, coded norm, residual and square, a constant, the limit,
+    the correction.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        prepared, dots, query, pitch, out = args
         scale, base, coded, residual, square = (
             load(b, prepared, _F16, 64 * line) for line in range(CONSTANTS)
         )
         of_dot, of_coded, of_residual, of_square, always, limit = (
-            splat(b, load(b, query, _FLOAT, 4 * i)) for i in range(6)
+            splat(b, load(b, b.add(query, b.mul(pitch, ir.Constant(_I64, i))), _FLOAT))
+            for i in range(6)
         )
-        correction = splat(b, load(b, query, _I32, 24))
+        sixth = b.add(query, b.mul(pitch, ir.Constant(_I64, 6)))
+        correction = splat(b, load(b, sixth, _I32))
         dot = b.sitofp(b.sub(load(b, dots, _W16), correction), _F16)
         middle = b.fsub(base, b.fmul(of_dot, b.fmul(scale, dot)))
         half = fma(b, of_square, square, always)
@@ -239,7 +301,7 @@ def _passing(typingctx, prepared, dots, query, out):  # type: ignore[no-untyped-
             store(b, b.fadd(middle, half), out, 64)
         return b.zext(bits, _I64)
 
-    return types.int64(*[types.int64] * 4), codegen
+    return types.int64(*[types.int64] * 5), codegen
 
 
 def _reading(kind: ir.Type, result: Any) -> tuple[Any, Any]:
@@ -338,11 +400,11 @@ def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _keep(bits, bounds, row, block, query, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _keep(bits, bounds, row, block, limit_at, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Take the marked rows of a tile among a query's candidates and lower its limit."""
     rows, live, first = _long(block, 2), _long(block, 3), _long(block, 4)
     size, count = _long(state, 0), _long(state, 1)
-    limit = _real(query, 5)
+    limit = _real(limit_at, 0)
     for lane in range(TILE):
         at = row + lane
         if not bits >> lane & 1 or at >= rows or count < 0:
@@ -356,7 +418,7 @@ def _keep(bits, bounds, row, block, query, k, heap, places, lows, cap, state):  
             count = _kept(places, lows, count, limit)
             if count > cap - cap // 4:  # too few dropped: it would not end
                 count = -1
-                _put_real(query, 5, -3.0e38)
+                _put_real(limit_at, 0, -3.0e38)
                 continue
         _put_long(places, count, first + at)
         _put_real(lows, count, low)
@@ -364,9 +426,19 @@ def _keep(bits, bounds, row, block, query, k, heap, places, lows, cap, state):  
         size = _offer(heap, size, k, _real(bounds, TILE + lane))
         if size == k:
             limit = _real(heap, 0)
-            _put_real(query, 5, limit)
+            _put_real(limit_at, 0, limit)
     _put_long(state, 0, size)
     _put_long(state, 1, count)
+
+
+@njit(nogil=True)
+def _finish(limits, count, places, lows, cap, state):  # type: ignore[no-untyped-def]
+    """Drop the candidates that the last limits leave out."""
+    for q in range(count):
+        size = _long(state, 2 * q + 1)
+        if size > 0:
+            size = _kept(places + 8 * cap * q, lows + 4 * cap * q, size, _real(limits, q))
+            _put_long(state, 2 * q + 1, size)
 
 
 def make_sieve(variant: str) -> Any:
@@ -377,10 +449,11 @@ def make_sieve(variant: str) -> Any:
     table, blocks : address of (blocks, 5) int64: codes, constants, rows, live mask (0: all),
         first position; number of blocks
     queries, count, padded : address of int8 codes, (count, padded); the padding is zero
-    numbers : address of (count, 8) float32 and int32, see :func:`_passing`; limits come back
+    numbers : address of (8, count) float32 and int32, see :func:`_passing`; limits come back
     k : rows wanted; heaps : address of (count, k) float32
     metric : L2, IP or COSINE
-    places, lows, cap : candidates of a query: (count, cap) int64 positions, float32 lower bounds
+    places, lows, cap : candidates of a query: (count, cap) int64 positions in order, float32
+        lower bounds
     state : address of (count, 2) int64, zeros: size of the heap, number of candidates; -1 of
         them: more than ``cap``
     scratch : SCRATCH bytes of memory
@@ -398,7 +471,7 @@ def _by_vectors(variant: str) -> Any:
         table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
         scratch,
     ):  # fmt: skip
-        bounds, dots = scratch + _BOUNDS, scratch + _DOTS
+        bounds, dots, pitch = scratch + _BOUNDS, scratch + _DOTS, 4 * count
         seen = 0
         for number in range(blocks):
             block = table + 40 * number
@@ -414,15 +487,17 @@ def _by_vectors(variant: str) -> Any:
                     else:
                         _dots(code, several, line, queries + done * padded, padded, dots)
                     for q in range(done, done + taken):
-                        bits = _passing(scratch, dots + 64 * (q - done), numbers + 32 * q, bounds)
+                        bits = _passing(scratch, dots + 64 * (q - done), numbers + 4 * q, pitch,
+                                        bounds)  # fmt: skip
                         if bits:
-                            _keep(bits, bounds, tile * TILE, block, numbers + 32 * q, k,
+                            _keep(bits, bounds, tile * TILE, block, numbers + 5 * pitch + 4 * q, k,
                                   heaps + 4 * k * q, places + 8 * cap * q, lows + 4 * cap * q,
                                   cap, state + 16 * q)  # fmt: skip
                     done += taken
                 line += padded * TILE
                 constants += 4 * CONSTANTS * TILE
             seen += tiles
+        _finish(numbers + 5 * pitch, count, places, lows, cap, state)
         return seen
 
     return sieve
@@ -434,7 +509,8 @@ def _by_tile_registers() -> Any:
         table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
         scratch,
     ):  # fmt: skip
-        bounds, dots = scratch + _BOUNDS, scratch + _DOTS
+        bounds, dots, pitch = scratch + _BOUNDS, scratch + _DOTS, 4 * count
+        hits, size = scratch + _HITS, 4 * CONSTANTS * TILE
         seen = 0
         _open_tiles(scratch + _SHAPES)
         for number in range(blocks):
@@ -442,25 +518,31 @@ def _by_tile_registers() -> Any:
             tiles = (_long(block, 2) + TILE - 1) // TILE
             codes, constants = _long(block, 0), _long(block, 1)
             for tile in range(0, tiles, 2):
-                here = min(2, tiles - tile)
+                here = min(2, tiles - tile)  # the last tile may stand for its neighbour too
                 first = codes + tile * padded * TILE
                 second = first + (here - 1) * padded * TILE
-                for j in range(here):
-                    _prepare(metric, constants + 4 * (tile + j) * CONSTANTS * TILE,
-                             scratch + _PREPARED * j)  # fmt: skip
+                _prepare(metric, constants + tile * size, scratch)
+                _prepare(metric, constants + (tile + here - 1) * size, scratch + _PREPARED)
                 for done in range(0, count, GROUP):
                     _square(first, second, queries + done * padded, padded, dots)
-                    for q in range(done, done + GROUP):
+                    marked = _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS,
+                                     hits)  # fmt: skip
+                    for hit in range(marked):
+                        at, mask = _long(hits, 2 * hit), _long(hits, 2 * hit + 1)
+                        q = done + at
                         for j in range(here):
-                            bits = _passing(scratch + _PREPARED * j,
-                                            dots + 128 * (q - done) + 64 * j, numbers + 32 * q,
-                                            bounds)  # fmt: skip
+                            if not mask >> 16 * j & 65535:
+                                continue
+                            bits = _passing(scratch + _PREPARED * j, dots + 128 * at + 64 * j,
+                                            numbers + 4 * q, pitch, bounds)  # fmt: skip
                             if bits:
-                                _keep(bits, bounds, (tile + j) * TILE, block, numbers + 32 * q, k,
-                                      heaps + 4 * k * q, places + 8 * cap * q,
-                                      lows + 4 * cap * q, cap, state + 16 * q)  # fmt: skip
+                                _keep(bits, bounds, (tile + j) * TILE, block,
+                                      numbers + 5 * pitch + 4 * q, k, heaps + 4 * k * q,
+                                      places + 8 * cap * q, lows + 4 * cap * q, cap,
+                                      state + 16 * q)  # fmt: skip
             seen += tiles
         _close_tiles()
+        _finish(numbers + 5 * pitch, count, places, lows, cap, state)
         return seen
 
     return sieve
