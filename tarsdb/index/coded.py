@@ -325,14 +325,17 @@ class CodedBlocks:
 
 
 def _filled(coded: QueryCodes, count: int) -> QueryCodes:
-    """Add queries that no row passes, up to a count."""
-    missing = count - len(coded.codes)
-    if not missing:
-        return coded
-    codes = np.concatenate([coded.codes, np.zeros((missing, coded.codes.shape[1]), np.int8)])
-    more = np.zeros((8, missing), np.float32)
-    more[5] = _NEVER
-    return QueryCodes(codes, np.concatenate([coded.numbers, more], axis=1), coded.usable)
+    """Add queries that no row passes, up to a count, and lay 16 side by side."""
+    given, padded = coded.codes.shape
+    codes = _aligned(count * padded).view(np.int8).reshape(count // 16, padded // 64, 16, 64)
+    by_query = codes.transpose(0, 2, 1, 3)
+    filled = np.zeros((count, padded), np.int8)
+    filled[:given] = coded.codes
+    by_query[:] = filled.reshape(by_query.shape)
+    numbers = np.zeros((8, count), np.float32)
+    numbers[5] = _NEVER
+    numbers[:, :given] = coded.numbers
+    return QueryCodes(codes.reshape(count, padded), numbers, coded.usable)
 
 
 def _merged(one: Found, other: Found, k: int) -> Found:

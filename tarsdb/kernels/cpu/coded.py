@@ -108,6 +108,17 @@ def _prefetch(b: Any, address: Any) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, address, _I8), *flags)
 
 
+@intrinsic
+def _request(typingctx, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of an address; never faults."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _prefetch(b, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 # --- tile registers: 0..3 sums, 4 and 5 queries, 6 and 7 rows ---------------------------------
 
 
@@ -165,12 +176,11 @@ def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-
         for tile in range(4):
             call(b, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
         with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
-            at = b.shl(loop.index, ir.Constant(_I64, 6))
             down = b.shl(loop.index, ir.Constant(_I64, 10))
-            move("tileloadd64", 4, b.add(queries, at), padded)
+            move("tileloadd64", 4, b.add(queries, down), line)
             move("tileloadd64", 6, b.add(first, down), line)
             move("tileloadd64", 7, b.add(second, down), line)
-            move("tileloadd64", 5, b.add(lower, at), padded)
+            move("tileloadd64", 5, b.add(lower, down), line)
             for tile in range(4):
                 numbers = (tile, 4 + tile // 2, 6 + tile % 2)
                 call(b, "llvm.x86.tdpbsud", ir.VoidType(), *map(_tile_number, numbers))
@@ -273,7 +283,7 @@ def _screen(typingctx, prepared, dots, numbers, pitch, limits, hits):  # type: i
 def _passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-untyped-def]
     """Return a bit per row whose lower bound is within the query's limit.
 
-    If any is, lower and upper bounds, float32 (2, 16), go to ``out``. Numbers of the query, ``pitch``
+    If any is, lower and upper bounds, float32 (2, 16), go to ``out``. The numbers lie ``pitch``
     bytes apart: factors of inner product, coded norm, residual and square, a constant, the limit,
     the correction.
     """
@@ -458,7 +468,8 @@ def make_sieve(variant: str) -> Any:
         them: more than ``cap``
     scratch : SCRATCH bytes of memory
 
-    ``amx`` takes a multiple of 32 queries. Returns the number of tiles seen.
+    ``amx`` takes a multiple of 32 queries, 16 side by side: (count / 16, padded / 64, 16, 64), at
+    an address that 64 divides. Returns the number of tiles seen.
     """
     return _by_tile_registers() if variant == AMX else _by_vectors(variant)
 
@@ -511,6 +522,7 @@ def _by_tile_registers() -> Any:
     ):  # fmt: skip
         bounds, dots, pitch = scratch + _BOUNDS, scratch + _DOTS, 4 * count
         hits, size = scratch + _HITS, 4 * CONSTANTS * TILE
+        part = (2 * padded * TILE * GROUP // count + 63) // 64 * 64
         seen = 0
         _open_tiles(scratch + _SHAPES)
         for number in range(blocks):
@@ -524,6 +536,10 @@ def _by_tile_registers() -> Any:
                 _prepare(metric, constants + tile * size, scratch)
                 _prepare(metric, constants + (tile + here - 1) * size, scratch + _PREPARED)
                 for done in range(0, count, GROUP):
+                    # what comes next, a part at a time: tile loads alone do not reach ahead
+                    ahead = second + padded * TILE + done // GROUP * part
+                    for offset in range(0, part, 64):
+                        _request(ahead + offset)
                     _square(first, second, queries + done * padded, padded, dots)
                     marked = _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS,
                                      hits)  # fmt: skip

@@ -91,7 +91,11 @@ def test_inner_products_are_exact(variant: str, width: int) -> None:
     for asked in {count, 32 if variant == coded.AMX else 11}:
         state[:] = 0
         some = numbers[:, :asked].copy()
-        kernel(address(table), 1, address(queries), asked, padded, address(some), 60,
+        laid = queries
+        if variant == coded.AMX:
+            filled = index_coded.QueryCodes(queries, numbers, np.ones(count, bool))
+            laid = index_coded._filled(filled, count).codes
+        kernel(address(table), 1, address(laid), asked, padded, address(some), 60,
                address(heaps), reference.IP, address(places), address(lows), 64, address(state),
                address(scratch))  # fmt: skip
         expected = queries[:asked].astype(np.int64) @ integers[:rows].T
