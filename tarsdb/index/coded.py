@@ -44,7 +44,9 @@ MAX_WIDTH = 65_536
 MIN_CANDIDATES, CANDIDATES_PER_K = 1024, 32
 MANY = 16
 """Queries from which tile registers pay."""
-QUERIES_AT_ONCE = 512
+QUERIES_AT_ONCE = 1024
+PATIENCE = 64
+"""Searches that may fall back before the codes of an index are left alone."""
 
 _TILE, _LINES, _GROUP, _SCRATCH = 16, 5, 32, 5696  # as in kernels/cpu/coded.py; a test compares
 _HUGE, _SMALL = 1e36, 2.0**-100
@@ -244,6 +246,7 @@ class CodedBlocks:
         self._rows = sum(found.rows for _, found in known)
         self._largest = max((found.largest for _, found in known), default=0.0)
         self._smallest = min((found.smallest for _, found in known), default=np.inf)
+        self._tried = self._failed = 0
         rest = [b for b, found in zip(blocks, codes, strict=True) if found is None]
         self._rest = BlockTable.of([(b.data, b.rowids, b.live) for b in rest]) if rest else None
 
@@ -264,7 +267,7 @@ class CodedBlocks:
         """
         many = dispatch.get("sieve_many") if len(queries) >= MANY else None
         kernel = many or dispatch.get("sieve")
-        if kernel is None or k > MAX_K or scan.metric not in _METRICS:
+        if kernel is None or k > MAX_K or scan.metric not in _METRICS or self._is_futile():
             return None
         parts = [
             self._part(scan, queries[at : at + QUERIES_AT_ONCE], k, threads)
@@ -274,9 +277,15 @@ class CodedBlocks:
             return parts[0]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
+    def _is_futile(self) -> bool:
+        """Tell whether most searches fell back: rows that are all alike are looked at twice."""
+        return self._failed > PATIENCE and 2 * self._failed > self._tried
+
     def _part(self, scan: Scan, queries: np.ndarray, k: int, threads: int) -> Found:
         places, counts = self.candidates(scan.metric, queries, k)
         whole = [number for number, count in enumerate(counts) if count < 0]
+        self._tried += len(queries)
+        self._failed += len(whole)
         METRICS.add("index.exact_certified", len(queries) - len(whole))
         if whole:
             METRICS.add("index.exact_fallbacks", len(whole))

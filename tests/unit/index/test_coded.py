@@ -247,6 +247,9 @@ def test_too_many_candidates_fall_back(level: str) -> None:
     for count in (1, 20):
         assert_same(flat, with_codes, rows[:count] + np.float32(0.5), 10, "<->")
     assert counted("fallbacks") - before == 21
+    for _ in range(5):
+        assert_same(flat, with_codes, rows[:40], 10, "<->")
+    assert counted("fallbacks") - before == 101  # then codes are not tried again
 
 
 def test_other_searches_keep_the_scan(level: str) -> None:
