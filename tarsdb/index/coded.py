@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -269,12 +269,15 @@ class CodedBlocks:
         kernel = many or dispatch.get("sieve")
         if kernel is None or k > MAX_K or scan.metric not in _METRICS or self._is_futile():
             return None
-        parts = [
-            self._part(scan, queries[at : at + QUERIES_AT_ONCE], k, threads)
-            for at in range(0, len(queries), QUERIES_AT_ONCE)
-        ]
-        if len(parts) == 1:
-            return parts[0]
+        step = min(QUERIES_AT_ONCE, max(_GROUP, -(-len(queries) // threads)))
+        starts = range(0, len(queries), step)
+
+        def part(at: int) -> Found:
+            return self._part(scan, queries[at : at + step], k, threads if len(starts) == 1 else 1)
+
+        if len(starts) == 1:
+            return part(0)
+        parts = _in_threads(part, starts, threads)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _is_futile(self) -> bool:
@@ -331,6 +334,15 @@ class CodedBlocks:
         counts = state[: len(queries), 1]
         counts[~coded.usable] = -1
         return places, counts.tolist()
+
+
+def _in_threads(part: Callable[[int], Found], starts: range, threads: int) -> list[Found]:
+    if threads < 2:
+        return [part(at) for at in starts]
+    from concurrent.futures import ThreadPoolExecutor  # not needed to open a database
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(part, starts))
 
 
 def _filled(coded: QueryCodes, count: int) -> QueryCodes:

@@ -252,6 +252,16 @@ def test_too_many_candidates_fall_back(level: str) -> None:
     assert counted("fallbacks") - before == 101  # then codes are not tried again
 
 
+def test_threads_change_nothing(level: str) -> None:
+    rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, True), 64)
+    for count in (1, 20, 100):
+        expected = flat.search(rows[:count], 9, "<->")
+        found = with_codes.search(rows[:count], 9, "<->", threads=3)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_other_searches_keep_the_scan(level: str) -> None:
     rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
     flat, with_codes = pair(blocks_of(rows, True), 64)
