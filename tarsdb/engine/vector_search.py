@@ -18,6 +18,7 @@ from tarsdb.columns import Column
 from tarsdb.engine import access, evaluate, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
+from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
@@ -173,7 +174,8 @@ def flat_index(context: Context, view: TableView, column_id: int, sql_type: SqlT
     if held is not None and held[0] is blocks:
         index: FlatIndex = held[1]
         return index
-    index = FlatIndex(blocks, sql_type)
+    codes = context.snapshot.env.caches.setdefault("codes", CodeCache())
+    index = FlatIndex(blocks, sql_type, codes)
     kept[key] = (blocks, index)
     return index
 

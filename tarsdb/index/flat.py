@@ -14,6 +14,7 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DimensionMismatchError
 from tarsdb.index.base import Found, metric_code
+from tarsdb.index.coded import CodeCache, CodedBlocks, coded_blocks
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -35,10 +36,17 @@ class FlatIndex:
         Row ids are unique among the live rows of all blocks. Data may be unaligned.
     sql_type : SqlType
         VECTOR, HALFVEC, INT8VEC or BIT.
+    codes : CodeCache, optional
+        Where int8 codes of the blocks are kept, which make a search of VECTOR several times
+        faster; its answers stay the same to the last bit.
     """
 
-    def __init__(self, blocks: Sequence[VectorBlock], sql_type: SqlType) -> None:
+    def __init__(
+        self, blocks: Sequence[VectorBlock], sql_type: SqlType, codes: CodeCache | None = None
+    ) -> None:
         self._type = sql_type
+        self._codes = codes if sql_type.kind is Kind.VECTOR else None
+        self._coded: CodedBlocks | None = None
         self._blocks = [block for block in blocks if len(block.rowids)]
         self._starts = np.cumsum([0, *(len(block.rowids) for block in self._blocks)])
         self._rows = int(self._starts[-1])
@@ -90,6 +98,11 @@ class FlatIndex:
         if kernel is None:
             return self._by_reference(metric, matrix, k, positions, descending)
         scan = Scan(kernel, self._table, metric, _as_positions(positions), descending)
+        if self._codes is not None and positions is None and not descending:
+            coded = self._coded_blocks(self._codes)
+            found_coded = coded.search(scan, matrix, k, threads) if coded else None
+            if found_coded is not None:
+                return found_coded
         if k <= HEAP_LIMIT or k * 4 <= self._rows:
             return scan.nearest(matrix, k, threads)
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
@@ -179,6 +192,14 @@ class FlatIndex:
         if self._run_bounds is None:
             self._run_bounds = (_runs_of(self._blocks, self._starts),)
         return self._run_bounds[0]
+
+    def _coded_blocks(self, cache: CodeCache) -> CodedBlocks:
+        if self._coded is not None:
+            return self._coded
+        coded, unsettled = coded_blocks(cache, self._blocks, self._table)
+        if not unsettled:
+            self._coded = coded
+        return coded
 
     def _sorted_places(self) -> tuple[np.ndarray, np.ndarray]:
         rowids, places = [], []

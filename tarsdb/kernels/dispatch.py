@@ -19,6 +19,10 @@ Kernel = Callable[..., int]
 LEVELS = ("avx512", "avx2", "portable")
 LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
+CODED = ("encode", "sieve", "sieve_many")
+"""Kernels of int8 codes; a processor may lack the last."""
+CODE_LIMITS = {"vnni": 127, "maddubs": 63}
+"""Largest magnitude of a query's code: sums of two products must fit where they are made."""
 PAUSE_SECONDS = 0.05
 """How long the background thread lets the caller of the first query go on undisturbed."""
 
@@ -35,6 +39,7 @@ _changing = threading.Lock()  # guards the names below and the lists above
 _stopping = threading.Event()
 _thread: threading.Thread | None = None
 _level: str | None = None  # None: not chosen yet, which needs llvmlite
+_variants: dict[str, str] = {}  # level -> instructions of the sieve for one query
 
 
 def _forced() -> str | None:
@@ -78,6 +83,11 @@ def get(kind: str) -> Kernel | None:
     return None if chosen is None else _kernels.get((kind, chosen))
 
 
+def code_limit() -> int:
+    """Return the largest magnitude of a query's code for the sieve of this level."""
+    return CODE_LIMITS[_variants.get(_level or "", "maddubs")]
+
+
 def prepare(kind: str) -> None:
     """Get the scan of an element kind ready in the background; returns at once."""
     global _thread
@@ -102,11 +112,12 @@ def wait(timeout_s: float | None = None) -> None:
 
 def warmup(progress: Callable[[str], None] | None = None) -> None:
     """Compile every kernel for this machine now, or load it from the disk cache."""
-    for kind in KINDS if level() != "portable" else ():
+    for kind in (*KINDS, *CODED) if level() != "portable" else ():
         start = time.perf_counter()
         _make(kind)
         if progress is not None:
-            progress(f"scan {kind} ({level()}): {time.perf_counter() - start:.2f} s")
+            name = kind if kind in CODED else f"scan {kind}"
+            progress(f"{name} ({level()}): {time.perf_counter() - start:.2f} s")
 
 
 def _work() -> None:
@@ -131,11 +142,38 @@ def _make(kind: str) -> None:
         if chosen == "portable" or key in _kernels or key in _failed or _stopping.is_set():
             return
         try:
-            from tarsdb.kernels.cpu import disk_cache, scan
-
-            _kernels[key] = disk_cache.compiled(scan.make_scan(kind, chosen), scan.SIGNATURE)
+            found = _coded(kind, chosen) if kind in CODED else _scan(kind, chosen)
         except Exception:  # a compiler that fails must not fail the query
+            found = None
+        if found is None:
             _failed.add(key)
+        else:
+            _kernels[key] = found
+
+
+def _scan(kind: str, chosen: str) -> Kernel:
+    from tarsdb.kernels.cpu import disk_cache, scan
+
+    return disk_cache.compiled(scan.make_scan(kind, chosen), scan.SIGNATURE)
+
+
+def _coded(kind: str, chosen: str) -> Kernel | None:
+    import llvmlite.binding as llvm
+
+    from tarsdb.kernels.cpu import coded, disk_cache, encode
+
+    if kind == "encode":
+        return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
+    features = llvm.get_host_cpu_features()
+    newest = chosen == "avx512"
+    variant = coded.VNNI if newest and features.get("avx512vnni") else coded.MADDUBS
+    if kind == "sieve_many":
+        if not newest or not features.get("amx-int8") or not coded.amx_allowed():
+            return None
+        variant = coded.AMX
+    else:
+        _variants[chosen] = variant
+    return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
 
 
 def _finish() -> None:

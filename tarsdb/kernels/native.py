@@ -96,6 +96,40 @@ class Scan:
         found = self._call((0, total), query.reshape(1, -1), 0, rowids, values)
         return rowids[:found], values[:found]
 
+    def among(self, queries: np.ndarray, places: np.ndarray, counts: list[int], k: int) -> Found:
+        """Return the first k rows of each query among positions of its own.
+
+        Parameters
+        ----------
+        queries : (q, width)
+        places : int64 (q, cap), C-contiguous
+        counts : list of int
+            How many positions a query has; with fewer than k, the rest of its answer is undefined.
+        k : int
+
+        Returns
+        -------
+        rowids : int64 (q, k)
+        distances : float32 (q, k)
+        """
+        rowids, values = (
+            np.empty((len(queries), k), np.int64),
+            np.empty((len(queries), k), np.float32),
+        )
+        scratch = np.empty(_SCRATCH_FIXED + 2 * _SCRATCH_QUERY, np.uint8)
+        table, blocks = self.table, len(self.table.entries) - 1
+        size, pitch = queries.shape[1] * queries.itemsize, 8 * places.shape[1]
+        query, place, value, rowid, memory = map(
+            address, (queries, places, values, rowids, scratch)
+        )
+        for number, count in enumerate(counts):
+            self.kernel(
+                table.address, blocks, 0, max(count, 0), place + number * pitch, table.row_bytes,
+                table.width, query + number * size, 1, size, self.metric, k,
+                value + 4 * k * number, rowid + 8 * k * number, memory,
+            )  # fmt: skip
+        return rowids, values
+
     def _total(self) -> int:
         return self.table.rows if self.positions is None else len(self.positions)
 

@@ -1,0 +1,324 @@
+"""Search through int8 codes gives what the float32 scan gives, to the last bit."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tarsdb.columns import VectorBlock
+from tarsdb.index import coded
+from tarsdb.index.coded import CodeCache
+from tarsdb.index.flat import FlatIndex
+from tarsdb.kernels import dispatch, reference
+from tarsdb.kernels.native import address
+from tarsdb.metrics import METRICS
+from tarsdb.types import parse_type
+
+OPERATORS = {"<->": reference.L2, "<#>": reference.IP, "<=>": reference.COSINE}
+ROWS = 700
+DIMS = (1, 2, 7, 33, 64, 100, 255, 1025)
+
+
+@pytest.fixture(scope="module", params=["avx512", "avx2"])
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    order = dispatch.LEVELS
+    if order.index(request.param) < order.index(dispatch._best_level()):
+        pytest.skip(f"this processor has no {request.param}")
+    dispatch.use(request.param)
+    dispatch.warmup()
+    yield request.param
+    dispatch.use(None)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code blocks of any width from 64 rows on."""
+    monkeypatch.setattr(coded, "worth_coding", lambda block: len(block.rowids) >= 64)
+
+
+def random(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim))
+
+
+def clustered(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    centres = rng.standard_normal((8, dim))
+    return centres[rng.integers(0, 8, rows)] + 1e-3 * rng.standard_normal((rows, dim))
+
+
+def duplicated(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((40, dim))[rng.integers(0, 40, rows)]
+
+
+def equal(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return np.tile(rng.standard_normal(dim), (rows, 1))
+
+
+def zeros(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) * (rng.random((rows, 1)) < 0.02)
+
+
+def outlier(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    found = rng.standard_normal((rows, dim))
+    found[rows // 2] *= 1e15
+    found[rows // 3] *= 1e20  # its square is no float32
+    return found
+
+
+def tiny(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) * 10.0 ** rng.integers(-44, -15, (rows, 1))
+
+
+def mixed(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) * 10.0 ** rng.integers(-12, 12, (rows, 1))
+
+
+def spiky(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) ** 9
+
+
+def integers(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.integers(-2, 3, (rows, dim))
+
+
+KINDS = (random, clustered, duplicated, equal, zeros, outlier, tiny, mixed, spiky, integers)
+Maker = Callable[[np.random.Generator, int, int], np.ndarray]
+
+
+def blocks_of(rows: np.ndarray, mask: bool) -> list[VectorBlock]:
+    """Two blocks to code, one that is too small, shuffled row ids."""
+    rng = np.random.default_rng(len(rows))
+    rowids = rng.permutation(len(rows)).astype(np.int64) + 5
+    live = rng.random(len(rows)) < 0.6
+    cuts = [0, len(rows) // 3 + 1, len(rows) - 20, len(rows)]
+    return [
+        VectorBlock(rowids[a:b], rows[a:b].copy(), live[a:b].copy() if mask else None)
+        for a, b in itertools.pairwise(cuts)
+    ]
+
+
+def pair(blocks: list[VectorBlock], dim: int) -> tuple[FlatIndex, FlatIndex]:
+    """Return the index without and with codes, these made already."""
+    sql_type = parse_type(f"VECTOR({dim})")
+    flat, with_codes = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, CodeCache())
+    for _ in range(2):
+        with_codes.search(np.ones((1, dim), np.float32), 1, "<->")
+    assert with_codes._coded
+    return flat, with_codes
+
+
+def assert_same(flat: FlatIndex, other: FlatIndex, queries: np.ndarray, k: int, op: str) -> None:
+    expected, found = (index.search(queries, k, op) for index in (flat, other))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
+
+
+def counted(name: str) -> float:
+    return METRICS.snapshot().get(f"index.exact_{name}", 0)
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("maker", KINDS, ids=lambda maker: maker.__name__)
+def test_answers_are_the_scans(level: str, small_blocks: None, maker: Maker, dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    rows = maker(rng, ROWS, dim).astype(np.float32)
+    near = (rows[::40] * np.float32(1.01)).astype(np.float32)
+    queries = np.concatenate([near, maker(rng, 3, dim), np.zeros((1, dim))]).astype(np.float32)
+    for mask in (False, True):
+        flat, with_codes = pair(blocks_of(rows, mask), dim)
+        for op in OPERATORS:
+            for k in (1, 10, 300, ROWS + 9):
+                assert_same(flat, with_codes, queries, k, op)
+                assert_same(flat, with_codes, queries[:3], k, op)
+                assert_same(flat, with_codes, queries[-1:], k, op)
+
+
+@pytest.mark.parametrize("maker", [random, clustered], ids=lambda maker: maker.__name__)
+def test_most_searches_are_certified(level: str, maker: Maker) -> None:
+    rng = np.random.default_rng(1)
+    rows = maker(rng, 5000, 96).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, False), 96)
+    before = counted("certified")
+    for op in OPERATORS:
+        assert_same(flat, with_codes, rows[:40], 10, op)
+    assert counted("certified") - before >= 118
+
+
+def bounds(rows: np.ndarray, queries: np.ndarray, op: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel's lower and upper bounds, float64 (rows, q), of what they bound."""
+    metric, encoder, kernel = OPERATORS[op], dispatch.get("encode"), dispatch.get("sieve")
+    assert encoder is not None
+    assert kernel is not None
+    found = np.empty((2, len(rows), len(queries)))
+    scratch = coded._aligned(coded._SCRATCH)
+    for at in range(len(rows)):
+        made = coded.encode(rows[at : at + 1], encoder)
+        asked = coded.code_queries(
+            queries, metric, dispatch.code_limit(), made.largest, made.smallest
+        )
+        table = np.array([[address(made.codes), address(made.constants), 1, 0, 0]])
+        places, lows = np.empty(len(queries), np.int64), np.empty(len(queries), np.float32)
+        highs, state = np.empty(len(queries), np.float32), np.zeros((len(queries), 2), np.int64)
+        kernel(address(table), 1, address(asked.codes), len(queries), asked.codes.shape[1],
+               address(asked.numbers), 1, address(highs), metric, address(places), address(lows),
+               1, address(state), address(scratch))  # fmt: skip
+        found[:, at] = lows, highs
+        found[:, at, ~asked.usable] = [[-np.inf], [np.inf]]
+    shift = {"<->": (queries.astype(np.float64) ** 2).sum(axis=1), "<#>": 0.0, "<=>": 1.0}[op]
+    return found[0] + shift, found[1] + shift
+
+
+def violations(rows: np.ndarray, queries: np.ndarray, op: str) -> int:
+    """Count distances, true ones and the scan's, that lie outside the bounds."""
+    low, high = bounds(rows, queries, op)
+    index = FlatIndex(
+        [VectorBlock(np.arange(len(rows)), rows)], parse_type(f"VECTOR({rows.shape[1]})")
+    )
+    ids, values = index.search(queries, len(rows), op)
+    scanned = np.take_along_axis(values, np.argsort(ids, axis=1), 1).T.astype(np.float64)
+    a, b = rows.astype(np.float64), queries.astype(np.float64)
+    with np.errstate(all="ignore"):
+        if op == "<->":
+            scanned = scanned**2
+            true = ((a[:, None] - b) ** 2).sum(axis=2)
+        else:
+            true = -(a @ b.T)
+            if op == "<=>":
+                norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+                true = 1 + true / norms
+    slack = 1e-12 * (np.abs(true) + 1)  # the float64 of this test
+    if op != "<=>":
+        slack = 1e-12 * (a**2).sum(axis=1)[:, None] + 1e-12 * (b**2).sum(axis=1)
+    bad = [(value < low - slack) | (value > high + slack) for value in (true, scanned)]
+    return int(np.count_nonzero(bad[0]) + np.count_nonzero(bad[1]))
+
+
+@pytest.mark.parametrize("maker", KINDS, ids=lambda maker: maker.__name__)
+def test_distances_lie_within_the_bounds(level: str, maker: Maker) -> None:
+    for dim in (1, 5, 64, 131, 1025):
+        rng = np.random.default_rng(dim)
+        rows = maker(rng, 40, dim).astype(np.float32)
+        queries = np.concatenate([maker(rng, 3, dim), rows[:3]]).astype(np.float32)
+        for op in OPERATORS:
+            assert violations(rows, queries, op) == 0
+
+
+def adversarial(dim: int = 65) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose residual points along the query, or against it: Cauchy and Schwarz are tight.
+
+    The query is coded without loss. The first row is nearest by inner product; by its codes the
+    next twenty are, which round upwards in half of their elements.
+    """
+    query = np.ones((1, dim), np.float32)
+    query[0, 0] = 0
+    rows = np.full((200, dim), 0.01, np.float32)
+    rows[0], rows[1:21] = 20.49, 20.45
+    rows[1:21, 1 : dim // 2 + 1] = 20.51
+    rows[:21, 0] = 127
+    return rows, query
+
+
+def test_half_the_bound_is_noticed(
+    level: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, query = adversarial()
+    assert violations(rows, query, "<#>") == 0
+    flat, right = pair([VectorBlock(np.arange(200), rows)], rows.shape[1])
+    assert_same(flat, right, query, 1, "<#>")
+    assert right.search(query, 1, "<#>")[0][0, 0] == 0
+    factors = coded._factors
+
+    def halved(*arguments: object) -> tuple[np.ndarray, ...]:
+        of_dot, *rest = factors(*arguments)  # type: ignore[arg-type]
+        return of_dot, *(factor / 2 for factor in rest)
+
+    monkeypatch.setattr(coded, "_factors", halved)
+    assert violations(rows, query, "<#>") > 0
+    assert right.search(query, 1, "<#>")[0][0, 0] != 0
+
+
+def test_too_many_candidates_fall_back(level: str) -> None:
+    rows = equal(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, False), 64)
+    before = counted("fallbacks")
+    for count in (1, 20):
+        assert_same(flat, with_codes, rows[:count] + np.float32(0.5), 10, "<->")
+    assert counted("fallbacks") - before == 21
+    for _ in range(5):
+        assert_same(flat, with_codes, rows[:40], 10, "<->")
+    assert counted("fallbacks") - before == 101  # then codes are not tried again
+
+
+def test_threads_change_nothing(level: str) -> None:
+    rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, True), 64)
+    for count in (1, 20, 100):
+        expected = flat.search(rows[:count], 9, "<->")
+        found = with_codes.search(rows[:count], 9, "<->", threads=3)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_other_searches_keep_the_scan(level: str) -> None:
+    rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, True), 64)
+    before = counted("certified"), counted("fallbacks")
+    for index in (flat, with_codes):
+        assert index.search(rows[:1], 5, "<+>")[0].shape == (1, 5)
+        assert index.search(rows[:1], 5, "<->", descending=True)[0].shape == (1, 5)
+        assert index.search(rows[:1], 5, "<->", positions=np.arange(9))[0].shape[0] == 1
+    assert (counted("certified"), counted("fallbacks")) == before
+
+
+def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str) -> None:
+    cache, encoder = CodeCache(), dispatch.get("encode")
+    assert encoder is not None
+    data = random(np.random.default_rng(0), 2000, 64).astype(np.float32)
+    assert cache.get(data, encoder) == (None, True)
+    assert cache.nbytes == 0
+    found, again = cache.get(data, encoder)
+    assert found is not None
+    assert not again
+    assert cache.get(data, encoder)[0] is found
+    assert cache.nbytes == found.nbytes == 2000 * (64 + 20)
+    assert cache.get(data[:], encoder) == (None, True)  # another array
+    del data
+    gc.collect()
+    assert cache.nbytes == 0
+    assert not cache._entries
+
+
+def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
+    rows = random(np.random.default_rng(0), 6000, 64).astype(np.float32)
+    blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
+    cache = CodeCache(budget=2100 * 84)
+    flat, limited = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, cache)
+    for _ in range(3):
+        assert_same(flat, limited, rows[:20], 10, "<->")
+    assert 0 < cache.nbytes <= 2100 * 84
+    assert limited._coded is not None
+    assert [found is not None for found in limited._coded._held] == [True, False, False]
+
+
+def test_rows_that_are_no_numbers_are_scanned(level: str) -> None:
+    rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    rows[5, 5], rows[2500, 0] = np.nan, np.inf
+    blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
+    flat, other = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, CodeCache())
+    for op in OPERATORS:
+        for _ in range(3):
+            assert_same(flat, other, rows[10:30], 10, op)
+
+
+def test_portable_level_has_no_codes() -> None:
+    rows = random(np.random.default_rng(0), 2000, 64).astype(np.float32)
+    dispatch.use("portable")
+    try:
+        index = FlatIndex(blocks_of(rows, False), parse_type("VECTOR(64)"), CodeCache())
+        assert all(index.search(rows[:1], 3, "<->")[0].shape == (1, 3) for _ in range(3))
+        assert dispatch.get("sieve") is None
+    finally:
+        dispatch.use(None)
