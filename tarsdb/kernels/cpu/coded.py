@@ -410,7 +410,7 @@ def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _keep(bits, bounds, row, block, limit_at, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _keep(bits, bounds, row, block, limit_at, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]
     """Take the marked rows of a tile among a query's candidates and lower its limit."""
     rows, live, first = _long(block, 2), _long(block, 3), _long(block, 4)
     size, count = _long(state, 0), _long(state, 1)
@@ -478,7 +478,7 @@ def _by_vectors(variant: str) -> Any:
     code, several = _VARIANTS.index(variant), SEVERAL[variant]
 
     @njit(nogil=True)
-    def sieve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def sieve(  # type: ignore[no-untyped-def]
         table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
         scratch,
     ):  # fmt: skip
@@ -516,7 +516,7 @@ def _by_vectors(variant: str) -> Any:
 
 def _by_tile_registers() -> Any:
     @njit(nogil=True)
-    def sieve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def sieve(  # type: ignore[no-untyped-def]
         table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
         scratch,
     ):  # fmt: skip
