@@ -7,7 +7,9 @@ index's own check. No code is ever read.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from tarsdb.errors import CorruptionError
 
 _ALIGN = 64
+_HUGE = 1 << 21
 _MAGIC = b"TARRAYS1"
 _KINDS = frozenset("biuf")
 
@@ -55,6 +58,22 @@ def unpack(data: bytearray | bytes | memoryview) -> dict[str, np.ndarray]:
         return {str(name): _array(whole, start, field) for name, *field in header}
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptionError(f"packed arrays do not read: {error}") from error
+
+
+def private(array: np.ndarray) -> np.ndarray:
+    """Return a copy at a multiple of 64 bytes; a large one in huge pages where there are any."""
+    if array.nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = np.empty(array.nbytes + _ALIGN, dtype=np.uint8)
+        first = -int(memory.__array_interface__["data"][0]) % _ALIGN
+    else:
+        mapped = mmap.mmap(-1, array.nbytes + _HUGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(mapped, dtype=np.uint8)
+        first = -int(memory.__array_interface__["data"][0]) % _HUGE
+    copy = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _array(whole: memoryview, start: int, field: list[Any]) -> np.ndarray:

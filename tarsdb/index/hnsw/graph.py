@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from tarsdb.errors import CorruptionError, OperationalError
+from tarsdb.index.arrays import private
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.kernels import graph as kernels
 
@@ -15,13 +17,14 @@ _SHAPES = {
     "rowids": ("i8", 1), "codes": ("u1", 2), "constants": ("f4", 2), "edges": ("i4", 2),
     "entries": ("i4", 1), "mean": ("f4", 1), "largest": ("f8", 1), "op": ("u1", 1),
 }  # fmt: skip
-_OPERATORS = (b"<->", b"<#>", b"<=>")
+OPERATORS = ("<->", "<#>", "<=>")
 
 
 class _Scratch(threading.local):
     """Memory of one thread's searches."""
 
     def __init__(self) -> None:
+        self.code = np.empty(0, np.int8)
         self.visited = np.empty(0, np.uint8)
         self.near = np.empty(0, np.int32)
         self.beam = np.empty(0, np.int64)
@@ -98,17 +101,21 @@ class Graph:
         found = kernels.current()
         if found is None:
             raise OperationalError("the graph's kernels are not compiled yet")
-        code, factor = self.space.query(query)
         out = np.empty(wanted, np.int32)
         best = np.empty(0 if allowed is None else max(ef, wanted), np.int64)
-        visited, near, beam = self._memory(ef if allowed is None else max(reach, 2 * ef))
+        code, visited, near, beam = self._memory(ef if allowed is None else max(reach, 2 * ef))
         count = found.search(
-            self.codes, self.constants, self.edges, self.entries, code, factor,
-            self._none if allowed is None else allowed, beam, best, visited, near, out,
+            self.codes, self.constants, self.edges, self.entries, query, self.space.mean,
+            self._kind, code, self._none if allowed is None else allowed, beam, best, visited,
+            near, out,
         )  # fmt: skip
         return out[:count] if count >= 0 else None
 
-    def _memory(self, ef: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @cached_property
+    def _kind(self) -> int:
+        return OPERATORS.index(self.space.op)
+
+    def _memory(self, ef: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         scratch = _scratch
         marks, most = len(self) // 8 + 1, max(self.edges.shape[1], len(self.entries))
         if len(scratch.visited) < marks:
@@ -117,7 +124,10 @@ class Graph:
             scratch.near = np.empty(most, np.int32)
         if len(scratch.beam) < ef:
             scratch.beam = np.empty(ef, np.int64)
-        return scratch.visited[:marks], scratch.near, scratch.beam[:ef]
+        padded = self.space.padded
+        if len(scratch.code) < padded:
+            scratch.code = np.empty(padded, np.int8)
+        return scratch.code[:padded], scratch.visited[:marks], scratch.near, scratch.beam[:ef]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
@@ -144,7 +154,7 @@ class Graph:
                 raise CorruptionError(
                     f"array {name} of a graph is {shown}, expected {ndim}-d {kind}"
                 )
-            kept[name] = np.require(array, requirements=["C", "A"])
+            kept[name] = private(array)
         _require_sound(kept)
         space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
         return Graph(
@@ -158,7 +168,9 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
     lengths = {name: len(arrays[name]) for name in ("codes", "constants", "edges")}
     if any(length != nodes for length in lengths.values()) or not nodes:
         raise CorruptionError(f"a graph of {nodes} nodes has arrays of {lengths}")
-    if bytes(arrays["op"]) not in _OPERATORS or arrays["largest"].shape != (1,):
+    if bytes(arrays["op"]) not in [op.encode() for op in OPERATORS] or arrays["largest"].shape != (
+        1,
+    ):
         raise CorruptionError(f"a graph's operator is {bytes(arrays['op'])!r}")
     padded = -(-len(arrays["mean"]) // 64) * 64
     if arrays["codes"].shape[1] != padded or arrays["constants"].shape[1] != 2:

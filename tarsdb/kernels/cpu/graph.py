@@ -173,13 +173,35 @@ def _turn(codes, row, scratch):  # type: ignore[no-untyped-def]
         scratch[i] = np.int8(codes[row, i] ^ _SIGN)
 
 
+@njit(nogil=True)
+def _code_query(query, mean, kind, code):  # type: ignore[no-untyped-def]
+    """Code a query as ``index/hnsw/codes.py`` says; return twice its scale."""
+    factor = np.float32(1)
+    if kind == 2:
+        square = np.float32(0)
+        for value in query:
+            square += value * value
+        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+    top = np.float32(0)
+    for i in range(mean.shape[0]):
+        value = (query[i] * factor if i < query.shape[0] else np.float32(0)) - mean[i]
+        top = max(top, abs(value))
+    scale = top / np.float32(127) if top > 0 else np.float32(1)
+    inverse = np.float32(1) / scale
+    code[mean.shape[0] :] = 0
+    for i in range(mean.shape[0]):
+        value = (query[i] * factor if i < query.shape[0] else np.float32(0)) - mean[i]
+        code[i] = np.int8(max(min(np.rint(value * inverse), np.float32(127)), np.float32(-127)))
+    return np.float32(2) * scale
+
+
 _U8, _I4, _I8A, _F4 = types.uint8, types.int32, types.int64, types.float32
 _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
     "search": types.int64(
-        _CODES, _CONSTANTS, _EDGES, _NODES, types.int8[::1], _F4, _MARKS, _LIST, _LIST, _MARKS,
-        _NODES, _NODES,
+        _CODES, _CONSTANTS, _EDGES, _NODES, _F4[::1], _F4[::1], types.int64, types.int8[::1],
+        _MARKS, _LIST, _LIST, _MARKS, _NODES, _NODES,
     ),
     "insert": types.void(
         _CODES, _CONSTANTS, _EDGES, _NODES, types.int64, types.int64, types.int64, types.int64,
@@ -195,12 +217,14 @@ SIGNATURES = {
 def make_kernels(variant: str) -> dict[str, Any]:
     """Return the (not yet compiled) kernels of a variant by name; ``SIGNATURES`` has their types.
 
-    search(codes, constants, edges, entries, query, factor, allowed, beam, best, visited, near, out)
-        ``query`` int8 (padded,), ``factor`` twice the query's scale; ``allowed`` uint8 (n,) or
-        empty; scratch: ``beam`` int64 (ef,), ``visited`` uint8 (n // 8 + 1,), ``near`` int32
-        (degree,). ``out`` int32 (wanted,) gets nodes in order. Returns how many. With ``allowed``
-        ``best`` int64 (ef,) holds the nearest allowed ones, the search goes on until what is left
-        is farther, and ``beam`` bounds its work: -1 when that did not suffice.
+    search(codes, constants, edges, entries, query, mean, kind, code, allowed, beam, best, visited,
+           near, out)
+        ``query`` float32 (dim,), ``mean`` float32 (d',), ``kind`` 0 for ``<->``, 1 for ``<#>``, 2
+        for ``<=>``; ``allowed`` uint8 (n,) or empty; scratch: ``code`` int8 (padded,), ``beam``
+        int64 (ef,), ``visited`` uint8 (n // 8 + 1,), ``near`` int32 (degree,). ``out`` int32
+        (wanted,) gets nodes in order. Returns how many. With ``allowed`` ``best`` int64 (ef,)
+        holds the nearest allowed ones, the search goes on until what is left is farther, and
+        ``beam`` bounds its work: -1 when that did not suffice.
     insert(codes, constants, edges, entries, done, start, stop, degree, alpha, beam, visited)
         Nodes start..stop get their edges into the graph of nodes below ``done``.
     link(codes, constants, edges, destinations, sources, start, stop, alpha, scratch)
@@ -281,11 +305,13 @@ def make_kernels(variant: str) -> dict[str, Any]:
 
     @njit(nogil=True)
     def search(  # type: ignore[no-untyped-def]
-        codes, constants, edges, entries, query, factor, allowed, beam, best, visited, near, out
-    ):
-        correction = _correction(query)
+        codes, constants, edges, entries, query, mean, kind, code, allowed, beam, best, visited,
+        near, out,
+    ):  # fmt: skip
+        factor = _code_query(query, mean, kind, code)
+        correction = _correction(code)
         size, taken = traverse(
-            codes, constants, edges, entries, codes.shape[0], query, factor, correction, allowed,
+            codes, constants, edges, entries, codes.shape[0], code, factor, correction, allowed,
             beam, best, visited, near,
         )  # fmt: skip
         if size < 0:
