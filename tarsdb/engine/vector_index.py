@@ -64,12 +64,16 @@ class PlacedPart:
     def ef_for(self, recall: float) -> int:
         """Return the list size that missed half as much on the sample as is allowed.
 
-        Rows of the data are easier to find than queries are.
+        Rows of the data are easier to find than queries are. 0 when no list size is enough, as for
+        inner products of vectors whose norms differ by orders of magnitude.
         """
         for ef, reached in self.calibration.tolist():
             if 1 - reached <= (1 - recall) / 2:
                 return int(ef)
-        return int(self.calibration[-1, 0] * 2) if len(self.calibration) else _DEFAULT_EF
+        steps = self.calibration
+        if not len(steps):
+            return _DEFAULT_EF
+        return int(2 * steps[-1, 0]) if steps[-1, 1] >= recall else 0
 
 
 @dataclass
@@ -169,8 +173,10 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     """Return the list size to search with, 0 for exact search, and the reason in words."""
     if not placed.parts or not all(part.graph.is_ready() for part in placed.parts):
         return 0, "exact: the graph's kernels are not compiled yet"
-    ef = ask.ef or max(part.ef_for(ask.target_recall) for part in placed.parts)
-    ef = max(ef, ask.k)
+    sizes = [ask.ef or part.ef_for(ask.target_recall) for part in placed.parts]
+    if not all(sizes):
+        return 0, f"exact: the graph does not reach a recall of {ask.target_recall} on this data"
+    ef = max(*sizes, ask.k)
     if ask.k * 4 >= rows:
         return 0, "exact: most rows are wanted"
     if ask.positions is None:

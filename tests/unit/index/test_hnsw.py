@@ -1,0 +1,272 @@
+"""The graph index on arrays: recall, determinism, odd data, filters, arrays not to be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tarsdb.columns import VectorBlock
+from tarsdb.errors import CorruptionError, DataError
+from tarsdb.index.flat import FlatIndex
+from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
+from tarsdb.index.hnsw.codes import Space
+from tarsdb.kernels import dispatch
+from tarsdb.kernels import graph as kernels
+from tarsdb.types import parse_type
+
+OPERATORS = ("<->", "<#>", "<=>")
+LEVELS = ("avx512", "avx2", "portable")
+
+
+def clustered(rows: int, dim: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(dim).standard_normal((max(rows // 60, 2), dim))
+    drawn = centres[rng.integers(0, len(centres), rows)]
+    return (drawn + 0.5 * rng.standard_normal((rows, dim))).astype(np.float32)
+
+
+def recall(graph: Graph, rows: np.ndarray, op: str, ef: int, queries: np.ndarray) -> float:
+    block = VectorBlock(graph.rowids, rows[graph.rowids])
+    flat = FlatIndex([block], parse_type(f"VECTOR({rows.shape[1]})"))
+    k = min(10, len(rows))
+    hits = 0
+    for query in queries:
+        truth, _ = flat.search(query[np.newaxis], k, op)
+        near = graph.search(query, 2 * k, max(ef, 2 * k))
+        assert near is not None
+        found, _ = flat.search(query[np.newaxis], k, op, positions=near.astype(np.int64))
+        hits += len(set(found[0].tolist()) & set(truth[0].tolist()))
+    return hits / (k * len(queries))
+
+
+def built(rows: np.ndarray, op: str = "<->", **options: float) -> Graph:
+    return build_graph(rows, np.arange(len(rows)), op, GraphOptions(**options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = dispatch.level()
+    if LEVELS.index(request.param) < LEVELS.index(before):
+        pytest.skip(f"this processor has no {request.param}")
+    dispatch.use(request.param)
+    assert kernels.wait() is not None
+    yield request.param
+    dispatch.use(before)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_recall(op: str) -> None:
+    rows = clustered(4000, 48, 1)
+    graph = built(rows, op)
+    assert recall(graph, rows, op, 64, clustered(100, 48, 2)) >= 0.97
+
+
+def test_a_short_list_finds_less() -> None:
+    """Control: what recall measures can fall."""
+    rows = clustered(4000, 48, 1)
+    graph = built(rows, m=2, ef_construction=8)
+    assert recall(graph, rows, "<->", 20, clustered(100, 48, 2)) < 0.97
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_norms_far_apart(op: str) -> None:
+    rows = clustered(2000, 16, 1)
+    spread = 0.5 if op == "<#>" else 1.0
+    rows *= np.random.default_rng(3).lognormal(0, spread, (len(rows), 1)).astype(np.float32)
+    rows[7] *= 1 if op == "<#>" else 1000
+    graph = built(rows, op)
+    assert recall(graph, rows, op, 100, clustered(60, 16, 2)) >= 0.9
+
+
+@pytest.mark.parametrize("level", LEVELS, indirect=True)
+def test_every_level_builds_the_same_graph(level: str) -> None:
+    rows = clustered(1500, 33, 5)
+    graph = built(rows)
+    queries = clustered(20, 33, 6)
+    found = [graph.search(query, 10, 40) for query in queries]
+    dispatch.use("portable")
+    plain = built(rows)
+    assert (graph.edges == plain.edges).all()
+    assert (graph.codes == plain.codes).all()
+    for query, near in zip(queries, found, strict=True):
+        assert (near == plain.search(query, 10, 40)).all()
+
+
+def test_threads_do_not_change_the_graph() -> None:
+    rows = clustered(3000, 20, 7)
+    one = build_graph(rows, np.arange(3000), "<->")
+    for threads in (2, 3):
+        other = build_graph(rows, np.arange(3000), "<->", threads=threads)
+        for name, array in one.to_arrays().items():
+            assert (array == other.to_arrays()[name]).all(), name
+
+
+def test_another_seed_is_another_graph() -> None:
+    rows = clustered(500, 8, 7)
+    assert (built(rows, seed=1).rowids != built(rows, seed=2).rowids).any()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.ones((1, 3)),
+        np.eye(2),
+        np.ones((300, 5)),
+        np.zeros((100, 4)),
+        np.repeat(np.eye(9), 40, axis=0),
+        np.arange(200).reshape(-1, 1) * 1.0,
+        np.random.default_rng(1).standard_normal((70, 1025)),
+        np.random.default_rng(1).standard_normal((3, 4096)),
+    ],
+    ids=["one", "two", "equal", "zero", "copies", "dim 1", "dim 1025", "dim 4096"],
+)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_odd_data(rows: np.ndarray, op: str) -> None:
+    rows = rows.astype(np.float32)
+    graph = built(rows, op)
+    assert sorted(graph.rowids.tolist()) == list(range(len(rows)))
+    near = graph.search(rows[0], 10, 50)
+    assert near is not None
+    assert len(set(near.tolist())) == len(near) == min(10, len(rows))
+    every = graph.search(rows[0], len(rows) + 5, len(rows) + 5)
+    assert every is not None
+    assert len(set(every.tolist())) == len(every) <= len(rows)
+
+
+def test_distances_of_codes_are_as_defined() -> None:
+    """The order of the nearest by codes is that of the definition in NumPy."""
+    rows = clustered(400, 30, 3)
+    for op in OPERATORS:
+        graph = built(rows, op)
+        for query in clustered(10, 30, 4):
+            code, factor = graph.space.query(query)
+            dots = (graph.codes.astype(np.int64) - 128) @ code.astype(np.int64)
+            keys = graph.constants[:, 0] - factor * graph.constants[:, 1] * dots.astype(np.float32)
+            near = graph.search(query, 5, 400)
+            assert near is not None
+            assert np.allclose(np.sort(keys)[:5], keys[near], rtol=1e-5, atol=1e-5)
+
+
+def test_codes_reconstruct_the_vectors() -> None:
+    rows = clustered(200, 30, 3)
+    space = Space.of(rows, "<->")
+    codes, constants = space.coded(rows)
+    back = (codes[:, :30].astype(np.float32) - 128) * constants[:, 1:] + space.mean
+    assert np.abs(back - rows).max() <= np.abs(rows - space.mean).max() / 254 + 1e-6
+    assert (codes[:, 30:] == 128).all()
+
+
+def test_filters() -> None:
+    rows = clustered(3000, 24, 1)
+    graph = built(rows)
+    rng = np.random.default_rng(1)
+    for share in (0.9, 0.5, 0.1):
+        allowed = (rng.random(3000) < share).astype(np.uint8)
+        hits = 0
+        for query in clustered(30, 24, 2):
+            near = graph.search(query, 20, 60, allowed, 3000)
+            assert near is not None
+            assert allowed[near].all()
+            apart = np.linalg.norm(rows[graph.rowids] - query, axis=1)
+            truth = np.argsort(np.where(allowed, apart, np.inf))[:10]
+            hits += len(set(truth.tolist()) & set(near.tolist()))
+        assert hits >= 0.95 * 300
+
+
+def test_a_filter_no_node_near_passes_is_not_cut_short() -> None:
+    rows = clustered(3000, 24, 1)
+    graph = built(rows)
+    query = clustered(1, 24, 2)[0]
+    apart = np.linalg.norm(rows[graph.rowids] - query, axis=1)
+    far = (apart > np.quantile(apart, 0.7)).astype(np.uint8)
+    assert graph.search(query, 20, 60, far, 64) is None
+    near = graph.search(query, 20, 150, far, 3000)
+    assert near is not None
+    assert far[near].all()
+    truth = np.argsort(np.where(far, apart, np.inf))[:10]
+    assert len(set(truth.tolist()) & set(near.tolist())) >= 8
+
+
+def test_none_allowed() -> None:
+    rows = clustered(300, 8, 1)
+    near = built(rows).search(rows[0], 5, 20, np.zeros(300, np.uint8), 400)
+    assert near is not None
+    assert not len(near)
+
+
+# --- arrays from outside ---
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    return built(clustered(300, 20, 1)).to_arrays()
+
+
+def test_arrays_come_back(arrays: dict[str, np.ndarray]) -> None:
+    again = Graph.from_arrays(arrays)
+    assert all((again.to_arrays()[name] == array).all() for name, array in arrays.items())
+    query = clustered(1, 20, 2)[0]
+    near = again.search(query, 10, 40)
+    assert near is not None
+    assert len(near) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("edges", lambda a: np.where(a == a.max(), np.int32(300), a)),
+        ("edges", lambda a: np.where(a == a.max(), np.int32(-2), a)),
+        ("edges", lambda a: a[:-1]),
+        ("edges", lambda a: a.astype(np.int64)),
+        ("entries", lambda a: a + 300),
+        ("entries", lambda a: a * 0),
+        ("entries", lambda a: a[:0]),
+        ("codes", lambda a: a[:, :-1]),
+        ("codes", lambda a: a[:5]),
+        ("constants", lambda a: a * np.float32(np.nan)),
+        ("mean", lambda a: np.append(a, np.zeros(200, np.float32))),
+        ("op", lambda a: a[:2]),
+        ("largest", lambda a: a[:0]),
+        ("rowids", lambda a: a.astype(np.int32)),
+    ],
+)
+def test_broken_arrays_are_refused(
+    arrays: dict[str, np.ndarray], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    broken = {**arrays, name: change(arrays[name])}
+    with pytest.raises(CorruptionError):
+        Graph.from_arrays(broken)
+
+
+def test_missing_arrays_are_refused(arrays: dict[str, np.ndarray]) -> None:
+    for name in arrays:
+        with pytest.raises(CorruptionError, match=name):
+            Graph.from_arrays({n: a for n, a in arrays.items() if n != name})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"m": 1},
+        {"m": 2.5},
+        {"m": True},
+        {"ef_construction": 0},
+        {"alpha": 0.5},
+        {"seed": -1},
+        {"m": "x"},
+    ],
+)
+def test_options_have_limits(options: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=next(iter(options))):
+        GraphOptions(**options)  # type: ignore[arg-type]
+
+
+def test_building_can_be_stopped() -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_graph(clustered(3000, 8, 1), np.arange(3000), "<->", progress=stop)
