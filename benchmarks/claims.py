@@ -82,7 +82,7 @@ CLAIMS = (
     Claim("concurrent_embed", "history consistent (1: yes)", "== 1", path("history", "consistent")),
     Claim("point_read", "point read by SQL, times as long", "<= 4",
           path("point", "times_of_sqlite3"), "sqlite3 module"),
-    Claim("point_read", "kNN statement over the bare kernel, in point reads", "<= 10",
+    Claim("point_read", "kNN statement over the bare kernel, in point reads, warm", "<= 10",
           path("overhead_small", "point_reads_of_sqlite3"), "sqlite3 point read"),
     Claim("point_read", "filtered kNN, 1%, times as long", "<= 3",
           path("filtered", "tarsdb_as_share_of", "numpy_diff"),
@@ -97,6 +97,17 @@ CLAIMS = (
     Claim("exact_knn", "exact kNN, one query, times faster (CPU)", ">= 4",
           path("figures", "l2_batch1", "ratios", "sqlite-vec"), "sqlite-vec"),
     Claim("exact_knn", "exact kNN, recall", "== 1", _recall),
+    *(
+        Claim("graph_index", f"graph search at recall {target}, times faster (CPU)", f">= {bar}",
+              path("tarsdb_times", rival, target), rival)
+        for target in ("0.95", "0.99") for rival, bar in (("hnswlib", 3.5), ("svs-lvq8", 1.5))
+    ),
+    Claim("graph_index", "building a graph, share of the time (CPU)", "<= 0.35",
+          path("build_share_of", "hnswlib"), "hnswlib"),
+    Claim("graph_index", "graph, bytes a vector of 384 dimensions", "<= 640",
+          path("bytes_per_vector")),
+    Claim("graph_index", "file with a graph, times the raw vectors", "<= 1.45",
+          path("disk_of_raw")),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",

@@ -160,7 +160,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """Compile every kernel, so that no query waits for a compiler."""
-    from tarsdb.kernels import dispatch, transformer
+    from tarsdb.kernels import dispatch, graph, transformer
 
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
@@ -168,6 +168,9 @@ def warmup(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     transformer.wait()
     sys.stderr.write(f"  transformer: {duration(time.perf_counter() - began)}\n")
+    began = time.perf_counter()
+    graph.wait()
+    sys.stderr.write(f"  graph: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
 

@@ -9,7 +9,8 @@ The transactions, each acknowledged after its commit:
 
 - every one appends to ``log`` and counts in ``counter``: the two must agree;
 - ``move`` shifts an amount between two ``accounts``: the total is constant;
-- rows of ``docs`` come, change and go; a vector is a function of its row's ``id`` and ``rev``.
+- rows of ``docs`` come, change and go; a vector is a function of its row's ``id`` and ``rev``. A
+  vector index follows them in the background and by REINDEX; what it finds must be there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import tarsdb
 import tarsdb.engine.relational
 import tarsdb.engine.scans
 import tarsdb.engine.session
+from tarsdb.engine import graph_build
+from tarsdb.kernels import graph
 from tarsdb.sql import parse
 
 DIM = 16
@@ -43,6 +46,7 @@ CREATE TABLE IF NOT EXISTS log (n BIGINT PRIMARY KEY, what TEXT);
 CREATE TABLE IF NOT EXISTS accounts (id INT PRIMARY KEY, amount BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS docs (id BIGINT PRIMARY KEY, rev INT, tag TEXT, emb VECTOR({DIM}));
 CREATE INDEX IF NOT EXISTS docs_tag ON docs (tag);
+CREATE INDEX IF NOT EXISTS docs_near ON docs USING hnsw (emb) WITH (m = 4, ef_construction = 16);
 """
 
 
@@ -78,7 +82,7 @@ def write(path: str, seed: int, acknowledge: int, ack_first: bool) -> None:
 
 def step(db: tarsdb.Connection, rng: random.Random, n: int) -> None:
     """Do one transaction's statements."""
-    what = rng.choice(["add", "add", "add", "bulk", "move", "edit", "drop", "tag"])
+    what = rng.choice(["add", "add", "add", "bulk", "move", "edit", "drop", "tag", "reindex"])
     if what == "add":
         db.execute(
             "INSERT INTO docs VALUES (?, 0, ?, ?)", (n * 100, f"t{n % 7}", vector(n * 100, 0))
@@ -91,6 +95,8 @@ def step(db: tarsdb.Connection, rng: random.Random, n: int) -> None:
         source, target, amount = rng.randrange(ACCOUNTS), rng.randrange(ACCOUNTS), rng.randrange(9)
         db.execute("UPDATE accounts SET amount = amount - ? WHERE id = ?", (amount, source))
         db.execute("UPDATE accounts SET amount = amount + ? WHERE id = ?", (amount, target))
+    elif what == "reindex":
+        db.execute("REINDEX docs_near")
     else:
         edit(db, rng, what)
     db.execute("INSERT INTO log VALUES (?, ?)", (n, what))
@@ -145,13 +151,34 @@ def verify_docs(db: tarsdb.Connection) -> list[str]:
         for row, rev, emb in rows
         if emb is None or not np.array_equal(emb, vector(row, rev))
     ]
-    if rows:
-        row, rev, _ = rows[-1]
+    for index in ("docs_near", None):
+        if index is None:
+            db.execute("DROP INDEX docs_near")
+        wrong += [f"{text} (index: {index})" for text in verify_search(db, rows, index is None)]
+    db.execute("CREATE INDEX docs_near ON docs USING hnsw (emb) WITH (m = 4)")
+    return wrong
+
+
+def verify_search(
+    db: tarsdb.Connection, rows: list[tuple[int, int, np.ndarray]], is_exact: bool
+) -> list[str]:
+    """Search for the last rows; what is found must be rows there are, at their true distances."""
+    known = {row: rev for row, rev, _ in rows}
+    wrong = []
+    for row, rev, _ in rows[-3:]:
+        query = vector(row, rev)
         found = db.execute(
-            "SELECT id FROM docs ORDER BY emb <-> ? LIMIT 1", (vector(row, rev),)
+            "SELECT id, emb <-> ? AS d FROM docs ORDER BY d LIMIT 10", (query,)
         ).fetchall()
-        if found != [(row,)]:
-            wrong.append(f"nearest to docs {row} is {found}")
+        if len(found) != min(10, len(rows)):
+            wrong.append(f"{len(found)} rows found near docs {row}, of {len(rows)}")
+        if is_exact and found[0][0] != row:
+            wrong.append(f"nearest to docs {row} is {found[0]}")
+        for other, distance in found:
+            if other not in known:
+                wrong.append(f"docs {other} was found and is not there")
+            elif abs(np.linalg.norm(vector(other, known[other]) - query) - distance) > 1e-4:
+                wrong.append(f"docs {other} was found at {distance}")
     return wrong
 
 
@@ -243,5 +270,7 @@ def recover_last(path: str) -> int:
 
 if __name__ == "__main__":
     parse("SELECT 1")  # load what every child needs, once
+    graph.wait()
+    graph_build.FRESH_ROWS = 60
     answer = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "ack-first" in sys.argv)
     print(json.dumps(answer))
