@@ -84,11 +84,8 @@ class Placed:
     parts: list[PlacedPart]
     fresh: np.ndarray  # int64 positions
     stored: tuple[IndexPart, ...]
-
-    @property
-    def live(self) -> int:
-        """Live nodes of all parts."""
-        return sum(int((part.positions >= 0).sum()) for part in self.parts)
+    live: int
+    """Live nodes of all parts."""
 
 
 def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
@@ -132,7 +129,8 @@ def _place(
         fresh[at[valid]] = False
         mask = None if valid.all() else valid.astype(np.uint8)
         parts.append(PlacedPart(graph, np.where(valid, positions, -1), mask, calibration))
-    return Placed(index, parts, np.flatnonzero(fresh), stored)
+    nodes = sum(int((part.positions >= 0).sum()) for part in parts)
+    return Placed(index, parts, np.flatnonzero(fresh), stored, nodes)
 
 
 def _graph(context: Context, part: IndexPart) -> tuple[Graph, np.ndarray]:
@@ -201,10 +199,12 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         masks = [allowed[part.positions] for part in placed.parts]
         fresh = fresh[allowed[fresh] != 0]
         reachable = len(ask.positions)
+    # dead nodes are few, else their part would have been built anew; matching rows may be far away
+    reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
     wanted = min(ask.k, reachable)
     found = []
     for query in ask.queries:
-        positions = _near(placed, query, (_candidates(ask.k, ef), ef, reachable), masks, fresh)
+        positions = _near(placed, query, (_candidates(ask.k, ef), ef, reach), masks, fresh)
         if positions is None or len(positions) < wanted:
             METRICS.add("index.exact_instead")
             return None
@@ -223,10 +223,10 @@ def _near(
     fresh: np.ndarray,
 ) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
-    wanted, ef, reachable = how
+    wanted, ef, reach = how
     found = []
     for part, mask in zip(placed.parts, masks, strict=True):
-        nodes = part.graph.search(query, wanted, ef, mask, max(4 * ef, reachable // REACH))
+        nodes = part.graph.search(query, wanted, ef, mask, reach)
         if nodes is None:
             return None
         found.append(part.positions[nodes])
