@@ -119,7 +119,9 @@ def _overhead(
         definition = snapshot.catalog.table(table)
         column = next(c for c in definition.columns if c.name == "emb")
         index = FlatIndex(
-            snapshot.table(definition).vectors(column.id), parse_type(f"VECTOR({inputs.DIM})")
+            snapshot.table(definition).vectors(column.id),
+            parse_type(f"VECTOR({inputs.DIM})"),
+            session.env.caches.get("codes"),
         )
         for turn in range(repeats + 5):
             query = queries[turn % len(queries)]

@@ -152,7 +152,8 @@ def _within(
 
 
 def _flatten(rowids: np.ndarray, distances: np.ndarray, skip: int, is_batch: bool) -> Neighbors:
-    rowids, distances = rowids[:, skip:], distances[:, skip:]
+    if skip:
+        rowids, distances = rowids[:, skip:], distances[:, skip:]
     if not is_batch:
         found = rowids[0]
         if len(found) and found[-1] < 0:

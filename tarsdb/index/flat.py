@@ -45,6 +45,7 @@ class FlatIndex:
         self, blocks: Sequence[VectorBlock], sql_type: SqlType, codes: CodeCache | None = None
     ) -> None:
         self._type = sql_type
+        self._query_dtype = query_dtype(sql_type)
         self._codes = codes if sql_type.kind is Kind.VECTOR else None
         self._coded: CodedBlocks | None = None
         self._blocks = [block for block in blocks if len(block.rowids)]
@@ -260,7 +261,9 @@ class FlatIndex:
             raise DimensionMismatchError(
                 f"the query has shape {queries.shape}, the vectors are {self._type}"
             )
-        return np.ascontiguousarray(queries, dtype=query_dtype(self._type))
+        if queries.dtype == self._query_dtype and queries.flags.c_contiguous:
+            return queries
+        return np.ascontiguousarray(queries, dtype=self._query_dtype)
 
 
 def _runs_of(blocks: Sequence[VectorBlock], starts: np.ndarray) -> _Runs | None:

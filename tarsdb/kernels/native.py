@@ -63,6 +63,17 @@ def address(array: np.ndarray) -> int:
     return found
 
 
+class _Scratch(threading.local):
+    """Memory of one thread's searches for one query."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(_SCRATCH_FIXED + 2 * _SCRATCH_QUERY, np.uint8)
+        self.address = address(self._memory)
+
+
+_one_query = _Scratch()
+
+
 @dataclass(slots=True)
 class Scan:
     """One search over a block table by a compiled kernel.
@@ -172,11 +183,15 @@ class Scan:
         values: np.ndarray,
     ) -> int:  # fmt: skip
         table, count = self.table, len(queries)
-        scratch = np.empty(_SCRATCH_FIXED + _SCRATCH_QUERY * (count + 1), np.uint8)
+        if count == 1:
+            memory = _one_query.address
+        else:
+            scratch = np.empty(_SCRATCH_FIXED + _SCRATCH_QUERY * (count + 1), np.uint8)
+            memory = address(scratch)
         places = 0 if self.positions is None else address(self.positions)
         return self.kernel(
             table.address, len(table.entries) - 1, *window, places, table.row_bytes, table.width,
             address(queries), count, queries.shape[1] * queries.itemsize,
             self.metric | self.descending << 4, k, address(values), address(rowids),
-            address(scratch),
+            memory,
         )  # fmt: skip
