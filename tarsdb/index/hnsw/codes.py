@@ -75,7 +75,9 @@ class Space:
             window = slice(at, at + len(part))
             numbers, scale = _quantised(rows)
             codes[window, : rows.shape[1]] = numbers.view(np.uint8) ^ 128
-            constants[window, 0] = np.einsum("ij,ij->i", rows, rows)
+            # of the codes, as the inner products are: their rounding then cancels between near rows
+            squares = np.einsum("ij,ij->i", numbers, numbers, dtype=np.int64)
+            constants[window, 0] = squares * scale.astype(np.float64) ** 2
             constants[window, 1] = scale
             at += len(part)
         return codes, constants
