@@ -46,10 +46,10 @@ def run(context: Context, plan: Query) -> Result:
 
 def _knn(context: Context, plan: Knn) -> Result:
     found = vector_search.search(context, plan)
-    rows = vector_search.few_rows(context, plan, found)
-    if rows is not None:
+    stored = vector_search.few_values(context, plan, found)
+    if stored is not None:
         shape = vector_search.Shape.of(plan)
-        return Result(shape.names, shape.types, rows=rows)
+        return Result(shape.names, shape.types, rows=shape.shown(stored), stored=stored)
     columns = [column.owned() for column in vector_search.outputs(context, plan, found)]
     shape = vector_search.Shape.of(plan)
     if found.query_no is None:

@@ -59,13 +59,16 @@ def lookup(context: Context, plan: PointLookup) -> Result:
         columns = project.project(context, view, rowids, plan.predicate, plan.outputs)
         return Result(shape.names, shape.types, columns=columns)
     rows = []
+    stored: list[list[Any]] = [[] for _ in shape.shows]
     for rowid in rowids.tolist():
         row = view.row(rowid, shape.columns)
         if row is not None:
             rows.append(
                 tuple([row[i] if show is None else show(row[i]) for i, show in shape.shows])
             )
-    return Result(shape.names, shape.types, rows=rows)
+            for values, (i, _) in zip(stored, shape.shows, strict=True):
+                values.append(row[i])
+    return Result(shape.names, shape.types, rows=rows, stored=stored)
 
 
 def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:

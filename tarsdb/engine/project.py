@@ -16,7 +16,13 @@ from tarsdb.types import SqlType
 
 def header(outputs: Sequence[ex.Output]) -> tuple[list[str], list[SqlType | None]]:
     """Return names and types of a plan's outputs."""
-    return [o.name for o in outputs], [o.type for o in outputs]
+    return [o.name for o in outputs], [_type_of(o) for o in outputs]
+
+
+def _type_of(output: ex.Output) -> SqlType | None:
+    if output.type is None and isinstance(output.expr, ex.ColumnRef):
+        return output.expr.column.type
+    return output.type
 
 
 def project(

@@ -32,6 +32,9 @@ class Result:
         None where only the relational engine knows the type.
     rows : list of tuple, optional
         Python values, ready to hand out.
+    stored : list of list, optional
+        The storage values behind ``rows``, a list for each column: what a reader sees of a value
+        may be less than what is stored (an interval's months, the text of JSON).
     columns : list of Column, optional
         Storage values, owned (no views of the map).
     table : pyarrow.Table, optional
@@ -39,7 +42,7 @@ class Result:
         Rows a write touched; -1 where the statement was no write.
     """
 
-    __slots__ = ("_columns", "_rows", "_table", "changed", "names", "types")
+    __slots__ = ("_columns", "_rows", "_stored", "_table", "changed", "names", "types")
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Result:
         types: Sequence[SqlType | None] = (),
         *,
         rows: list[tuple[Any, ...]] | None = None,
+        stored: list[list[Any]] | None = None,
         columns: list[Column] | None = None,
         table: pa.Table | None = None,
         changed: int = -1,
@@ -54,6 +58,7 @@ class Result:
         self.names = tuple(names)
         self.types = tuple(types)
         self._rows = rows
+        self._stored = stored
         self._columns = columns
         self._table = table
         self.changed = changed
@@ -114,6 +119,7 @@ class Result:
 
         from tarsdb.engine.arrow import to_arrow
 
+        self._settle()
         if self._columns is not None:
             arrays = [to_arrow(column) for column in self._columns]
         else:
@@ -127,6 +133,7 @@ class Result:
     def numpy(self) -> dict[str, np.ndarray]:
         """Return a dict of name to array: vectors as (rows, dim), text and NULLs as objects."""
         self._require_rows()
+        self._settle()
         if self._columns is None and self._table is not None:
             self._columns = self._columns_of_table()
         if self._columns is not None:
@@ -134,9 +141,16 @@ class Result:
             return {name: _array(column) for name, column in pairs}
         rows = self._rows or []
         return {
-            name: _typed_array([row[i] for row in rows], self.types[i], name)
-            for i, name in enumerate(self.names)
+            name: _array_of_values([row[i] for row in rows]) for i, name in enumerate(self.names)
         }
+
+    def _settle(self) -> None:
+        """Make columns of stored values."""
+        if self._columns is None and self._stored is not None:
+            from tarsdb.columns import from_list
+
+            pairs = enumerate(self._stored)
+            self._columns = [from_list(self._require_type(i), values) for i, values in pairs]
 
     def df(self) -> pd.DataFrame:
         """Return the result as a pandas DataFrame (needs pandas)."""
@@ -185,15 +199,6 @@ def _array(column: Column) -> np.ndarray:
             wanted = np.float32 if column.type.kind.value == "HALFVEC" else column.type.dtype
             return np.array(column.values, dtype=wanted)
     return _array_of_values(present(column))
-
-
-def _typed_array(values: list[Any], sql_type: SqlType | None, name: str) -> np.ndarray:
-    if sql_type is None:
-        return _array_of_values(values)
-    from tarsdb.columns import from_list
-    from tarsdb.types import to_storage
-
-    return _array(from_list(sql_type, [to_storage(v, sql_type, name) for v in values]))
 
 
 def _array_of_values(values: list[Any]) -> np.ndarray:

@@ -8,14 +8,13 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import access, evaluate, vector_index
+from tarsdb.engine import access, evaluate, project, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.coded import CodeCache
@@ -297,14 +296,26 @@ class Shape:
         ]
         self.columns = list(evaluate.columns_of(*read))
         self.parameters = None if plan.predicate is None else evaluate.parameters_of(plan.predicate)
-        self.names = tuple(output.name for output in plan.outputs)
-        self.types = tuple(output.type for output in plan.outputs)
+        names, types = project.header(plan.outputs)
+        self.names = tuple(names)
+        self.types = tuple(
+            t if is_computed else REAL for t, is_computed in zip(types, computed, strict=True)
+        )
         # per output: None for the distance, else its expression
         self.nodes = [
             output.expr if is_computed else None
             for output, is_computed in zip(plan.outputs, computed, strict=True)
         ]
-        self.shows = _shows(self.nodes)
+        self.plain = _plain_columns(self.nodes)
+        self.shows = [None if t is None else presenter(t) for t in self.types]
+
+    def shown(self, stored: list[list[Any]]) -> list[tuple[Any, ...]]:
+        """Return storage values as the rows a reader sees."""
+        columns = [
+            values if show is None else [show(value) for value in values]
+            for values, show in zip(stored, self.shows, strict=True)
+        ]
+        return list(zip(*columns, strict=True))
 
     @staticmethod
     def of(plan: Knn) -> Shape:
@@ -315,40 +326,33 @@ class Shape:
         return shape
 
 
-_Shows = list[tuple[ColumnDef, Callable[[Any], Any] | None] | None]
-
-
-def _shows(nodes: list[ex.Expr | None]) -> _Shows | None:
-    """Return per output its column and how to show it, None for the distance; None for more."""
-    found: _Shows = []
+def _plain_columns(nodes: list[ex.Expr | None]) -> list[ColumnDef | None] | None:
+    """Return per output its scalar column, None for the distance; None where others are asked."""
+    found: list[ColumnDef | None] = []
     for node in nodes:
         if node is None:
             found.append(None)
         elif isinstance(node, ex.ColumnRef) and not node.column.type.is_vector:
-            found.append((node.column, presenter(node.column.type)))
+            found.append(node.column)
         else:
             return None
     return found
 
 
-def few_rows(context: Context, plan: Knn, found: Neighbors) -> list[tuple[Any, ...]] | None:
-    """Return a short answer as rows without making arrays of it; None where columns are needed."""
-    shape = Shape.of(plan)
-    if shape.shows is None or found.query_no is not None:
+def few_values(context: Context, plan: Knn, found: Neighbors) -> list[list[Any]] | None:
+    """Return a short answer as storage values, a list for each output; None where it is not one.
+
+    No arrays are made of it, which is most of the work of a small search.
+    """
+    plain = Shape.of(plan).plain
+    if plain is None or found.query_no is not None:
         return None
-    wanted = [shown[0] for shown in shape.shows if shown is not None]
+    wanted = [column for column in plain if column is not None]
     values = context.view(plan.table).few_values(found.rowids.tolist(), wanted)
     if values is None:
         return None
     columns = iter(values)
-    parts: list[list[Any]] = []
-    for shown in shape.shows:
-        if shown is None:
-            parts.append(found.distances.tolist())
-        else:
-            items = next(columns)
-            parts.append(items if shown[1] is None else [shown[1](item) for item in items])
-    return list(zip(*parts, strict=True))
+    return [found.distances.tolist() if column is None else next(columns) for column in plain]
 
 
 def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:
