@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.vector_index import OPERATORS
+from tarsdb.engine.vector_index import OPERATORS, candidates
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
@@ -25,8 +25,9 @@ from tarsdb.storage import (
     Lease,
     Snapshot,
     WriteSet,
+    background,
+    known_parts,
     put_blob,
-    read_parts,
     replace_parts,
 )
 from tarsdb.types import Kind, SqlType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tarsdb.index.hnsw import Graph
     from tarsdb.storage import Environment
 
+THREAD = "indexer"
 FRESH_ROWS = 1000
 """Fresh rows that are worth a part: searching them exactly then takes as long as the graphs do."""
 TIER = 4
@@ -138,7 +140,7 @@ def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
         for query, wanted, rowid in zip(
             queries, truth, source.rowids[sample].tolist(), strict=True
         ):
-            near = graph.search(query, max(2 * k, ef), max(ef, k))
+            near = graph.search(query, candidates(k, ef), max(ef, k))
             assert near is not None
             found, _ = flat.search(query[np.newaxis], k, op, positions=at[near])
             right = set(wanted.tolist()) - {rowid}
@@ -178,6 +180,7 @@ def _make_part(
 def publish(context: Context, table: TableDef, index: IndexDef) -> None:
     """Build an index over everything the transaction's snapshot shows, to appear at its commit."""
     writes = context.require_writes()
+    writes.depend("table", table.name, table.version)  # the index may be dropped meanwhile
     commits = (0, context.snapshot.commit)
     source = _source(context.snapshot, table, index, commits)
     build = Build(context.engines.settings["threads"], context.engines.interrupt.check)
@@ -194,7 +197,7 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
     """
     with Lease(env) as lease:
         with Snapshot(env) as snapshot:
-            stored = read_parts(snapshot.txn, index.id)
+            stored = known_parts(snapshot.txn, index.id)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
             source = _source(snapshot, table, index, commits)
@@ -220,20 +223,8 @@ def after_commit(env: Environment, writes: WriteSet) -> None:
                 known[index.id] = known.get(index.id, 0) + rows
                 if known[index.id] > FRESH_ROWS:
                     due.append((own.table, index))
-    if due and "indexer" not in env.caches:
-        _start(env, due)
-
-
-def _start(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
-    if not env.retain():
-        return
-    thread = threading.Thread(target=_run, args=(env, due), name="tarsdb-indexer")
-    env.caches["indexer"] = thread
-    try:
-        thread.start()
-    except RuntimeError:  # no more threads, or the interpreter ends: a later writer builds
-        env.caches.pop("indexer", None)
-        env.release()
+    if due and not background.is_busy(env, THREAD):
+        background.start(env, THREAD, lambda: _run(env, due))
 
 
 def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
@@ -246,9 +237,6 @@ def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
                 refresh(env, table, index, Build(check=_check_exit), whole)
     except (Error, _AtExit):  # dropped meanwhile, no space, damaged: the next writer tries again
         METRICS.add("index.upkeep_failures")
-    finally:
-        env.caches.pop("indexer", None)
-        env.release()
 
 
 class _AtExit(Exception):
@@ -286,7 +274,7 @@ def _flat(snapshot: Snapshot, table: TableDef, index: IndexDef) -> FlatIndex:
 def _is_due(env: Environment, table: TableDef, index: IndexDef) -> tuple[bool, bool]:
     """Return whether an index wants another part, and whether it had better be built anew."""
     with Snapshot(env) as snapshot:
-        stored = read_parts(snapshot.txn, index.id)
+        stored = known_parts(snapshot.txn, index.id)
         fresh = _fresh(snapshot, table, index, stored)
         covered = snapshot.table(table).count() - fresh
     whole = sum(part.rows for part in stored) > 2 * max(covered, 0) + FRESH_ROWS
@@ -295,6 +283,4 @@ def _is_due(env: Environment, table: TableDef, index: IndexDef) -> tuple[bool, b
 
 def wait(env: Environment) -> None:
     """Return when no part is being built in the background."""
-    thread = env.caches.get("indexer")
-    if thread is not None and thread is not threading.current_thread():
-        thread.join()
+    background.wait(env, THREAD)

@@ -363,6 +363,8 @@ def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None
 def drop_table(context: Context, table: TableDef) -> None:
     """Drop a table with its rows and indexes."""
     writes = context.require_writes()
+    for index in table.indexes:
+        writes.set_parts(index.id, None)
     writes.drop_table_data(table)
     writes.delete_object("table", table.name)
     context.refresh()
@@ -379,6 +381,7 @@ def drop_index(context: Context, plan: Drop) -> Result:
     if index.origin == "primary key":
         raise CatalogError(f"cannot drop index {index.name}: it is the primary key of {table.name}")
     kept = tuple(i for i in table.indexes if i.id != index.id)
+    context.require_writes().set_parts(index.id, None)
     _publish(context, replace(table, indexes=kept))
     return DONE
 

@@ -36,7 +36,9 @@ EXACT_WORK = 9.0
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
-_KEPT_GRAPHS = 32
+KEPT_BYTES = 1 << 30
+"""Graphs a process keeps in memory for the next search, whatever snapshot they belong to."""
+MOST_EF = 1 << 20
 _DEFAULT_EF = 64
 
 
@@ -93,7 +95,11 @@ def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
 
     Kept in memory while the vectors and the parts stay the same.
     """
-    stored = read_parts(context.snapshot.txn, index.id)
+    try:
+        stored = read_parts(context.snapshot.txn, index.id)
+    except CorruptionError:
+        METRICS.add("index.damaged_parts")
+        return None
     if not stored:
         return None
     kept: dict[int, tuple[FlatIndex, Any, Placed | None]] = context.snapshot.env.caches.setdefault(
@@ -141,14 +147,25 @@ def _graph(context: Context, part: IndexPart) -> tuple[Graph, np.ndarray]:
     found = kept.get(part.digest)
     if found is None:
         named = arrays.unpack(read_arrays(context.snapshot.txn, part))
-        calibration = named.pop("calibration", np.empty((0, 2)))
-        if calibration.ndim != 2 or calibration.shape[1] != 2:
-            raise CorruptionError(f"the calibration of a graph has shape {calibration.shape}")
+        calibration = _sound_calibration(named.pop("calibration", np.empty((0, 2))))
         found = Graph.from_arrays(named), calibration
-        while len(kept) >= _KEPT_GRAPHS:
-            kept.pop(next(iter(kept)), None)
+        _make_room(kept, found[0].nbytes)
         kept[part.digest] = found
     return found
+
+
+def _make_room(kept: dict[str, tuple[Graph, np.ndarray]], nbytes: int) -> None:
+    """Forget the graphs read longest ago until another one fits; what is in use lives on."""
+    while kept and nbytes + sum(graph.nbytes for graph, _ in kept.values()) > KEPT_BYTES:
+        kept.pop(next(iter(kept)), None)
+
+
+def _sound_calibration(steps: np.ndarray) -> np.ndarray:
+    if steps.ndim != 2 or steps.shape[1] != 2 or steps.dtype != np.float64:
+        raise CorruptionError(f"the calibration of a graph is {steps.dtype} {steps.shape}")
+    if not ((steps[:, 0] >= 1) & (steps[:, 0] <= MOST_EF) & (steps[:, 1] >= 0)).all():
+        raise CorruptionError("the calibration of a graph names list sizes out of range")
+    return steps
 
 
 # --- searching ---
@@ -164,7 +181,6 @@ class Ask:
     ef: int
     """0: by target recall."""
     target_recall: float
-    threads: int = 1
 
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
@@ -204,7 +220,7 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     wanted = min(ask.k, reachable)
     found = []
     for query in ask.queries:
-        positions = _near(placed, query, (_candidates(ask.k, ef), ef, reach), masks, fresh)
+        positions = _near(placed, query, (candidates(ask.k, ef), ef, reach), masks, fresh)
         if positions is None or len(positions) < wanted:
             METRICS.add("index.exact_instead")
             return None
@@ -233,6 +249,6 @@ def _near(
     return np.concatenate([*found, fresh])
 
 
-def _candidates(k: int, ef: int) -> int:
+def candidates(k: int, ef: int) -> int:
     """Return how many candidates are compared by their full vectors."""
     return min(max(ef, k), max(2 * k, k + EXTRA))

@@ -86,9 +86,7 @@ def _ask(
     context: Context, queries: np.ndarray, k: int, positions: np.ndarray | None
 ) -> vector_index.Ask:
     settings = context.engines.settings
-    return vector_index.Ask(
-        queries, k, positions, settings["ef_search"], settings["target_recall"], settings["threads"]
-    )
+    return vector_index.Ask(queries, k, positions, settings["ef_search"], settings["target_recall"])
 
 
 def _by_index(

@@ -6,6 +6,7 @@ gets None and its caller searches exactly. Building waits for them. Knows no gra
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,18 @@ def _compile(level: str) -> None:
         _known[level] = None
         return
     _known[level] = GraphKernels(variant, **ready)
+
+
+def _forget_threads() -> None:
+    """After fork: what the parent was compiling is not to be had, LLVM's locks may be held."""
+    global _lock
+    _lock = threading.Lock()
+    for level in _threads:
+        _known.setdefault(level, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _variant(level: str) -> str:

@@ -5,13 +5,20 @@ transaction wants to write, ``TableView`` one table of a snapshot with the trans
 top. Knows no SQL, no kernels and no models; the other packages never see LMDB.
 """
 
+from tarsdb.storage import background
 from tarsdb.storage.blobs import put_blob
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.history import commit_log
-from tarsdb.storage.index_parts import IndexPart, read_arrays, read_parts, replace_parts
+from tarsdb.storage.index_parts import (
+    IndexPart,
+    known_parts,
+    read_arrays,
+    read_parts,
+    replace_parts,
+)
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.leases import Lease
 from tarsdb.storage.merge import merge, tables_of, wait_for_merge
@@ -32,8 +39,10 @@ __all__ = [
     "Snapshot",
     "TableView",
     "WriteSet",
+    "background",
     "check",
     "commit_log",
+    "known_parts",
     "merge",
     "put_blob",
     "read_arrays",

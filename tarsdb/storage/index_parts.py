@@ -9,6 +9,7 @@ data: losing one loses no row. Knows no algorithm.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,14 @@ def _decode(key: bytes, raw: memoryview | bytes) -> tuple[IndexPart, ...]:
         )
 
 
+def known_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
+    """Return the parts of an index, none when their list is damaged: for whoever builds anew."""
+    try:
+        return read_parts(txn, index)
+    except CorruptionError:
+        return ()
+
+
 def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
     """Store the list of parts."""
     key = _key(index)
@@ -81,15 +90,15 @@ def forget_parts(txn: WriteTxn, index: int) -> None:
 def replace_parts(
     env: Environment,
     index: int,
-    expected: Sequence[IndexPart],
+    expected: tuple[IndexPart, ...],
     parts: Sequence[IndexPart],
     lease: leases.Lease,
 ) -> bool:
     """Publish other parts unless somebody else did first; return whether it was done."""
 
     def work(txn: WriteTxn) -> bool:
-        raw = txn.get("meta", _key(index))
-        done = raw is not None and _decode(_key(index), raw) == tuple(expected)
+        # gone: the index was dropped; other parts: somebody else built some
+        done = txn.get("meta", _key(index)) is not None and known_parts(txn, index) == expected
         if done:
             write_parts(txn, index, parts)
         lease.drop_all(txn)
@@ -102,7 +111,8 @@ def all_digests(txn: ReadTxn) -> set[str]:
     """Return the blobs of all parts."""
     found: set[str] = set()
     for key, raw in txn.range("meta", _PREFIX, keys.successor(_PREFIX)):
-        found.update(part.digest for part in _decode(key, raw))
+        with contextlib.suppress(CorruptionError):  # what cannot be read is rebuilt, not kept
+            found.update(part.digest for part in _decode(key, raw))
     return found
 
 

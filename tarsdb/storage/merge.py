@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from tarsdb.columns import Column, from_list
 from tarsdb.errors import CorruptionError, Error, StorageFullError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import TableDef
-from tarsdb.storage import failpoints, keys, records, rewrite
+from tarsdb.storage import background, failpoints, keys, records, rewrite
 from tarsdb.storage.blocks import missing_value
 from tarsdb.storage.catalog import CatalogView, current_table, load_objects
 from tarsdb.storage.formats import TableCounters
@@ -33,6 +32,7 @@ from tarsdb.storage.values import ValueType, unpack
 if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
+THREAD = "merge"
 _PRESSURE = 4
 _SMALL_SEGMENTS = 4
 
@@ -202,20 +202,8 @@ def after_commit(env: Environment, counters: Mapping[int, TableCounters]) -> Non
         known[table_id] = each.delta_rows
         if each.delta_rows > limit:
             over.append(table_id)
-    if over and env.options.background_merge and "merger" not in env.caches:
-        _start(env, over)
-
-
-def _start(env: Environment, tables: list[int]) -> None:
-    if not env.retain():
-        return
-    thread = threading.Thread(target=_run, args=(env, tables), name="tarsdb-merge")
-    env.caches["merger"] = thread
-    try:
-        thread.start()
-    except RuntimeError:  # no more threads, or the interpreter ends: a later writer merges
-        env.caches.pop("merger", None)
-        env.release()
+    if over and env.options.background_merge and not background.is_busy(env, THREAD):
+        background.start(env, THREAD, lambda: _run(env, over))
 
 
 def _run(env: Environment, tables: list[int]) -> None:
@@ -223,9 +211,6 @@ def _run(env: Environment, tables: list[int]) -> None:
         _merge_ids(env, tables)
     except Error:  # the next writer tries again; a damaged delta shows itself when read
         METRICS.add("storage.merge_failures")
-    finally:
-        env.caches.pop("merger", None)
-        env.release()
 
 
 def _merge_ids(env: Environment, tables: list[int]) -> None:
@@ -238,6 +223,4 @@ def _merge_ids(env: Environment, tables: list[int]) -> None:
 
 def wait_for_merge(env: Environment) -> None:
     """Return when no background merge runs."""
-    thread = env.caches.get("merger")
-    if thread is not None and thread is not threading.current_thread():
-        thread.join()
+    background.wait(env, THREAD)

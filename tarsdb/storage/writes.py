@@ -218,17 +218,17 @@ class WriteSet:
         """Return an object id never given out before in this file."""
         return object_ids.new_id(self.env)
 
-    def set_parts(self, index: int, parts: Sequence[IndexPart]) -> None:
-        """Replace the parts of a vector index when this commits."""
-        had, before = index in self.parts, self.parts.get(index)
+    def set_parts(self, index: int, parts: Sequence[IndexPart] | None) -> None:
+        """Replace the parts of a vector index when this commits; None: it is dropped again."""
+        before = self.parts.pop(index, None)
 
         def undo() -> None:
-            if had and before is not None:
+            self.parts.pop(index, None)
+            if before is not None:
                 self.parts[index] = before
-            else:
-                self.parts.pop(index, None)
 
-        self.parts[index] = tuple(parts)
+        if parts is not None:
+            self.parts[index] = tuple(parts)
         self.journal.append(undo)
 
     def put_blob(self, data: Iterable[bytes] | bytes) -> str:

@@ -63,6 +63,11 @@ class Graph:
         return len(self.rowids)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.to_arrays().values())
+
+    @property
     def dim(self) -> int:
         """Dimension of the vectors."""
         return len(self.space.mean) - (self.space.op == "<#>")
