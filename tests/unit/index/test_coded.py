@@ -17,6 +17,7 @@ from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import address
 from tarsdb.metrics import METRICS
 from tarsdb.types import parse_type
+from tests.unit.index.levels import forced
 
 OPERATORS = {"<->": reference.L2, "<#>": reference.IP, "<=>": reference.COSINE}
 ROWS = 700
@@ -25,13 +26,7 @@ DIMS = (1, 2, 7, 33, 64, 100, 255, 1025)
 
 @pytest.fixture(scope="module", params=["avx512", "avx2"])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    order = dispatch.LEVELS
-    if order.index(request.param) < order.index(dispatch._best_level()):
-        pytest.skip(f"this processor has no {request.param}")
-    dispatch.use(request.param)
-    dispatch.warmup()
-    yield request.param
-    dispatch.use(None)
+    yield from forced(request.param)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from tarsdb.index.base import METRICS, metric_code
 from tarsdb.index.flat import FlatIndex, distances, prepare_query, query_dtype
 from tarsdb.kernels import dispatch
 from tarsdb.types import SqlType, parse_type
+from tests.unit.index.levels import forced
 
 TYPES = ("VECTOR", "HALFVEC", "INT8VEC", "BIT")
 
@@ -25,13 +26,7 @@ def operators(sql_type: SqlType) -> list[str]:
 
 @pytest.fixture(scope="module", params=dispatch.LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    order = dispatch.LEVELS
-    if order.index(request.param) < order.index(dispatch._best_level()):
-        pytest.skip(f"this processor has no {request.param}")
-    dispatch.use(request.param)
-    dispatch.warmup()
-    yield request.param
-    dispatch.use(None)
+    yield from forced(request.param)
 
 
 def small_integers(sql_type: SqlType, rows: int, seed: int = 0) -> np.ndarray:

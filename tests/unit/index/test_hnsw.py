@@ -15,9 +15,9 @@ from tarsdb.index.hnsw.codes import Space
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
 from tarsdb.types import parse_type
+from tests.unit.index.levels import forced
 
 OPERATORS = ("<->", "<#>", "<=>")
-LEVELS = ("avx512", "avx2", "portable")
 
 
 def clustered(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -47,13 +47,9 @@ def built(rows: np.ndarray, op: str = "<->", **options: float) -> Graph:
 
 @pytest.fixture
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = dispatch.level()
-    if LEVELS.index(request.param) < LEVELS.index(before):
-        pytest.skip(f"this processor has no {request.param}")
-    dispatch.use(request.param)
-    assert kernels.wait() is not None
-    yield request.param
-    dispatch.use(before)
+    for level in forced(request.param):
+        assert kernels.wait() is not None
+        yield level
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -91,7 +87,7 @@ def test_norms_far_apart(op: str) -> None:
     assert recall(graph, rows, op, 100, clustered(60, 16, 2)) >= 0.9
 
 
-@pytest.mark.parametrize("level", LEVELS, indirect=True)
+@pytest.mark.parametrize("level", dispatch.LEVELS, indirect=True)
 def test_every_level_builds_the_same_graph(level: str) -> None:
     rows = clustered(1500, 33, 5)
     graph = built(rows)
