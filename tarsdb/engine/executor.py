@@ -49,7 +49,7 @@ def _knn(context: Context, plan: Knn) -> Result:
     stored = vector_search.few_values(context, plan, found)
     if stored is not None:
         shape = vector_search.Shape.of(plan)
-        return Result(shape.names, shape.types, rows=shape.shown(stored), stored=stored)
+        return Result.short(shape.names, shape.types, shape.shown(stored), stored)
     columns = [column.owned() for column in vector_search.outputs(context, plan, found)]
     shape = vector_search.Shape.of(plan)
     if found.query_no is None:

@@ -68,7 +68,7 @@ def lookup(context: Context, plan: PointLookup) -> Result:
             )
             for values, (i, _) in zip(stored, shape.shows, strict=True):
                 values.append(row[i])
-    return Result(shape.names, shape.types, rows=rows, stored=stored)
+    return Result.short(shape.names, shape.types, rows, stored)
 
 
 def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:

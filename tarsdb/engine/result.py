@@ -32,9 +32,6 @@ class Result:
         None where only the relational engine knows the type.
     rows : list of tuple, optional
         Python values, ready to hand out.
-    stored : list of list, optional
-        The storage values behind ``rows``, a list for each column: what a reader sees of a value
-        may be less than what is stored (an interval's months, the text of JSON).
     columns : list of Column, optional
         Storage values, owned (no views of the map).
     table : pyarrow.Table, optional
@@ -50,7 +47,6 @@ class Result:
         types: Sequence[SqlType | None] = (),
         *,
         rows: list[tuple[Any, ...]] | None = None,
-        stored: list[list[Any]] | None = None,
         columns: list[Column] | None = None,
         table: pa.Table | None = None,
         changed: int = -1,
@@ -58,10 +54,27 @@ class Result:
         self.names = tuple(names)
         self.types = tuple(types)
         self._rows = rows
-        self._stored = stored
+        self._stored: list[list[Any]] | None = None
         self._columns = columns
         self._table = table
         self.changed = changed
+
+    @classmethod
+    def short(
+        cls,
+        names: Sequence[str],
+        types: Sequence[SqlType | None],
+        rows: list[tuple[Any, ...]],
+        stored: list[list[Any]],
+    ) -> Result:
+        """Return a result of rows and the storage values behind them, a list for each column.
+
+        What a reader sees of a value may be less than what is stored: an interval's months, the
+        text of JSON. Arrow and NumPy are made of what is stored.
+        """
+        result = cls(names, types, rows=rows)
+        result._stored = stored
+        return result
 
     @property
     def has_rows(self) -> bool:
