@@ -185,9 +185,7 @@ class Session:
         variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
-        gate: threading.Lock | None = self.env.caches.get("retry_gate")
-        if gate is None:
-            gate = self.env.caches.setdefault("retry_gate", threading.Lock())
+        gate = self.env.retry_gate
         if gate.locked():  # someone runs again after a conflict: let it through first
             with gate:
                 pass

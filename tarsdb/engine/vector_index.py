@@ -46,9 +46,14 @@ def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
     """Return the index of a column that answers an operator, or None."""
     for index in table.indexes:
         is_fitting = index.method == "hnsw" and index.column_ids == (column_id,)
-        if is_fitting and OPERATORS[index.options["metric"]] == op:
+        if is_fitting and operator(index) == op:
             return index
     return None
+
+
+def operator(index: IndexDef) -> str:
+    """Return the operator an index answers."""
+    return OPERATORS[index.options["metric"]]
 
 
 # --- placing ---
