@@ -18,7 +18,7 @@ class GraphOptions:
     Parameters
     ----------
     m : int
-        A node keeps up to ``2 * m`` neighbours.
+        Neighbours chosen for a new node; it may have ``2 * m`` once others choose it.
     ef_construction : int
         List size of the searches that find a new node's neighbours.
     alpha : float

@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
+from tarsdb.kernels.cpu.memory import put_int, put_real, read_double
 
 TILE, CONSTANTS = 16, 5  # as in coded.py; a test compares them
 L2, IP, COSINE = range(3)  # as in reference.py
@@ -183,39 +184,6 @@ def _encode_query(typingctx, query, width, limit, target, found):  # type: ignor
     return types.void(*[types.int64] * 5), codegen
 
 
-def _moving(kind: Any, value: Any, is_read: bool) -> tuple[Any, Any]:
-    """Return type and code of reading or writing number ``index`` at an address."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        size = ir.Constant(_I64, 8 if kind == _DOUBLE else 4)
-        place = b.add(args[0], b.mul(args[1], size))
-        if is_read:
-            return load(b, place, kind)
-        store(b, args[2], place)
-        return context.get_dummy_value()
-
-    where = (types.int64, types.int64)
-    return value(*where) if is_read else types.void(*where, value), codegen
-
-
-@intrinsic
-def _double(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read a float64."""
-    return _moving(_DOUBLE, types.float64, True)
-
-
-@intrinsic
-def _put_real(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write a float32."""
-    return _moving(_FLOAT, types.float32, False)
-
-
-@intrinsic
-def _put_int(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write an int32."""
-    return _moving(_I32, types.int32, False)
-
-
 def make_query_coder() -> Any:
     """Return the (not yet compiled) coder of queries.
 
@@ -238,16 +206,16 @@ def make_query_coder() -> Any:
         queries, count, width, padded, codes, numbers, pitch, metric, limit, extremes,
         work,
     ):  # fmt: skip
-        largest, smallest = _double(extremes, 0), _double(extremes, 1)
+        largest, smallest = read_double(extremes, 0), read_double(extremes, 1)
         kappa = 4 * 2.0**-24 * (width / 8 + 32)
         usable = 0
         for j in range(count):
             target = codes + j * padded
             for word in range(width // TILE * TILE // 4, padded // 4):
-                _put_int(target, word, 0)
+                put_int(target, word, 0)
             _encode_query(queries + 4 * width * j, width, limit, target, work)
-            scale, square = _double(work, 0), _double(work, 1)
-            norm, lost = math.sqrt(square), math.sqrt(_double(work, 2)) * (1 + 1e-9)
+            scale, square = read_double(work, 0), read_double(work, 1)
+            norm, lost = math.sqrt(square), math.sqrt(read_double(work, 2)) * (1 + 1e-9)
             of_dot, of_coded, of_residual = scale, lost, norm
             of_square, always = 0.0, 0.0
             if metric == L2:
@@ -264,14 +232,14 @@ def make_query_coder() -> Any:
             usable += known
             if not known:
                 of_dot = of_coded = of_residual = of_square = always = 0.0
-            _put_real(numbers, j, of_dot)
-            _put_real(numbers, pitch + j, of_coded * UPWARD)
-            _put_real(numbers, 2 * pitch + j, of_residual * UPWARD)
-            _put_real(numbers, 3 * pitch + j, of_square * UPWARD)
-            _put_real(numbers, 4 * pitch + j, (always + width * TINY_SCALE) * UPWARD)
-            _put_real(numbers, 5 * pitch + j, math.inf if known else -3.0e38)
-            _put_int(numbers, 6 * pitch + j, int(128 * _double(work, 3)) if known else 0)
-            _put_int(numbers, 7 * pitch + j, 0)
+            put_real(numbers, j, of_dot)
+            put_real(numbers, pitch + j, of_coded * UPWARD)
+            put_real(numbers, 2 * pitch + j, of_residual * UPWARD)
+            put_real(numbers, 3 * pitch + j, of_square * UPWARD)
+            put_real(numbers, 4 * pitch + j, (always + width * TINY_SCALE) * UPWARD)
+            put_real(numbers, 5 * pitch + j, math.inf if known else -3.0e38)
+            put_int(numbers, 6 * pitch + j, int(128 * read_double(work, 3)) if known else 0)
+            put_int(numbers, 7 * pitch + j, 0)
         return usable
 
     return code_queries
