@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import statistics
@@ -205,7 +206,20 @@ def main() -> None:
     found = harness.environment(())
     found["versions"] |= record.pop("versions")
     if given.store:
-        harness.write(given.store, {**record, **found})
+        harness.write(given.store, _with_other_kinds({**record, **found}, given.store))
+
+
+def _with_other_kinds(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Add the kinds of searches an earlier run measured on the same data and machine."""
+    file = harness.RESULTS / f"{name}.json"
+    if not file.exists():
+        return record
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if any(before[key] != record[key] for key in ("data", "machine", "versions")):
+        return record
+    for key in ("figures", "tarsdb_share_of"):
+        record[key] = {**before[key], **record[key]}
+    return record
 
 
 if __name__ == "__main__":
