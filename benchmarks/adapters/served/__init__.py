@@ -1,11 +1,12 @@
 """Databases with an index over vectors in durable files, each served by a process of its own.
 
 A module here has ``PACKAGE``, ``IMPORTS`` (what must be importable), ``ENVIRONMENT`` (variables its
-process gets), ``SHARE`` (of the rows, below 1 where loading takes too long; in its favour) and
-``Store``: ``Store(folder, dim)`` makes or opens, ``load(rows)`` inserts and indexes, durable when it
-returns, ``tune(size)`` sets how far a search goes, ``sizes`` are the values worth trying, ascending
-(``(0,)`` for exact search), ``search(query, k, kind)`` returns ids, and ``close()``. A search reads
-the column ``sel`` of each row it finds, as an application would, except for the kind ``ids``.
+process gets), ``SHARE`` (of the rows, below 1 where loading takes too long, in its favour) and
+``Store``: ``Store(folder, dim)`` makes or opens, ``load(rows)`` inserts and indexes, durable when
+it returns, ``tune(size)`` sets how far a search goes, ``sizes`` are the values worth trying,
+ascending (``(0,)`` for exact search), ``search(query, k, kind)`` returns ids, and ``close()``. A
+search reads the column ``sel`` of each row it finds, as an application would, except for the kind
+``ids``.
 """
 
 from __future__ import annotations

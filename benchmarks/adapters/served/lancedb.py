@@ -1,6 +1,6 @@
 """LanceDB: IVF_HNSW_SQ in one partition (its advice for small tables) and ordered indexes.
 
-Candidates are compared by their full vectors (``refine_factor``), else it does not reach the recall.
+Candidates are compared by full vectors (``refine_factor``), else it does not reach the recall.
 """
 
 from __future__ import annotations
