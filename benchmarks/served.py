@@ -125,7 +125,7 @@ def _python(imports: tuple[str, ...]) -> str:
 
 def _load(name: str, folder: pathlib.Path, count: int) -> tuple[Any, dict[str, Any], np.ndarray]:
     module = served.adapter(name)
-    given = rows(max(1, int(count * module.SHARE)))
+    given = rows(count).first(max(1, int(count * module.SHARE)))
     note = folder / "loaded.json"
     if not note.exists():
         store = module.Store(folder, given.vectors.shape[1])

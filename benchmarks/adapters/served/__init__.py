@@ -38,6 +38,11 @@ class Rows:
     label: np.ndarray
     vectors: np.ndarray
 
+    def first(self, count: int) -> Rows:
+        """Return the first rows."""
+        parts = (self.ids, self.sel, self.label, self.vectors)
+        return Rows(*(part[:count] for part in parts))
+
     def allowed(self, kind: str) -> np.ndarray:
         """Return which rows a kind of search may find, bool (rows,)."""
         found = FILTERS[kind]

@@ -270,14 +270,20 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 node = near[i]
                 key = distance(codes, constants, node, query, factor, correction)
                 entry = _pack(key, node)
+                if allowed.shape[0] and allowed[node]:
+                    at = _insert(best, taken, best.shape[0], entry)
+                    taken = min(taken + (at < best.shape[0]), best.shape[0])
+                # farther than all of a full list of answers: it would never be expanded
+                if taken and taken == best.shape[0] and entry >> 1 > best[taken - 1] >> 1:
+                    continue
                 at = _insert(beam, size, beam.shape[0], entry)
                 if at < beam.shape[0]:
                     size = min(size + 1, beam.shape[0])
                     lowest = min(lowest, at)
-                if allowed.shape[0] and allowed[node]:
-                    at = _insert(best, taken, best.shape[0], entry)
-                    taken = min(taken + (at < best.shape[0]), best.shape[0])
-            current = min(current, lowest)
+            if taken and taken == best.shape[0]:
+                while size and beam[size - 1] >> 1 > best[taken - 1] >> 1:
+                    size -= 1
+            current = min(current, lowest, size)
             while current < size and beam[current] & 1:
                 current += 1
             if current == size:
