@@ -33,7 +33,7 @@ from tarsdb.storage import Snapshot, table_stats, tables_of  # noqa: E402
 
 K = 10
 TARGET = 0.985
-VECTOR_BATCH, SCALAR_BATCH = 100, 1000
+VECTOR_BATCH, SCALAR_BATCH, DELETE_BATCH = 100, 1000, 1000
 CHURN = 500
 """Vectors changed last before search at churn is measured: they are fresh, in the delta."""
 BACKGROUND = ("tarsdb-merge", "tarsdb-indexer")
@@ -82,7 +82,9 @@ class Table:
         live = np.flatnonzero(self.live)
         gone = self._rng.choice(live, len(live) - left, replace=False)
         self.live[gone] = False
-        self.db.executemany("DELETE FROM docs WHERE id = ?", [(i,) for i in gone.tolist()])
+        for at in range(0, len(gone), DELETE_BATCH):
+            ids = ", ".join(map(str, gone[at : at + DELETE_BATCH].tolist()))
+            self.db.execute(f"DELETE FROM docs WHERE id IN ({ids})")
 
     def recall(self, queries: np.ndarray) -> float:
         """Return recall@10 against the vectors as they are now."""
@@ -115,12 +117,16 @@ def run(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     size = _tune(table, queries)
     record: dict[str, Any] = {"ef_search": size, "recall": {"fresh": table.recall(queries)}}
     record["idle"] = _searched(table, queries)
+    print(f"  idle: {record['idle']}", flush=True)
     record["vector_updates"] = _updates(table, given.seconds)
+    print(f"  vector updates: {record['vector_updates']}", flush=True)
     record["churn"] = _churn(table, queries)
     record["churn_over_idle"] = record["churn"]["cpu_us"] / record["idle"]["cpu_us"]
     record["recall"]["churn"] = table.recall(queries)
     record["scalar_updates"] = _scalars(table, given.seconds / 4)
     record["merge"] = _during_merge(table, queries, size)
+    for name in ("churn", "scalar_updates", "merge"):
+        print(f"  {name}: {record[name]}", flush=True)
     for share in DELETED:
         table.delete_until(share)
         name = f"deleted_{round(share * 100)}"
