@@ -195,28 +195,48 @@ def arrow_batches(
 
 def update(context: Context, plan: Update) -> Result:
     """Update the rows that match, batch by batch."""
-    table = plan.table
     returned: list[Result] = []
     written = 0
     for rowids, given in _updates(context, plan):
-        context.engines.interrupt.check()
-        view = context.view(table)
-        ids = [column.id for column in table.columns]
-        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        if given is None:
-            batch = evaluate.Batch(len(rowids), dict(columns), context, rowids)
-            given = [evaluate.value(node, batch) for node in plan.assignments]
-        for column, answer in zip(plan.columns, given, strict=True):
-            columns[column.id] = derive.cast_column(answer, column, len(rowids))
-        changed = {column.id for column in plan.columns}
-        derive.generate(context, table, columns, len(rowids), changed)
-        derive.check(context, table, columns, len(rowids))
-        rows = derive.as_rows(table, columns)
-        context.require_writes().update(table, view, rowids.tolist(), rows)
-        written += len(rowids)
+        columns, rows = update_rows(context, plan, rowids, given)
+        written += rows
         if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, columns, len(rowids), rowids))
+            returned.append(_returning(context, plan, columns, rows, rowids))
     return _merge(returned, written)
+
+
+def update_rows(
+    context: Context, plan: Update, rowids: np.ndarray, given: list[Column | Constant] | None
+) -> tuple[derive.Columns, int]:
+    """Give rows their new values, computed from the plan's assignments where none are given.
+
+    Parameters
+    ----------
+    rowids : ndarray
+        int64 (rows,), each once.
+    given : list, optional
+        New values of the plan's columns.
+
+    Returns
+    -------
+    tuple
+        The rows as they are now, by column id, and their number.
+    """
+    context.engines.interrupt.check()
+    table, count = plan.table, len(rowids)
+    view = context.view(table)
+    ids = [column.id for column in table.columns]
+    columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+    if given is None:
+        batch = evaluate.Batch(count, dict(columns), context, rowids)
+        given = [evaluate.value(node, batch) for node in plan.assignments]
+    for column, answer in zip(plan.columns, given, strict=True):
+        columns[column.id] = derive.cast_column(answer, column, count)
+    derive.generate(context, table, columns, count, {column.id for column in plan.columns})
+    derive.check(context, table, columns, count)
+    rows = derive.as_rows(table, columns)
+    context.require_writes().update(table, view, rowids.tolist(), rows)
+    return columns, count
 
 
 def _updates(
