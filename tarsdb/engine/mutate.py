@@ -31,15 +31,16 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
         return row_insert.insert(context, plan)
     written = 0
     returned: list[Result] = []
-    for columns, rows in _source(context, plan, many):
-        context.engines.interrupt.check()
-        derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
-        derive.generate(context, plan.table, columns, rows)
-        derive.check(context, plan.table, columns, rows)
-        done = _store(context, plan, columns, rows)
-        written += done[1]
-        if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, done[0], done[1]))
+    with context.require_writes().loading():
+        for columns, rows in _source(context, plan, many):
+            context.engines.interrupt.check()
+            derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
+            derive.generate(context, plan.table, columns, rows)
+            derive.check(context, plan.table, columns, rows)
+            done = _store(context, plan, columns, rows)
+            written += done[1]
+            if plan.returning is not None or plan.returning_sql is not None:
+                returned.append(_returning(context, plan, done[0], done[1]))
     return _merge(returned, written)
 
 
