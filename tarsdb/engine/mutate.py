@@ -21,7 +21,7 @@ from tarsdb.sql.plan import Delete, Insert, Update, VariableScan
 
 BATCH_ROWS = 4096
 LARGE_ROWS = 1 << 16
-LARGE_BYTES = 24 << 20  # a batch of an Arrow table that is stored as it is
+LARGE_BYTES = 26 << 20  # a batch of an Arrow table that is stored as it is
 ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 
@@ -175,8 +175,8 @@ def _batch_rows(plan: Insert, table: Any) -> int:
     derived = plan.defaults or plan.on_conflict or plan.returning or plan.returning_sql
     if derived or plan.table.checks or any(column.generated for column in plan.table.columns):
         return BATCH_ROWS
-    fitting = LARGE_BYTES * table.num_rows // max(table.nbytes, 1)
-    return int(min(max(fitting, BATCH_ROWS), LARGE_ROWS))
+    batches = max(-(-table.nbytes // LARGE_BYTES), -(-table.num_rows // LARGE_ROWS), 1)
+    return int(max(-(-table.num_rows // batches), BATCH_ROWS))  # batches of one size
 
 
 def arrow_batches(

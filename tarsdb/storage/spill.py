@@ -11,14 +11,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tarsdb.storage import bulk, staging
 from tarsdb.storage.own_rows import OwnBlock, OwnRows
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from tarsdb.storage.writes import WriteSet
+
+T = TypeVar("T")
+
+_POLL_S = 0.0004
+
+
+class _UnderWay(NamedTuple):
+    own: OwnRows
+    batch: Sequence[OwnBlock]
+    outcome: Future[list[OwnBlock]]
 
 
 class Spill:
@@ -27,8 +40,9 @@ class Spill:
     def __init__(self, writes: WriteSet) -> None:
         self._writes = writes
         self._is_behind = False
+        self._worker: _Worker | None = None
         self._loaded: list[OwnRows] = []
-        self._under_way: tuple[OwnRows, Sequence[OwnBlock], _Behind] | None = None
+        self._under_way: _UnderWay | None = None
 
     @contextlib.contextmanager
     def behind(self) -> Iterator[None]:
@@ -43,9 +57,11 @@ class Spill:
             for own in self._loaded:
                 bulk.keep_in_memory(own)
         finally:
-            self._is_behind = False
-            self._loaded = []
-            self.abandon()
+            worker = self._worker
+            self._is_behind, self._worker = False, None
+            self._loaded, self._under_way = [], None
+            if worker is not None:
+                worker.stop()
 
     def added(self, own: OwnRows) -> None:
         """Stage the rows of a table that wait once there are enough; keep the others.
@@ -55,7 +71,7 @@ class Spill:
         StorageFullError, LockError, OperationalError
             This or the staging before it failed; the rows of both are still in memory.
         """
-        gone = {id(block.columns) for block in self._under_way[1]} if self._under_way else set()
+        gone = {id(block.columns) for block in self._under_way.batch} if self._under_way else set()
         waiting = [
             block
             for block in own.blocks
@@ -70,12 +86,6 @@ class Spill:
         elif own not in self._loaded:
             self._loaded.append(own)
 
-    def abandon(self) -> None:
-        """Wait for the staging under way and forget it, whatever its outcome."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way[2].wait()
-
     def _stage(self, own: OwnRows, batch: Sequence[OwnBlock]) -> None:
         writes = self._writes
         env, table, lease = writes.env, own.table, writes.lease()
@@ -85,17 +95,15 @@ class Spill:
 
         if not self._is_behind:
             self._swap(own, batch, work(lambda: None))
-            return
-        self._under_way = own, batch, _Behind(work)
-        self._under_way[2].start()
+        else:
+            self._worker = self._worker or _Worker()
+            self._under_way = _UnderWay(own, batch, self._worker.start(work))
 
     def _settle(self) -> None:
         """Wait for the staging under way, if any; its rows are on disk from then on."""
-        if self._under_way is not None:
-            own, batch, behind = self._under_way
-            done = behind.result()
-            self._under_way = None
-            self._swap(own, batch, done)
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            self._swap(under_way.own, under_way.batch, under_way.outcome.result())
 
     def _swap(self, own: OwnRows, batch: Sequence[OwnBlock], done: Sequence[OwnBlock]) -> None:
         swap = {id(block.columns): staged for block, staged in zip(batch, done, strict=True)}
@@ -110,44 +118,53 @@ def _staged(block: OwnBlock, staged: OwnBlock | None) -> OwnBlock:
     return block if staged is None else dataclasses.replace(staged, dead=block.dead)
 
 
-class _Behind:
-    """One piece of work in a thread; `start` returns when it says that only the disk is left."""
+class _Worker:
+    """A thread for one piece of work at a time; always the same, as its memory is warm."""
 
-    def __init__(self, work: Callable[[Callable[[], None]], list[OwnBlock]]) -> None:
-        self._work = work
-        self._is_written = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tarsdb-stage")
-        self._done: list[OwnBlock] = []
-        self._error: BaseException | None = None
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
 
-    def start(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "tarsdb-stage")
+
+    def start(self, work: Callable[[Callable[[], None]], T]) -> Future[T]:
+        """Start work and return its outcome to come, once it waits for the disk or is done.
+
+        Work calls its argument when only a commit is left. Before that it is Python's as the
+        caller's work is, and while LMDB copies pages it needs a core: beside either the caller
+        would gain nothing.
+        """
+        is_written = threading.Event()
+        thread: list[int] = []
+
+        def run() -> T:
+            thread.append(threading.get_ident())
+            try:
+                return work(is_written.set)
+            finally:
+                is_written.set()
+
+        outcome = self._pool.submit(run)
+        is_written.wait()
+        _wait_until_blocked(thread[0], outcome)
+        return outcome
+
+    def stop(self) -> None:
+        """Wait for the work under way, Ctrl-C or not, and end the thread."""
         try:
-            self._thread.start()
-        except RuntimeError:  # no more threads, or the interpreter ends
-            self._run()
-        # the rest of the work is Python's too: two threads would only wait for each other
-        self._is_written.wait()
-
-    def _run(self) -> None:
-        try:
-            self._done = self._work(self._is_written.set)
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._is_written.set()
-
-    def wait(self) -> None:
-        """Return when the thread has ended, Ctrl-C or not."""
-        if self._thread.ident is None:  # never started, or Ctrl-C came just then: see Lease.hold
-            return
-        try:
-            self._thread.join()
+            self._pool.shutdown()
         except BaseException:
-            self._thread.join()
+            self._pool.shutdown()
             raise
 
-    def result(self) -> list[OwnBlock]:
-        self.wait()
-        if self._error is not None:
-            raise self._error
-        return self._done
+
+def _wait_until_blocked(thread: int, outcome: Future[T]) -> None:
+    """Return when a thread has used no time of a core for a while, or its work is done."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return
+    clock, before = time.pthread_getcpuclockid(thread), -1.0
+    while not outcome.done():
+        now = time.clock_gettime(clock)
+        if now == before:
+            return
+        before = now
+        time.sleep(_POLL_S)

@@ -24,7 +24,7 @@ from tarsdb.storage.unique import BulkKeys
 from tarsdb.types import BOOLEAN
 
 STAGE_BYTES = 20 << 20
-TXN_BYTES = 24 << 20
+TXN_BYTES = 28 << 20
 SEGMENT_BYTES = 16 << 20
 HOLD = b"segment/"
 
