@@ -309,7 +309,8 @@ def _vector(array: pa.Array, sql_type: SqlType, name: str) -> Column:
         flat = array.flatten()
     else:
         flat, lengths = _flatten(array)
-        _check_dimensions(lengths, sql_type, name)
+        if not (validity is None and set(lengths) <= {dim}):
+            _check_dimensions(lengths, sql_type, name)
     if flat.null_count:
         row = _row_of(int(np.flatnonzero(np.asarray(flat.is_null()))[0]) // dim, validity)
         raise DataError(f"column {name}: the vector of row {row} has a NULL component")

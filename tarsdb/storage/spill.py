@@ -93,11 +93,13 @@ class Spill:
         def work(is_written: Callable[[], None]) -> list[OwnBlock]:
             return staging.stage_blocks(env, table, batch, lease, writes.staged_reader, is_written)
 
-        if not self._is_behind:
-            self._swap(own, batch, work(lambda: None))
-        else:
+        if self._is_behind:
             self._worker = self._worker or _Worker()
-            self._under_way = _UnderWay(own, batch, self._worker.start(work))
+            with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter ends
+                self._under_way = _UnderWay(own, batch, self._worker.start(work))
+                return
+            self._worker = None
+        self._swap(own, batch, work(lambda: None))
 
     def _settle(self) -> None:
         """Wait for the staging under way, if any; its rows are on disk from then on."""
