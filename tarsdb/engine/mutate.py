@@ -21,7 +21,7 @@ from tarsdb.sql.plan import Delete, Insert, Update, VariableScan
 
 BATCH_ROWS = 4096
 LARGE_ROWS = 1 << 16
-LARGE_BYTES = 24 << 20  # a batch of an Arrow table that is stored as it is
+LARGE_BYTES = 26 << 20  # a batch of an Arrow table that is stored as it is
 ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 
@@ -31,15 +31,16 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
         return row_insert.insert(context, plan)
     written = 0
     returned: list[Result] = []
-    for columns, rows in _source(context, plan, many):
-        context.engines.interrupt.check()
-        derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
-        derive.generate(context, plan.table, columns, rows)
-        derive.check(context, plan.table, columns, rows)
-        done = _store(context, plan, columns, rows)
-        written += done[1]
-        if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, done[0], done[1]))
+    with context.require_writes().loading():
+        for columns, rows in _source(context, plan, many):
+            context.engines.interrupt.check()
+            derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
+            derive.generate(context, plan.table, columns, rows)
+            derive.check(context, plan.table, columns, rows)
+            done = _store(context, plan, columns, rows)
+            written += done[1]
+            if plan.returning is not None or plan.returning_sql is not None:
+                returned.append(_returning(context, plan, done[0], done[1]))
     return _merge(returned, written)
 
 
@@ -174,8 +175,8 @@ def _batch_rows(plan: Insert, table: Any) -> int:
     derived = plan.defaults or plan.on_conflict or plan.returning or plan.returning_sql
     if derived or plan.table.checks or any(column.generated for column in plan.table.columns):
         return BATCH_ROWS
-    fitting = LARGE_BYTES * table.num_rows // max(table.nbytes, 1)
-    return int(min(max(fitting, BATCH_ROWS), LARGE_ROWS))
+    batches = max(-(-table.nbytes // LARGE_BYTES), -(-table.num_rows // LARGE_ROWS), 1)
+    return int(max(-(-table.num_rows // batches), BATCH_ROWS))  # batches of one size
 
 
 def arrow_batches(
