@@ -43,8 +43,7 @@ class TarsdbGraph:
         ]
         self._flat = FlatIndex(blocks, parse_type(f"VECTOR({base.shape[1]})"))
         self._positions = self._flat.positions(self._graph.rowids)
-        parts = made.to_arrays().values()
-        self.bytes_per_vector: float | None = sum(part.nbytes for part in parts) / len(base)
+        self.bytes_per_vector: float | None = self._graph.nbytes / len(base)
 
     def search(self, query: np.ndarray, k: int, size: int) -> np.ndarray:
         """Return row numbers."""

@@ -24,10 +24,14 @@ def sketched(
     found: kernels.GraphKernels, codes: np.ndarray, constants: np.ndarray, width: int
 ) -> np.ndarray:
     """Return the signs of codes with three numbers each; uint8 (n, a multiple of 64)."""
-    stride = -(-(codes.shape[1] // 8 + 16) // 64) * 64
-    sketches = private(np.zeros((len(codes), stride), dtype=np.uint8))
+    sketches = private(np.zeros((len(codes), _stride(codes.shape[1])), dtype=np.uint8))
     found.sketch(codes, constants, width, sketches)
     return sketches
+
+
+def _stride(padded: int) -> int:
+    """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
+    return -(-(padded // 8 + 16) // 64) * 64
 
 
 class _Scratch(threading.local):
@@ -74,8 +78,9 @@ class Graph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum(array.nbytes for array in self.to_arrays().values())
+        """Bytes held in memory: of the arrays, and of what searches derive from them."""
+        kept = sum(array.nbytes for array in self.to_arrays().values())
+        return kept + len(self) * _stride(self.codes.shape[1])
 
     @property
     def dim(self) -> int:
