@@ -123,7 +123,7 @@ class _Work:
 
         def run(number: int, low: int, high: int) -> None:
             self.kernels.insert(
-                *self.arrays, self.entries, done, low, high, self.options.m, alpha,
+                *self.arrays, self.entries, done, low, high, self.options.degree, alpha,
                 self.beams[number], self.visited[number],
             )  # fmt: skip
 

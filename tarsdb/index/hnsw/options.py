@@ -18,7 +18,7 @@ class GraphOptions:
     Parameters
     ----------
     m : int
-        Neighbours chosen for a new node; it may have ``2 * m`` once others choose it.
+        A node keeps up to ``2 * m`` neighbours.
     ef_construction : int
         List size of the searches that find a new node's neighbours.
     alpha : float

@@ -41,6 +41,7 @@ LEVELS = {"avx512": 16, "avx2": 8}
 ROWS = 4  # rows of a tile: four independent sums hide the latency of an addition
 CHUNK = 64  # rows collected before their distances are computed
 BATCH_CHUNK = 16  # the same for several queries: the chunk stays in the L1 cache
+FEW = 24  # rows of a list of positions that are asked for at once; more would not stay in the L1
 AHEAD = 6144  # bytes in advance that the scan for one query asks memory for; measured
 SIGNATURE = types.int64(*[types.int64] * 15)
 
@@ -418,6 +419,7 @@ def make_scan(kind: str, level: str) -> Any:
         buffer = rowid_at + 8 * CHUNK
         pitch = 4 * CHUNK
         ahead = 0 if positions != 0 else AHEAD
+        few = positions != 0 and stop - start <= FEW
         size = block = 0
         first = last = 0  # positions of the current block
         at = start
@@ -437,7 +439,11 @@ def make_scan(kind: str, level: str) -> Any:
                     first, last = read_long(table, block + 3), read_long(table, block + 7)
                 row, live = place - first, read_long(table, block + 2)
                 if live == 0 or read_byte(live, row) != 0:
-                    put_long(scratch, n, read_long(table, block) + row * row_bytes)
+                    line = read_long(table, block) + row * row_bytes
+                    if few:
+                        for offset in range(0, min(row_bytes, 2048), 64):
+                            prefetch(line + offset)
+                    put_long(scratch, n, line)
                     put_long(rowid_at, n, read_long(table, block + 1) + 8 * row)
                     n += 1
                 at += 1
@@ -448,7 +454,7 @@ def make_scan(kind: str, level: str) -> Any:
                 query, line = queries + done * query_bytes, buffer + done * pitch
                 taken = several if count - done >= several else 1
                 for r in range(0, n, ROWS):
-                    if positions != 0 and done == 0:
+                    if positions != 0 and not few and done == 0:
                         for ahead in range(r + ROWS, min(r + 2 * ROWS, n)):
                             for offset in range(0, min(row_bytes, 2048), 64):
                                 prefetch(read_long(scratch, ahead) + offset)
