@@ -1,13 +1,13 @@
 """What each command does, given its parsed arguments; every function returns an exit code.
 
-Everything goes through SQL on a connection, so a command can do nothing that a statement cannot.
+Everything goes through SQL on a connection, so a command can do nothing that a statement cannot;
+only :mod:`tarsdb.cli.bench` asks the engine itself, to time it without the statement around it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -20,7 +20,7 @@ from tarsdb.cli.catalog_text import quoted
 from tarsdb.cli.running import interruptibly
 from tarsdb.cli.shell import Shell, duration
 from tarsdb.database import Connection, connect
-from tarsdb.errors import DataError, NotSupportedError, OperationalError
+from tarsdb.errors import DataError, OperationalError
 
 
 def version() -> str:
@@ -173,16 +173,6 @@ def warmup(arguments: argparse.Namespace) -> int:
     sys.stderr.write(f"  graph: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
-
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Run the benchmarks where the source checkout has them."""
-    if importlib.util.find_spec("benchmarks") is None:
-        raise NotSupportedError(
-            "the benchmarks are part of the source checkout, not of the installed package",
-            hint="in a checkout: make bench",
-        )
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments.arguments])
 
 
 def demo(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from tarsdb.engine import admin, bound, ddl, executor, graph_build, mutate, update_many
 from tarsdb.engine.context import Context, Engines, Parameters
@@ -59,6 +59,7 @@ from tarsdb.sql.plan import (
 )
 from tarsdb.storage import Environment, Snapshot, WriteSet
 
+T = TypeVar("T")
 QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
 DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
 MIN_ATTEMPTS = 3
@@ -136,6 +137,19 @@ class Session:
                 return self._execute(prepared, parameters, frame, many)
             with self._watched(timeout_ms):
                 return self._execute(prepared, parameters, frame, many)
+
+    def inspect(self, work: Callable[[Context], T]) -> T:
+        """Return what ``work`` makes of the newest snapshot; for tools that measure.
+
+        It reads only. :meth:`interrupt` reaches it where it asks ``engines.interrupt``.
+        """
+        with self._lock:
+            self.engines.interrupt.clear()
+            context = Context(self.engines, Snapshot(self.env), None, ())
+            try:
+                return work(context)
+            finally:
+                context.snapshot.close()
 
     def _script(
         self, statements: list[str], parameters: Parameters, frame: FrameType | None

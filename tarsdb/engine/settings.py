@@ -92,7 +92,7 @@ SETTINGS: dict[str, Setting] = {
     "default_null_order": Setting(
         "nulls_last", _choice("nulls_last", "nulls_first"), "where ORDER BY puts NULL"
     ),
-    "threads": Setting(1, _integer(1, 256), "threads of one exact vector search"),
+    "threads": Setting(1, _integer(1, 256), "threads of one vector search, of building an index"),
     "memory_limit": Setting("2GB", _size, "memory of the relational engine"),
     "statement_timeout": Setting(0, _duration_ms, "milliseconds until a statement ends, 0: never"),
     "lock_timeout": Setting(5000, _duration_ms, "milliseconds a commit waits for the writer"),

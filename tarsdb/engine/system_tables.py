@@ -42,6 +42,41 @@ def _indexes(context: Context) -> Rows:
     ]  # fmt: skip
 
 
+def _recall_stats(context: Context) -> Rows:
+    """Search every vector index for rows of its table; see ``engine.recall``."""
+    from tarsdb.engine import recall, vector_index
+
+    rows: Rows = []
+    for table in context.catalog.tables():
+        for index in table.indexes:
+            if index.method != "hnsw":
+                continue
+            column = table.column_by_id(index.column_ids[0])
+            op, k = vector_index.operator(index), recall.K
+            head = index.name, table.name, column.name, index.method, index.options["metric"]
+            sample = recall.draw(context, table, column, op, (recall.SAMPLE, k))
+            if sample is None:
+                rows.append((*head, 0, k, *[None] * 4, None, None, recall.TOO_FEW))
+                continue
+            placed = vector_index.place(context, index, sample.flat)
+            found = recall.measure(context, placed, sample)
+            rows.append(
+                (
+                    *head,
+                    len(sample.queries),
+                    k,
+                    found.ef,
+                    found.recall,
+                    None if found.us is None else float(found.us.mean()),
+                    float(sample.exact_us.mean()),
+                    None if placed is None else len(placed.fresh),
+                    None if placed is None else len(placed.parts),
+                    found.reason,
+                )
+            )
+    return rows  # fmt: skip
+
+
 def _models(context: Context) -> Rows:
     return [
         (m.name, m.task, m.dim, m.default_version, len(m.versions))
@@ -106,6 +141,11 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_indexes": (
         (("name", TEXT), ("table_name", TEXT), ("columns", TEXT), ("method", TEXT),
          ("unique", BOOLEAN), ("origin", TEXT)), _indexes),
+    "tars_recall_stats": (
+        (("index", TEXT), ("table_name", TEXT), ("column", TEXT), ("method", TEXT),
+         ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("ef", BIGINT), ("recall", DOUBLE),
+         ("index_us", DOUBLE), ("exact_us", DOUBLE), ("fresh_rows", BIGINT), ("parts", BIGINT),
+         ("reason", TEXT)), _recall_stats),
     "tars_models": (
         (("name", TEXT), ("task", TEXT), ("dim", BIGINT), ("default_version", TEXT),
          ("versions", BIGINT)), _models),

@@ -10,6 +10,7 @@ exact search.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, read_arrays, read_parts
@@ -38,6 +40,8 @@ REACH = 8
 much as comparing these."""
 KEPT_BYTES = 1 << 30
 """Graphs a process keeps in memory for the next search, whatever snapshot they belong to."""
+QUERIES_AT_ONCE = 32
+"""Queries of a batch a thread takes at a time, at most."""
 MOST_EF = 1 << 20
 _DEFAULT_EF = 64
 
@@ -186,6 +190,8 @@ class Ask:
     ef: int
     """0: by target recall."""
     target_recall: float
+    threads: int = 1
+    """Threads to use at most, for a batch."""
 
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
@@ -222,18 +228,56 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         reachable = len(ask.positions)
     # dead nodes are few, else their part would have been built anew; matching rows may be far away
     reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
-    wanted = min(ask.k, reachable)
-    found = []
-    for query in ask.queries:
-        positions = _near(placed, query, (candidates(ask.k, ef), ef, reach), masks, fresh)
-        if positions is None or len(positions) < wanted:
-            METRICS.add("index.exact_instead")
-            return None
-        found.append(flat.search(query[np.newaxis], wanted, op, positions=positions))
+    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable))
+    found = _batch(scope, ask, (candidates(ask.k, ef), ef, reach), op)
+    if found is None:
+        METRICS.add("index.exact_instead")
+        return None
     METRICS.add("index.graph_searches", len(ask.queries))
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
+
+
+@dataclass(slots=True)
+class _Scope:
+    """Where the queries of one ask look, the same for all of them."""
+
+    placed: Placed
+    flat: FlatIndex
+    masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
+    fresh: np.ndarray  # int64 positions
+    wanted: int
+
+
+def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[Found] | None:
+    """Return the answer of each query; None as soon as one of them cannot be answered."""
+    queries = ask.queries
+    if len(queries) == 1:
+        only = _one(scope, queries[0], how, op)
+        return None if only is None else [only]
+    step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
+    failed = threading.Event()
+
+    def part(start: int) -> list[Found]:
+        found = []
+        for query in queries[start : start + step]:
+            one = None if failed.is_set() else _one(scope, query, how, op)
+            if one is None:
+                failed.set()
+                return []
+            found.append(one)
+        return found
+
+    parts = in_threads(part, range(0, len(queries), max(step, 1)), ask.threads)
+    return None if failed.is_set() else [one for part in parts for one in part]
+
+
+def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -> Found | None:
+    positions = _near(scope.placed, query, how, scope.masks, scope.fresh)
+    if positions is None or len(positions) < scope.wanted:
+        return None
+    return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
 
 
 def _near(

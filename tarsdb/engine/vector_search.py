@@ -98,7 +98,9 @@ def _ask(
     context: Context, queries: np.ndarray, k: int, positions: np.ndarray | None
 ) -> vector_index.Ask:
     settings = context.engines.settings
-    return vector_index.Ask(queries, k, positions, settings["ef_search"], settings["target_recall"])
+    return vector_index.Ask(
+        queries, k, positions, settings["ef_search"], settings["target_recall"], settings["threads"]
+    )
 
 
 def _by_index(

@@ -19,6 +19,7 @@ from tarsdb.columns import VectorBlock
 from tarsdb.index import sieve
 from tarsdb.index.base import Found
 from tarsdb.index.sieve import Codes, Sieve, encode, padded_width
+from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.metrics import METRICS
@@ -207,7 +208,7 @@ class CodedBlocks:
 
         if len(starts) == 1:
             return part(0)
-        parts = _in_threads(part, starts, threads)
+        parts = in_threads(part, starts, threads)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _is_futile(self) -> bool:
@@ -250,15 +251,6 @@ class CodedBlocks:
         assert self._rest is not None
         rest = Scan(scan.kernel, self._rest, scan.metric)
         return _merged(found, rest.nearest(queries, min(k, self._rest.rows), threads), k)
-
-
-def _in_threads(part: Callable[[int], Found], starts: range, threads: int) -> list[Found]:
-    if threads < 2:
-        return [part(at) for at in starts]
-    from concurrent.futures import ThreadPoolExecutor  # not needed to open a database
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(part, starts))
 
 
 def _merged(one: Found, other: Found, k: int) -> Found:

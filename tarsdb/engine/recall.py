@@ -1,0 +1,178 @@
+"""What an index finds and how long it takes, measured on rows of its own table.
+
+Rows drawn at random are the queries; each is left out of its own answer by its row id, so k + 1
+are asked for. A row found counts as right when it is no farther than the k-th of exact search, so
+that any of several equally near rows will do (Aumueller, Bernhardsson & Faithfull 2020,
+"ANN-Benchmarks", section 2.1, with epsilon 0). Queries run one after another on one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from tarsdb.engine import vector_index, vector_search
+from tarsdb.engine.context import Context
+from tarsdb.engine.vector_index import Ask, Placed
+from tarsdb.index.base import Found
+from tarsdb.index.flat import FlatIndex, query_dtype
+from tarsdb.schema import ColumnDef, TableDef
+
+Answer = TypeVar("Answer")
+SAMPLE, K = 64, 10
+"""Queries and neighbours of ``tars_recall_stats``."""
+_WARM = 3
+"""Searches before the first that is timed: they read pages and have codes made."""
+_NO_PARTS = "exact: the index has no usable parts (REINDEX builds them)"
+TOO_FEW = "fewer than 2 rows have a vector to search with"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a table as queries, and what exact search answers.
+
+    Attributes
+    ----------
+    flat : FlatIndex
+    op : str
+    k : int
+        Neighbours wanted of each row, the row itself not among them.
+    queries : (q, width)
+    rowids : int64 (q,)
+        Their own row ids.
+    kth : float32 (q,)
+        Distance of the last of the true neighbours.
+    sizes : int64 (q,)
+        Number of the true neighbours: k, or all other rows.
+    exact_us : float64 (q,)
+        Time of each exact search, microseconds.
+    """
+
+    flat: FlatIndex
+    op: str
+    k: int
+    queries: np.ndarray
+    rowids: np.ndarray
+    kth: np.ndarray
+    sizes: np.ndarray
+    exact_us: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a sample's searches through an index gave.
+
+    Attributes
+    ----------
+    ef : int or None
+        List size used.
+    recall : float or None
+        Share of the true neighbours found; None where the index was not run, as is the rest.
+    us : float64 (q,) or None
+        Time of each search, microseconds.
+    reason : str
+        How the searches were answered, or why not by the index.
+    """
+
+    ef: int | None
+    recall: float | None
+    us: np.ndarray | None
+    reason: str
+
+
+def draw(
+    context: Context, table: TableDef, column: ColumnDef, op: str, size: tuple[int, int]
+) -> Sample | None:
+    """Return a sample of at most ``size[0]`` rows with ``size[1]`` neighbours each.
+
+    The same rows are drawn as long as the table does not change. None when fewer than two rows
+    have a vector. Rows whose distances are not defined (zero vectors by ``<=>``) are not drawn.
+    """
+    wanted, k = size
+    flat = vector_search.flat_index(context, context.view(table), column.id, column.type)
+    live = np.flatnonzero(flat.live())
+    if len(live) < 2:
+        return None
+    rng = np.random.default_rng([len(live), 1])  # not the rows a graph is calibrated with
+    chosen = np.sort(rng.choice(live, min(wanted, len(live)), replace=False))
+    queries = flat.vectors(chosen).astype(query_dtype(column.type))
+    if op == "<=>":
+        kept = queries.astype(bool).any(axis=1)
+        queries, chosen = queries[kept], chosen[kept]
+    if not len(chosen):
+        return None
+    rowids = flat.rowids(chosen)
+
+    def search(at: int) -> Found:
+        return flat.search(queries[at : at + 1], k + 1, op)
+
+    found, exact_us = _timed(context, search, len(queries))
+    near = [_others(*one, rowid, k) for one, rowid in zip(found, rowids.tolist(), strict=True)]
+    return Sample(
+        flat, op, k, queries, rowids, np.array([values[-1] for values in near], np.float32),
+        np.array([len(values) for values in near], np.int64), exact_us,
+    )  # fmt: skip
+
+
+def measure(context: Context, placed: Placed | None, sample: Sample, ef: int = 0) -> Measured:
+    """Search for every row of a sample through an index.
+
+    Parameters
+    ----------
+    context : Context
+        Of the sample.
+    placed : Placed or None
+        The index in the context's snapshot.
+    sample : Sample
+    ef : int
+        List size; 0: by the connection's ``target_recall``.
+    """
+    if placed is None:
+        return Measured(None, None, None, _NO_PARTS)
+    target = context.engines.settings["target_recall"]
+    asks = [Ask(query[np.newaxis], sample.k + 1, None, ef, target) for query in sample.queries]
+    used, why = vector_index.choose(placed, asks[0], sample.flat.rows)
+    if not used:
+        return Measured(None, None, None, why)
+
+    def search(at: int) -> tuple[Found, bool]:
+        found = vector_index.search(placed, sample.flat, asks[at], sample.op)
+        if found is not None:
+            return found, True
+        return sample.flat.search(asks[at].queries, sample.k + 1, sample.op), False
+
+    answers, us = _timed(context, search, len(asks))
+    exact = sum(not by_graph for _, by_graph in answers)
+    if exact == len(asks):
+        return Measured(None, None, None, "exact: the graph found too few rows")
+    hits = 0
+    for at, (found, _) in enumerate(answers):
+        near = _others(*found, int(sample.rowids[at]), sample.k)
+        hits += int((near <= sample.kth[at]).sum())
+    reason = f"{why}, {exact} of {len(asks)} exactly" if exact else why
+    return Measured(used, hits / int(sample.sizes.sum()), us, reason)
+
+
+def _others(rowids: np.ndarray, values: np.ndarray, own: int, k: int) -> np.ndarray:
+    """Return the distances of the k nearest rows but one; -1 stands for no row."""
+    kept: np.ndarray = values[0][(rowids[0] != own) & (rowids[0] >= 0)][:k]
+    return kept
+
+
+def _timed(
+    context: Context, search: Callable[[int], Answer], count: int
+) -> tuple[list[Answer], np.ndarray]:
+    """Return the answers of searches and the microseconds each took."""
+    for at in range(min(_WARM, count)):
+        search(at)
+    answers, took = [], []
+    for at in range(count):
+        context.engines.interrupt.check()
+        start = time.perf_counter_ns()
+        answers.append(search(at))
+        took.append((time.perf_counter_ns() - start) / 1000)
+    return answers, np.array(took, dtype=np.float64)

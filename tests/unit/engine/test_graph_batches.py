@@ -1,0 +1,116 @@
+"""Batches of queries through a graph on several threads."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tarsdb
+from tarsdb.index.hnsw import Graph
+from tarsdb.index.threads import in_threads
+from tarsdb.kernels import graph as kernels
+from tarsdb.metrics import METRICS
+
+DIM, ROWS = 24, 3000
+SQL = "SELECT id, emb <-> ? AS d FROM t ORDER BY d LIMIT 10"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    kernels.wait()
+
+
+@pytest.fixture
+def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    rng = np.random.default_rng(1)
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
+        ids, rows = np.arange(ROWS), rng.standard_normal((ROWS, DIM)).astype(np.float32)
+        db.table("t").insert({"id": ids, "kind": ids % 100, "emb": rows})
+        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        yield db
+
+
+def count(name: str) -> int:
+    return int(METRICS.snapshot().get(name, 0))
+
+
+def queries(number: int) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((number, DIM)).astype(np.float32)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 33, 200])
+@pytest.mark.parametrize("where", ["", "WHERE kind < 80"])
+def test_several_threads_answer_as_one_does(db: tarsdb.Connection, number: int, where: str) -> None:
+    sql = SQL.replace("FROM t", f"FROM t {where}")
+    alone = db.execute(sql, (queries(number),)).fetchall()
+    for threads in (2, 3, 8):
+        db.execute(f"SET threads = {threads}")
+        before = count("index.graph_searches")
+        assert db.execute(sql, (queries(number),)).fetchall() == alone
+        assert count("index.graph_searches") == before + number
+    assert len(alone) == number * 10
+
+
+def test_more_than_one_thread_searches(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, names = Graph.search, set()
+    both = threading.Barrier(2, timeout=60)
+
+    def watched(self: Graph, *given: object) -> object:
+        name = threading.get_ident()
+        if name not in names:
+            names.add(name)
+            both.wait()  # breaks unless a second thread comes
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "search", watched)
+    db.execute("SET threads = 2")
+    db.execute(SQL, (queries(64),))
+    assert len(names) == 2
+    assert threading.get_ident() not in names
+
+
+@pytest.mark.parametrize("fails_at", [0, 40, 99])
+@pytest.mark.parametrize("answer", [None, np.empty(0, np.int32)])
+def test_one_query_without_an_answer_sends_all_to_exact_search(
+    db: tarsdb.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    fails_at: int,
+    answer: np.ndarray | None,
+) -> None:
+    real, batch = Graph.search, queries(100)
+
+    def failing(self: Graph, query: np.ndarray, *given: object) -> np.ndarray | None:
+        if np.array_equal(query, batch[fails_at]):
+            return answer
+        return real(self, query, *given)  # type: ignore[arg-type]
+
+    db.execute("SET ef_search = 10")
+    approximate = db.execute(SQL, (batch,)).fetchall()
+    monkeypatch.setattr(Graph, "search", failing)
+    db.execute("SET threads = 3")
+    before = count("index.exact_instead"), count("index.graph_searches")
+    found = db.execute(SQL, (batch,)).fetchall()
+    assert (count("index.exact_instead"), count("index.graph_searches")) == (
+        before[0] + 1, before[1],
+    )  # fmt: skip
+    db.execute("DROP INDEX tv")
+    assert found == db.execute(SQL, (batch,)).fetchall()
+    assert found != approximate
+
+
+def test_what_one_thread_raises_is_raised() -> None:
+    def part(at: int) -> int:
+        if at == 2:
+            raise ValueError("two")
+        return at
+
+    assert in_threads(lambda at: at * at, range(5), 3) == [0, 1, 4, 9, 16]
+    with pytest.raises(ValueError, match="two"):
+        in_threads(part, range(5), 3)
