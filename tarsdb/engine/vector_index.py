@@ -19,6 +19,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.own_metric import Distance
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, read_arrays, read_parts
@@ -186,6 +187,8 @@ class Ask:
     ef: int
     """0: by target recall."""
     target_recall: float
+    distance: Distance | None = None
+    """Compares the candidates in place of the index's own metric."""
 
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
@@ -207,7 +210,12 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
 
 
 def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
-    """Return the k nearest rows of each query, or None where exact search must answer."""
+    """Return the k nearest rows of each query, or None where exact search must answer.
+
+    With ``ask.distance`` the order is exact by that function *over the candidates*: the whole lists
+    (``ef`` rows of each part) that are near by the index's own metric, and all fresh rows. A row
+    that is near by the function but far by the index's metric is not among them.
+    """
     ef, _ = choose(placed, ask, flat.rows)
     if not ef:
         return None
@@ -223,13 +231,18 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     # dead nodes are few, else their part would have been built anew; matching rows may be far away
     reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
     wanted = min(ask.k, reachable)
+    compared = candidates(ask.k, ef) if ask.distance is None else max(ef, ask.k)
     found = []
     for query in ask.queries:
-        positions = _near(placed, query, (candidates(ask.k, ef), ef, reach), masks, fresh)
+        positions = _near(placed, query, (compared, ef, reach), masks, fresh)
         if positions is None or len(positions) < wanted:
             METRICS.add("index.exact_instead")
             return None
-        found.append(flat.search(query[np.newaxis], wanted, op, positions=positions))
+        if ask.distance is None:
+            found.append(flat.search(query[np.newaxis], wanted, op, positions=positions))
+        else:
+            ids, values = flat.search_by(ask.distance, query, wanted, positions)
+            found.append((ids[np.newaxis], values[np.newaxis]))
     METRICS.add("index.graph_searches", len(ask.queries))
     if len(found) == 1:
         return found[0]
