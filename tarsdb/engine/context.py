@@ -16,6 +16,7 @@ from tarsdb.columns import Column
 from tarsdb.engine.functions import FunctionRuntime
 from tarsdb.engine.models import ModelRuntime
 from tarsdb.engine.progress import SILENT, Listener
+from tarsdb.engine.result_cache import ResultCache
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import (
     ConflictError,
@@ -79,6 +80,7 @@ class Engines:
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
         self.listener = SILENT
+        self.results = ResultCache()
         self.functions = FunctionRuntime(env, self.interrupt.check)
         self._relational: RelationalEngine | None = None
 
@@ -108,6 +110,7 @@ class Engines:
             self._relational.close()
             self._relational = None
         self.functions.close()
+        self.results.clear()
 
 
 class Context:
