@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
+    from tarsdb.engine.progress import Work
     from tarsdb.engine.result import Result
     from tarsdb.engine.session import Session
     from tarsdb.search import Table
@@ -227,9 +228,28 @@ class Connection:
 
         return Table(self, name)
 
-    def on_progress(self, report: Callable[[int, int], None] | None) -> None:
-        """Call ``report(done, total)`` while a model embeds texts; None stops that."""
-        self._require_session().engines.models.progress = report
+    def on_progress(
+        self,
+        report: Callable[[int, int], None] | None,
+        begin: Callable[[Work], None] | None = None,
+    ) -> None:
+        """Call back while a model embeds texts or a vector index is built; None stops that.
+
+        Parameters
+        ----------
+        report : callable
+            Called as ``report(done, total)``, in the thread that runs the statement; ``done``
+            never falls within one piece of work. An index reaches its total when it is built and
+            stored, just before it is published. What it raises ends the statement, which then
+            has changed nothing.
+        begin : callable, optional
+            Called before each piece of work (a batch of texts, one index) with its
+            :class:`Work`: ``what``, ``unit``, ``total``, and estimates ``memory_bytes`` and
+            ``disk_bytes``. A statement that runs again after a conflict begins again.
+        """
+        from tarsdb.engine.progress import Listener
+
+        self._require_session().engines.listen(Listener(report, begin))
 
     def close(self) -> None:
         """Roll back an open transaction and close; closing twice is fine."""

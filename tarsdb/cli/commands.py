@@ -14,9 +14,10 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 from tarsdb.cli.catalog_text import quoted
+from tarsdb.cli.progress import watched
 from tarsdb.cli.running import interruptibly
 from tarsdb.cli.shell import Shell, duration
 from tarsdb.database import Connection, connect
@@ -54,7 +55,8 @@ def query(arguments: argparse.Namespace) -> int:
         session.mode = arguments.format
         if arguments.param:
             parameters = parse_parameters(arguments.param, text)
-            cursor = interruptibly(db, lambda: db.execute(text, parameters))
+            with watched(db, sys.stderr):
+                cursor = interruptibly(db, lambda: db.execute(text, parameters))
             if cursor.description:
                 session.print_rows(cursor)
             return 0
@@ -99,9 +101,9 @@ def import_data(arguments: argparse.Namespace) -> int:
     path = _existing(arguments.data)
     start = time.perf_counter()
     with connect(arguments.file, file_access=True) as db:
-        _report_embedding(db, sys.stderr)
         sql = _import_statement(db, arguments.table, path, arguments.by_position)
-        cursor = interruptibly(db, lambda: db.execute(sql))
+        with watched(db, sys.stderr):
+            cursor = interruptibly(db, lambda: db.execute(sql))
         rows = cursor.rowcount
         if rows < 0:
             rows = db.execute(f"SELECT count(*) FROM {quoted(arguments.table)}").fetchall()[0][0]
@@ -188,15 +190,3 @@ def _existing(path: str) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _report_embedding(db: Connection, err: TextIO) -> None:
-    """Show how far a model is with the texts of generated columns, where a person looks."""
-    if not err.isatty():
-        return
-
-    def report(done: int, total: int) -> None:
-        err.write(f"\rembedding {done:,} of {total:,}{chr(10) if done >= total else ''}")
-        err.flush()
-
-    db.on_progress(report)

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from tarsdb.cli import dot_commands, render
 from tarsdb.cli.lines import statements
+from tarsdb.cli.progress import watched
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import Connection, Cursor
 from tarsdb.errors import Error, SQLSyntaxError
@@ -75,7 +76,8 @@ class Shell:
     def execute(self, sql: str) -> None:
         """Execute a statement and print its rows, or what it changed, and the time it took."""
         start = time.perf_counter()
-        cursor = interruptibly(self.db, lambda: self.db.execute(sql))
+        with watched(self.db, self.err):
+            cursor = interruptibly(self.db, lambda: self.db.execute(sql))
         took_s = time.perf_counter() - start
         if cursor.description:
             count = self.print_rows(cursor)

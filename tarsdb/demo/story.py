@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tarsdb.cli import render
+from tarsdb.cli.progress import Progress
 from tarsdb.cli.shell import duration
 from tarsdb.database import Connection, connect
-from tarsdb.demo.progress import Progress
 from tarsdb.demo.recovery import kill_a_writer
 from tarsdb.demo.stdlib_docs import Docstring, collect
 from tarsdb.errors import InternalError

@@ -176,7 +176,7 @@ def maintain(context: Context, plan: Maintain) -> Result:
 def _refresh_graphs(context: Context, table: TableDef | None) -> None:
     """Build vector indexes anew where rows were added or removed since."""
     env = context.snapshot.env
-    build = graph_build.Build(context.engines.settings["threads"], context.engines.interrupt.check)
+    build = graph_build.Build.of(context)
     for each in storage.tables_of(env):
         if table is not None and each.id != table.id:
             continue

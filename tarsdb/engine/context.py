@@ -15,6 +15,8 @@ import numpy as np
 from tarsdb.columns import Column
 from tarsdb.engine.functions import FunctionRuntime
 from tarsdb.engine.models import ModelRuntime
+from tarsdb.engine.progress import SILENT, Listener
+from tarsdb.engine.result_cache import ResultCache
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import (
     ConflictError,
@@ -77,6 +79,8 @@ class Engines:
         self.settings = settings
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
+        self.listener = SILENT
+        self.results = ResultCache()
         self.functions = FunctionRuntime(env, self.interrupt.check)
         self._relational: RelationalEngine | None = None
 
@@ -88,6 +92,10 @@ class Engines:
 
             self._relational = RelationalEngine(self.settings, self.interrupt.is_set)
         return self._relational
+
+    def listen(self, listener: Listener) -> None:
+        """Tell a listener, and nobody else, how far long work is."""
+        self.listener = self.models.listener = listener
 
     def stop(self, *, timed_out: bool = False) -> None:
         """Ask whatever runs now to end."""
@@ -102,6 +110,7 @@ class Engines:
             self._relational.close()
             self._relational = None
         self.functions.close()
+        self.results.clear()
 
 
 class Context:

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, concat, empty
-from tarsdb.engine import access, evaluate, point, project, system_tables, vector_search
+from tarsdb.engine import (
+    access,
+    evaluate,
+    point,
+    project,
+    result_cache,
+    system_tables,
+    vector_search,
+)
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.errors import BindError, InternalError
@@ -45,13 +53,19 @@ def run(context: Context, plan: Query) -> Result:
 
 
 def _knn(context: Context, plan: Knn) -> Result:
+    asked = result_cache.asked(context, plan)
+    shape = vector_search.Shape.of(plan)
+    if asked is not None:
+        known = context.engines.results.find(asked, shape)
+        if known is not None:
+            return known
     found = vector_search.search(context, plan)
     stored = vector_search.few_values(context, plan, found)
     if stored is not None:
-        shape = vector_search.Shape.of(plan)
+        if asked is not None:
+            context.engines.results.keep(asked, plan, shape, stored)
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
     columns = [column.owned() for column in vector_search.outputs(context, plan, found)]
-    shape = vector_search.Shape.of(plan)
     if found.query_no is None:
         return Result(shape.names, shape.types, columns=columns)
     return Result(("query_no", *shape.names), (BIGINT, *shape.types), columns=columns)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
+from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.engine.vector_index import OPERATORS, candidates
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
@@ -34,7 +35,7 @@ from tarsdb.types import Kind, SqlType
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.index.hnsw import Graph
+    from tarsdb.index.hnsw import Graph, GraphOptions
     from tarsdb.storage import Environment
 
 THREAD = "indexer"
@@ -53,6 +54,19 @@ class Build:
     threads: int = 1
     check: Callable[[], None] = lambda: None
     """Called now and then; raises to stop."""
+    listener: Listener = SILENT
+
+    @staticmethod
+    def of(context: Context) -> Build:
+        """Return how a statement's connection builds."""
+        engines = context.engines
+        return Build(engines.settings["threads"], engines.interrupt.check, engines.listener)
+
+    def show(self, done: int, total: int) -> None:
+        """Tell how far a build is, and stop where that was asked for."""
+        self.check()
+        self.listener.show(done, total)
+        self.check()  # the listener itself may have asked
 
 
 def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict[str, Any]:
@@ -102,30 +116,56 @@ class _Source:
 
 
 def _source(
-    snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int]
+    snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int], build: Build
 ) -> _Source:
+    """Announce the build and copy its rows."""
     flat = _flat(snapshot, table, index)
     created = flat.created()
     chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
     positions = np.flatnonzero(chosen)
     column = table.column_by_id(index.column_ids[0])
+    build.check()
+    if len(positions):
+        build.listener.start(_announced(index, len(positions), column.type))
+    build.check()
     return _Source(flat.rowids(positions), flat.vectors(positions), column.type)
+
+
+def _announced(index: IndexDef, rows: int, sql_type: SqlType) -> Work:
+    """Return what is told before a part is built."""
+    from tarsdb.index.hnsw import estimated_bytes
+
+    memory, disk = estimated_bytes(rows, sql_type.width, sql_type.dtype.itemsize, *_how(index))
+    return Work(f"index {index.name}", "vectors", rows, memory, disk)
+
+
+def _how(index: IndexDef) -> tuple[str, GraphOptions]:
+    """Return operator and options of an index."""
+    from tarsdb.index.hnsw import GraphOptions
+
+    options = {k: v for k, v in index.options.items() if k != "metric"}
+    return OPERATORS[index.options["metric"]], GraphOptions(**options)
 
 
 def _pieces(source: _Source, index: IndexDef, build: Build) -> Iterator[Any]:
     """Build a graph and yield its packed bytes."""
-    from tarsdb.index.hnsw import GraphOptions, build_graph
+    from tarsdb.index.hnsw import build_graph
 
-    options = {k: v for k, v in index.options.items() if k != "metric"}
-    op = OPERATORS[index.options["metric"]]
+    op, options = _how(index)
+
+    def progress(done: int, total: int) -> None:
+        build.show(min(done, total - 1), total)  # the last one is told when all is stored
+
     graph = build_graph(
-        source.vectors, source.rowids, op, GraphOptions(**options),
-        threads=build.threads, progress=lambda done, total: build.check(),
-    )  # fmt: skip
-    yield from arrays.pack({**graph.to_arrays(), "calibration": _calibrate(graph, source, op)})
+        source.vectors, source.rowids, op, options, threads=build.threads, progress=progress
+    )
+    steps = _calibrate(graph, source, op, build.check)
+    for piece in arrays.pack({**graph.to_arrays(), "calibration": steps}):
+        build.check()
+        yield piece
 
 
-def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
+def _calibrate(graph: Graph, source: _Source, op: str, check: Callable[[], None]) -> np.ndarray:
     """Measure recall@10 of list sizes on rows of the data; float64 (steps, 2) of ef, recall."""
     rows = len(source.rowids)
     flat = FlatIndex([VectorBlock(source.rowids, source.vectors)], source.type)
@@ -137,6 +177,7 @@ def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
     steps = []
     for ef in _LADDER:
         hits = total = 0
+        check()
         for query, wanted, rowid in zip(
             queries, truth, source.rowids[sample].tolist(), strict=True
         ):
@@ -170,6 +211,7 @@ def _make_part(
             yield piece
 
     digest = store(counted())
+    build.show(len(source.rowids), len(source.rowids))
     METRICS.add("index.parts_built")
     return [IndexPart(digest, len(source.rowids), sum(sizes), *commits)]
 
@@ -182,8 +224,8 @@ def publish(context: Context, table: TableDef, index: IndexDef) -> None:
     writes = context.require_writes()
     writes.depend("table", table.name, table.version)  # the index may be dropped meanwhile
     commits = (0, context.snapshot.commit)
-    source = _source(context.snapshot, table, index, commits)
-    build = Build(context.engines.settings["threads"], context.engines.interrupt.check)
+    build = Build.of(context)
+    source = _source(context.snapshot, table, index, commits, build)
     writes.set_parts(index.id, _make_part(source, index, commits, writes.put_blob, build))
 
 
@@ -200,7 +242,7 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
             stored = known_parts(snapshot.txn, index.id)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
-            source = _source(snapshot, table, index, commits)
+            source = _source(snapshot, table, index, commits, build)
         made = _make_part(
             source, index, commits, lambda pieces: put_blob(env, pieces, lease), build
         )

@@ -7,12 +7,13 @@ made of and shared by all connections of the process. Knows no SQL text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.columns import Column
+from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, ModelError, NotSupportedError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tarsdb.engine.context import Context
     from tarsdb.model_ops import Encoder
 
-Progress = Callable[[int, int], None]
 _OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt"})
 
 
@@ -33,7 +33,7 @@ class ModelRuntime:
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._lock = threading.Lock()
-        self.progress: Progress | None = None
+        self.listener: Listener = SILENT
 
     def embed_column(self, context: Context, model: ModelDef, texts: Column) -> Column:
         """Embed a text column; NULL stays NULL."""
@@ -51,10 +51,13 @@ class ModelRuntime:
         if not known:
             return result
         before = encoder.truncated
+        listener = self.listener
+        if listener.begin is not None:
+            listener.begin(Work(f"model {model.name}", "texts", len(known)))
         with context.without_snapshot():
             result[known] = encoder.encode(
                 [texts[i] for i in known],
-                progress=self.progress,
+                progress=listener.report,
                 interrupted=context.engines.interrupt.is_set,
             )
         METRICS.add("embed_texts", len(known))

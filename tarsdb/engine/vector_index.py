@@ -20,6 +20,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
@@ -192,6 +193,8 @@ class Ask:
     target_recall: float
     threads: int = 1
     """Threads to use at most, for a batch."""
+    distance: Distance | None = None
+    """Compares the candidates in place of the index's own metric."""
 
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
@@ -213,7 +216,12 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
 
 
 def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
-    """Return the k nearest rows of each query, or None where exact search must answer."""
+    """Return the k nearest rows of each query, or None where exact search must answer.
+
+    With ``ask.distance`` the order is exact by that function *over the candidates*: the whole lists
+    (``ef`` rows of each part) that are near by the index's own metric, and all fresh rows. A row
+    that is near by the function but far by the index's metric is not among them.
+    """
     ef, _ = choose(placed, ask, flat.rows)
     if not ef:
         return None
@@ -228,8 +236,9 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         reachable = len(ask.positions)
     # dead nodes are few, else their part would have been built anew; matching rows may be far away
     reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
-    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable))
-    found = _batch(scope, ask, (candidates(ask.k, ef), ef, reach), op)
+    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable), ask.distance)
+    compared = candidates(ask.k, ef) if ask.distance is None else max(ef, ask.k)
+    found = _batch(scope, ask, (compared, ef, reach), op)
     if found is None:
         METRICS.add("index.exact_instead")
         return None
@@ -248,6 +257,7 @@ class _Scope:
     masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
     fresh: np.ndarray  # int64 positions
     wanted: int
+    distance: Distance | None
 
 
 def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[Found] | None:
@@ -277,7 +287,10 @@ def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -
     positions = _near(scope.placed, query, how, scope.masks, scope.fresh)
     if positions is None or len(positions) < scope.wanted:
         return None
-    return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
+    if scope.distance is None:
+        return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
+    ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
+    return ids[np.newaxis], values[np.newaxis]
 
 
 def _near(

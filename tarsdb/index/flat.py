@@ -6,13 +6,14 @@ blocks, so it lives only as long as the transaction that gave them. Knows no sto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.errors import DataError, DimensionMismatchError
+from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
+from tarsdb.index import own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.kernels import dispatch, reference
@@ -108,6 +109,54 @@ class FlatIndex:
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
         return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
 
+    def search_by(
+        self,
+        distance: own_metric.Distance,
+        query: np.ndarray,
+        k: int,
+        positions: np.ndarray | None = None,
+    ) -> Found:
+        """Return the k nearest rows of one query by a distance of the caller's own; exact.
+
+        Parameters
+        ----------
+        distance : callable
+            ``distance(query float32 (width,), rows float32 (n, width)) -> float32 (n,)``, called
+            for blocks of live rows; rows of other element types come as float32. They are copies,
+            never views of the blocks.
+        query : (width,)
+        k : int
+            May exceed the number of rows.
+        positions : int64 (m,), optional
+            Search these rows only; from :meth:`positions`, without -1.
+
+        Returns
+        -------
+        rowids : int64 (k',)
+        distances : float32 (k',)
+            k' is the smaller of k and the number of live rows; ordered by distance, then row id,
+            NaN last.
+
+        Raises
+        ------
+        NotSupportedError
+            The rows are BIT.
+        DimensionMismatchError
+            The query has another width.
+        DataError
+            The function failed, or returned something else than float32 (n,).
+        """
+        if self._type.kind is Kind.BIT:
+            raise NotSupportedError(
+                f"a distance function of one's own is not defined for {self._type}"
+            )
+        if query.shape != (self._type.width,):
+            raise DimensionMismatchError(
+                f"the query has shape {query.shape}, the vectors are {self._type}"
+            )
+        wide = np.array(query, dtype=np.float32)
+        return own_metric.nearest(distance, wide, self._copies(positions), k)
+
     def within(
         self,
         query: np.ndarray,
@@ -186,6 +235,16 @@ class FlatIndex:
         """Return the creating commit of every position; int64 (rows,)."""
         numbers = [np.broadcast_to(np.asarray(b.created), b.rowids.shape) for b in self._blocks]
         return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
+
+    def _copies(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield row ids and float32 copies of live rows, block by block."""
+        step = max(1, own_metric.BLOCK_BYTES // (4 * max(1, self._type.width)))
+        for number, block in enumerate(self._blocks):
+            chosen = self._chosen(number, positions)
+            for start in range(0, len(block.rowids if chosen is None else chosen), step):
+                window = slice(start, start + step)
+                at = window if chosen is None else chosen[window]
+                yield block.rowids[at], np.array(block.data[at], dtype=np.float32)
 
     def _runs(self) -> _Runs | None:
         """Return first row id, first position and end of blocks, where all are ascending runs."""

@@ -354,7 +354,7 @@ class TableState:
     counters : TableCounters
     """
 
-    __slots__ = ("_groups", "cache", "counters", "name")
+    __slots__ = ("__weakref__", "_groups", "cache", "counters", "name")
 
     def __init__(self, cache: TableCache, raw: bytes, name: str) -> None:
         self.cache = cache

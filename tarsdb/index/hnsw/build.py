@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tarsdb.errors import NotSupportedError
-from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.codes import AT_ONCE, LINE, Space
 from tarsdb.index.hnsw.graph import Graph, sketched
 from tarsdb.index.hnsw.options import GraphOptions
 from tarsdb.kernels import graph as kernels
@@ -23,6 +23,37 @@ FIRST, SHARE = 1024, 0.05
 _STEP = 512
 """Nodes between two looks at whether to stop."""
 Progress = Callable[[int, int], None]
+
+
+def estimated_bytes(
+    rows: int, width: int, itemsize: int, op: str, options: GraphOptions
+) -> tuple[int, int]:
+    """Return memory held at the peak of a build and bytes of its graph, from shapes alone.
+
+    Parameters
+    ----------
+    rows, width : int
+        Shape of the vectors.
+    itemsize : int
+        Bytes of one element of the stored vectors.
+    op : str
+    options : GraphOptions
+
+    Returns
+    -------
+    memory : int
+        The larger of two moments: vectors are coded (they lie there in the order of the rows and
+        of insertion), and nodes are put in order (the graph lies there twice).
+    disk : int
+        What :meth:`Graph.to_arrays` holds.
+    """
+    padded = -(-(width + (op == "<#>")) // LINE) * LINE
+    node = padded + 8 + 4 * options.degree  # code, constants, edges
+    vectors = rows * width * itemsize
+    temporary = min(rows, AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
+    coding = 2 * vectors + rows * padded + temporary
+    ordering = vectors + 2 * rows * node
+    return max(coding, ordering) + 3 * 8 * rows, rows * (node + 8)
 
 
 def build_graph(

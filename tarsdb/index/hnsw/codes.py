@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LINE = 64
-_AT_ONCE = 1 << 14
+AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Space:
 
 
 def _parts(vectors: np.ndarray) -> list[np.ndarray]:
-    return [vectors[at : at + _AT_ONCE] for at in range(0, len(vectors), _AT_ONCE)]
+    return [vectors[at : at + AT_ONCE] for at in range(0, len(vectors), AT_ONCE)]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tarsdb.cli.progress import Progress
 from tarsdb.demo import story
-from tarsdb.demo.progress import Progress
 from tarsdb.demo.recovery import Recovery, kill_a_writer
 from tarsdb.errors import InternalError
 
