@@ -61,7 +61,7 @@ def ask(tmp_path: pathlib.Path) -> Iterator[Ask]:
             def run(
                 queries: np.ndarray, distance: Distance | None, positions: np.ndarray | None = None
             ) -> tuple[Found | None, FlatIndex]:
-                asked = vector_index.Ask(queries, K, positions, 64, 0.95, distance)
+                asked = vector_index.Ask(queries, K, positions, 64, 0.95, distance=distance)
                 return vector_index.search(placed, flat, asked, "<->"), flat
 
             yield run
