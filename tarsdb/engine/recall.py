@@ -129,11 +129,12 @@ def measure(context: Context, placed: Placed | None, sample: Sample, ef: int = 0
         The index in the context's snapshot.
     sample : Sample
     ef : int
-        List size; 0: by the connection's ``target_recall``.
+        List size; 0: by the connection's ``ef_search`` and ``target_recall``.
     """
     if placed is None:
         return Measured(None, None, None, _NO_PARTS)
-    target = context.engines.settings["target_recall"]
+    settings = context.engines.settings
+    target, ef = settings["target_recall"], ef or settings["ef_search"]
     asks = [Ask(query[np.newaxis], sample.k + 1, None, ef, target) for query in sample.queries]
     used, why = vector_index.choose(placed, asks[0], sample.flat.rows)
     if not used:
