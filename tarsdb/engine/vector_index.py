@@ -201,12 +201,12 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     """Return the list size to search with, 0 for exact search, and the reason in words."""
     if not placed.parts or not all(part.graph.is_ready() for part in placed.parts):
         return 0, "exact: the graph's kernels are not compiled yet"
+    if ask.k * 4 >= rows:
+        return 0, "exact: most rows are wanted"
     sizes = [ask.ef or part.ef_for(ask.target_recall) for part in placed.parts]
     if not all(sizes):
         return 0, f"exact: the graph does not reach a recall of {ask.target_recall} on this data"
     ef = max(*sizes, ask.k)
-    if ask.k * 4 >= rows:
-        return 0, "exact: most rows are wanted"
     if ask.positions is None:
         return ef, f"graph, ef {ef}"
     allowed = len(ask.positions)
