@@ -19,6 +19,7 @@ import numpy as np
 
 from tarsdb.errors import InterfaceError, SnapshotExpiredError
 from tarsdb.storage import head as head_record
+from tarsdb.storage.key_order import key_order
 from tarsdb.storage.lmdb_errors import convert
 
 if TYPE_CHECKING:
@@ -324,9 +325,10 @@ class WriteTxn(ReadTxn):
 
     def put_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
         """Store many small values under keys that hold no large one, in key order."""
-        if not all(map(operator.le, found, islice(found, 1, None))):
-            order = sorted(range(len(found)), key=found.__getitem__)
-            found, values = [found[i] for i in order], [values[i] for i in order]
+        order = key_order(found)
+        if order is not None:
+            chosen = operator.itemgetter(*order)
+            found, values = chosen(found), chosen(values)
         try:
             self._cursor(db).putmulti(zip(found, values, strict=True))
         except lmdb.Error as error:
