@@ -306,8 +306,10 @@ class Cursor:
         frame: FrameType,
         many: Iterable[Parameters] | None = None,
     ) -> Cursor:
-        self._require_open()
-        session = self.connection._require_session()
+        session = self.connection._session
+        if session is None or self._closed:
+            self._require_open()
+            session = self.connection._require_session()
         if type(parameters) not in _PLAIN_PARAMETERS:
             from tarsdb.engine.bound import check
 

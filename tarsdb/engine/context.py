@@ -28,7 +28,7 @@ from tarsdb.errors import (
 )
 from tarsdb.schema import FunctionDef, ModelDef, TableDef
 from tarsdb.sql import expressions as ex
-from tarsdb.storage import Environment, Snapshot, TableView, WriteSet
+from tarsdb.storage import CatalogView, Environment, Snapshot, TableView, WriteSet
 
 if TYPE_CHECKING:
     from tarsdb.engine.relational import RelationalEngine
@@ -129,7 +129,7 @@ class Context:
     """
 
     __slots__ = (
-        "budget", "catalog", "engines", "may_release", "parameters", "snapshot", "variables",
+        "_catalog", "budget", "engines", "may_release", "parameters", "snapshot", "variables",
         "writes",
     )  # fmt: skip
 
@@ -146,9 +146,20 @@ class Context:
         self.writes = writes
         self.parameters = parameters
         self.variables = variables
-        self.catalog = snapshot.catalog if writes is None else writes.overlay(snapshot.catalog)
+        self._catalog: CatalogView | None = None
         self.budget: Any = None
         self.may_release = False
+
+    @property
+    def catalog(self) -> CatalogView:
+        """Names to definitions, with the transaction's own changes."""
+        known = self._catalog
+        if known is None:
+            known = self.snapshot.catalog
+            if self.writes is not None:
+                known = self.writes.overlay(known)
+            self._catalog = known
+        return known
 
     @contextmanager
     def without_snapshot(self) -> Iterator[None]:
@@ -173,8 +184,7 @@ class Context:
 
     def refresh(self) -> None:
         """Take the catalog anew after the write set changed it."""
-        if self.writes is not None:
-            self.catalog = self.writes.overlay(self.snapshot.catalog)
+        self._catalog = None
 
     def view(self, table: TableDef) -> TableView:
         """Return the table as this statement sees it."""

@@ -16,6 +16,7 @@ from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import PointLookup
+from tarsdb.storage import TableView
 from tarsdb.types import Kind, presenter
 
 # Kinds whose Python integers are storage values already: least and greatest.
@@ -54,7 +55,7 @@ def lookup(context: Context, plan: PointLookup) -> Result:
     if shape is None:
         shape = plan.memo["shape"] = _Shape(plan)
     view = context.view(plan.table)
-    rowids = _rowids(context, plan, shape)
+    rowids = _rowids(context, plan, shape, view)
     if shape.shows is None:
         columns = project.project(context, view, rowids, plan.predicate, plan.outputs)
         return Result(shape.names, shape.types, columns=columns)
@@ -71,7 +72,7 @@ def lookup(context: Context, plan: PointLookup) -> Result:
     return Result.short(shape.names, shape.types, rows, stored)
 
 
-def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:
+def _rowids(context: Context, plan: PointLookup, shape: _Shape, view: TableView) -> np.ndarray:
     key = []
     for (node, column), plain in zip(shape.keys, shape.plain, strict=True):
         if isinstance(node, ex.Parameter):
@@ -84,12 +85,12 @@ def _rowids(context: Context, plan: PointLookup, shape: _Shape) -> np.ndarray:
         try:
             item = access.exact_key(item, column)
         except access.NoKey:
-            found = vector_search.filtered_rowids(context, context.view(plan.table), _terms(plan))
+            found = vector_search.filtered_rowids(context, view, _terms(plan))
             return np.empty(0, np.int64) if found is None else found
         if item is None:
             return np.empty(0, np.int64)
         key.append(item)
-    return context.view(plan.table).find(plan.index, tuple(key))
+    return view.find(plan.index, tuple(key))
 
 
 def _terms(plan: PointLookup) -> ex.Expr:

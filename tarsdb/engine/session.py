@@ -132,7 +132,7 @@ class Session:
                 if many is not None:
                     raise ProgrammingError("executemany takes one statement, not a script")
                 return self._script(prepared, parameters, frame)
-            timeout_ms = self.settings["statement_timeout"]
+            timeout_ms = self.settings.statement_timeout_ms
             if not timeout_ms:
                 return self._execute(prepared, parameters, frame, many)
             with self._watched(timeout_ms):
@@ -291,7 +291,7 @@ class Session:
             raise
 
     def _plan(self, prepared: _Prepared, context: Context, variables: Any) -> Plan:
-        shared = context.catalog is context.snapshot.catalog
+        shared = context.writes is None or context.catalog is context.snapshot.catalog
         key = (context.snapshot.catalog_version, self.settings.version, self._functions_version)
         if shared and prepared.plan is not None and prepared.key == key:
             return prepared.plan

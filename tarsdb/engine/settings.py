@@ -113,6 +113,7 @@ class Settings(Mapping[str, Any]):
     def __init__(self, **initial: Any) -> None:
         self._values = {name: setting.default for name, setting in SETTINGS.items()}
         self.version = 0
+        self.statement_timeout_ms = 0
         for name, value in initial.items():
             self.set(name, value)
 
@@ -138,6 +139,7 @@ class Settings(Mapping[str, Any]):
         setting = find(name)
         key = name.lower()
         self._values[key] = setting.default if value is None else setting.read(key, value)
+        self.statement_timeout_ms = self._values["statement_timeout"]  # every statement asks
         self.version += 1
 
 

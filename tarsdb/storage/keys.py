@@ -6,6 +6,7 @@ transactions; the keys of index entries are made by :mod:`tarsdb.storage.index_k
 
 from __future__ import annotations
 
+import functools
 import struct
 
 import numpy as np
@@ -52,6 +53,7 @@ def read_rowid(value: bytes | memoryview) -> int:
     return rowid
 
 
+@functools.lru_cache(1024)
 def table_key(table: int) -> bytes:
     """Return the ``meta`` key of a table's counters."""
     return b"table/" + _INDEX.pack(table)
