@@ -1,0 +1,114 @@
+"""Building inverted lists: centroids by k-means, rows in the order of their lists, codes.
+
+Deterministic: the same vectors and options give the same index, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.index.arrays import private
+from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.ivf.index import Ivf
+from tarsdb.index.ivf.kmeans import Rows, Work, assign, coded, kmeans, tile_starts, tiled
+from tarsdb.index.ivf.options import IvfOptions
+from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels.ivf import TILE
+
+_AT_ONCE = 1 << 14
+Progress = Callable[[int, int], None]
+
+
+def build_ivf(
+    vectors: np.ndarray,
+    rowids: np.ndarray,
+    op: str,
+    options: IvfOptions | None = None,
+    *,
+    threads: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Ivf:
+    """Build inverted lists over vectors.
+
+    Parameters
+    ----------
+    vectors : (n, dim) of any float or integer dtype, n >= 1
+    rowids : int64 (n,)
+    op : str
+        The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
+    options : IvfOptions, optional
+    threads : int
+    progress : callable
+        Told steps done and all steps now and then; may raise to stop the building.
+
+    Returns
+    -------
+    Ivf
+
+    Raises
+    ------
+    NotSupportedError
+        There is no compiler on this machine.
+
+    Notes
+    -----
+    Inverted lists as in Sivic & Zisserman 2003 and Jegou et al. 2011 (IVFADC, without its product
+    quantizer).
+    """
+    found = kernels.wait()
+    if found is None:
+        raise NotSupportedError(
+            "inverted lists are built by compiled kernels, and Numba is not usable here"
+        )
+    options = options or IvfOptions()
+    work = Work(found, threads, lambda: progress(0, 1), progress)
+    space, lists = Space.of(vectors, op), options.lists_for(len(vectors))
+    rows = Rows.empty(len(vectors), len(space.mean))
+    for at in range(0, len(vectors), _AT_ONCE):
+        work.check()
+        rows.put(found, at, space.moved(vectors[at : at + _AT_ONCE]))
+    centroids = coded(_trained(rows, lists, options, work), found)
+    labels, distances = assign(rows, centroids, work)
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
+    radii = np.zeros(lists, np.float32)
+    if options.code == "none":
+        radii[:] = np.inf  # of rows, not of their codes
+        codes, constants = _floats(vectors, space, order, starts)
+    else:
+        np.maximum.at(radii, labels, np.sqrt(distances))
+        codes, constants = tiled(rows.take(order), starts)
+    head, shapes = tiled(centroids, np.array([0, lists]))
+    return Ivf(
+        rowids[order].astype(np.int64), codes, constants, starts, head, shapes, radii, space
+    )
+
+
+def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndarray:
+    if lists * options.sample >= len(rows):
+        return kmeans(rows, lists, options.iterations, options.seed, work)
+    rng = np.random.default_rng(options.seed)
+    chosen = np.sort(rng.choice(len(rows), lists * options.sample, replace=False))
+    return kmeans(rows.take(chosen), lists, options.iterations, options.seed, work)
+
+
+def _floats(
+    vectors: np.ndarray, space: Space, order: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows themselves in tiles, and their squared norms."""
+    bounds, width = tile_starts(starts), len(space.mean)
+    tiles = private(np.zeros((bounds[-1], width, TILE), np.float32))
+    constants = np.zeros((bounds[-1], 2, TILE), np.float32)
+    constants[:, 0] = np.inf
+    for number, tile in enumerate(bounds[:-1].tolist()):
+        first, stop, end = starts[number], starts[number + 1], bounds[number + 1]
+        block = np.zeros(((end - tile) * TILE, width), np.float32)
+        block[: stop - first] = space.moved(vectors[order[first:stop]])
+        squares = np.einsum("ij,ij->i", block, block)
+        squares[stop - first :] = np.inf
+        tiles[tile:end] = block.reshape(-1, TILE, width).transpose(0, 2, 1)
+        constants[tile:end, 0] = squares.reshape(-1, TILE)
+    return tiles, constants

@@ -1,0 +1,238 @@
+"""Finished inverted lists: immutable arrays, and the search that yields candidates."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tarsdb.errors import CorruptionError, OperationalError
+from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.ivf.kmeans import padded_width, tile_starts
+from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels.ivf import PLAN, SCRATCH, TILE
+from tarsdb.kernels.native import address
+
+_SHAPES = {
+    "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),
+    "shapes": ("f4", 3), "radii": ("f4", 1), "mean": ("f4", 1), "largest": ("f8", 1),
+    "op": ("u1", 1),
+}  # fmt: skip
+OPERATORS = ("<->", "<#>", "<=>")
+_WIDER = 4
+
+
+class _Scratch(threading.local):
+    """Memory of one thread's searches."""
+
+    def __init__(self) -> None:
+        self.fixed = np.empty(SCRATCH, np.uint8)
+        self.moved = np.empty(0, np.uint8)
+        self.probes = np.empty(0, np.int64)
+
+
+_scratch = _Scratch()
+
+
+@dataclass(frozen=True)
+class Ivf:
+    """Rows of one metric space in lists around centroids. A row's number is its *node*.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+        In order of the lists.
+    codes : uint8 (tiles, padded / 4, 16, 4), or float32 (tiles, d', 16)
+        Codes + 128, or the rows in the space; the rows of a tile side by side. May lie in mapped
+        memory: a list is one run of bytes, read in order.
+    constants : float32 (tiles, 2, 16)
+        Squared norms and scales; infinite and 0 where there is no row.
+    starts : int64 (lists + 1,)
+        First node of each list, and the end. Each list begins a tile.
+    centroids : uint8 (ceil(lists / 16), padded / 4, 16, 4)
+    shapes : float32 (ceil(lists / 16), 2, 16)
+        Constants of the centroids.
+    radii : float32 (lists,)
+        No row of a list is farther from its centroid; infinite where that is not known.
+    space : Space
+    """
+
+    rowids: np.ndarray
+    codes: np.ndarray
+    constants: np.ndarray
+    starts: np.ndarray
+    centroids: np.ndarray
+    shapes: np.ndarray
+    radii: np.ndarray
+    space: Space
+
+    def __len__(self) -> int:
+        return len(self.rowids)
+
+    @property
+    def lists(self) -> int:
+        """How many lists there are."""
+        return len(self.radii)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return len(self.space.mean) - (self.space.op == "<#>")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.to_arrays().values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of what every search reads; the rest, of the lists, may stay on disk."""
+        arrays = self.to_arrays()
+        return sum(a.nbytes for name, a in arrays.items() if name not in ("codes", "constants"))
+
+    def is_ready(self) -> bool:
+        """Return whether a search can run now; if not, its kernels are being compiled."""
+        return kernels.current() is not None
+
+    def search(
+        self,
+        query: np.ndarray,
+        wanted: int,
+        effort: int,
+        allowed: np.ndarray | None = None,
+        reach: int = 0,
+    ) -> np.ndarray:
+        """Return the nodes nearest to a query by their codes, nearest first.
+
+        Parameters
+        ----------
+        query : float32 (dim,)
+        wanted : int
+            Nodes to return at most.
+        effort : int
+            Lists to look at, those with the nearest centroids; more until ``wanted`` nodes are
+            found. A list whose rows are all too far away is passed over.
+        allowed : uint8 (n,), optional
+            Return nodes with a 1 here only.
+        reach : int
+            Lists to look at, at most, for ``wanted`` nodes; 0: all.
+
+        Returns
+        -------
+        int32 (<= wanted,)
+            As many as match where all lists are looked at.
+        """
+        found = kernels.current()
+        if found is None:
+            raise OperationalError("the kernels of inverted lists are not compiled yet")
+        wanted, most = min(wanted, len(self)), min(reach or self.lists, self.lists)
+        if wanted <= 0:
+            return np.empty(0, np.int32)
+        given = np.ascontiguousarray(query, np.float32)
+        mask = None if allowed is None else np.ascontiguousarray(allowed, np.uint8)
+        heap = np.empty(wanted, np.int64)
+        effort = max(1, min(effort, self.lists))
+        while True:
+            count = found.search(
+                self._plan[1], address(given), wanted, effort, 0 if mask is None else address(mask),
+                *self._memory(effort), address(heap), address(_scratch.fixed),
+            )  # fmt: skip
+            if count == wanted or effort >= most:
+                return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
+            effort = min(_WIDER * effort, most)
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[np.ndarray, ...], int]:
+        """The numbers a search's kernel wants, kept alive, and their address."""
+        bounds = np.stack([self.starts, tile_starts(self.starts)], axis=1)
+        plan = np.empty(PLAN, np.int64)
+        floats = self.codes.dtype == np.float32
+        plan[:] = (
+            address(self.codes), address(self.constants), address(bounds), address(self.centroids),
+            address(self.shapes), address(self.radii), address(self.space.mean), self.lists,
+            padded_width(len(self.space.mean)), len(self.space.mean),
+            OPERATORS.index(self.space.op), floats,
+        )  # fmt: skip
+        return (plan, bounds), address(plan)
+
+    def _memory(self, effort: int) -> tuple[int, int]:
+        scratch, width = _scratch, len(self.space.mean)
+        if len(scratch.moved) < 4 * width + padded_width(width):
+            scratch.moved = np.empty(4 * width + padded_width(width), np.uint8)
+        if len(scratch.probes) < effort:
+            scratch.probes = np.empty(effort, np.int64)
+        return address(scratch.moved), address(scratch.probes)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays; :meth:`from_arrays` reads them."""
+        return {
+            "rowids": self.rowids, "constants": self.constants, "starts": self.starts,
+            "centroids": self.centroids, "shapes": self.shapes, "radii": self.radii,
+            "mean": self.space.mean, "largest": np.array([self.space.largest], dtype=np.float64),
+            "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8), "codes": self.codes,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_arrays(arrays: dict[str, np.ndarray]) -> Ivf:
+        """Return an index of arrays from outside, all checked; ``codes`` is used where it lies.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        kept = {}
+        for name, (kind, ndim) in _SHAPES.items():
+            array = arrays.get(name)
+            if array is None or array.ndim != ndim or array.dtype != np.dtype(kind):
+                raise CorruptionError(
+                    f"array {name} of inverted lists is {_shown(array)}, expected {ndim}-d {kind}"
+                )
+            kept[name] = np.ascontiguousarray(array)
+        codes = arrays.get("codes")
+        if codes is None or not codes.flags.c_contiguous:
+            raise CorruptionError(f"array codes of inverted lists is {_shown(codes)}")
+        _require_sound(kept, codes)
+        space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
+        return Ivf(
+            kept["rowids"], codes, kept["constants"], kept["starts"], kept["centroids"],
+            kept["shapes"], kept["radii"], space,
+        )  # fmt: skip
+
+
+def _shown(array: np.ndarray | None) -> str:
+    return "absent" if array is None else f"{array.dtype} {array.shape}"
+
+
+def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
+    starts, nodes, width = arrays["starts"], len(arrays["rowids"]), len(arrays["mean"])
+    lists = len(starts) - 1
+    if bytes(arrays["op"]) not in [op.encode() for op in OPERATORS] or len(arrays["largest"]) != 1:
+        raise CorruptionError(f"the operator of inverted lists is {bytes(arrays['op'])!r}")
+    if lists < 1 or not nodes or starts[0] != 0 or starts[-1] != nodes:
+        raise CorruptionError(f"{lists} inverted lists of {nodes} rows do not cover them")
+    if nodes >= 1 << 31 or (np.diff(starts) < 0).any() or starts.max() > nodes:
+        raise CorruptionError(f"the starts of {lists} inverted lists do not ascend to {nodes}")
+    if not width or width <= (bytes(arrays["op"]) == b"<#>"):
+        raise CorruptionError(f"the mean of inverted lists has {width} elements")
+    padded, tiles = padded_width(width), int(tile_starts(starts)[-1])
+    of_lists = -(-lists // TILE)
+    wanted = {
+        "constants": (tiles, 2, TILE), "centroids": (of_lists, padded // 4, TILE, 4),
+        "shapes": (of_lists, 2, TILE), "radii": (lists,),
+    }  # fmt: skip
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise CorruptionError(
+                f"array {name} of inverted lists is {arrays[name].shape}, expected {shape}"
+            )
+    shapes = {np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE)}
+    if shapes.get(codes.dtype) != codes.shape:
+        raise CorruptionError(
+            f"array codes of inverted lists is {_shown(codes)}, expected {tiles} tiles of {width}"
+        )
+    if np.isnan(arrays["constants"]).any() or not np.isfinite(arrays["mean"]).all():
+        raise CorruptionError("constants of inverted lists are not numbers")
+    if np.isnan(arrays["shapes"]).any() or not (arrays["radii"] >= 0).all():
+        raise CorruptionError("centroids of inverted lists are not numbers")
