@@ -8,7 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from tarsdb.errors import CorruptionError, OperationalError
+from tarsdb.errors import (
+    CorruptionError,
+    DataError,
+    DimensionMismatchError,
+    OperationalError,
+)
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import padded_width, tile_starts
 from tarsdb.kernels import ivf as kernels
@@ -25,12 +30,21 @@ _WIDER = 4
 
 
 class _Scratch(threading.local):
-    """Memory of one thread's searches."""
+    """Memory of one thread's searches, and its addresses."""
 
     def __init__(self) -> None:
-        self.fixed = np.empty(SCRATCH, np.uint8)
-        self.moved = np.empty(0, np.uint8)
-        self.probes = np.empty(0, np.int64)
+        self._fixed = np.empty(SCRATCH, np.uint8)
+        self._moved = np.empty(0, np.uint8)
+        self._probes = np.empty(0, np.int64)
+        self._addresses = (0, 0, address(self._fixed))
+
+    def of(self, moved: int, effort: int) -> tuple[int, int, int]:
+        """Return where a moved query, the probes of an effort and the rest have room."""
+        if len(self._moved) < moved or len(self._probes) < effort:
+            self._moved = np.empty(max(moved, len(self._moved)), np.uint8)
+            self._probes = np.empty(max(effort, len(self._probes)), np.int64)
+            self._addresses = address(self._moved), address(self._probes), self._addresses[2]
+        return self._addresses
 
 
 _scratch = _Scratch()
@@ -96,6 +110,10 @@ class Ivf:
         """Return whether a search can run now; if not, its kernels are being compiled."""
         return kernels.current() is not None
 
+    def candidates(self, k: int) -> int:
+        """Return how many nodes to compare by their full vectors for the k nearest."""
+        return min(len(self), max(2 * k, k + 10))
+
     def search(
         self,
         query: np.ndarray,
@@ -123,6 +141,13 @@ class Ivf:
         -------
         int32 (<= wanted,)
             As many as match where all lists are looked at.
+
+        Raises
+        ------
+        DimensionMismatchError, DataError
+            The query or the mask is of another length.
+        OperationalError
+            The kernels are not compiled yet.
         """
         found = kernels.current()
         if found is None:
@@ -131,39 +156,46 @@ class Ivf:
         if wanted <= 0:
             return np.empty(0, np.int32)
         given = np.ascontiguousarray(query, np.float32)
+        if given.shape != (self.dim,):
+            raise DimensionMismatchError(
+                f"the query has shape {given.shape}, the inverted lists are of {self.dim} elements"
+            )
         mask = None if allowed is None else np.ascontiguousarray(allowed, np.uint8)
+        if mask is not None and len(mask) != len(self):
+            raise DataError(f"a mask of {len(mask)} for {len(self)} rows of inverted lists")
         heap = np.empty(wanted, np.int64)
+        plan, moved = self._plan
+        at, out, filtered = address(given), address(heap), 0 if mask is None else address(mask)
         effort = max(1, min(effort, self.lists))
         while True:
+            memory, probes, scratch = _scratch.of(moved, effort)
             count = found.search(
-                self._plan[1], address(given), wanted, effort, 0 if mask is None else address(mask),
-                *self._memory(effort), address(heap), address(_scratch.fixed),
-            )  # fmt: skip
+                plan, at, wanted, effort, filtered, memory, probes, out, scratch
+            )
             if count == wanted or effort >= most:
                 return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
             effort = min(_WIDER * effort, most)
 
     @cached_property
-    def _plan(self) -> tuple[tuple[np.ndarray, ...], int]:
-        """The numbers a search's kernel wants, kept alive, and their address."""
+    def _plan(self) -> tuple[int, int]:
+        """Return the address of the numbers a search wants, and the bytes of a moved query."""
+        return address(self._table[0]), 4 * len(self.space.mean) + self._padded
+
+    @property
+    def _padded(self) -> int:
+        return padded_width(len(self.space.mean))
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
         bounds = np.stack([self.starts, tile_starts(self.starts)], axis=1)
         plan = np.empty(PLAN, np.int64)
-        floats = self.codes.dtype == np.float32
         plan[:] = (
             address(self.codes), address(self.constants), address(bounds), address(self.centroids),
             address(self.shapes), address(self.radii), address(self.space.mean), self.lists,
-            padded_width(len(self.space.mean)), len(self.space.mean),
-            OPERATORS.index(self.space.op), floats,
+            self._padded, len(self.space.mean), OPERATORS.index(self.space.op),
+            self.codes.dtype == np.float32,
         )  # fmt: skip
-        return (plan, bounds), address(plan)
-
-    def _memory(self, effort: int) -> tuple[int, int]:
-        scratch, width = _scratch, len(self.space.mean)
-        if len(scratch.moved) < 4 * width + padded_width(width):
-            scratch.moved = np.empty(4 * width + padded_width(width), np.uint8)
-        if len(scratch.probes) < effort:
-            scratch.probes = np.empty(effort, np.int64)
-        return address(scratch.moved), address(scratch.probes)
+        return plan, bounds
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
