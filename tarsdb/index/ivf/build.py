@@ -82,9 +82,7 @@ def build_ivf(
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
     head, shapes = tiled(centroids, np.array([0, lists]))
-    return Ivf(
-        rowids[order].astype(np.int64), codes, constants, starts, head, shapes, radii, space
-    )
+    return Ivf(rowids[order].astype(np.int64), codes, constants, starts, head, shapes, radii, space)
 
 
 def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndarray:

@@ -169,9 +169,7 @@ class Ivf:
         effort = max(1, min(effort, self.lists))
         while True:
             memory, probes, scratch = _scratch.of(moved, effort)
-            count = found.search(
-                plan, at, wanted, effort, filtered, memory, probes, out, scratch
-            )
+            count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
             if count == wanted or effort >= most:
                 return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
             effort = min(_WIDER * effort, most)

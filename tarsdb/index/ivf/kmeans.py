@@ -1,7 +1,8 @@
 """k-means over int8 codes: integers make assignments exact, so nothing depends on threads.
 
 Lloyd's algorithm (Lloyd 1982) from random rows. Rows and centroids are compared by their codes,
-means are taken of decoded rows in float64. A cluster left empty takes over half of the largest.
+means are taken of decoded rows in float64. A cluster left empty takes over
+half of the one with the largest sum of distances: of equal rows none is worth splitting.
 Knows no index and no metric but Euclid's.
 """
 
@@ -183,11 +184,11 @@ def kmeans(rows: Rows, clusters: int, iterations: int, seed: int, work: Work) ->
     before = None
     for done in range(iterations):
         work.progress(done, iterations)
-        labels, _ = assign(rows, coded(centroids, work.kernels), work)
+        labels, distances = assign(rows, coded(centroids, work.kernels), work)
         if before is not None and (labels == before).all():
             break
         before = labels
-        centroids = _means(rows, labels, clusters, work.kernels, rng)
+        centroids = _means(rows, (labels, distances), clusters, work.kernels, rng)
     work.progress(iterations, iterations)
     return centroids
 
@@ -200,18 +201,24 @@ def coded(rows: np.ndarray, kernels: IvfKernels) -> Rows:
 
 
 def _means(
-    rows: Rows, labels: np.ndarray, clusters: int, kernels: IvfKernels, rng: np.random.Generator
+    rows: Rows,
+    assigned: tuple[np.ndarray, np.ndarray],
+    clusters: int,
+    kernels: IvfKernels,
+    rng: np.random.Generator,
 ) -> np.ndarray:
+    labels, distances = assigned
     sums = np.zeros((clusters, rows.width), np.float64)
     numbers = np.zeros(clusters, np.int64)
     kernels.add(rows.codes, rows.constants, labels, sums, numbers)
     means = sums / np.maximum(numbers, 1)[:, None]
+    spread = np.bincount(labels, distances, clusters)
     for empty in np.flatnonzero(numbers == 0).tolist():
-        largest = int(numbers.argmax())
-        aside = rng.choice([-_APART, _APART], rows.width)
-        means[empty] = means[largest] * (1 + aside)
-        means[largest] *= 1 - aside
-        numbers[empty] = numbers[largest] // 2
-        numbers[largest] -= numbers[empty]
+        widest = int(spread.argmax())
+        apart = _APART if spread[widest] > 0 else 0
+        aside = rng.choice([-apart, apart], rows.width)
+        means[empty] = means[widest] * (1 + aside)
+        means[widest] *= 1 - aside
+        spread[empty] = spread[widest] = spread[widest] / 2
     found: np.ndarray = means.astype(np.float32)
     return found

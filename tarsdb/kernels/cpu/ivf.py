@@ -543,7 +543,15 @@ def make_kernels(variant: str) -> dict[str, Any]:
             constants += 128
         return size
 
-    return {"encode": encode, "assign": assign, "add": _add, "search": search}
+    @njit(nogil=True)
+    def add(rows, constants, labels, sums, numbers):  # type: ignore[no-untyped-def]
+        for row in range(labels.shape[0]):
+            label, scale = labels[row], np.float64(constants[row, 1])
+            numbers[label] += 1
+            for at in range(sums.shape[1]):
+                sums[label, at] += scale * rows[row, at]
+
+    return {"encode": encode, "assign": assign, "add": add, "search": search}
 
 
 def _make_dots(number: int, several: int) -> Any:
@@ -559,10 +567,10 @@ def _any(allowed, count):  # type: ignore[no-untyped-def]
     """Tell whether one of some bytes is not 0."""
     if count == TILE:
         return (_long(allowed, 0) | _long(allowed, 1)) != 0
+    found = np.int64(0)
     for at in range(count):
-        if _byte(allowed, at):
-            return True
-    return False
+        found |= _byte(allowed, at)
+    return found != 0
 
 
 @njit(nogil=True)
@@ -576,12 +584,3 @@ def _keep(bits, keys, first, allowed, stop, heap, size, limit):  # type: ignore[
         bits >>= 1
         lane += 1
     return size
-
-
-@njit(nogil=True)
-def _add(rows, constants, labels, sums, numbers):  # type: ignore[no-untyped-def]
-    for row in range(labels.shape[0]):
-        label, scale = labels[row], np.float64(constants[row, 1])
-        numbers[label] += 1
-        for at in range(sums.shape[1]):
-            sums[label, at] += scale * rows[row, at]
