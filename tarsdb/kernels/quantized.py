@@ -82,7 +82,8 @@ def rabitq(tiles: U8, planes: U64, numbers: F32) -> tuple[F32, F32]:
     if kernel is None:
         dispatch.prepare("rabitq")
         return rabitq_portable(tiles, planes, numbers)
-    tiles, planes, numbers = (np.ascontiguousarray(a) for a in (tiles, planes, numbers))
+    tiles, planes = np.ascontiguousarray(tiles), np.ascontiguousarray(planes)
+    numbers = np.ascontiguousarray(numbers)
     estimates, lows = np.empty(shape, np.float32), np.empty(shape, np.float32)
     kernel(address(tiles), len(tiles), planes.shape[2], address(planes), address(numbers),
            len(planes), address(estimates), address(lows))  # fmt: skip

@@ -14,7 +14,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import CorruptionError, DimensionMismatchError, NotSupportedError, ValueRangeError
+from tarsdb.errors import (
+    CorruptionError,
+    DimensionMismatchError,
+    NotSupportedError,
+    ValueRangeError,
+)
 from tarsdb.kernels import reference
 
 F32 = npt.NDArray[np.float32]

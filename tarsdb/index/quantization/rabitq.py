@@ -91,7 +91,7 @@ class RaBitQ(Quantizer):
     @property
     def code_size(self) -> int:
         """Bytes of a row's code, factors included."""
-        return self.width * self.bits // 8 + _FACTORS
+        return int(self.width * self.bits // 8 + _FACTORS)
 
     def encode(self, x: F32, centroid: F32 | None = None) -> U8:
         """Return codes (n, code_size): bit planes, lowest first, then float32 factors.
@@ -127,9 +127,7 @@ class RaBitQ(Quantizer):
         factors[:, 0] = squares if is_l2 else -np.einsum("ij,ij->i", center, residual)
         factors[:, 1], factors[:, 2] = -times * ratio, times * error
         factors[:, 3] = u.sum(axis=1, dtype=np.int64)
-        planes = [
-            np.packbits(u >> bit & 1, axis=1, bitorder="little") for bit in range(self.bits)
-        ]
+        planes = [np.packbits(u >> bit & 1, axis=1, bitorder="little") for bit in range(self.bits)]
         return np.concatenate([*planes, factors.view(np.uint8)], axis=1)
 
     def decode(self, codes: U8, centroid: F32 | None = None) -> F32:

@@ -37,9 +37,7 @@ def _joined(b: Any, parts: list[Any]) -> Any:
     while len(parts) > 1:
         lanes = parts[0].type.count
         order = ir.Constant(ir.VectorType(_I32, 2 * lanes), list(range(2 * lanes)))
-        parts = [
-            b.shuffle_vector(parts[i], parts[i + 1], order) for i in range(0, len(parts), 2)
-        ]
+        parts = [b.shuffle_vector(parts[i], parts[i + 1], order) for i in range(0, len(parts), 2)]
     return parts[0]
 
 
