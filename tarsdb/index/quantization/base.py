@@ -120,7 +120,8 @@ class Quantizer(abc.ABC):
 
     def one(self, query: F32) -> F32:
         """Return a checked query (dim,), at unit length under COSINE."""
-        return self.rows(np.asarray(query, np.float32).reshape(1, -1))[0]
+        found: F32 = self.rows(np.asarray(query, np.float32).reshape(1, -1))[0]
+        return found
 
 
 def checked(x: F32, dim: int | None, what: str) -> F32:
@@ -219,6 +220,3 @@ def exact(metric: int, rows: F32, query: F32) -> F32:
 def nearest(keys: F32, k: int) -> npt.NDArray[np.int64]:
     """Return positions of the k smallest keys, ties by position."""
     return reference.smallest(keys, np.arange(len(keys)), k)
-
-
-__all__ = ["Distortion", "Quantizer"]
