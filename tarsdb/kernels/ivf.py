@@ -15,7 +15,7 @@ from typing import Any
 from tarsdb.kernels import dispatch
 
 TILE = 16
-PLAN, SCRATCH = 12, 1664  # as in kernels/cpu/ivf.py; a test compares
+PLAN, PLANES, SCRATCH = 13, 6, 1664  # as in kernels/cpu/ivf.py; a test compares
 STEP = 8
 """Assignments start at multiples of this, so that threads do not change what is done together."""
 

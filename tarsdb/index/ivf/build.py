@@ -15,7 +15,9 @@ from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import Rows, Work, assign, coded, kmeans, tile_starts, tiled
 from tarsdb.index.ivf.options import IvfOptions
+from tarsdb.index.quantization.rabitq import RaBitQ
 from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels import reference
 from tarsdb.kernels.ivf import TILE
 
 _AT_ONCE = 1 << 14
@@ -74,10 +76,13 @@ def build_ivf(
     labels, distances = assign(rows, centroids, work)
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
-    radii = np.zeros(lists, np.float32)
+    radii, rotation = np.zeros(lists, np.float32), np.empty((0, 0), np.float32)
     if options.code == "none":
         radii[:] = np.inf  # of rows, not of their codes
         codes, constants = _floats(vectors, space, order, starts)
+    elif options.code == "rabitq":
+        np.maximum.at(radii, labels, np.sqrt(distances))
+        rotation, codes, constants = _bits(vectors, space, (order, starts), centroids, options.seed)
     else:
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
@@ -110,3 +115,44 @@ def _floats(
         tiles[tile:end] = block.reshape(-1, TILE, width).transpose(0, 2, 1)
         constants[tile:end, 0] = squares.reshape(-1, TILE)
     return tiles, constants
+
+
+def _bits(
+    vectors: np.ndarray,
+    space: Space,
+    lists: tuple[np.ndarray, np.ndarray],
+    centroids: Rows,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a rotation, sign bits of rows in tiles, and their constants.
+
+    RaBitQ (Gao & Long 2024) estimates |q - x|**2 of a row x of centroid c as base + |q - c|**2 +
+    slope <y, q' - c'>, y the signs halved and ' the rotation. <y, c'> does not depend on the query
+    and goes into the base, so a query is rotated and cut into bits once, not for each list.
+    """
+    order, starts = lists
+    means, bounds = centroids.decoded(), tile_starts(starts)
+    coder = RaBitQ.train(means, reference.L2, seed=seed)
+    turned, width = coder.rotate(means), coder.width
+    tiles = private(np.zeros((bounds[-1], width // 64, TILE), np.uint64))
+    constants = np.zeros((bounds[-1], 3, TILE), np.float32)
+    constants[:, 0] = np.inf
+    for number, tile in enumerate(bounds[:-1].tolist()):
+        first, stop, end = starts[number], starts[number + 1], bounds[number + 1]
+        if first == stop:
+            continue
+        moved = space.moved(vectors[order[first:stop]])
+        coded_rows = coder.encode(moved, means[number])
+        signs = coded_rows[:, : width // 8]
+        block = np.zeros(((end - tile) * TILE, width // 64), np.uint64)
+        block[: stop - first] = np.ascontiguousarray(signs).view(np.uint64)
+        tiles[tile:end] = block.reshape(-1, TILE, width // 64).transpose(0, 2, 1)
+        factors = np.ascontiguousarray(coded_rows[:, width // 8 :]).view(np.float32)
+        along = np.unpackbits(signs, axis=1, bitorder="little") @ turned[number]
+        along -= np.float32(0.5) * turned[number].sum()
+        lanes = np.zeros(((end - tile) * TILE, 3), np.float32)
+        lanes[:, 0] = np.inf
+        lanes[: stop - first, 0] = factors[:, 0] - factors[:, 1] * along
+        lanes[: stop - first, 1], lanes[: stop - first, 2] = factors[:, 1], factors[:, 3]
+        constants[tile:end] = lanes.reshape(-1, TILE, 3).transpose(0, 2, 1)
+    return coder.rotation, tiles, constants

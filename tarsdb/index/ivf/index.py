@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,15 +17,16 @@ from tarsdb.errors import (
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import padded_width, tile_starts
 from tarsdb.kernels import ivf as kernels
-from tarsdb.kernels.ivf import PLAN, SCRATCH, TILE
+from tarsdb.kernels.ivf import PLAN, PLANES, SCRATCH, TILE
 from tarsdb.kernels.native import address
 
 _SHAPES = {
     "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),
     "shapes": ("f4", 3), "radii": ("f4", 1), "mean": ("f4", 1), "largest": ("f8", 1),
-    "op": ("u1", 1),
+    "op": ("u1", 1), "rotation": ("f4", 2),
 }  # fmt: skip
 OPERATORS = ("<->", "<#>", "<=>")
+_FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u8"): 2}  # as in kernels/cpu/ivf.py
 _WIDER = 4
 
 
@@ -58,11 +59,13 @@ class Ivf:
     ----------
     rowids : int64 (n,)
         In order of the lists.
-    codes : uint8 (tiles, padded / 4, 16, 4), or float32 (tiles, d', 16)
-        Codes + 128, or the rows in the space; the rows of a tile side by side. May lie in mapped
+    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16) or uint64 (tiles, padded / 64, 16)
+        Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
+        list's centroid; the rows of a tile side by side. May lie in mapped
         memory: a list is one run of bytes, read in order.
-    constants : float32 (tiles, 2, 16)
-        Squared norms and scales; infinite and 0 where there is no row.
+    constants : float32 (tiles, 2, 16), for sign bits (tiles, 3, 16)
+        Squared norms and scales; infinite and 0 where there is no row. For sign bits base, slope
+        and number of set bits, see ``build.py``.
     starts : int64 (lists + 1,)
         First node of each list, and the end. Each list begins a tile.
     centroids : uint8 (ceil(lists / 16), padded / 4, 16, 4)
@@ -71,6 +74,8 @@ class Ivf:
     radii : float32 (lists,)
         No row of a list is farther from its centroid; infinite where that is not known.
     space : Space
+    rotation : float32 (d', padded)
+        Of sign bits; otherwise (0, 0).
     """
 
     rowids: np.ndarray
@@ -81,6 +86,7 @@ class Ivf:
     shapes: np.ndarray
     radii: np.ndarray
     space: Space
+    rotation: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def __len__(self) -> int:
         return len(self.rowids)
@@ -112,7 +118,8 @@ class Ivf:
 
     def candidates(self, k: int) -> int:
         """Return how many nodes to compare by their full vectors for the k nearest."""
-        return min(len(self), max(2 * k, k + 10))
+        few, more = (8, 64) if self.codes.dtype == np.uint64 else (2, 10)
+        return min(len(self), max(few * k, k + more))
 
     def search(
         self,
@@ -177,7 +184,11 @@ class Ivf:
     @cached_property
     def _plan(self) -> tuple[int, int]:
         """Return the address of the numbers a search wants, and the bytes of a moved query."""
-        return address(self._table[0]), 4 * len(self.space.mean) + self._padded
+        return address(self._table[0]), self._room
+
+    @property
+    def _room(self) -> int:
+        return 4 * len(self.space.mean) + 5 * self._padded + self._padded // 8 * PLANES
 
     @property
     def _padded(self) -> int:
@@ -191,7 +202,7 @@ class Ivf:
             address(self.codes), address(self.constants), address(bounds), address(self.centroids),
             address(self.shapes), address(self.radii), address(self.space.mean), self.lists,
             self._padded, len(self.space.mean), OPERATORS.index(self.space.op),
-            self.codes.dtype == np.float32,
+            _FORMS[self.codes.dtype], address(self.rotation),
         )  # fmt: skip
         return plan, bounds
 
@@ -201,7 +212,8 @@ class Ivf:
             "rowids": self.rowids, "constants": self.constants, "starts": self.starts,
             "centroids": self.centroids, "shapes": self.shapes, "radii": self.radii,
             "mean": self.space.mean, "largest": np.array([self.space.largest], dtype=np.float64),
-            "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8), "codes": self.codes,
+            "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8),
+            "rotation": self.rotation, "codes": self.codes,
         }  # fmt: skip
 
     @staticmethod
@@ -227,7 +239,7 @@ class Ivf:
         space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
         return Ivf(
             kept["rowids"], codes, kept["constants"], kept["starts"], kept["centroids"],
-            kept["shapes"], kept["radii"], space,
+            kept["shapes"], kept["radii"], space, kept["rotation"],
         )  # fmt: skip
 
 
@@ -247,9 +259,10 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
     if not width or width <= (bytes(arrays["op"]) == b"<#>"):
         raise CorruptionError(f"the mean of inverted lists has {width} elements")
     padded, tiles = padded_width(width), int(tile_starts(starts)[-1])
-    of_lists = -(-lists // TILE)
+    of_lists, is_bits = -(-lists // TILE), codes.dtype == np.uint64
     wanted = {
-        "constants": (tiles, 2, TILE), "centroids": (of_lists, padded // 4, TILE, 4),
+        "constants": (tiles, 3 if is_bits else 2, TILE),
+        "rotation": (width, padded) if is_bits else (0, 0), "centroids": (of_lists, padded // 4, TILE, 4),
         "shapes": (of_lists, 2, TILE), "radii": (lists,),
     }  # fmt: skip
     for name, shape in wanted.items():
@@ -257,12 +270,17 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
             raise CorruptionError(
                 f"array {name} of inverted lists is {arrays[name].shape}, expected {shape}"
             )
-    shapes = {np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE)}
+    shapes = {
+        np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE),
+        np.dtype("u8"): (tiles, padded // 64, TILE),
+    }  # fmt: skip
     if shapes.get(codes.dtype) != codes.shape:
         raise CorruptionError(
             f"array codes of inverted lists is {_shown(codes)}, expected {tiles} tiles of {width}"
         )
     if np.isnan(arrays["constants"]).any() or not np.isfinite(arrays["mean"]).all():
         raise CorruptionError("constants of inverted lists are not numbers")
+    if not np.isfinite(arrays["rotation"]).all():
+        raise CorruptionError("the rotation of inverted lists is not finite")
     if np.isnan(arrays["shapes"]).any() or not (arrays["radii"] >= 0).all():
         raise CorruptionError("centroids of inverted lists are not numbers")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tarsdb.errors import DataError
 
-CODES = ("none", "int8")
+CODES = ("none", "int8", "rabitq")
 MOST_LISTS = 1 << 20
 _LIMITS: dict[str, tuple[int, int]] = {
     "lists": (0, MOST_LISTS), "iterations": (0, 1000), "sample": (1, 4096), "seed": (0, 2**63 - 1),
@@ -22,7 +22,8 @@ class IvfOptions:
     lists : int
         How many; 0 chooses :data:`LISTS_PER_ROOT` times the square root of the rows.
     code : str
-        What the lists hold of a row: ``int8`` (a byte an element) or ``none`` (float32).
+        What the lists hold of a row: ``int8`` (a byte an element), ``rabitq`` (a bit an element) or
+        ``none`` (float32).
     iterations : int
         Of k-means, at most; it stops when no row changes its cluster.
     sample : int

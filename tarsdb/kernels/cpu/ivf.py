@@ -29,13 +29,17 @@ VARIANTS = ("vnni", "avx2", "plain")
 TILE = 16
 SEVERAL = {"vnni": 8, "avx2": 2, "plain": 1}
 """Rows that are assigned at once."""
-_DOTS, _BEST, _NAMES = 128, 640, 1152
+_NUMBERS, _DOTS, _BEST, _NAMES = 96, 128, 640, 1152
 SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
 (CODES, CONSTANTS, STARTS, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND,
- FLOATS) = range(12)  # fmt: skip
+ FORM, ROTATION) = range(13)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 12
+PLAN = 13
+BYTES, FLOATS, BITS = range(3)
+"""Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
+PLANES = 6
+"""Bits of a rotated query's element."""
 _AHEAD = 4096
 
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -156,6 +160,79 @@ def _float_dots(typingctx, tile, query, width, out):  # type: ignore[no-untyped-
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def _bit_passing(typingctx, tile, constants, planes, words, numbers, limit, keys):  # type: ignore[no-untyped-def]
+    """Write the keys of 16 rows of sign bits; return a bit for each that is at most ``limit``.
+
+    ``numbers`` float32 (4,): step and least element of the rotated query, minus half the sum of
+    its elements, and the key of the rows' centroid.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        tile, constants, planes, words, numbers, limit, keys = args
+        halves = [_common_bits(b, tile, planes, words, 64 * half) for half in range(2)]
+        order = ir.Constant(ir.VectorType(_I32, 16), list(range(16)))
+        common = b.sitofp(b.shuffle_vector(*halves, order), _F16)
+        base, slope, ones = (load(b, constants, _F16, 64 * line) for line in range(3))
+        step, low, always, of_list = (
+            splat(b, load(b, numbers, _FLOAT, 4 * at)) for at in range(4)
+        )
+        product = b.fadd(b.fadd(b.fmul(step, common), b.fmul(low, ones)), always)
+        found = b.fadd(b.fadd(base, of_list), b.fmul(slope, product))
+        store(b, found, keys)
+        bits = b.bitcast(b.fcmp_ordered("<=", found, splat(b, limit)), _I16)
+        return b.zext(bits, _I64)
+
+    kinds = [*[types.int64] * 5, types.float32, types.int64]
+    return types.int64(*kinds), codegen
+
+
+def _common_bits(b: Any, tile: Any, planes: Any, words: Any, offset: int) -> Any:
+    """Emit sums over planes j of 2^j times the bits common to row and plane, for 8 rows."""
+    whole = ir.VectorType(_I64, 8)
+    sums = [cgutils.alloca_once_value(b, ir.Constant(whole, None)) for _ in range(PLANES)]
+    for each in sums:
+        b.store(ir.Constant(whole, None), each)
+    with cgutils.for_range(b, words) as loop:
+        line = b.add(tile, b.shl(loop.index, ir.Constant(_I64, 7)))
+        codes = load(b, line, whole, offset)
+        _ask(b, b.add(line, ir.Constant(_I64, _AHEAD + offset)))
+        at = b.add(planes, b.mul(loop.index, ir.Constant(_I64, 8 * PLANES)))
+        for j, each in enumerate(sums):
+            word = splat(b, load(b, at, _I64, 8 * j), 8)
+            ones = call(b, "llvm.ctpop.v8i64", whole, b.and_(codes, word))
+            b.store(b.add(b.load(each), ones), each)
+    total = b.load(sums[0])
+    for j, each in enumerate(sums[1:], 1):
+        total = b.add(total, b.shl(b.load(each), ir.Constant(whole, [j] * 8)))
+    return b.trunc(total, _W8)
+
+
+@intrinsic
+def _rotate(typingctx, row, rotation, width, turned, out):  # type: ignore[no-untyped-def]
+    """Write a row of ``width`` times a float32 (width, turned) matrix; 64 divides ``turned``."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, rotation, width, turned, out = args
+        pitch = b.shl(turned, ir.Constant(_I64, 2))
+        sums = [cgutils.alloca_once_value(b, ir.Constant(_F16, None)) for _ in range(4)]
+        with cgutils.for_range(b, b.lshr(turned, ir.Constant(_I64, 6))) as block:
+            column = b.shl(block.index, ir.Constant(_I64, 8))
+            for each in sums:
+                b.store(ir.Constant(_F16, None), each)
+            with cgutils.for_range(b, width) as loop:
+                value = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 2))), _FLOAT)
+                line = b.add(b.add(rotation, column), b.mul(loop.index, pitch))
+                for part, each in enumerate(sums):
+                    product = b.fmul(splat(b, value), load(b, line, _F16, 64 * part))
+                    b.store(b.fadd(b.load(each), product), each)
+            for part, each in enumerate(sums):
+                store(b, b.load(each), b.add(out, column), 64 * part)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
 
 
 def _ask(b: Any, address: Any) -> None:
@@ -316,6 +393,13 @@ def _pack(bits, number):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def _key_bits(entry):  # type: ignore[no-untyped-def]
+    """Return the float32 bits of an entry's key."""
+    bits = entry >> 32
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@njit(nogil=True)
 def _sift(heap, size, entry):  # type: ignore[no-untyped-def]
     """Put an entry at the root and restore the heap."""
     at = 0
@@ -361,8 +445,7 @@ def _top(heap, size, limit, scratch):  # type: ignore[no-untyped-def]
     """Return the key above which nothing enters the heap."""
     if size < limit:
         return np.float32(np.inf)
-    bits = _long(heap, 0) >> 32
-    _put_int(scratch, 0, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    _put_int(scratch, 0, _key_bits(_long(heap, 0)))
     return _real(scratch, 0)
 
 
@@ -409,6 +492,32 @@ def _move(query, width, mean, kind, moved):  # type: ignore[no-untyped-def]
         _put_real(moved, at, value - _real(mean, at))
 
 
+@njit(nogil=True)
+def _plane(row, width, planes, numbers):  # type: ignore[no-untyped-def]
+    """Cut a rotated query, float32 (width,), into bit planes, uint64 (words, PLANES)."""
+    low, high = _real(row, 0), _real(row, 0)
+    for at in range(width):
+        low, high = min(low, _real(row, at)), max(high, _real(row, at))
+    most = (1 << PLANES) - 1
+    step = (high - low) / np.float32(most)
+    inverse = np.float32(1) / step if step > 0 else np.float32(0)
+    total = np.int64(0)
+    for word in range(width // 64):
+        for plane in range(PLANES):
+            _put_long(planes, word * PLANES + plane, 0)
+        for bit in range(64):
+            value = (_real(row, 64 * word + bit) - low) * inverse
+            number = min(max(np.int64(value + np.float32(0.5)), 0), most)
+            total += number
+            for plane in range(PLANES):
+                place = word * PLANES + plane
+                _put_long(planes, place, _long(planes, place) | ((number >> plane & 1) << bit))
+    _put_real(numbers, 0, step)
+    _put_real(numbers, 1, low)
+    half = np.float32(-0.5) * (np.float32(width) * low + step * np.float32(total))
+    _put_real(numbers, 2, half)
+
+
 _LONG = types.int64
 _CODES, _CONSTANTS = types.int8[:, ::1], types.float32[:, ::1]
 SIGNATURES = {
@@ -434,9 +543,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
     search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, 1 for float32 rows. Writes (key, node) to ``heap`` int64 (wanted,),
+        for the operator, form of the rows, address of the rotation. Writes (key, node) to ``heap`` int64 (wanted,),
         ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0; scratch:
-        ``probes`` int64 (effort,), ``moved`` float32 (d',) followed by int8 (padded,).
+        ``probes`` int64 (effort,), ``moved`` float32 (d',), int8 (padded,), float32 (padded,) and uint64
+        (padded / 64, PLANES).
     """
     number, several = VARIANTS.index(variant), SEVERAL[variant]
     one_dots = _plain_dots if variant == "plain" else _make_dots(number, 1)
@@ -491,6 +601,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
         scale, squares = _code(moved, width, padded, code)
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
+        if _long(plan, FORM) == BITS:
+            turned = code + padded
+            _rotate(moved, _long(plan, ROTATION), width, padded, turned)
+            _plane(turned, padded, turned + 4 * padded, scratch + _NUMBERS)
         count, limit = 0, np.float32(np.inf)
         line, shapes = _long(plan, CENTROIDS), _long(plan, CENTROID_CONSTANTS)
         for tile in range((lists + TILE - 1) // TILE):
@@ -504,12 +618,12 @@ def make_kernels(variant: str) -> dict[str, Any]:
         for probe in range(count):
             at = _long(probes, probe) & 0xFFFFFFFF
             if size == wanted:
-                key = _long(probes, probe) >> 32
-                _put_int(scratch + 64, 0, key ^ ((key >> 31) & 0x7FFFFFFF))
+                _put_int(scratch + 64, 0, _key_bits(_long(probes, probe)))
                 apart = np.sqrt(max(_real(scratch + 64, 0) + square, np.float32(0)))
                 gap = apart - _real(_long(plan, RADII), at)
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
+            _put_int(scratch + _NUMBERS, 3, _key_bits(_long(probes, probe)))
             size = scan(plan, at, moved, factor, correction, wanted, allowed, heap, size, scratch)
             limit = _top(heap, size, wanted, scratch + 64)
         _sort(heap, size)
@@ -518,18 +632,26 @@ def make_kernels(variant: str) -> dict[str, Any]:
     @njit(nogil=True)
     def scan(plan, number, moved, factor, correction, wanted, allowed, heap, size, scratch):  # type: ignore[no-untyped-def]
         """Offer the rows of a list to the heap; returns its size."""
-        padded, width, floats = _long(plan, PADDED), _long(plan, WIDTH), _long(plan, FLOATS)
+        padded, width, form = _long(plan, PADDED), _long(plan, WIDTH), _long(plan, FORM)
         dots = scratch + _DOTS
         starts = _long(plan, STARTS)
         first, stop = _long(starts, 2 * number), _long(starts, 2 * number + 2)
         tile = _long(starts, 2 * number + 1)
-        pitch = TILE * (4 * width if floats else padded)
+        pitch, lines = TILE * padded, 128
+        if form == FLOATS:
+            pitch = 4 * TILE * width
+        elif form == BITS:
+            pitch, lines = TILE * padded // 8, 192
         line = _long(plan, CODES) + tile * pitch
-        constants = _long(plan, CONSTANTS) + 128 * tile
+        constants = _long(plan, CONSTANTS) + lines * tile
+        planes = moved + 4 * width + 5 * padded
         limit = _top(heap, size, wanted, scratch + 64)
         while first < stop:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
-                if floats:
+                if form == BITS:
+                    bits = _bit_passing(line, constants, planes, padded // 64, scratch + _NUMBERS,
+                                        limit, scratch)  # fmt: skip
+                elif form == FLOATS:
                     _float_dots(line, moved, width, dots)
                     bits = _float_passing(dots, constants, limit, scratch)
                 else:
@@ -540,7 +662,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                     limit = _top(heap, size, wanted, scratch + 64)
             first += TILE
             line += pitch
-            constants += 128
+            constants += lines
         return size
 
     @njit(nogil=True)

@@ -142,7 +142,7 @@ def test_it_stops_when_told() -> None:
 def test_sizes_are_those_of_the_kernels() -> None:
     from tarsdb.kernels.cpu import ivf as compiled
 
-    own = (kernels.TILE, kernels.PLAN, kernels.SCRATCH)
-    assert own == (compiled.TILE, compiled.PLAN, compiled.SCRATCH)
+    own = (kernels.TILE, kernels.PLAN, kernels.PLANES, kernels.SCRATCH)
+    assert own == (compiled.TILE, compiled.PLAN, compiled.PLANES, compiled.SCRATCH)
     assert kernels.STEP % max(compiled.SEVERAL.values()) == 0
     assert Rows.empty(2, 65).codes.shape == (2, 128)
