@@ -87,7 +87,8 @@ def build_ivf(
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
     head, shapes = tiled(centroids, np.array([0, lists]))
-    return Ivf(rowids[order].astype(np.int64), codes, constants, starts, head, shapes, radii, space)
+    ordered = rowids[order].astype(np.int64)
+    return Ivf(ordered, codes, constants, starts, head, shapes, radii, space, rotation)
 
 
 def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndarray:
@@ -155,4 +156,4 @@ def _bits(
         lanes[: stop - first, 0] = factors[:, 0] - factors[:, 1] * along
         lanes[: stop - first, 1], lanes[: stop - first, 2] = factors[:, 1], factors[:, 3]
         constants[tile:end] = lanes.reshape(-1, TILE, 3).transpose(0, 2, 1)
-    return coder.rotation, tiles, constants
+    return np.ascontiguousarray(coder.rotation), tiles, constants

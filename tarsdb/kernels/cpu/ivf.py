@@ -176,9 +176,7 @@ def _bit_passing(typingctx, tile, constants, planes, words, numbers, limit, keys
         order = ir.Constant(ir.VectorType(_I32, 16), list(range(16)))
         common = b.sitofp(b.shuffle_vector(*halves, order), _F16)
         base, slope, ones = (load(b, constants, _F16, 64 * line) for line in range(3))
-        step, low, always, of_list = (
-            splat(b, load(b, numbers, _FLOAT, 4 * at)) for at in range(4)
-        )
+        step, low, always, of_list = (splat(b, load(b, numbers, _FLOAT, 4 * at)) for at in range(4))
         product = b.fadd(b.fadd(b.fmul(step, common), b.fmul(low, ones)), always)
         found = b.fadd(b.fadd(base, of_list), b.fmul(slope, product))
         store(b, found, keys)
