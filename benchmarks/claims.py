@@ -61,6 +61,30 @@ def _group_speed(record: Record) -> float | None:
     return float(record["group"]["times_commits_per_second"])
 
 
+KINDS = {
+    "unfiltered": "unfiltered", "one_percent": "filter of 1%", "ten_percent": "filter of 10%",
+    "half": "filter of 50%", "label": "filter of a correlated label",
+}  # fmt: skip
+
+
+def _least_recall(record: Record) -> float:
+    return min(float(found["tarsdb"]["recall"]) for found in record["figures"].values())
+
+
+def _loading(rival: str) -> Callable[[Record], Any]:
+    """Return a reader of how many times a rival's rows/s tarsdb loads and indexes."""
+
+    def read(record: Record) -> float:
+        own, other = (record["loaded"][name] for name in ("tarsdb", rival))
+        return float(own["rows"] / own["seconds"] / (other["rows"] / other["seconds"]))
+
+    return read
+
+
+def _during_merge(record: Record) -> float:
+    return float(record["merge"]["p50_us"] / record["idle"]["p50_us"])
+
+
 CLAIMS = (
     Claim("bulk_insert", "bulk insert, rows/s as a share of raw LMDB", ">= 0.8",
           path("times_of", "raw"), "LMDB, the same blocks"),
@@ -114,6 +138,45 @@ CLAIMS = (
           path("bytes_per_vector")),
     Claim("graph_index", "file with a graph, times the raw vectors", "<= 1.45",
           path("disk_of_raw")),
+    *(
+        Claim("end_to_end", f"through SQL, {words}, share of the time (CPU)", f"<= {bar}",
+              path("tarsdb_share_of", kind, rival), words_of)
+        for rival, words_of, bars in (
+            ("hnswlib_sqlite", "hnswlib and SQLite", {"unfiltered": 0.75}),
+            ("zvec", "zvec", {"unfiltered": 0.4, "one_percent": 0.7, "ten_percent": 0.35,
+                              "half": 0.5, "label": 0.75}),
+            ("chroma", "Chroma", dict.fromkeys(KINDS, 0.1)),
+            ("lancedb", "LanceDB", dict.fromkeys(KINDS, 0.1)),
+        )
+        for kind, words in KINDS.items() if (bar := bars.get(kind)) is not None
+    ),
+    Claim("end_to_end", "through SQL, least recall@10", ">= 0.985", _least_recall),
+    Claim("end_to_end", "rows/s to indexed and durable, times as many", ">= 5",
+          _loading("chroma"), "Chroma"),
+    Claim("end_to_end", "rows/s to indexed and durable, times as many", ">= 2.5",
+          _loading("hnswlib_sqlite"), "hnswlib and SQLite"),
+    Claim("index_updates", "search at steady churn, times as long", "<= 1.7",
+          path("churn_over_idle"), "right after OPTIMIZE"),
+    Claim("index_updates", "vectors updated a second, durable by the hundred", ">= 5000",
+          path("vector_updates", "rows_per_second")),
+    Claim("index_updates", "scalars updated a second", ">= 20000",
+          path("scalar_updates", "rows_per_second")),
+    Claim("index_updates", "graphs built by scalar updates", "== 0",
+          path("scalar_updates", "parts_built")),
+    Claim("index_updates", "search during a merge, p50, times as long", "<= 1.5",
+          _during_merge, "idle"),
+    *(
+        Claim("index_updates", f"recall lost by deleting {share}%", "<= 0.01",
+              path("recall_lost", f"deleted_{share}"))
+        for share in (20, 95)
+    ),
+    Claim("two_threads", "searches/s of two threads, times one's", ">= 1.8",
+          path("two_over_one")),
+    *(
+        Claim("graph_avx2", f"graph search with AVX2 at recall {target}, times faster (CPU)",
+              ">= 1.2", path("tarsdb_times", "hnswlib", target), "hnswlib")
+        for target in ("0.95", "0.99")
+    ),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",

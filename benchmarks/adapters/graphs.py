@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
+from tarsdb.engine.vector_index import candidates
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
 from tarsdb.kernels import dispatch
@@ -43,12 +44,11 @@ class TarsdbGraph:
         ]
         self._flat = FlatIndex(blocks, parse_type(f"VECTOR({base.shape[1]})"))
         self._positions = self._flat.positions(self._graph.rowids)
-        parts = made.to_arrays().values()
-        self.bytes_per_vector: float | None = sum(part.nbytes for part in parts) / len(base)
+        self.bytes_per_vector: float | None = self._graph.nbytes / len(base)
 
     def search(self, query: np.ndarray, k: int, size: int) -> np.ndarray:
         """Return row numbers."""
-        near = self._graph.search(query, max(2 * k, k + 10), size)
+        near = self._graph.search(query, candidates(k, size), size)
         assert near is not None
         at = self._positions[near]
         return self._flat.search(query[np.newaxis], k, "<->", positions=at)[0][0]

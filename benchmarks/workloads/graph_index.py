@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import harness
@@ -25,6 +26,7 @@ from tarsdb.kernels import dispatch  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "hnswlib", "scalable-vs")
 K = 10
+RIVALS = tuple(rival.name for rival in graphs.RIVALS)
 TARGETS = (0.90, 0.95, 0.99)
 SQL = "SELECT id FROM docs ORDER BY emb <-> ? LIMIT 10"
 
@@ -54,14 +56,14 @@ class TarsdbSql:
         return np.array([row[0] for row in self._db.execute(SQL, (query,)).fetchall()])
 
 
-def run(rows: int, repeats: int) -> dict[str, Any]:
+def run(rows: int, repeats: int, rivals: Iterable[str] = RIVALS) -> dict[str, Any]:
     """Measure and return the record that is stored."""
     data = inputs.vectors(rows)
     truth = _truth(data.base, data.queries)
     with inputs.scratch() as folder:
         contenders: list[Any] = [graphs.TarsdbGraph(data.base)]
         contenders.append(TarsdbSql(data.base, folder / "bench.tars"))
-        for rival in graphs.RIVALS:
+        for rival in (each for each in graphs.RIVALS if each.name in rivals):
             try:
                 contenders.append(rival(data.base))
             except ImportError as reason:
@@ -136,16 +138,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=inputs.LIMIT)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--store", default="graph_index", help="name of the result")
     given = parser.parse_args()
     processes.pin()
-    record = run(given.rows, given.repeats)
+    record = run(given.rows, given.repeats, given.rivals)
     for name, curve in record["curves"].items():
         line = ", ".join(f"{p['recall']:.3f}: {p['microseconds']:.0f} us" for p in curve)
         print(f"  {name:<11} {line}")
     for key in ("queries_per_second", "tarsdb_times", "build_cpu_seconds", "build_share_of",
                 "bytes_per_vector", "disk_of_raw"):  # fmt: skip
         print(f"  {key}: {record[key]}")
-    harness.write("graph_index", {**record, **harness.environment(PACKAGES)})
+    harness.write(given.store, {**record, **harness.environment(PACKAGES)})
 
 
 if __name__ == "__main__":

@@ -304,10 +304,13 @@ def _vector(array: pa.Array, sql_type: SqlType, name: str) -> Column:
     if not _is_list(array.type):
         return _each(array, sql_type, name)
     validity = _validity(array)
-    flat, lengths = _flatten(array)
     dim = sql_type.dim or 0
-    if not (validity is None and set(lengths) <= {dim}):
-        _check_dimensions(lengths, sql_type, name)
+    if validity is None and pa.types.is_fixed_size_list(array.type) and array.type.list_size == dim:
+        flat = array.flatten()
+    else:
+        flat, lengths = _flatten(array)
+        if not (validity is None and set(lengths) <= {dim}):
+            _check_dimensions(lengths, sql_type, name)
     if flat.null_count:
         row = _row_of(int(np.flatnonzero(np.asarray(flat.is_null()))[0]) // dim, validity)
         raise DataError(f"column {name}: the vector of row {row} has a NULL component")

@@ -231,10 +231,11 @@ def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
     known: dict[int, int] = env.caches.setdefault("fresh vectors", {})
     try:
         for table, index in due:
-            known[index.id] = 0
-            wanted, whole = _is_due(env, table, index)
-            if wanted:
-                refresh(env, table, index, Build(check=_check_exit), whole)
+            while True:  # rows committed during a build may be worth the next one
+                known[index.id] = 0
+                wanted, whole = _is_due(env, table, index)
+                if not wanted or not refresh(env, table, index, Build(check=_check_exit), whole):
+                    break
     except (Error, _AtExit):  # dropped meanwhile, no space, damaged: the next writer tries again
         METRICS.add("index.upkeep_failures")
 

@@ -21,7 +21,7 @@ from tarsdb.sql.plan import Delete, Insert, Update, VariableScan
 
 BATCH_ROWS = 4096
 LARGE_ROWS = 1 << 16
-LARGE_BYTES = 24 << 20  # a batch of an Arrow table that is stored as it is
+LARGE_BYTES = 26 << 20  # a batch of an Arrow table that is stored as it is
 ROW_WISE = 64  # up to this many rows go through the write set one by one
 
 
@@ -31,15 +31,16 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
         return row_insert.insert(context, plan)
     written = 0
     returned: list[Result] = []
-    for columns, rows in _source(context, plan, many):
-        context.engines.interrupt.check()
-        derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
-        derive.generate(context, plan.table, columns, rows)
-        derive.check(context, plan.table, columns, rows)
-        done = _store(context, plan, columns, rows)
-        written += done[1]
-        if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, done[0], done[1]))
+    with context.require_writes().loading():
+        for columns, rows in _source(context, plan, many):
+            context.engines.interrupt.check()
+            derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
+            derive.generate(context, plan.table, columns, rows)
+            derive.check(context, plan.table, columns, rows)
+            done = _store(context, plan, columns, rows)
+            written += done[1]
+            if plan.returning is not None or plan.returning_sql is not None:
+                returned.append(_returning(context, plan, done[0], done[1]))
     return _merge(returned, written)
 
 
@@ -174,8 +175,8 @@ def _batch_rows(plan: Insert, table: Any) -> int:
     derived = plan.defaults or plan.on_conflict or plan.returning or plan.returning_sql
     if derived or plan.table.checks or any(column.generated for column in plan.table.columns):
         return BATCH_ROWS
-    fitting = LARGE_BYTES * table.num_rows // max(table.nbytes, 1)
-    return int(min(max(fitting, BATCH_ROWS), LARGE_ROWS))
+    batches = max(-(-table.nbytes // LARGE_BYTES), -(-table.num_rows // LARGE_ROWS), 1)
+    return int(max(-(-table.num_rows // batches), BATCH_ROWS))  # batches of one size
 
 
 def arrow_batches(
@@ -195,28 +196,48 @@ def arrow_batches(
 
 def update(context: Context, plan: Update) -> Result:
     """Update the rows that match, batch by batch."""
-    table = plan.table
     returned: list[Result] = []
     written = 0
     for rowids, given in _updates(context, plan):
-        context.engines.interrupt.check()
-        view = context.view(table)
-        ids = [column.id for column in table.columns]
-        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        if given is None:
-            batch = evaluate.Batch(len(rowids), dict(columns), context, rowids)
-            given = [evaluate.value(node, batch) for node in plan.assignments]
-        for column, answer in zip(plan.columns, given, strict=True):
-            columns[column.id] = derive.cast_column(answer, column, len(rowids))
-        changed = {column.id for column in plan.columns}
-        derive.generate(context, table, columns, len(rowids), changed)
-        derive.check(context, table, columns, len(rowids))
-        rows = derive.as_rows(table, columns)
-        context.require_writes().update(table, view, rowids.tolist(), rows)
-        written += len(rowids)
+        columns, rows = update_rows(context, plan, rowids, given)
+        written += rows
         if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, columns, len(rowids), rowids))
+            returned.append(_returning(context, plan, columns, rows, rowids))
     return _merge(returned, written)
+
+
+def update_rows(
+    context: Context, plan: Update, rowids: np.ndarray, given: list[Column | Constant] | None
+) -> tuple[derive.Columns, int]:
+    """Give rows their new values, computed from the plan's assignments where none are given.
+
+    Parameters
+    ----------
+    rowids : ndarray
+        int64 (rows,), each once.
+    given : list, optional
+        New values of the plan's columns.
+
+    Returns
+    -------
+    tuple
+        The rows as they are now, by column id, and their number.
+    """
+    context.engines.interrupt.check()
+    table, count = plan.table, len(rowids)
+    view = context.view(table)
+    ids = [column.id for column in table.columns]
+    columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+    if given is None:
+        batch = evaluate.Batch(count, dict(columns), context, rowids)
+        given = [evaluate.value(node, batch) for node in plan.assignments]
+    for column, answer in zip(plan.columns, given, strict=True):
+        columns[column.id] = derive.cast_column(answer, column, count)
+    derive.generate(context, table, columns, count, {column.id for column in plan.columns})
+    derive.check(context, table, columns, count)
+    rows = derive.as_rows(table, columns)
+    context.require_writes().update(table, view, rowids.tolist(), rows)
+    return columns, count
 
 
 def _updates(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from tarsdb.engine import admin, bound, ddl, executor, graph_build, mutate
+from tarsdb.engine import admin, bound, ddl, executor, graph_build, mutate, update_many
 from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
@@ -185,9 +185,7 @@ class Session:
         variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
-        gate: threading.Lock | None = self.env.caches.get("retry_gate")
-        if gate is None:
-            gate = self.env.caches.setdefault("retry_gate", threading.Lock())
+        gate = self.env.retry_gate
         if gate.locked():  # someone runs again after a conflict: let it through first
             with gate:
                 pass
@@ -310,6 +308,9 @@ class Session:
         """Run UPDATE or DELETE once for each parameter set."""
         if not isinstance(plan, (Update, Delete)):
             raise ProgrammingError("executemany runs INSERT, UPDATE and DELETE")
+        how = update_many.keyed(plan)
+        if how is not None and isinstance(plan, Update):
+            return Result(changed=update_many.update(context, plan, how, many))
         changed = 0
         for parameters in many:
             self.engines.interrupt.check()

@@ -19,7 +19,7 @@ from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
-from tarsdb.schema import ColumnDef
+from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
 from tarsdb.storage import TableView
@@ -54,7 +54,7 @@ def search(context: Context, plan: Knn) -> Neighbors:
     view = context.view(plan.table)
     index = flat_index(context, view, plan.column.id, plan.column.type)
     queries, is_batch = query_matrix(query, plan.column.type, plan.column.name)
-    answer = _answer(context, plan, index, queries, is_batch)
+    answer = _answer(context, plan, view, index, (queries, is_batch))
     if not len(answer.distances) or not math.isfinite(answer.distances[0]):
         for row in queries:  # the cause may be a query that is not finite
             prepare_query(row, plan.column.type)
@@ -62,24 +62,36 @@ def search(context: Context, plan: Knn) -> Neighbors:
 
 
 def _answer(
-    context: Context, plan: Knn, index: FlatIndex, queries: np.ndarray, is_batch: bool
+    context: Context,
+    plan: Knn,
+    view: TableView,
+    index: FlatIndex,
+    asked: tuple[np.ndarray, bool],
 ) -> Neighbors:
-    view = context.view(plan.table)
-    positions = _positions(context, plan, view, index)
-    skip = count_of(context.constant(plan.offset), "OFFSET")
-    limit = context.constant(plan.limit)
-    wanted = MAX_LIMIT if limit is None else count_of(limit, "LIMIT")
+    queries, is_batch = asked
+    shape = Shape.of(plan)
+    positions = None
+    if shape.is_filtered:
+        positions = _positions(context, plan, view, index)
     if plan.within is not None:
         return _within(context, plan, index, queries, positions)
+    skip, wanted = shape.window or _window(context, plan)
     k = min(wanted + skip, view.count())
     found = None
-    if plan.table.indexes and not plan.descending:
-        found = _by_index(context, plan, index, _ask(context, queries, k, positions))
+    if shape.index is not None:
+        found = _by_index(context, shape.index, index, _ask(context, queries, k, positions))
     rowids, distances = found or index.search(
         queries, k, plan.distance.op, positions=positions, descending=plan.descending,
         threads=context.engines.settings["threads"],
     )  # fmt: skip
     return _flatten(rowids, distances, skip, is_batch)
+
+
+def _window(context: Context, plan: Knn) -> tuple[int, int]:
+    """Return OFFSET and LIMIT."""
+    limit = context.constant(plan.limit)
+    wanted = MAX_LIMIT if limit is None else count_of(limit, "LIMIT")
+    return count_of(context.constant(plan.offset), "OFFSET"), wanted
 
 
 def _ask(
@@ -90,14 +102,13 @@ def _ask(
 
 
 def _by_index(
-    context: Context, plan: Knn, flat: FlatIndex, ask: vector_index.Ask
+    context: Context, definition: IndexDef, flat: FlatIndex, ask: vector_index.Ask
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Search by an approximate index where there is a fitting one."""
-    definition = vector_index.index_for(plan.table, plan.column.id, plan.distance.op)
-    if definition is None:
-        return None
+    """Search by an approximate index, where it can."""
     placed = vector_index.place(context, definition, flat)
-    return None if placed is None else vector_index.search(placed, flat, ask, plan.distance.op)
+    if placed is None:
+        return None
+    return vector_index.search(placed, flat, ask, vector_index.operator(definition))
 
 
 def explained(context: Context, plan: Knn) -> str:
@@ -119,7 +130,8 @@ def explained(context: Context, plan: Knn) -> str:
     if placed is None:
         return f"exact (flat): index {definition.name} has no usable parts (REINDEX builds them)"
     try:
-        positions = _positions(context, plan, view, flat)
+        filtered = Shape.of(plan).is_filtered
+        positions = _positions(context, plan, view, flat) if filtered else None
         limit = context.constant(plan.limit)
     except ProgrammingError:  # parameters are not bound
         return f"index {definition.name} (hnsw), or exact where few rows match"
@@ -215,9 +227,7 @@ def count_of(value: Any, clause: str) -> int:
 
 
 def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -> np.ndarray | None:
-    """Return the positions a search may look at, None for all; kept while nothing changes."""
-    if plan.predicate is None and plan.needs_filter_sql is None:
-        return None
+    """Return the positions a filtered search may look at; kept while nothing changes."""
     constants = _constants(context, plan)
     if constants is None:
         return _find_positions(context, plan, view, index)
@@ -305,6 +315,12 @@ class Shape:
             for output, is_computed in zip(plan.outputs, computed, strict=True)
         ]
         self.plain = _plain_columns(self.nodes)
+        self.stored = [column for column in self.plain or () if column is not None]
+        self.is_filtered = plan.predicate is not None or plan.needs_filter_sql is not None
+        self.window = _fixed_window(plan)
+        self.index = None
+        if not plan.descending:  # an index finds the nearest only
+            self.index = vector_index.index_for(plan.table, plan.column.id, plan.distance.op)
         self.shows = [None if t is None else presenter(t) for t in self.types]
 
     def shown(self, stored: list[list[Any]]) -> list[tuple[Any, ...]]:
@@ -322,6 +338,17 @@ class Shape:
         if shape is None:
             shape = plan.memo["shape"] = Shape(plan)
         return shape
+
+
+def _fixed_window(plan: Knn) -> tuple[int, int] | None:
+    """Return OFFSET and LIMIT where both are literals, or absent."""
+    found = []
+    for node, clause, absent in ((plan.offset, "OFFSET", 0), (plan.limit, "LIMIT", MAX_LIMIT)):
+        if node is not None and not isinstance(node, ex.Literal):
+            return None
+        value = None if node is None else node.value
+        found.append(absent if value is None else count_of(value, clause))
+    return found[0], found[1]
 
 
 def _plain_columns(nodes: list[ex.Expr | None]) -> list[ColumnDef | None] | None:
@@ -342,15 +369,15 @@ def few_values(context: Context, plan: Knn, found: Neighbors) -> list[list[Any]]
 
     No arrays are made of it, which is most of the work of a small search.
     """
-    plain = Shape.of(plan).plain
-    if plain is None or found.query_no is not None:
+    shape = Shape.of(plan)
+    if shape.plain is None or found.query_no is not None:
         return None
-    wanted = [column for column in plain if column is not None]
-    values = context.view(plan.table).few_values(found.rowids.tolist(), wanted)
+    view = context.view(plan.table)
+    values = view.few_values(found.rowids.tolist(), shape.stored)
     if values is None:
         return None
     columns = iter(values)
-    return [found.distances.tolist() if column is None else next(columns) for column in plain]
+    return [found.distances.tolist() if node is None else next(columns) for node in shape.nodes]
 
 
 def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:

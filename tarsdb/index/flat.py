@@ -14,7 +14,7 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DimensionMismatchError
 from tarsdb.index.base import Found, metric_code
-from tarsdb.index.coded import CodeCache, CodedBlocks, coded_blocks
+from tarsdb.index.coded import CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -99,11 +99,10 @@ class FlatIndex:
         if kernel is None:
             return self._by_reference(metric, matrix, k, positions, descending)
         scan = Scan(kernel, self._table, metric, _as_positions(positions), descending)
-        if self._codes is not None and positions is None and not descending:
-            coded = self._coded_blocks(self._codes)
-            found_coded = coded.search(scan, matrix, k, threads) if coded else None
-            if found_coded is not None:
-                return found_coded
+        if self._codes is not None and not descending:
+            by_codes = self._by_codes(self._codes, scan, matrix, k, (positions, threads))
+            if by_codes is not None:
+                return by_codes
         if k <= HEAP_LIMIT or k * 4 <= self._rows:
             return scan.nearest(matrix, k, threads)
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
@@ -193,6 +192,22 @@ class FlatIndex:
         if self._run_bounds is None:
             self._run_bounds = (_runs_of(self._blocks, self._starts),)
         return self._run_bounds[0]
+
+    def _by_codes(
+        self,
+        cache: CodeCache,
+        scan: Scan,
+        matrix: np.ndarray,
+        k: int,
+        how: tuple[np.ndarray | None, int],
+    ) -> Found | None:
+        """Search by codes where there are any that pay."""
+        positions, threads = how
+        if positions is None:
+            blocks = self._coded_blocks(cache)
+            return blocks.search(scan, matrix, k, threads) if blocks else None
+        rows = coded_rows(cache, positions, self) if len(matrix) == 1 else None
+        return None if rows is None else rows.search(scan, matrix, k)
 
     def _coded_blocks(self, cache: CodeCache) -> CodedBlocks:
         if self._coded is not None:

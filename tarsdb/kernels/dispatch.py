@@ -19,7 +19,7 @@ Kernel = Callable[..., int]
 LEVELS = ("avx512", "avx2", "portable")
 LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
-CODED = ("encode", "sieve", "sieve_many")
+CODED = ("encode", "code_queries", "sieve", "sieve_many")
 """Kernels of int8 codes; a processor may lack the last."""
 QUANTIZED = ("rabitq", "fastscan")
 """Scans of quantised rows."""
@@ -175,6 +175,8 @@ def _coded(kind: str, chosen: str) -> Kernel | None:
 
     if kind == "encode":
         return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
+    if kind == "code_queries":
+        return disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
     features = llvm.get_host_cpu_features()
     newest = chosen == "avx512"
     variant = coded.VNNI if newest and features.get("avx512vnni") else coded.MADDUBS

@@ -20,6 +20,7 @@ class GraphKernels:
     """The compiled kernels of a level; ``kernels/cpu/graph.py`` says what each does."""
 
     variant: str
+    sketch: Callable[..., None]
     search: Callable[..., int]
     insert: Callable[..., None]
     link: Callable[..., None]

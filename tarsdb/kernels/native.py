@@ -127,18 +127,27 @@ class Scan:
             np.empty((len(queries), k), np.int64),
             np.empty((len(queries), k), np.float32),
         )
-        scratch = np.empty(_SCRATCH_FIXED + 2 * _SCRATCH_QUERY, np.uint8)
         table, blocks = self.table, len(self.table.entries) - 1
         size, pitch = queries.shape[1] * queries.itemsize, 8 * places.shape[1]
-        query, place, value, rowid, memory = map(
-            address, (queries, places, values, rowids, scratch)
-        )
+        query, place, value, rowid = map(address, (queries, places, values, rowids))
+        memory = _one_query.address
         for number, count in enumerate(counts):
             self.kernel(
                 table.address, blocks, 0, max(count, 0), place + number * pitch, table.row_bytes,
                 table.width, query + number * size, 1, size, self.metric, k,
                 value + 4 * k * number, rowid + 8 * k * number, memory,
             )  # fmt: skip
+        return rowids, values
+
+    def among_one(self, query: np.ndarray, places: np.ndarray, k: int) -> Found:
+        """Return the first k rows of one query, (1, width), among at least k int64 positions."""
+        rowids, values = np.empty((1, k), np.int64), np.empty((1, k), np.float32)
+        table = self.table
+        self.kernel(
+            table.address, len(table.entries) - 1, 0, len(places), address(places), table.row_bytes,
+            table.width, address(query), 1, table.row_bytes, self.metric, k, address(values),
+            address(rowids), _one_query.address,
+        )  # fmt: skip
         return rowids, values
 
     def _total(self) -> int:

@@ -62,6 +62,8 @@ class Environment:
         Grows whenever the map moves: cached addresses of an older epoch are dead.
     caches : dict
         Process-wide caches of the layers above; cleared when the epoch grows and on close.
+    retry_gate : Lock
+        Held by whoever runs again after a conflict; others let it through first.
     merging, id_lock : Lock
         For the layers above: one merge at a time, one reservation of object ids at a time.
     abandoned : set of bytes
@@ -74,6 +76,7 @@ class Environment:
         self.read_only = options.read_only
         self.epoch = 1
         self.caches: dict[str, Any] = {}
+        self.retry_gate = threading.Lock()
         self.parking = threading.RLock()  # a collected transaction may end under it
         self.merging = threading.Lock()
         self.id_lock = threading.Lock()

@@ -12,6 +12,7 @@ import numpy as np
 
 from tarsdb.columns import Column, concat, from_list
 from tarsdb.schema import ColumnDef
+from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import GroupState
 from tarsdb.storage.transaction import ReadTxn
 
@@ -33,19 +34,26 @@ def few_values(
     txn: ReadTxn, group: GroupState, rowids: list[int], columns: Sequence[ColumnDef]
 ) -> list[list[Any]]:
     """Return storage values of a few rows, a list for each scalar column; None where no row is."""
+    together = group.find_together(rowids)
+    if together is not None:
+        segment, positions = together
+        getters = [_getter(txn, group, segment, column) for column in columns]
+        return [[getter(position) for position in positions] for getter in getters]
     out: list[list[Any]] = [[] for _ in columns]
-    for segment, position in group.find_each(txn, rowids):
+    for found, position in group.find_each(txn, rowids):
         for values, column in zip(out, columns, strict=True):
-            if segment is not None:
-                getter = segment.getters.get(column.id)
-                if getter is None:
-                    getter = segment.getter(txn, column, group.name)
-                values.append(getter(position))
+            if found is not None:
+                values.append(_getter(txn, group, found, column)(position))
             elif position >= 0:
                 values.append(group.delta.value(position, column))
             else:
                 values.append(None)
     return out
+
+
+def _getter(txn: ReadTxn, group: GroupState, segment: Segment, column: ColumnDef) -> Any:
+    found = segment.getters.get(column.id)
+    return segment.getter(txn, column, group.name) if found is None else found
 
 
 def _gather(

@@ -24,7 +24,7 @@ from tarsdb.storage.unique import BulkKeys
 from tarsdb.types import BOOLEAN
 
 STAGE_BYTES = 20 << 20
-TXN_BYTES = 24 << 20
+TXN_BYTES = 28 << 20
 SEGMENT_BYTES = 16 << 20
 HOLD = b"segment/"
 
@@ -134,8 +134,12 @@ def stage_blocks(
     blocks: Sequence[OwnBlock],
     lease: leases.Lease,
     reader: Callable[[], ReadTxn],
+    is_written: Callable[[], None],
 ) -> list[OwnBlock]:
-    """Write in-memory blocks to disk, unreferenced and leased; return them without columns."""
+    """Write in-memory blocks to disk, unreferenced and leased; return them without columns.
+
+    ``is_written`` is called when all is in the transaction, before its commit.
+    """
 
     def work(txn: WriteTxn) -> list[dict[int, StagedGroup]]:
         counters = read_counters(txn, table.id, table.name)
@@ -147,6 +151,7 @@ def stage_blocks(
             written.append(groups)
         write_counters(txn, table.id, counters)
         failpoints.hit("load.before_stage")
+        is_written()
         return written
 
     staged = env.stage(work)

@@ -89,6 +89,24 @@ class GroupState:
             found.append(self.find(txn, rowid) or (None, -1))
         return found
 
+    def find_together(self, rowids: list[int]) -> tuple[Segment, list[int]] | None:
+        """Return the one segment that holds all rows, none deleted, and their positions in it.
+
+        None where that is not so, or takes more than a look to tell.
+        """
+        if self.count or not rowids:
+            return None
+        first, last = min(rowids), max(rowids)
+        lows = self._lows
+        at = bisect_right(lows, first)
+        if not at or (at < len(lows) and lows[at] <= last):
+            return None
+        segment = self.segments[at - 1]
+        base = segment.base
+        if base is None or segment.deleted is not None or last > segment.high:
+            return None
+        return segment, [rowid - base for rowid in rowids]
+
     def locate(self, txn: ReadTxn, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the live versions of many rows.
 

@@ -6,7 +6,8 @@ may already lie on disk, unreferenced. Knows no SQL: rows come as storage values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from tarsdb.storage.index_parts import IndexPart
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import after_commit, before_commit
 from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.spill import Spill
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.view import TableView
 
@@ -55,6 +57,7 @@ class WriteSet:
         self._readers: list[ReadTxn] = []
         self._overlays: tuple[CatalogView, int, CatalogView] | None = None
         self._change: CommitChange | None = None
+        self._spill = Spill(self)
 
     # --- rows ---
 
@@ -101,8 +104,7 @@ class WriteSet:
 
         def load() -> np.ndarray:
             rowids = bulk.insert(own, view, columns, self.env.options)
-            self._spill(own)
-            bulk.keep_in_memory(own)
+            self._spill.added(own)
             return rowids
 
         return self._atomically(load)
@@ -150,20 +152,19 @@ class WriteSet:
             self.rollback_to(mark)
             raise
 
-    def _spill(self, own: OwnRows) -> None:
-        """Stage bulk rows once enough have gathered in memory."""
-        waiting = [block for block in own.blocks if block.columns is not None]
-        if sum(block.nbytes for block in waiting) < staging.STAGE_BYTES:
-            return
-        for batch in bulk.batches(waiting):
-            done = staging.stage_blocks(
-                self.env, own.table, batch, self.lease(), self.staged_reader
-            )
-            swap = {block.base: block for block in done}
-            # rows and visibility stay the same, so this needs no undo
-            own.blocks = tuple(swap.get(block.base, block) for block in own.blocks)
-            own.touch()
-        self._fresh_reader = True
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Let `insert_columns` in here stage beside the caller's work; an error undoes all of it.
+
+        The columns given in here must not change until the end.
+        """
+        mark = len(self.journal)
+        try:
+            with self._spill.behind():
+                yield
+        except BaseException:
+            self.rollback_to(mark)
+            raise
 
     _fresh_reader = False
 
@@ -173,6 +174,10 @@ class WriteSet:
             self._readers.append(self.env.read())
             self._fresh_reader = False
         return self._readers[-1]
+
+    def has_staged(self) -> None:
+        """Note that more was staged than the last reader sees."""
+        self._fresh_reader = True
 
     def lease(self) -> leases.Lease:
         """Return the lease that protects what this transaction staged."""

@@ -69,7 +69,7 @@ BAD: list[tuple[Callable[[checks.Sources], list[str]], str, str, str]] = [
     (
         checks.check_kernel_cache,
         "tarsdb.kernels.cpu.topk",
-        "from tarsdb.kernels.cpu.heap import push\n@njit(cache=True)\ndef f(a):\n    push(a)\n",
+        "from tarsdb.kernels.heap import push\n@njit(cache=True)\ndef f(a):\n    push(a)\n",
         "kernel f uses push",
     ),
     (checks.check_documented, "tarsdb.sql.parser", '"""Doc."""\ndef parse(): ...', "no docstring"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.hnsw.codes import Space
-from tarsdb.index.hnsw.graph import Graph
+from tarsdb.index.hnsw.graph import Graph, sketched
 from tarsdb.index.hnsw.options import GraphOptions
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import GraphKernels
@@ -73,7 +73,8 @@ def build_graph(
     codes, constants = space.coded(vectors[shuffled])
     edges = np.full((nodes, options.degree), -1, dtype=np.int32)
     entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
-    work = _Work(found, (codes, constants, edges), entries, options, threads)
+    sketches = sketched(found, codes, constants, len(space.mean))
+    work = _Work(found, (codes, constants, sketches, edges), entries, options, threads)
     done = 1
     while done < nodes:
         stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
@@ -105,7 +106,7 @@ class _Work:
     def __init__(
         self,
         found: GraphKernels,
-        arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+        arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
         entries: np.ndarray,
         options: GraphOptions,
         threads: int,
@@ -130,7 +131,7 @@ class _Work:
 
     def link(self, start: int, stop: int) -> None:
         """Add the reverse of the edges of nodes start..stop."""
-        edges = self.arrays[2]
+        codes, constants, _, edges = self.arrays
         sources, slots = np.nonzero(edges[start:stop] >= 0)
         destinations = edges[start:stop][sources, slots]
         order = np.argsort(destinations, kind="stable")
@@ -144,7 +145,9 @@ class _Work:
         def run(number: int, low: int, high: int) -> None:
             del number
             found = np.empty(most, np.int64)
-            self.kernels.link(*self.arrays, destinations, sources, low, high, alpha, found)
+            self.kernels.link(
+                codes, constants, edges, destinations, sources, low, high, alpha, found
+            )
 
         _together([(run, n, cuts[n], cuts[n + 1]) for n in range(len(cuts) - 1)])
 

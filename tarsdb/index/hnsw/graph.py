@@ -20,6 +20,20 @@ _SHAPES = {
 OPERATORS = ("<->", "<#>", "<=>")
 
 
+def sketched(
+    found: kernels.GraphKernels, codes: np.ndarray, constants: np.ndarray, width: int
+) -> np.ndarray:
+    """Return the signs of codes with three numbers each; uint8 (n, a multiple of 64)."""
+    sketches = private(np.zeros((len(codes), _stride(codes.shape[1])), dtype=np.uint8))
+    found.sketch(codes, constants, width, sketches)
+    return sketches
+
+
+def _stride(padded: int) -> int:
+    """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
+    return -(-(padded // 8 + 16) // 64) * 64
+
+
 class _Scratch(threading.local):
     """Memory of one thread's searches."""
 
@@ -64,8 +78,9 @@ class Graph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum(array.nbytes for array in self.to_arrays().values())
+        """Bytes held in memory: of the arrays, and of what searches derive from them."""
+        kept = sum(array.nbytes for array in self.to_arrays().values())
+        return kept + len(self) * _stride(self.codes.shape[1])
 
     @property
     def dim(self) -> int:
@@ -110,11 +125,17 @@ class Graph:
         best = np.empty(0 if allowed is None else max(ef, wanted), np.int64)
         code, visited, near, beam = self._memory(ef if allowed is None else max(reach, 2 * ef))
         count = found.search(
-            self.codes, self.constants, self.edges, self.entries, query, self.space.mean,
-            self._kind, code, self._none if allowed is None else allowed, beam, best, visited,
-            near, out,
+            self.codes, self._sketches, self.edges, self.entries, query, self.space.mean,
+            self._kind,
+            code, self._none if allowed is None else allowed, beam, best, visited, near, out,
         )  # fmt: skip
         return out[:count] if count >= 0 else None
+
+    @cached_property
+    def _sketches(self) -> np.ndarray:
+        found = kernels.current()
+        assert found is not None
+        return sketched(found, self.codes, self.constants, len(self.space.mean))
 
     @cached_property
     def _kind(self) -> int:

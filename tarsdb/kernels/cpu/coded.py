@@ -23,6 +23,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import call, fma, load, pointer, splat, store
+from tarsdb.kernels.cpu.memory import (
+    emit_prefetch,
+    prefetch,
+    put_long,
+    put_real,
+    read_byte,
+    read_long,
+    read_real,
+)
 
 L2, IP, COSINE = range(3)  # as in reference.py
 TILE = 16  # rows of a tile
@@ -83,7 +92,7 @@ def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ign
             at = b.shl(loop.index, ir.Constant(_I64, 4))
             for step in range(4):
                 if count == 1:
-                    _prefetch(b, b.add(line, ir.Constant(_I64, AHEAD + 64 * step)))
+                    emit_prefetch(b, b.add(line, ir.Constant(_I64, AHEAD + 64 * step)))
                 codes = [load(b, line, number, 64 * step + 32 * p) for p in range(parts)]
                 for j, row in enumerate(rows):
                     word = load(b, b.add(row, at), _I32, 4 * step)
@@ -101,22 +110,6 @@ def _dots(typingctx, variant, several, tile, queries, padded, out):  # type: ign
         return context.get_dummy_value()
 
     return types.void(variant, several, *[types.int64] * 4), codegen
-
-
-def _prefetch(b: Any, address: Any) -> None:
-    flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, address, _I8), *flags)
-
-
-@intrinsic
-def _request(typingctx, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of an address; never faults."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _prefetch(b, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
 
 
 # --- tile registers: 0..3 sums, 4 and 5 queries, 6 and 7 rows ---------------------------------
@@ -314,56 +307,6 @@ def _passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-u
     return types.int64(*[types.int64] * 5), codegen
 
 
-def _reading(kind: ir.Type, result: Any) -> tuple[Any, Any]:
-    size = 4 if kind == _FLOAT else kind.width // 8
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        place = b.add(args[0], b.mul(args[1], ir.Constant(_I64, size)))
-        value = b.load(pointer(b, place, kind), align=1)
-        return b.sext(value, _I64) if kind == _I8 else value
-
-    return result(types.int64, types.int64), codegen
-
-
-def _writing(kind: ir.Type, value: Any) -> tuple[Any, Any]:
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        size = ir.Constant(_I64, 4 if kind == _FLOAT else 8)
-        b.store(args[2], pointer(b, b.add(args[0], b.mul(args[1], size)), kind), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, value), codegen
-
-
-@intrinsic
-def _long(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read int64 number ``index`` at an address."""
-    return _reading(_I64, types.int64)
-
-
-@intrinsic
-def _byte(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read byte number ``index`` at an address."""
-    return _reading(_I8, types.int64)
-
-
-@intrinsic
-def _real(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read float32 number ``index`` at an address."""
-    return _reading(_FLOAT, types.float32)
-
-
-@intrinsic
-def _put_long(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write int64 number ``index`` at an address."""
-    return _writing(_I64, types.int64)
-
-
-@intrinsic
-def _put_real(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write float32 number ``index`` at an address."""
-    return _writing(_FLOAT, types.float32)
-
-
 @njit(nogil=True)
 def _offer(heap, size, k, value):  # type: ignore[no-untyped-def]
     """Offer an upper bound to the max-heap of the k smallest; returns the heap's size."""
@@ -371,28 +314,28 @@ def _offer(heap, size, k, value):  # type: ignore[no-untyped-def]
         at = size
         while at > 0:
             parent = (at - 1) // 2
-            above = _real(heap, parent)
+            above = read_real(heap, parent)
             if value <= above:
                 break
-            _put_real(heap, at, above)
+            put_real(heap, at, above)
             at = parent
-        _put_real(heap, at, value)
+        put_real(heap, at, value)
         return size + 1
-    if value < _real(heap, 0):
+    if value < read_real(heap, 0):
         at = 0
         while True:
             child = 2 * at + 1
             if child >= k:
                 break
-            top = _real(heap, child)
-            if child + 1 < k and _real(heap, child + 1) > top:
+            top = read_real(heap, child)
+            if child + 1 < k and read_real(heap, child + 1) > top:
                 child += 1
-                top = _real(heap, child)
+                top = read_real(heap, child)
             if value >= top:
                 break
-            _put_real(heap, at, top)
+            put_real(heap, at, top)
             at = child
-        _put_real(heap, at, value)
+        put_real(heap, at, value)
     return size
 
 
@@ -401,10 +344,10 @@ def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
     """Drop candidates whose lower bound is beyond the limit; returns how many stay."""
     stay = 0
     for i in range(count):
-        low = _real(lows, i)
+        low = read_real(lows, i)
         if not low > limit:
-            _put_long(places, stay, _long(places, i))
-            _put_real(lows, stay, low)
+            put_long(places, stay, read_long(places, i))
+            put_real(lows, stay, low)
             stay += 1
     return stay
 
@@ -412,43 +355,43 @@ def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _keep(bits, bounds, row, block, limit_at, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]
     """Take the marked rows of a tile among a query's candidates and lower its limit."""
-    rows, live, first = _long(block, 2), _long(block, 3), _long(block, 4)
-    size, count = _long(state, 0), _long(state, 1)
-    limit = _real(limit_at, 0)
+    rows, live, first = read_long(block, 2), read_long(block, 3), read_long(block, 4)
+    size, count = read_long(state, 0), read_long(state, 1)
+    limit = read_real(limit_at, 0)
     for lane in range(TILE):
         at = row + lane
         if not bits >> lane & 1 or at >= rows or count < 0:
             continue
-        if live != 0 and _byte(live, at) == 0:
+        if live != 0 and read_byte(live, at) == 0:
             continue
-        low = _real(bounds, lane)
+        low = read_real(bounds, lane)
         if low > limit:
             continue
         if count == cap:
             count = _kept(places, lows, count, limit)
             if count > cap - cap // 4:  # too few dropped: it would not end
                 count = -1
-                _put_real(limit_at, 0, -3.0e38)
+                put_real(limit_at, 0, -3.0e38)
                 continue
-        _put_long(places, count, first + at)
-        _put_real(lows, count, low)
+        put_long(places, count, first + at)
+        put_real(lows, count, low)
         count += 1
-        size = _offer(heap, size, k, _real(bounds, TILE + lane))
+        size = _offer(heap, size, k, read_real(bounds, TILE + lane))
         if size == k:
-            limit = _real(heap, 0)
-            _put_real(limit_at, 0, limit)
-    _put_long(state, 0, size)
-    _put_long(state, 1, count)
+            limit = read_real(heap, 0)
+            put_real(limit_at, 0, limit)
+    put_long(state, 0, size)
+    put_long(state, 1, count)
 
 
 @njit(nogil=True)
 def _finish(limits, count, places, lows, cap, state):  # type: ignore[no-untyped-def]
     """Drop the candidates that the last limits leave out."""
     for q in range(count):
-        size = _long(state, 2 * q + 1)
+        size = read_long(state, 2 * q + 1)
         if size > 0:
-            size = _kept(places + 8 * cap * q, lows + 4 * cap * q, size, _real(limits, q))
-            _put_long(state, 2 * q + 1, size)
+            size = _kept(places + 8 * cap * q, lows + 4 * cap * q, size, read_real(limits, q))
+            put_long(state, 2 * q + 1, size)
 
 
 def make_sieve(variant: str) -> Any:
@@ -486,8 +429,8 @@ def _by_vectors(variant: str) -> Any:
         seen = 0
         for number in range(blocks):
             block = table + 40 * number
-            tiles = (_long(block, 2) + TILE - 1) // TILE
-            line, constants = _long(block, 0), _long(block, 1)
+            tiles = (read_long(block, 2) + TILE - 1) // TILE
+            line, constants = read_long(block, 0), read_long(block, 1)
             for tile in range(tiles):
                 _prepare(metric, constants, scratch)
                 done = 0
@@ -527,8 +470,8 @@ def _by_tile_registers() -> Any:
         _open_tiles(scratch + _SHAPES)
         for number in range(blocks):
             block = table + 40 * number
-            tiles = (_long(block, 2) + TILE - 1) // TILE
-            codes, constants = _long(block, 0), _long(block, 1)
+            tiles = (read_long(block, 2) + TILE - 1) // TILE
+            codes, constants = read_long(block, 0), read_long(block, 1)
             for tile in range(0, tiles, 2):
                 here = min(2, tiles - tile)  # the last tile may stand for its neighbour too
                 first = codes + tile * padded * TILE
@@ -539,12 +482,12 @@ def _by_tile_registers() -> Any:
                     # what comes next, a part at a time: tile loads alone do not reach ahead
                     ahead = second + padded * TILE + done // GROUP * part
                     for offset in range(0, part, 64):
-                        _request(ahead + offset)
+                        prefetch(ahead + offset)
                     _square(first, second, queries + done * padded, padded, dots)
                     marked = _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS,
                                      hits)  # fmt: skip
                     for hit in range(marked):
-                        at, mask = _long(hits, 2 * hit), _long(hits, 2 * hit + 1)
+                        at, mask = read_long(hits, 2 * hit), read_long(hits, 2 * hit + 1)
                         q = done + at
                         for j in range(here):
                             if not mask >> 16 * j & 65535:

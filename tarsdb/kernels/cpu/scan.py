@@ -14,7 +14,6 @@ file, as the disk cache of Numba demands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,16 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from tarsdb.kernels.cpu.memory import (
+    emit_prefetch,
+    prefetch,
+    put_int,
+    put_long,
+    read_byte,
+    read_int,
+    read_long,
+)
 
 L2, IP, COSINE, L1, HAMMING, JACCARD = range(6)  # as in reference.py; a test compares them
 F32, F16, I8, BIT = range(4)
@@ -32,6 +41,7 @@ LEVELS = {"avx512": 16, "avx2": 8}
 ROWS = 4  # rows of a tile: four independent sums hide the latency of an addition
 CHUNK = 64  # rows collected before their distances are computed
 BATCH_CHUNK = 16  # the same for several queries: the chunk stays in the L1 cache
+FEW = 24  # rows of a list of positions that are asked for at once; more would not stay in the L1
 AHEAD = 6144  # bytes in advance that the scan for one query asks memory for; measured
 SIGNATURE = types.int64(*[types.int64] * 15)
 
@@ -44,15 +54,6 @@ _METRICS_OF = {
 _ELEMENT = {F32: _FLOAT, F16: _HALF, I8: _I8, BIT: _I8}
 _QUERY_ELEMENT = {F32: _FLOAT, F16: _FLOAT, I8: _I8, BIT: _I8}
 _SIZE = {_FLOAT: 4, _HALF: 2, _I8: 1}
-
-
-def prefetch(builder: Any, address: Any) -> None:
-    """Emit a request for the cache line of an address; never faults."""
-    pointer = builder.inttoptr(address, _I8.as_pointer())
-    flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *flags])
 
 
 # --- code generation: one tile of ROWS rows against some queries -----------------------------
@@ -183,7 +184,7 @@ class _Tile:
             now = [b.add(r, x) for r in rows]
             if self.shape.queries == 1:  # bound by memory: ask for what comes next
                 for address in now:
-                    prefetch(b, b.add(address, ahead))
+                    emit_prefetch(b, b.add(address, ahead))
             self.step(now, [b.add(a, q) for a in queries])
         left = b.urem(width, step)
         with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0)), likely=False):
@@ -297,69 +298,6 @@ def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch, ah
     return types.void(shape, *[types.int64] * 8), codegen
 
 
-@intrinsic
-def _long(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read int64 number ``index`` at an address."""
-    return _reader(_I64)
-
-
-@intrinsic
-def _int(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read int32 number ``index`` at an address."""
-    return _reader(_I32)
-
-
-@intrinsic
-def _byte(typingctx, address, index):  # type: ignore[no-untyped-def]
-    """Read byte number ``index`` at an address."""
-    return _reader(_I8)
-
-
-@intrinsic
-def _put_long(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write int64 number ``index`` at an address."""
-    return _writer(_I64)
-
-
-@intrinsic
-def _put_int(typingctx, address, index, value):  # type: ignore[no-untyped-def]
-    """Write int32 number ``index`` at an address."""
-    return _writer(_I32)
-
-
-def _element(builder: Any, kind: ir.IntType, address: Any, index: Any) -> Any:
-    size = ir.Constant(_I64, kind.width // 8)
-    return builder.inttoptr(builder.add(address, builder.mul(index, size)), kind.as_pointer())
-
-
-def _reader(kind: ir.IntType) -> tuple[Any, Callable[..., Any]]:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_element(builder, kind, *args), align=1)
-        return value if kind == _I64 else builder.sext(value, _I64)
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-def _writer(kind: ir.IntType) -> tuple[Any, Callable[..., Any]]:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[2] if kind == _I64 else builder.trunc(args[2], kind)
-        builder.store(value, _element(builder, kind, *args[:2]), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        prefetch(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
 # --- the k smallest: a max-heap of (key, rowid) ----------------------------------------------
 
 _WORST = 0x7FFFFFFF  # key of NaN: after every distance in either direction
@@ -373,40 +311,40 @@ def _sift_down(keys, ids, size, key, rowid):  # type: ignore[no-untyped-def]
         child = 2 * at + 1
         if child >= size:
             break
-        top = _int(keys, child)
+        top = read_int(keys, child)
         right = child + 1
         if right < size:
-            other = _int(keys, right)
-            if other > top or (other == top and _long(ids, right) > _long(ids, child)):
+            other = read_int(keys, right)
+            if other > top or (other == top and read_long(ids, right) > read_long(ids, child)):
                 child, top = right, other
-        if key > top or (key == top and rowid > _long(ids, child)):
+        if key > top or (key == top and rowid > read_long(ids, child)):
             break
-        _put_int(keys, at, top)
-        _put_long(ids, at, _long(ids, child))
+        put_int(keys, at, top)
+        put_long(ids, at, read_long(ids, child))
         at = child
-    _put_int(keys, at, key)
-    _put_long(ids, at, rowid)
+    put_int(keys, at, key)
+    put_long(ids, at, rowid)
 
 
 @njit(nogil=True)
 def _offer(keys, ids, size, k, key, rowid):  # type: ignore[no-untyped-def]
     """Offer an entry to the heap of the k smallest; returns the heap's size."""
     if size == k:
-        top = _int(keys, 0)
-        if key < top or (key == top and rowid < _long(ids, 0)):
+        top = read_int(keys, 0)
+        if key < top or (key == top and rowid < read_long(ids, 0)):
             _sift_down(keys, ids, k, key, rowid)
         return size
     at = size
     while at > 0:
         parent = (at - 1) // 2
-        above = _int(keys, parent)
-        if key < above or (key == above and rowid < _long(ids, parent)):
+        above = read_int(keys, parent)
+        if key < above or (key == above and rowid < read_long(ids, parent)):
             break
-        _put_int(keys, at, above)
-        _put_long(ids, at, _long(ids, parent))
+        put_int(keys, at, above)
+        put_long(ids, at, read_long(ids, parent))
         at = parent
-    _put_int(keys, at, key)
-    _put_long(ids, at, rowid)
+    put_int(keys, at, key)
+    put_long(ids, at, rowid)
     return size + 1
 
 
@@ -414,31 +352,31 @@ def _offer(keys, ids, size, k, key, rowid):  # type: ignore[no-untyped-def]
 def _sort(keys, ids, size, flip):  # type: ignore[no-untyped-def]
     """Turn a heap into distances (float32 bits) in order."""
     for end in range(size - 1, 0, -1):
-        key, rowid = _int(keys, end), _long(ids, end)
-        _put_int(keys, end, _int(keys, 0))
-        _put_long(ids, end, _long(ids, 0))
+        key, rowid = read_int(keys, end), read_long(ids, end)
+        put_int(keys, end, read_int(keys, 0))
+        put_long(ids, end, read_long(ids, 0))
         _sift_down(keys, ids, end, key, rowid)
     for at in range(size):
-        key = _int(keys, at)
+        key = read_int(keys, at)
         if key == _WORST:
-            _put_int(keys, at, 0x7FC00000)
+            put_int(keys, at, 0x7FC00000)
         else:
             key ^= flip
-            _put_int(keys, at, key ^ ((key >> 31) & 0x7FFFFFFF))
+            put_int(keys, at, key ^ ((key >> 31) & 0x7FFFFFFF))
 
 
 @njit(nogil=True)
 def _select(bits, rowid_at, n, keys, ids, size, k, flip):  # type: ignore[no-untyped-def]
     """Offer n distances (float32 bits) to a heap; returns the heap's size."""
-    bound = _int(keys, 0) if size == k else _WORST
+    bound = read_int(keys, 0) if size == k else _WORST
     for i in range(n):
-        raw = _int(bits, i)
+        raw = read_int(bits, i)
         key = (raw ^ ((raw >> 31) & 0x7FFFFFFF)) ^ flip  # an integer of the same order
         if raw & 0x7FFFFFFF > 0x7F800000:
             key = _WORST
         if key <= bound:
-            size = _offer(keys, ids, size, k, key, _long(_long(rowid_at, i), 0))
-            bound = _int(keys, 0) if size == k else _WORST
+            size = _offer(keys, ids, size, k, key, read_long(read_long(rowid_at, i), 0))
+            bound = read_int(keys, 0) if size == k else _WORST
     return size
 
 
@@ -481,40 +419,45 @@ def make_scan(kind: str, level: str) -> Any:
         buffer = rowid_at + 8 * CHUNK
         pitch = 4 * CHUNK
         ahead = 0 if positions != 0 else AHEAD
+        few = positions != 0 and stop - start <= FEW
         size = block = 0
         first = last = 0  # positions of the current block
         at = start
         while at < stop:
             n = 0
             while n < limit and at < stop:
-                place = _long(positions, at) if positions != 0 else at
+                place = read_long(positions, at) if positions != 0 else at
                 if place < first or place >= last:
                     low, high = 0, blocks - 1
                     while low < high:
                         middle = (low + high + 1) // 2
-                        if _long(table, 4 * middle + 3) <= place:
+                        if read_long(table, 4 * middle + 3) <= place:
                             low = middle
                         else:
                             high = middle - 1
                     block = 4 * low
-                    first, last = _long(table, block + 3), _long(table, block + 7)
-                row, live = place - first, _long(table, block + 2)
-                if live == 0 or _byte(live, row) != 0:
-                    _put_long(scratch, n, _long(table, block) + row * row_bytes)
-                    _put_long(rowid_at, n, _long(table, block + 1) + 8 * row)
+                    first, last = read_long(table, block + 3), read_long(table, block + 7)
+                row, live = place - first, read_long(table, block + 2)
+                if live == 0 or read_byte(live, row) != 0:
+                    line = read_long(table, block) + row * row_bytes
+                    if few:
+                        for offset in range(0, min(row_bytes, 2048), 64):
+                            prefetch(line + offset)
+                    put_long(scratch, n, line)
+                    put_long(rowid_at, n, read_long(table, block + 1) + 8 * row)
                     n += 1
                 at += 1
             for pad in range(n, n + ROWS - 1 if n else 0):
-                _put_long(scratch, pad, _long(scratch, n - 1))
+                put_long(scratch, pad, read_long(scratch, n - 1))
             done = 0
             while done < count:
                 query, line = queries + done * query_bytes, buffer + done * pitch
                 taken = several if count - done >= several else 1
                 for r in range(0, n, ROWS):
-                    if positions != 0 and done == 0:
+                    if positions != 0 and not few and done == 0:
                         for ahead in range(r + ROWS, min(r + 2 * ROWS, n)):
                             for offset in range(0, min(row_bytes, 2048), 64):
-                                _prefetch(_long(scratch, ahead) + offset)
+                                prefetch(read_long(scratch, ahead) + offset)
                     if taken == 1:
                         _tile(one_query, metric, scratch + 8 * r, query, query_bytes, width,
                               line + 4 * r, pitch, ahead)  # fmt: skip
@@ -524,10 +467,10 @@ def make_scan(kind: str, level: str) -> Any:
                 done += taken
             if k == 0:
                 for i in range(n):
-                    _put_long(ids, size + i, _long(_long(rowid_at, i), 0))
+                    put_long(ids, size + i, read_long(read_long(rowid_at, i), 0))
                     for q in range(count):
                         target = values + 4 * q * (stop - start)
-                        _put_int(target, size + i, _int(buffer + q * pitch, i))
+                        put_int(target, size + i, read_int(buffer + q * pitch, i))
                 size += n
                 continue
             grown = size

@@ -192,3 +192,23 @@ def test_graphs_in_memory_are_bounded(
         db.execute("REINDEX tv")
         db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (np.zeros(DIM),)).fetchall()
     assert len(db._require_session().env.caches["graphs"]) == 1
+
+
+def test_rows_committed_during_a_build_are_built_next(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_build, "FRESH_ROWS", 100)
+    refresh, calls = graph_build.refresh, []
+
+    def slow(*arguments: object) -> bool:
+        done = refresh(*arguments)  # type: ignore[arg-type]
+        calls.append(done)
+        if len(calls) == 1:  # while the thread is busy no other is started
+            add(db, 5000, 150)
+        return done
+
+    monkeypatch.setattr(graph_build, "refresh", slow)
+    add(db, 1000, 150)
+    settle(db)
+    assert calls == [True, True]
+    assert sum(part.rows for part in parts(db)) == 600

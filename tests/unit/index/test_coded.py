@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tarsdb.columns import VectorBlock
-from tarsdb.index import coded
+from tarsdb.index import coded, sieve
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import dispatch, reference
@@ -145,23 +147,24 @@ def test_most_searches_are_certified(level: str, maker: Maker) -> None:
 def bounds(rows: np.ndarray, queries: np.ndarray, op: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the kernel's lower and upper bounds, float64 (rows, q), of what they bound."""
     metric, encoder, kernel = OPERATORS[op], dispatch.get("encode"), dispatch.get("sieve")
+    coder = dispatch.get("code_queries")
+    assert coder is not None
     assert encoder is not None
     assert kernel is not None
     found = np.empty((2, len(rows), len(queries)))
-    scratch = coded._aligned(coded._SCRATCH)
+    scratch = sieve.aligned(sieve._SCRATCH)
     for at in range(len(rows)):
-        made = coded.encode(rows[at : at + 1], encoder)
-        asked = coded.code_queries(
-            queries, metric, dispatch.code_limit(), made.largest, made.smallest
-        )
+        made = sieve.encode(rows[at : at + 1], encoder)
+        codes, numbers = sieve.Sieve([(made, 0, 0)])._code(coder, metric, queries, len(queries))
+        usable = numbers[5] > 0
         table = np.array([[address(made.codes), address(made.constants), 1, 0, 0]])
         places, lows = np.empty(len(queries), np.int64), np.empty(len(queries), np.float32)
         highs, state = np.empty(len(queries), np.float32), np.zeros((len(queries), 2), np.int64)
-        kernel(address(table), 1, address(asked.codes), len(queries), asked.codes.shape[1],
-               address(asked.numbers), 1, address(highs), metric, address(places), address(lows),
+        kernel(address(table), 1, address(codes), len(queries), codes.shape[1],
+               address(numbers), 1, address(highs), metric, address(places), address(lows),
                1, address(state), address(scratch))  # fmt: skip
         found[:, at] = lows, highs
-        found[:, at, ~asked.usable] = [[-np.inf], [np.inf]]
+        found[:, at, ~usable] = [[-np.inf], [np.inf]]
     shift = {"<->": (queries.astype(np.float64) ** 2).sum(axis=1), "<#>": 0.0, "<=>": 1.0}[op]
     return found[0] + shift, found[1] + shift
 
@@ -224,13 +227,17 @@ def test_half_the_bound_is_noticed(
     flat, right = pair([VectorBlock(np.arange(200), rows)], rows.shape[1])
     assert_same(flat, right, query, 1, "<#>")
     assert right.search(query, 1, "<#>")[0][0, 0] == 0
-    factors = coded._factors
+    coder = dispatch.get("code_queries")
+    assert coder is not None
 
-    def halved(*arguments: object) -> tuple[np.ndarray, ...]:
-        of_dot, *rest = factors(*arguments)  # type: ignore[arg-type]
-        return of_dot, *(factor / 2 for factor in rest)
+    def halved(*arguments: int) -> int:
+        usable = coder(*arguments)
+        numbers, pitch = arguments[5], arguments[6]
+        for number in range(pitch, 5 * pitch):
+            ctypes.c_float.from_address(numbers + 4 * number).value /= 2
+        return usable
 
-    monkeypatch.setattr(coded, "_factors", halved)
+    monkeypatch.setitem(dispatch._kernels, ("code_queries", level), halved)
     assert violations(rows, query, "<#>") > 0
     assert right.search(query, 1, "<#>")[0][0, 0] != 0
 
@@ -272,15 +279,16 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
     cache, encoder = CodeCache(), dispatch.get("encode")
     assert encoder is not None
     data = random(np.random.default_rng(0), 2000, 64).astype(np.float32)
-    assert cache.get(data, encoder) == (None, True)
+    make = partial(sieve.encode, data, encoder)
+    assert cache.get(data, data.shape, make) == (None, True)
     assert cache.nbytes == 0
-    found, again = cache.get(data, encoder)
+    found, again = cache.get(data, data.shape, make)
     assert found is not None
     assert not again
-    assert cache.get(data, encoder)[0] is found
+    assert cache.get(data, data.shape, make)[0] is found
     assert cache.nbytes == found.nbytes == 2000 * (64 + 20)
-    assert cache.get(data[:], encoder) == (None, True)  # another array
-    del data
+    assert cache.get(data[:], data.shape, make) == (None, True)  # another array
+    del data, make
     gc.collect()
     assert cache.nbytes == 0
     assert not cache._entries
@@ -295,7 +303,7 @@ def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
         assert_same(flat, limited, rows[:20], 10, "<->")
     assert 0 < cache.nbytes <= 2100 * 84
     assert limited._coded is not None
-    assert [found is not None for found in limited._coded._held] == [True, False, False]
+    assert limited._coded.coded == [True, False, False]
 
 
 def test_rows_that_are_no_numbers_are_scanned(level: str) -> None:
@@ -317,3 +325,34 @@ def test_portable_level_has_no_codes() -> None:
         assert dispatch.get("sieve") is None
     finally:
         dispatch.use(None)
+
+
+@pytest.mark.parametrize("maker", KINDS, ids=lambda maker: maker.__name__)
+def test_rows_of_a_filter_are_coded_at_the_second_search(level: str, maker: Maker) -> None:
+    rng = np.random.default_rng(3)
+    rows = maker(rng, 3000, 70).astype(np.float32)
+    queries = maker(rng, 6, 70).astype(np.float32)
+    for mask in (False, True):
+        flat, with_codes = pair(blocks_of(rows, mask), 70)
+        positions = np.sort(rng.choice(3000, 900, replace=False))
+        for op, k in itertools.product(OPERATORS, (1, 10, 300, 2000)):
+            for turn, query in enumerate(queries):
+                expected = flat.search(query[None], k, op, positions=positions)
+                found = with_codes.search(query[None], k, op, positions=positions)
+                np.testing.assert_array_equal(found[0], expected[0], f"{op} {k} {turn}")
+                np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
+
+
+def test_rows_of_a_filter_are_certified_and_forgotten_with_it(level: str) -> None:
+    rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
+    cache = CodeCache()
+    index = FlatIndex(blocks_of(rows, True), parse_type("VECTOR(64)"), cache)
+    positions = np.arange(0, 3000, 3)
+    before, empty = counted("certified"), cache.nbytes
+    for turn in range(4):
+        index.search(rows[turn : turn + 1], 10, "<->", positions=positions)
+    assert counted("certified") - before == 3
+    assert cache.nbytes > empty
+    del positions
+    gc.collect()
+    assert cache.nbytes == empty

@@ -279,3 +279,27 @@ def test_building_can_be_stopped() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_graph(clustered(3000, 8, 1), np.arange(3000), "<->", progress=stop)
+
+
+def test_a_filtered_search_finds_what_following_everything_finds() -> None:
+    """Nodes that could not be expanded any more are not kept; the answers stay the same."""
+    rows = clustered(2000, 24, 5)
+    graph = built(rows)
+    rng = np.random.default_rng(4)
+    for query in clustered(20, 24, 6):
+        everything = graph.search(query, 2000, 2000)
+        assert everything is not None
+        assert len(everything) == 2000
+        plain = graph.search(query, 40, 40)
+        all_allowed = graph.search(query, 40, 40, np.ones(2000, np.uint8), 2000)
+        assert plain is not None
+        assert all_allowed is not None
+        assert all_allowed.tolist() == plain.tolist()
+        for share in (0.7, 0.3, 0.05):
+            allowed = (rng.random(2000) < share).astype(np.uint8)
+            truth = everything[allowed[everything] != 0]
+            found = graph.search(query, 10, 80, allowed, 2000)
+            assert found is not None
+            assert len(set(found.tolist()) & set(truth[:10].tolist())) >= 9
+            places = [truth.tolist().index(node) for node in found.tolist()]
+            assert places == sorted(places)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarsdb.index import coded as index_coded
+from tarsdb.index import sieve as index_sieve
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import address
 
@@ -43,7 +43,7 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
     rows = np.random.default_rng(width).standard_normal((37, width)).astype(np.float32)
     rows[3] = 0
     rows[4] *= np.float32(1e-38)
-    made = index_coded.encode(rows, coder())
+    made = index_sieve.encode(rows, coder())
     scale, square, norm, residual, inverse = made.constants.transpose(1, 0, 2).reshape(5, -1)[
         :, :37
     ]
@@ -71,13 +71,13 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
 def test_inner_products_are_exact(variant: str, width: int) -> None:
     kernel, rng = sieve(variant), np.random.default_rng(width)
     limit = 63 if variant == coded.MADDUBS else 127
-    rows, count, padded = 53, 32, index_coded.padded_width(width)
+    rows, count, padded = 53, 32, index_sieve.padded_width(width)
     integers = rng.integers(-127, 128, (64, padded))
     integers[:2, :] = [[127], [-127]]
     queries = np.zeros((count, padded), np.int8)
     queries[:, :width] = rng.integers(-limit, limit + 1, (count, width))
     queries[:2, :width] = [[limit], [-limit]]
-    codes = index_coded._aligned(64 * padded).reshape(4, padded // 4, 16, 4)
+    codes = index_sieve.aligned(64 * padded).reshape(4, padded // 4, 16, 4)
     codes[:] = (integers + 128).reshape(4, 16, padded // 4, 4).transpose(0, 2, 1, 3)
     constants = np.zeros((4, 5, 16), np.float32)
     constants[:, 0] = 1
@@ -93,8 +93,7 @@ def test_inner_products_are_exact(variant: str, width: int) -> None:
         some = numbers[:, :asked].copy()
         laid = queries
         if variant == coded.AMX:
-            filled = index_coded.QueryCodes(queries, numbers, np.ones(count, bool))
-            laid = index_coded._filled(filled, count).codes
+            laid = index_sieve.side_by_side(queries)
         kernel(address(table), 1, address(laid), asked, padded, address(some), 60,
                address(heaps), reference.IP, address(places), address(lows), 64, address(state),
                address(scratch))  # fmt: skip
@@ -105,9 +104,66 @@ def test_inner_products_are_exact(variant: str, width: int) -> None:
 
 
 def test_constants_agree() -> None:
-    assert coded.TILE == encode.TILE == index_coded._TILE
-    assert coded.CONSTANTS == encode.CONSTANTS == index_coded._LINES
-    assert coded.GROUP == index_coded._GROUP
-    assert coded.SCRATCH == index_coded._SCRATCH
-    assert list(index_coded._METRICS) == [coded.L2, coded.IP, coded.COSINE]
+    assert coded.TILE == encode.TILE == index_sieve._TILE
+    assert coded.CONSTANTS == encode.CONSTANTS == index_sieve._LINES
+    assert coded.GROUP == index_sieve.GROUP
+    assert coded.SCRATCH == index_sieve._SCRATCH
+    assert list(index_sieve.METRICS) == [coded.L2, coded.IP, coded.COSINE]
     assert set(dispatch.CODE_LIMITS) == {coded.VNNI, coded.MADDUBS}
+    assert (encode.L2, encode.IP, encode.COSINE) == (coded.L2, coded.IP, coded.COSINE)
+    assert index_sieve.HUGE == encode.HUGE
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("metric", [coded.L2, coded.IP, coded.COSINE])
+@pytest.mark.parametrize("limit", [63, 127])
+def test_queries_are_coded_as_the_formulas_say(width: int, metric: int, limit: int) -> None:
+    rng = np.random.default_rng(width)
+    queries = rng.standard_normal((9, width)).astype(np.float32)
+    queries[3], queries[4, 0], queries[5, -1] = 0, np.nan, np.inf
+    queries[6] *= np.float32(1e-38)
+    queries[7] = np.float32(1e19)
+    codes, numbers, usable = index_coded_queries(queries, metric, limit)
+    wide = queries.astype(np.float64)
+    expected = np.ones(9, bool)
+    expected[[4, 5, 7]] = False
+    if metric == coded.COSINE:
+        expected[[3, 6]] = False
+    assert usable == expected.sum()
+    np.testing.assert_array_equal(numbers[5] > 0, expected)
+    assert (numbers[:4, ~expected] == 0).all()
+    scale = np.abs(queries).max(axis=1) / np.float32(limit)
+    scale[scale < encode.TINY_SCALE] = 0
+    with np.errstate(all="ignore"):
+        factor = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+        digits = np.rint(queries * factor[:, None]).clip(-limit, limit)
+    np.testing.assert_array_equal(codes[expected, :width], digits[expected])
+    assert (codes[expected, width:] == 0).all()
+    for j in np.flatnonzero(expected):
+        lost = np.linalg.norm(wide[j] - scale[j].astype(np.float64) * digits[j])
+        norm, kappa = np.linalg.norm(wide[j]), 4 * 2.0**-24 * (width / 8 + 32)
+        exact = {
+            coded.L2: (2 * scale[j], 2 * lost, 2 * norm, kappa, kappa * norm**2),
+            coded.IP: (scale[j], lost + kappa * norm, norm * (1 + kappa), 0, 0),
+            coded.COSINE: (scale[j] / norm if norm else 0, lost / norm if norm else 0, 1, 0, kappa),
+        }[metric]
+        assert numbers[0, j] == pytest.approx(exact[0], rel=1e-6)
+        for line in range(1, 5):  # rounded up, by little
+            assert exact[line] <= numbers[line, j] <= exact[line] * (1 + 1e-5) + 1e-20
+        assert numbers.view(np.int32)[6, j] == 128 * digits[j].sum()
+
+
+def index_coded_queries(
+    queries: np.ndarray, metric: int, limit: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Code queries for rows whose squared norms are 1; codes, numbers, how many are usable."""
+    coder()
+    kernel = disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
+    count, width = queries.shape
+    padded = index_sieve.padded_width(width)
+    codes = np.full((count, padded), 77, np.int8)
+    numbers = np.full((8, count), 7, np.float32)
+    extremes, work = np.ones(2), np.empty(4)
+    usable = kernel(address(queries), count, width, padded, address(codes), address(numbers), count,
+                    metric, limit, address(extremes), address(work))  # fmt: skip
+    return codes, numbers, usable
