@@ -62,4 +62,4 @@ class IvfOptions:
 
 
 LISTS_PER_ROOT = 4
-"""Measured on 100,000 sentence embeddings: benchmarks/workloads/ivf.py."""
+"""A list then has about a quarter of the square root of the rows."""
