@@ -59,7 +59,7 @@ class Ivf:
     ----------
     rowids : int64 (n,)
         In order of the lists.
-    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16) or uint64 (tiles, padded / 64, 16)
+    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
         Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
         list's centroid; the rows of a tile side by side. May lie in mapped
         memory: a list is one run of bytes, read in order.
@@ -248,22 +248,38 @@ def _shown(array: np.ndarray | None) -> str:
 
 
 def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
-    starts, nodes, width = arrays["starts"], len(arrays["rowids"]), len(arrays["mean"])
+    op, nodes, width = bytes(arrays["op"]), len(arrays["rowids"]), len(arrays["mean"])
+    if op not in [each.encode() for each in OPERATORS] or len(arrays["largest"]) != 1:
+        raise CorruptionError(f"the operator of inverted lists is {op!r}")
+    if not width or width <= (op == b"<#>"):
+        raise CorruptionError(f"the mean of inverted lists has {width} elements")
+    _require_starts(arrays["starts"], nodes)
+    _require_shapes(arrays, codes, width)
+    for name in ("mean", "rotation"):
+        if not np.isfinite(arrays[name]).all():
+            raise CorruptionError(f"array {name} of inverted lists is not finite")
+    for name in ("constants", "shapes", "radii"):
+        if np.isnan(arrays[name]).any():
+            raise CorruptionError(f"array {name} of inverted lists has what is no number")
+    if (arrays["radii"] < 0).any():
+        raise CorruptionError("array radii of inverted lists has negative ones")
+
+
+def _require_starts(starts: np.ndarray, nodes: int) -> None:
     lists = len(starts) - 1
-    if bytes(arrays["op"]) not in [op.encode() for op in OPERATORS] or len(arrays["largest"]) != 1:
-        raise CorruptionError(f"the operator of inverted lists is {bytes(arrays['op'])!r}")
     if lists < 1 or not nodes or starts[0] != 0 or starts[-1] != nodes:
         raise CorruptionError(f"{lists} inverted lists of {nodes} rows do not cover them")
     if nodes >= 1 << 31 or (np.diff(starts) < 0).any() or starts.max() > nodes:
         raise CorruptionError(f"the starts of {lists} inverted lists do not ascend to {nodes}")
-    if not width or width <= (bytes(arrays["op"]) == b"<#>"):
-        raise CorruptionError(f"the mean of inverted lists has {width} elements")
-    padded, tiles = padded_width(width), int(tile_starts(starts)[-1])
-    of_lists, is_bits = -(-lists // TILE), codes.dtype == np.uint64
+
+
+def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray, width: int) -> None:
+    lists, tiles = len(arrays["starts"]) - 1, int(tile_starts(arrays["starts"])[-1])
+    padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint64
     wanted = {
-        "constants": (tiles, 3 if is_bits else 2, TILE),
-        "rotation": (width, padded) if is_bits else (0, 0), "centroids": (of_lists, padded // 4, TILE, 4),
-        "shapes": (of_lists, 2, TILE), "radii": (lists,),
+        "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
+        "rotation": (width, padded) if is_bits else (0, 0),
+        "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
     }  # fmt: skip
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
@@ -278,9 +294,3 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
         raise CorruptionError(
             f"array codes of inverted lists is {_shown(codes)}, expected {tiles} tiles of {width}"
         )
-    if np.isnan(arrays["constants"]).any() or not np.isfinite(arrays["mean"]).all():
-        raise CorruptionError("constants of inverted lists are not numbers")
-    if not np.isfinite(arrays["rotation"]).all():
-        raise CorruptionError("the rotation of inverted lists is not finite")
-    if np.isnan(arrays["shapes"]).any() or not (arrays["radii"] >= 0).all():
-        raise CorruptionError("centroids of inverted lists are not numbers")

@@ -160,10 +160,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
     search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, form of the rows, address of the rotation. Writes (key, node) to ``heap`` int64 (wanted,),
-        ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0; scratch:
-        ``probes`` int64 (effort,), ``moved`` float32 (d',), int8 (padded,), float32 (padded,) and uint64
-        (padded / 64, PLANES).
+        for the operator, form of the rows, address of the rotation. Writes (key, node) to ``heap``
+        int64 (wanted,), ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0;
+        scratch: ``probes`` int64 (effort,), then holding the lists looked at; ``moved`` float32
+        (d',), int8 (padded,), float32 (padded,) and uint64 (padded / 64, PLANES).
     """
     number, several = VARIANTS.index(variant), SEVERAL[variant]
     one_dots = _plain_dots if variant == "plain" else _make_dots(number, 1)
