@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.vector_index import OPERATORS, candidates
+from tarsdb.engine.index_methods import CALIBRATED_K, METHODS, Method, Part, Rows
+from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
@@ -34,16 +35,14 @@ from tarsdb.types import Kind, SqlType
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.index.hnsw import Graph
     from tarsdb.storage import Environment
 
 THREAD = "indexer"
 FRESH_ROWS = 1000
-"""Fresh rows that are worth a part: searching them exactly then takes as long as the graphs do."""
+"""Fresh rows that are worth a part: searching them exactly then takes as long as a graph does."""
 TIER = 4
 """A new part takes in the parts before it that have at most this many times its rows."""
-_SAMPLE, _SAMPLE_K = 64, 10
-_LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,22 @@ class Build:
     """Called now and then; raises to stop."""
 
 
-def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict[str, Any]:
+def checked_options(
+    method: str, given: dict[str, Any], sql_type: SqlType, name: str
+) -> dict[str, Any]:
     """Return the options an index is stored with.
 
     Raises
     ------
     NotSupportedError
-        The column's type, the metric or an option is none the graph can do.
+        The column's type, the metric or an option is none the method can do.
+    DataError
+        An option is outside its range.
     """
-    from tarsdb.index.hnsw import GraphOptions
-
-    options = {k: v for k, v in given.items() if k not in ("opclass", "quantization")}
+    options = {k: v for k, v in given.items() if k != "opclass"}
     if sql_type.kind is not Kind.VECTOR:
         raise NotSupportedError(
-            f"index {name}: USING hnsw over {sql_type} is not built yet",
+            f"index {name}: USING {method} over {sql_type} is not built yet",
             hint="a VECTOR column; without an index, nearest neighbours are searched exactly",
         )
     metric = str(options.pop("metric", "l2")).lower()
@@ -76,17 +77,7 @@ def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict
         raise NotSupportedError(
             f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
         )
-    if str(given.get("quantization", "int8")).lower() != "int8":
-        raise NotSupportedError(f"index {name}: the graph's quantization is 'int8'")
-    known = set(GraphOptions.__dataclass_fields__)
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise NotSupportedError(
-            f"index {name}: option {unknown[0]!r} is not known",
-            hint=f"metric, quantization, {', '.join(sorted(known))}",
-        )
-    GraphOptions(**options)
-    return {"metric": metric, **options}
+    return {"metric": metric, **METHODS[method].checked(options, name)}
 
 
 # --- one part ---
@@ -113,40 +104,39 @@ def _source(
 
 
 def _pieces(source: _Source, index: IndexDef, build: Build) -> Iterator[Any]:
-    """Build a graph and yield its packed bytes."""
-    from tarsdb.index.hnsw import GraphOptions, build_graph
-
+    """Build a part and yield its packed bytes."""
+    method = METHODS[index.method]
     options = {k: v for k, v in index.options.items() if k != "metric"}
     op = OPERATORS[index.options["metric"]]
-    graph = build_graph(
-        source.vectors, source.rowids, op, GraphOptions(**options),
-        threads=build.threads, progress=lambda done, total: build.check(),
-    )  # fmt: skip
-    yield from arrays.pack({**graph.to_arrays(), "calibration": _calibrate(graph, source, op)})
+    rows = Rows(source.rowids, source.vectors, op, build.threads, lambda done, total: build.check())
+    part = method.build(rows, method.options()(**options))
+    calibration = _calibrate(part, method, source, op)
+    yield from arrays.pack({**part.to_arrays(), "calibration": calibration})
 
 
-def _calibrate(graph: Graph, source: _Source, op: str) -> np.ndarray:
-    """Measure recall@10 of list sizes on rows of the data; float64 (steps, 2) of ef, recall."""
+def _calibrate(part: Part, method: Method, source: _Source, op: str) -> np.ndarray:
+    """Measure recall@10 of efforts on rows of the data; float64 (steps, 2) of effort, recall."""
     rows = len(source.rowids)
     flat = FlatIndex([VectorBlock(source.rowids, source.vectors)], source.type)
     sample = np.sort(np.random.default_rng(rows).choice(rows, min(_SAMPLE, rows), replace=False))
     queries = source.vectors[sample].astype(np.float32)
-    k = min(_SAMPLE_K + 1, rows)
+    k = min(CALIBRATED_K + 1, rows)
     truth, _ = flat.search(queries, k, op)
-    at = flat.positions(graph.rowids)
+    at = flat.positions(part.rowids)
     steps = []
-    for ef in _LADDER:
+    for effort in method.ladder(part):
         hits = total = 0
         for query, wanted, rowid in zip(
             queries, truth, source.rowids[sample].tolist(), strict=True
         ):
-            near = graph.search(query, candidates(k, ef), max(ef, k))
+            wanted_nodes = method.candidates(part, k, effort)
+            near = part.search(query, wanted_nodes, max(effort, method.least_effort(k)))
             assert near is not None
             found, _ = flat.search(query[np.newaxis], k, op, positions=at[near])
             right = set(wanted.tolist()) - {rowid}
             hits += len(right & set(found[0].tolist()))
             total += len(right)
-        steps.append((ef, hits / total if total else 1.0))
+        steps.append((effort, hits / total if total else 1.0))
         if steps[-1][1] >= 0.9995:
             break
     return np.array(steps, dtype=np.float64)

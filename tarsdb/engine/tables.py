@@ -324,7 +324,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             return DONE
         raise CatalogError(f"index {name!r} exists already")
     writes = context.require_writes()
-    options = {} if plan.method == "btree" else _graph_options(table, ids, name, plan)
+    options = {} if plan.method == "btree" else _vector_options(table, ids, name, plan)
     index = IndexDef(
         writes.new_id(), name, table.name, ids, plan.unique, plan.method, options=options
     )
@@ -338,18 +338,21 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
     return DONE
 
 
-def _graph_options(
+def _vector_options(
     table: TableDef, ids: tuple[int, ...], name: str, plan: CreateIndex
 ) -> dict[str, Any]:
     """Check what CREATE INDEX ... USING hnsw asks for; return the index's options."""
     if len(ids) != 1 or plan.unique:
-        raise NotSupportedError(f"index {name}: USING hnsw indexes one column, and is not UNIQUE")
+        raise NotSupportedError(
+            f"index {name}: USING {plan.method} indexes one column, and is not UNIQUE"
+        )
     column = table.column_by_id(ids[0])
     if not column.type.is_vector:
         raise NotSupportedError(
-            f"index {name}: USING hnsw over {column.name} {column.type}, expected a vector column"
+            f"index {name}: USING {plan.method} over {column.name} {column.type}, "
+            "expected a vector column"
         )
-    return graph_build.checked_options(dict(plan.options), column.type, name)
+    return graph_build.checked_options(plan.method, dict(plan.options), column.type, name)
 
 
 def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None:

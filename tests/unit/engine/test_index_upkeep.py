@@ -191,7 +191,7 @@ def test_graphs_in_memory_are_bounded(
         add(db, 100_000 + len(parts(db)) + np.random.default_rng().integers(10**6).item(), 5)
         db.execute("REINDEX tv")
         db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (np.zeros(DIM),)).fetchall()
-    assert len(db._require_session().env.caches["graphs"]) == 1
+    assert len(db._require_session().env.caches["index parts"]) == 1
 
 
 def test_rows_committed_during_a_build_are_built_next(
