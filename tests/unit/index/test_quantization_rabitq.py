@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_more_bits_lose_less() -> None:
     lost = [RaBitQ.train(rows, 0, bits=b).distortion(rows).relative_error for b in range(1, 9)]
     # a Gaussian source: 1 - 2 / pi for the sign; never below the rate-distortion bound 4^-bits
     assert lost[0] == pytest.approx(1 - 2 / np.pi, abs=0.02)
-    for bits, (more, less) in enumerate(zip(lost, lost[1:], strict=False), start=1):
+    for bits, (more, less) in enumerate(itertools.pairwise(lost), start=1):
         assert less < more / 2
         assert more > 4.0**-bits
 
