@@ -41,10 +41,13 @@ def tile_bits(bits: U64, factors: F32) -> U8:
     whole, constants = np.zeros((count * TILE, words), np.uint64), _padded(factors, count * TILE)
     whole[: len(bits)] = bits
     parts = [
-        np.ascontiguousarray(array.reshape(count, TILE, -1).transpose(0, 2, 1)).reshape(count, -1)
-        for array in (whole, constants)
+        np.ascontiguousarray(array.reshape(count, TILE, size).transpose(0, 2, 1)).view(np.uint8)
+        for array, size in ((whole, words), (constants, FACTORS))
     ]
-    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+    shapes = (8 * TILE * words, 4 * TILE * FACTORS)
+    return np.concatenate(
+        [part.reshape(count, size) for part, size in zip(parts, shapes, strict=True)], axis=1
+    )
 
 
 def untile_bits(tiles: U8) -> tuple[U64, F32]:
@@ -53,8 +56,8 @@ def untile_bits(tiles: U8) -> tuple[U64, F32]:
     bits = np.ascontiguousarray(tiles[:, : 8 * TILE * words]).view(np.uint64)
     factors = np.ascontiguousarray(tiles[:, 8 * TILE * words :]).view(np.float32)
     return (
-        bits.reshape(count, words, TILE).transpose(0, 2, 1).reshape(-1, words),
-        factors.reshape(count, FACTORS, TILE).transpose(0, 2, 1).reshape(-1, FACTORS),
+        bits.reshape(count, words, TILE).transpose(0, 2, 1).reshape(count * TILE, words),
+        factors.reshape(count, FACTORS, TILE).transpose(0, 2, 1).reshape(count * TILE, FACTORS),
     )
 
 
@@ -121,7 +124,7 @@ def tile_nibbles(codes: U8) -> U8:
     count = -(-len(codes) // BLOCK)
     whole = np.zeros((count * BLOCK, codes.shape[1]), np.uint8)
     whole[: len(codes)] = codes
-    return np.ascontiguousarray(whole.reshape(count, BLOCK, -1).transpose(0, 2, 1))
+    return np.ascontiguousarray(whole.reshape(count, BLOCK, codes.shape[1]).transpose(0, 2, 1))
 
 
 def fastscan(tiles: U8, tables: U8) -> U16:
@@ -156,7 +159,7 @@ def fastscan_portable(tiles: U8, tables: U8) -> U16:
             codes = tiles[:, pair]
             out[q] += table[2 * pair][codes & 15]
             out[q] += table[2 * pair + 1][codes >> 4]
-    return out.reshape(len(tables), -1)
+    return out.reshape(len(tables), BLOCK * len(tiles))
 
 
 def _padded(factors: F32, rows: int) -> F32:

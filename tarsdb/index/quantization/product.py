@@ -219,11 +219,11 @@ class ProductQuantizer(Quantizer):
 
     def _looked_up(self, names: U8) -> F32:
         found = self.centroids[np.arange(self.parts), names]
-        return np.asarray(found.reshape(len(names), -1), np.float32)
+        return np.asarray(found.reshape(len(names), self.parts * self.width), np.float32)
 
     def _unpacked(self, codes: U8) -> U8:
         codes = check_codes(codes, self.code_size)
         if self.count == 256:
             return codes
         both = np.stack([codes & 15, codes >> 4], axis=2)
-        return both.reshape(len(codes), -1)[:, : self.parts]
+        return both.reshape(len(codes), 2 * self.code_size)[:, : self.parts]

@@ -84,7 +84,7 @@ class RaBitQ(Quantizer):
         sample = check_sample(sample, metric)
         dim = sample.shape[1]
         width = -(-dim // WORD) * WORD
-        dither = np.random.default_rng(seed + 1).random(width, np.float32)
+        dither = np.random.default_rng([seed, 1]).random(width, np.float32)
         centroid = np.asarray(sample.mean(axis=0, dtype=np.float64), np.float32)
         return cls(random_rotation(dim, width, seed), centroid, dither, metric, bits)
 
@@ -248,7 +248,7 @@ class RaBitQ(Quantizer):
 
     def _directions(self, codes: U8) -> F32:
         """Return y, float32 (n, width)."""
-        planes = codes[:, :-_FACTORS].reshape(len(codes), self.bits, -1)
+        planes = codes[:, :-_FACTORS].reshape(len(codes), self.bits, self.width // 8)
         bits = np.unpackbits(np.ascontiguousarray(planes), axis=2, bitorder="little")
         y = np.full((len(codes), self.width), -(2**self.bits - 1) / 2, np.float32)
         for bit in range(self.bits):

@@ -6,6 +6,8 @@ import numpy as np
 
 from tarsdb.index.quantization.base import F32
 
+_STREAM = 0x726F74  # apart from what callers draw from the plain seed
+
 
 def random_rotation(dim: int, out: int, seed: int) -> F32:
     """Return a random matrix with orthonormal rows, float32 (dim, out), out >= dim.
@@ -14,7 +16,7 @@ def random_rotation(dim: int, out: int, seed: int) -> F32:
     of R's diagonal taken out, Mezzadri 2007). QR differs between LAPACKs in the last bits: the
     matrix is to be stored, not its seed.
     """
-    gaussian = np.random.default_rng(seed).standard_normal((out, dim))
+    gaussian = np.random.default_rng([seed, _STREAM]).standard_normal((out, dim))
     q, r = np.linalg.qr(gaussian)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     return np.ascontiguousarray((q * signs).T, np.float32)

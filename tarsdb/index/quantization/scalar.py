@@ -200,7 +200,7 @@ class Int4(_Scaled):
         return np.asarray(whole[:, ::2] | whole[:, 1::2] << 4, np.uint8)
 
     def _unpacked(self, codes: U8) -> U8:
-        return np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
+        return np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), 2 * codes.shape[1])
 
 
 def _coded(rows: F32, low: F32, high: F32, levels: int) -> tuple[U8, F32]:
