@@ -21,6 +21,8 @@ LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
 CODED = ("encode", "code_queries", "sieve", "sieve_many")
 """Kernels of int8 codes; a processor may lack the last."""
+QUANTIZED = ("rabitq", "fastscan")
+"""Scans of quantised rows."""
 CODE_LIMITS = {"vnni": 127, "maddubs": 63}
 """Largest magnitude of a query's code: sums of two products must fit where they are made."""
 PAUSE_SECONDS = 0.05
@@ -112,11 +114,11 @@ def wait(timeout_s: float | None = None) -> None:
 
 def warmup(progress: Callable[[str], None] | None = None) -> None:
     """Compile every kernel for this machine now, or load it from the disk cache."""
-    for kind in (*KINDS, *CODED) if level() != "portable" else ():
+    for kind in (*KINDS, *CODED, *QUANTIZED) if level() != "portable" else ():
         start = time.perf_counter()
         _make(kind)
         if progress is not None:
-            name = kind if kind in CODED else f"scan {kind}"
+            name = kind if kind not in KINDS else f"scan {kind}"
             progress(f"{name} ({level()}): {time.perf_counter() - start:.2f} s")
 
 
@@ -142,7 +144,8 @@ def _make(kind: str) -> None:
         if chosen == "portable" or key in _kernels or key in _failed or _stopping.is_set():
             return
         try:
-            found = _coded(kind, chosen) if kind in CODED else _scan(kind, chosen)
+            make = _coded if kind in CODED else _quantized if kind in QUANTIZED else _scan
+            found = make(kind, chosen)
         except Exception:  # a compiler that fails must not fail the query
             found = None
         if found is None:
@@ -155,6 +158,14 @@ def _scan(kind: str, chosen: str) -> Kernel:
     from tarsdb.kernels.cpu import disk_cache, scan
 
     return disk_cache.compiled(scan.make_scan(kind, chosen), scan.SIGNATURE)
+
+
+def _quantized(kind: str, chosen: str) -> Kernel:
+    from tarsdb.kernels.cpu import disk_cache, quantized
+
+    if kind == "rabitq":
+        return disk_cache.compiled(quantized.make_rabitq(chosen), quantized.RABITQ_SIGNATURE)
+    return disk_cache.compiled(quantized.make_fastscan(chosen), quantized.FASTSCAN_SIGNATURE)
 
 
 def _coded(kind: str, chosen: str) -> Kernel | None:

@@ -41,7 +41,7 @@ def _writing(kind: ir.Type, value: Any) -> tuple[Any, Any]:
     """Return type and code of a write; an int64 is cut to the number's size."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        given = b.trunc(args[2], kind) if kind == _I32 else args[2]
+        given = b.trunc(args[2], kind) if kind in (_I8, _I32) else args[2]
         store(b, given, _at(b, kind, *args[:2]))
         return context.get_dummy_value()
 
@@ -82,6 +82,12 @@ def read_real(typingctx, address, index):  # type: ignore[no-untyped-def]
 def read_double(typingctx, address, index):  # type: ignore[no-untyped-def]
     """Read a float64."""
     return _reading(_DOUBLE, types.float64)
+
+
+@intrinsic
+def put_byte(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+    """Write a byte."""
+    return _writing(_I8, types.int64)
 
 
 @intrinsic

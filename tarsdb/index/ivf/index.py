@@ -1,0 +1,296 @@
+"""Finished inverted lists: immutable arrays, and the search that yields candidates."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from tarsdb.errors import (
+    CorruptionError,
+    DataError,
+    DimensionMismatchError,
+    OperationalError,
+)
+from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.ivf.kmeans import padded_width, tile_starts
+from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels.ivf import PLAN, PLANES, SCRATCH, TILE
+from tarsdb.kernels.native import address
+
+_SHAPES = {
+    "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),
+    "shapes": ("f4", 3), "radii": ("f4", 1), "mean": ("f4", 1), "largest": ("f8", 1),
+    "op": ("u1", 1), "rotation": ("f4", 2),
+}  # fmt: skip
+OPERATORS = ("<->", "<#>", "<=>")
+_FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u8"): 2}  # as in kernels/cpu/ivf.py
+_WIDER = 4
+
+
+class _Scratch(threading.local):
+    """Memory of one thread's searches, and its addresses."""
+
+    def __init__(self) -> None:
+        self._fixed = np.empty(SCRATCH, np.uint8)
+        self._moved = np.empty(0, np.uint8)
+        self._probes = np.empty(0, np.int64)
+        self._addresses = (0, 0, address(self._fixed))
+
+    def of(self, moved: int, effort: int) -> tuple[int, int, int]:
+        """Return where a moved query, the probes of an effort and the rest have room."""
+        if len(self._moved) < moved or len(self._probes) < effort:
+            self._moved = np.empty(max(moved, len(self._moved)), np.uint8)
+            self._probes = np.empty(max(effort, len(self._probes)), np.int64)
+            self._addresses = address(self._moved), address(self._probes), self._addresses[2]
+        return self._addresses
+
+
+_scratch = _Scratch()
+
+
+@dataclass(frozen=True)
+class Ivf:
+    """Rows of one metric space in lists around centroids. A row's number is its *node*.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+        In order of the lists.
+    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
+        Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
+        list's centroid; the rows of a tile side by side. May lie in mapped
+        memory: a list is one run of bytes, read in order.
+    constants : float32 (tiles, 2, 16), for sign bits (tiles, 3, 16)
+        Squared norms and scales; infinite and 0 where there is no row. For sign bits base, slope
+        and number of set bits, see ``build.py``.
+    starts : int64 (lists + 1,)
+        First node of each list, and the end. Each list begins a tile.
+    centroids : uint8 (ceil(lists / 16), padded / 4, 16, 4)
+    shapes : float32 (ceil(lists / 16), 2, 16)
+        Constants of the centroids.
+    radii : float32 (lists,)
+        No row of a list is farther from its centroid; infinite where that is not known.
+    space : Space
+    rotation : float32 (d', padded)
+        Of sign bits; otherwise (0, 0).
+    """
+
+    rowids: np.ndarray
+    codes: np.ndarray
+    constants: np.ndarray
+    starts: np.ndarray
+    centroids: np.ndarray
+    shapes: np.ndarray
+    radii: np.ndarray
+    space: Space
+    rotation: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.rowids)
+
+    @property
+    def lists(self) -> int:
+        """How many lists there are."""
+        return len(self.radii)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return len(self.space.mean) - (self.space.op == "<#>")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.to_arrays().values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of what every search reads; the rest, of the lists, may stay on disk."""
+        arrays = self.to_arrays()
+        return sum(a.nbytes for name, a in arrays.items() if name not in ("codes", "constants"))
+
+    def is_ready(self) -> bool:
+        """Return whether a search can run now; if not, its kernels are being compiled."""
+        return kernels.current() is not None
+
+    def candidates(self, k: int) -> int:
+        """Return how many nodes to compare by their full vectors for the k nearest."""
+        few, more = (8, 64) if self.codes.dtype == np.uint64 else (2, 10)
+        return min(len(self), max(few * k, k + more))
+
+    def search(
+        self,
+        query: np.ndarray,
+        wanted: int,
+        effort: int,
+        allowed: np.ndarray | None = None,
+        reach: int = 0,
+    ) -> np.ndarray:
+        """Return the nodes nearest to a query by their codes, nearest first.
+
+        Parameters
+        ----------
+        query : float32 (dim,)
+        wanted : int
+            Nodes to return at most.
+        effort : int
+            Lists to look at, those with the nearest centroids; more until ``wanted`` nodes are
+            found. A list whose rows are all too far away is passed over.
+        allowed : uint8 (n,), optional
+            Return nodes with a 1 here only.
+        reach : int
+            Lists to look at, at most, for ``wanted`` nodes; 0: all.
+
+        Returns
+        -------
+        int32 (<= wanted,)
+            As many as match where all lists are looked at.
+
+        Raises
+        ------
+        DimensionMismatchError, DataError
+            The query or the mask is of another length.
+        OperationalError
+            The kernels are not compiled yet.
+        """
+        found = kernels.current()
+        if found is None:
+            raise OperationalError("the kernels of inverted lists are not compiled yet")
+        wanted, most = min(wanted, len(self)), min(reach or self.lists, self.lists)
+        if wanted <= 0:
+            return np.empty(0, np.int32)
+        given = np.ascontiguousarray(query, np.float32)
+        if given.shape != (self.dim,):
+            raise DimensionMismatchError(
+                f"the query has shape {given.shape}, the inverted lists are of {self.dim} elements"
+            )
+        mask = None if allowed is None else np.ascontiguousarray(allowed, np.uint8)
+        if mask is not None and len(mask) != len(self):
+            raise DataError(f"a mask of {len(mask)} for {len(self)} rows of inverted lists")
+        heap = np.empty(wanted, np.int64)
+        plan, moved = self._plan
+        at, out, filtered = address(given), address(heap), 0 if mask is None else address(mask)
+        effort = max(1, min(effort, self.lists))
+        while True:
+            memory, probes, scratch = _scratch.of(moved, effort)
+            count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
+            if count == wanted or effort >= most:
+                return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
+            effort = min(_WIDER * effort, most)
+
+    @cached_property
+    def _plan(self) -> tuple[int, int]:
+        """Return the address of the numbers a search wants, and the bytes of a moved query."""
+        return address(self._table[0]), self._room
+
+    @property
+    def _room(self) -> int:
+        return 4 * len(self.space.mean) + 5 * self._padded + self._padded // 8 * PLANES
+
+    @property
+    def _padded(self) -> int:
+        return padded_width(len(self.space.mean))
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        bounds = np.stack([self.starts, tile_starts(self.starts)], axis=1)
+        plan = np.empty(PLAN, np.int64)
+        plan[:] = (
+            address(self.codes), address(self.constants), address(bounds), address(self.centroids),
+            address(self.shapes), address(self.radii), address(self.space.mean), self.lists,
+            self._padded, len(self.space.mean), OPERATORS.index(self.space.op),
+            _FORMS[self.codes.dtype], address(self.rotation),
+        )  # fmt: skip
+        return plan, bounds
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays; :meth:`from_arrays` reads them."""
+        return {
+            "rowids": self.rowids, "constants": self.constants, "starts": self.starts,
+            "centroids": self.centroids, "shapes": self.shapes, "radii": self.radii,
+            "mean": self.space.mean, "largest": np.array([self.space.largest], dtype=np.float64),
+            "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8),
+            "rotation": self.rotation, "codes": self.codes,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_arrays(arrays: dict[str, np.ndarray]) -> Ivf:
+        """Return an index of arrays from outside, all checked; ``codes`` is used where it lies.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        kept = {}
+        for name, (kind, ndim) in _SHAPES.items():
+            array = arrays.get(name)
+            if array is None or array.ndim != ndim or array.dtype != np.dtype(kind):
+                raise CorruptionError(
+                    f"array {name} of inverted lists is {_shown(array)}, expected {ndim}-d {kind}"
+                )
+            kept[name] = np.ascontiguousarray(array)
+        codes = arrays.get("codes")
+        if codes is None or not codes.flags.c_contiguous:
+            raise CorruptionError(f"array codes of inverted lists is {_shown(codes)}")
+        _require_sound(kept, codes)
+        space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
+        return Ivf(
+            kept["rowids"], codes, kept["constants"], kept["starts"], kept["centroids"],
+            kept["shapes"], kept["radii"], space, kept["rotation"],
+        )  # fmt: skip
+
+
+def _shown(array: np.ndarray | None) -> str:
+    return "absent" if array is None else f"{array.dtype} {array.shape}"
+
+
+def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
+    op, nodes, width = bytes(arrays["op"]), len(arrays["rowids"]), len(arrays["mean"])
+    if op not in [each.encode() for each in OPERATORS] or len(arrays["largest"]) != 1:
+        raise CorruptionError(f"the operator of inverted lists is {op!r}")
+    if not width or width <= (op == b"<#>"):
+        raise CorruptionError(f"the mean of inverted lists has {width} elements")
+    _require_starts(arrays["starts"], nodes)
+    _require_shapes(arrays, codes, width)
+    for name in ("mean", "rotation"):
+        if not np.isfinite(arrays[name]).all():
+            raise CorruptionError(f"array {name} of inverted lists is not finite")
+    for name in ("constants", "shapes", "radii"):
+        if np.isnan(arrays[name]).any():
+            raise CorruptionError(f"array {name} of inverted lists has what is no number")
+    if (arrays["radii"] < 0).any():
+        raise CorruptionError("array radii of inverted lists has negative ones")
+
+
+def _require_starts(starts: np.ndarray, nodes: int) -> None:
+    lists = len(starts) - 1
+    if lists < 1 or not nodes or starts[0] != 0 or starts[-1] != nodes:
+        raise CorruptionError(f"{lists} inverted lists of {nodes} rows do not cover them")
+    if nodes >= 1 << 31 or (np.diff(starts) < 0).any() or starts.max() > nodes:
+        raise CorruptionError(f"the starts of {lists} inverted lists do not ascend to {nodes}")
+
+
+def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray, width: int) -> None:
+    lists, tiles = len(arrays["starts"]) - 1, int(tile_starts(arrays["starts"])[-1])
+    padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint64
+    wanted = {
+        "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
+        "rotation": (width, padded) if is_bits else (0, 0),
+        "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
+    }  # fmt: skip
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise CorruptionError(
+                f"array {name} of inverted lists is {arrays[name].shape}, expected {shape}"
+            )
+    shapes = {
+        np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE),
+        np.dtype("u8"): (tiles, padded // 64, TILE),
+    }  # fmt: skip
+    if shapes.get(codes.dtype) != codes.shape:
+        raise CorruptionError(
+            f"array codes of inverted lists is {_shown(codes)}, expected {tiles} tiles of {width}"
+        )

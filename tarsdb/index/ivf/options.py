@@ -1,0 +1,65 @@
+"""Options of inverted lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tarsdb.errors import DataError
+
+CODES = ("none", "int8", "rabitq")
+MOST_LISTS = 1 << 20
+_LIMITS: dict[str, tuple[int, int]] = {
+    "lists": (0, MOST_LISTS), "iterations": (0, 1000), "sample": (1, 4096), "seed": (0, 2**63 - 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IvfOptions:
+    """How inverted lists are built.
+
+    Parameters
+    ----------
+    lists : int
+        How many; 0 chooses :data:`LISTS_PER_ROOT` times the square root of the rows.
+    code : str
+        What the lists hold of a row: ``int8`` (a byte an element), ``rabitq`` (a bit an element) or
+        ``none`` (float32).
+    iterations : int
+        Of k-means, at most; it stops when no row changes its cluster.
+    sample : int
+        Rows a list k-means learns from.
+    seed : int
+        Of the sample and the first centroids.
+
+    Raises
+    ------
+    DataError
+        An option is outside its range.
+    """
+
+    lists: int = 0
+    code: str = "int8"
+    iterations: int = 10
+    sample: int = 64
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise DataError(
+                    f"option {name} of inverted lists is {value!r}, expected {low} to {high}"
+                )
+        if self.code not in CODES:
+            raise DataError(
+                f"option code of inverted lists is {self.code!r}, expected {' or '.join(CODES)}"
+            )
+
+    def lists_for(self, rows: int) -> int:
+        """Return how many lists an index of some rows has."""
+        wanted = self.lists or round(LISTS_PER_ROOT * rows**0.5)
+        return max(1, min(wanted, rows, MOST_LISTS))
+
+
+LISTS_PER_ROOT = 4
+"""A list then has about a quarter of the square root of the rows."""
