@@ -14,6 +14,7 @@ import pytest
 import tarsdb
 from tarsdb.engine import result_cache
 from tarsdb.errors import CatalogError, DataError
+from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS
 
 DIM, ROWS = 8, 200
@@ -21,6 +22,12 @@ TABLE = f"CREATE TABLE t (id INT PRIMARY KEY, name TEXT, weight REAL, emb VECTOR
 SQL = "SELECT id, name, emb <-> ? AS d FROM t ORDER BY d LIMIT 5"
 FILTERED = "SELECT id, emb <-> ? AS d FROM t WHERE weight > ? ORDER BY d LIMIT 5"
 QUERY = np.zeros(DIM, np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """NumPy, which answers until kernels are compiled, may round a distance otherwise."""
+    dispatch.warmup()
 
 
 @pytest.fixture
