@@ -157,7 +157,7 @@ def bounds(rows: np.ndarray, queries: np.ndarray, op: str) -> tuple[np.ndarray, 
         made = sieve.encode(rows[at : at + 1], encoder)
         codes, numbers = sieve.Sieve([(made, 0, 0)])._code(coder, metric, queries, len(queries))
         usable = numbers[5] > 0
-        table = np.array([[address(made.codes), address(made.constants), 1, 0, 0]])
+        table = np.array([[*map(address, (made.high, made.low, made.constants)), 1, 0, 0]])
         places, lows = np.empty(len(queries), np.int64), np.empty(len(queries), np.float32)
         highs, state = np.empty(len(queries), np.float32), np.zeros((len(queries), 2), np.int64)
         kernel(address(table), 1, address(codes), len(queries), codes.shape[1],
@@ -286,7 +286,7 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
     assert found is not None
     assert not again
     assert cache.get(data, data.shape, make)[0] is found
-    assert cache.nbytes == found.nbytes == 2000 * (64 + 20)
+    assert cache.nbytes == found.nbytes == 2000 * (64 + 24)
     assert cache.get(data[:], data.shape, make) == (None, True)  # another array
     del data, make
     gc.collect()
@@ -297,11 +297,11 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
 def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
     rows = random(np.random.default_rng(0), 6000, 64).astype(np.float32)
     blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
-    cache = CodeCache(budget=2100 * 84)
+    cache = CodeCache(budget=2100 * 88)
     flat, limited = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, cache)
     for _ in range(3):
         assert_same(flat, limited, rows[:20], 10, "<->")
-    assert 0 < cache.nbytes <= 2100 * 84
+    assert 0 < cache.nbytes <= 2100 * 88
     assert limited._coded is not None
     assert limited._coded.coded == [True, False, False]
 
