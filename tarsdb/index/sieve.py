@@ -63,7 +63,8 @@ class Codes:
         Higher bits of eight elements in four bytes: the first four elements in the lower halves of
         the bytes. The rows of a tile of 16 side by side. At an address that 64 divides.
     low : uint8 (tiles * 16, padded / 2)
-        Lower bits in the same order, row by row.
+        Lower bits row by row: 32 elements in the lower halves of 32 bytes, the next 32 in the
+        higher ones.
     constants : float32 (tiles, 6, 16)
         s, |x|**2, |x|, r', r, 1 / |x|; the norms rounded up but for the square.
     rows : int

@@ -3,8 +3,8 @@
 A code is an unsigned byte, kept as two planes of four bits. The high plane lies in tiles of 16
 rows: eight elements of one row in four bytes, then of the next, so that a register holds eight
 elements of 16 rows. It alone is read for every row, and bounds the distance roughly. The low plane
-lies row by row; it is read for the rows that the rough bound lets pass. Integers are exact; what
-codes leave out is bounded by constants of the row and of the query, which ``index/sieve`` derives.
+lies row by row, 32 elements and the next 32 in 32 bytes; it is read for the rows that the rough
+bound lets pass. Integers are exact; what codes leave out is bounded by constants of the row and of the query, which ``index/sieve`` derives.
 All arguments are integers (addresses and counts). ``encode`` makes the codes.
 """
 
@@ -41,11 +41,13 @@ from tarsdb.kernels.cpu.candidates import (
     finish,
     is_live,
     keep,
+    passing,
     prepare,
 )
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
 from tarsdb.kernels.cpu.memory import (
     emit_prefetch,
+    lowest_bit,
     prefetch,
     put_int,
     put_long,
@@ -55,8 +57,10 @@ from tarsdb.kernels.cpu.memory import (
 )
 
 SEVERAL = 4  # queries that share what is read of a tile
-AHEAD = 4096  # bytes in advance that one query asks memory for
+AHEAD = 8192  # bytes in advance that one query asks memory for; measured
 WAITING = 32  # rows whose low plane is asked for before the first of them is looked at
+STRETCH, LONGEST = 16, 32  # tiles after which to choose how to go on; stretches without a rough bound
+DENSE = 5  # if more than one of so many rows passes the rough bound, it does not pay
 VNNI, MADDUBS = "vnni", "maddubs"
 SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
 _BOUNDS = PREPARED  # places in the scratch memory
@@ -193,12 +197,10 @@ def _low_dot(typingctx, row, query, padded):  # type: ignore[no-untyped-def]
         with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
             codes = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 5))), _W8)
             at = b.add(query, b.shl(loop.index, ir.Constant(_I64, 6)))
-            words = load(b, at, _W8), load(b, at, _W8, 32)
-            sums = []
-            for half in range(2):  # even words of the query, then odd ones
-                order = ir.Constant(_W8, list(range(half, 16, 2)))
-                word = b.shuffle_vector(*words, order)
-                sums.append(_maddubs(b, nibbles(b, codes, high=half == 1), word))
+            sums = [
+                _maddubs(b, nibbles(b, codes, high=half == 1), load(b, at, _B32, 32 * half))
+                for half in range(2)
+            ]
             b.store(b.add(b.load(total), _widened(b, b.add(*sums))), total)
         found = call(b, "llvm.vector.reduce.add.v8i32", _I32, b.load(total))
         return b.sext(found, _I64)
@@ -241,8 +243,10 @@ def _rough_passing(typingctx, prepared, dots, query, pitch, out):  # type: ignor
 @njit(nogil=True)
 def _enqueue(bits, query, row, block, plane_bytes, dots, lines, queue, waiting):  # type: ignore[no-untyped-def]
     """Let the marked rows of a tile wait for their low plane; returns how many wait."""
-    for lane in range(TILE):
-        if not bits >> lane & 1 or not is_live(row + lane, block):
+    while bits:
+        lane = lowest_bit(bits)
+        bits &= bits - 1
+        if not is_live(row + lane, block):
             continue
         low = read_long(block, 1) + (row + lane) * plane_bytes
         for offset in range(0, plane_bytes, 64):
@@ -274,6 +278,23 @@ def _settle(queue, waiting, block, queries, padded, numbers, pitch, k, heaps, pl
     return 0
 
 
+@njit(nogil=True)
+def _look_at_all(query, q, row, block, padded, prepared, dots, bounds, numbers, pitch, k, heaps, places, lows, cap, state):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+    """Bound all rows of a tile by their whole codes and keep the candidates."""
+    low, first, rows = read_long(block, 1), read_long(block, 5), read_long(block, 3)
+    for lane in range(min(TILE, rows - row)):
+        more = _low_dot(low + (row + lane) * (padded // 2), query, padded)
+        put_int(dots, lane, 16 * read_int(dots, lane) + more)
+    bits = passing(prepared, dots, numbers + 4 * q, pitch, bounds)
+    while bits:
+        lane = lowest_bit(bits)
+        bits &= bits - 1
+        if is_live(row + lane, block):
+            keep(read_real(bounds, lane), read_real(bounds, TILE + lane), first + row + lane,
+                 numbers + LIMIT * pitch + 4 * q, k, heaps + 4 * k * q, places + 8 * cap * q,
+                 lows + 4 * cap * q, cap, state + 16 * q)  # fmt: skip
+
+
 def make_sieve(variant: str) -> Any:
     """Return the (not yet compiled) sieve for a set of instructions.
 
@@ -291,7 +312,7 @@ def make_sieve(variant: str) -> Any:
         them: more than ``cap``
     scratch : SCRATCH bytes of memory
 
-    Returns the number of tiles seen.
+    Returns the number of queries.
     """
     code = _VARIANTS.index(variant)
 
@@ -301,12 +322,22 @@ def make_sieve(variant: str) -> Any:
         scratch,
     ):  # fmt: skip
         lines, dots, queue, pitch = scratch + _BOUNDS, scratch + _DOTS, scratch + _QUEUE, 4 * count
-        seen = 0
+        dense, left, length, passed = False, STRETCH, 1, 0
         for number in range(blocks):
             block = table + ENTRY * number
             tiles = (read_long(block, 3) + TILE - 1) // TILE
             high, constants, waiting = read_long(block, 0), read_long(block, 2), 0
             for tile in range(tiles):
+                if left == 0:
+                    rough = not dense
+                    dense = rough and DENSE * passed > STRETCH * TILE * count
+                    if rough:
+                        length = min(2 * length, LONGEST) if dense else 1
+                    left, passed = STRETCH * length if dense else STRETCH, 0
+                    if dense:
+                        waiting = _settle(queue, waiting, block, queries, padded, numbers, pitch, k,
+                                          heaps, places, lows, cap, state)  # fmt: skip
+                left -= 1
                 prepare(metric, constants, scratch)
                 done = 0
                 while done < count:
@@ -317,10 +348,17 @@ def make_sieve(variant: str) -> Any:
                         _high_dots(code, SEVERAL, high, queries + done * padded, padded, dots)
                     for q in range(done, done + taken):
                         here = dots + 64 * (q - done)
+                        if dense:
+                            _look_at_all(queries + q * padded, q, tile * TILE, block, padded,
+                                         scratch, here, lines, numbers, pitch, k, heaps, places,
+                                         lows, cap, state)  # fmt: skip
+                            continue
                         bits = _rough_passing(scratch, here, numbers + 4 * q, pitch, lines)
                         if bits:
+                            before = waiting
                             waiting = _enqueue(bits, q, tile * TILE, block, padded // 2, here,
                                                lines, queue, waiting)  # fmt: skip
+                            passed += waiting - before
                             if waiting >= WAITING:
                                 waiting = _settle(queue, waiting, block, queries, padded, numbers,
                                                   pitch, k, heaps, places, lows, cap,
@@ -330,8 +368,7 @@ def make_sieve(variant: str) -> Any:
                 constants += 4 * CONSTANTS * TILE
             _settle(queue, waiting, block, queries, padded, numbers, pitch, k, heaps, places, lows,
                     cap, state)  # fmt: skip
-            seen += tiles
         finish(numbers + LIMIT * pitch, count, places, lows, cap, state)
-        return seen
+        return count
 
     return sieve

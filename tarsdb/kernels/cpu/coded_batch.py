@@ -39,7 +39,7 @@ from tarsdb.kernels.cpu.candidates import (
 )
 from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles
 from tarsdb.kernels.cpu.emit import call, fma, load, pointer, splat, store
-from tarsdb.kernels.cpu.memory import prefetch, read_long, read_real
+from tarsdb.kernels.cpu.memory import lowest_bit, prefetch, read_long, read_real
 
 __all__ = ["AMX", "GROUP", "SCRATCH", "SIEVE_SIGNATURE", "amx_allowed", "make_sieve_many"]
 
@@ -99,12 +99,13 @@ def _whole_codes(typingctx, high, low, padded, out):  # type: ignore[no-untyped-
             ]
             line = b.add(high, b.shl(loop.index, ir.Constant(_I64, 9)))
             target = b.add(out, b.shl(loop.index, ir.Constant(_I64, 10)))
-            for step, lower in enumerate(_transposed(b, rows)):
-                codes = load(b, line, _W16, 64 * step)
-                even = b.or_(b.and_(b.shl(codes, four), above), nibbles(b, lower, high=False))
-                odd = b.or_(b.and_(codes, above), nibbles(b, lower, high=True))
-                store(b, even, target, 128 * step)
-                store(b, odd, target, 128 * step + 64)
+            words = _transposed(b, rows)
+            for word in range(16):
+                upper = load(b, line, _W16, 64 * (word // 2))
+                if word % 2 == 0:
+                    upper = b.shl(upper, four)
+                under = nibbles(b, words[word % 8], high=word >= 8)
+                store(b, b.or_(b.and_(upper, above), under), target, 64 * word)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
@@ -357,7 +358,7 @@ def make_sieve_many(variant: str) -> Any:
 
     Parameters are those of ``coded.make_sieve``, but queries come in multiples of 32, laid 16
     side by side: (count / 16, padded / 64, 16, 64), at an address that 64 divides, as is that of
-    the scratch memory, SCRATCH + 32 * padded bytes.
+    the scratch memory, SCRATCH + 32 * padded bytes. Returns the number of queries.
     """
     inner = _marking(_by_vectors, AT_ONCE) if variant == VNNI else _marking(
         _by_tile_registers, GROUP)  # fmt: skip
@@ -373,7 +374,7 @@ def make_sieve_many(variant: str) -> Any:
         seen = inner(table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows,
                      cap, state, scratch)  # fmt: skip
         _close_tiles()
-        return seen
+        return count
 
     return sieve_many
 
@@ -390,9 +391,11 @@ def _keep_marked(marked, row, here, block, done, padded, numbers, pitch, k, heap
                 continue
             bits = passing(scratch + _HALF * tile, scratch + _DOTS + 128 * at + 64 * tile,
                            numbers + 4 * q, pitch, bounds)  # fmt: skip
-            for lane in range(TILE):
+            while bits:
+                lane = lowest_bit(bits)
+                bits &= bits - 1
                 place = row + TILE * tile + lane
-                if bits >> lane & 1 and is_live(place, block):
+                if is_live(place, block):
                     keep(read_real(bounds, lane), read_real(bounds, TILE + lane), first + place,
                          numbers + LIMIT * pitch + 4 * q, k, heaps + 4 * k * q,
                          places + 8 * cap * q, lows + 4 * cap * q, cap, state + 16 * q)  # fmt: skip
@@ -406,11 +409,11 @@ def _marking(mark: Any, at_once: int) -> Any:
     ):  # fmt: skip
         pitch, size, tile_bytes = 4 * count, 4 * CONSTANTS * TILE, padded * TILE // 2
         codes = scratch + SCRATCH
-        part = (4 * tile_bytes * at_once // count + 63) // 64 * 64
         asked = count  # without the last ones, which no row can pass
         while asked > 0 and read_real(numbers + LIMIT * pitch, asked - 1) == NEVER:
             asked -= 1
-        seen = 0
+        turns = (asked + at_once - 1) // at_once
+        part = (4 * tile_bytes // max(1, turns) + 63) // 64 * 64
         for number in range(blocks):
             block = table + ENTRY * number
             tiles = (read_long(block, 3) + TILE - 1) // TILE
@@ -433,8 +436,7 @@ def _marking(mark: Any, at_once: int) -> Any:
                     if marked:
                         _keep_marked(marked, tile * TILE, here, block, done, padded, numbers, pitch,
                                      k, heaps, places, lows, cap, state, scratch)  # fmt: skip
-            seen += tiles
         finish(numbers + LIMIT * pitch, count, places, lows, cap, state)
-        return seen
+        return count
 
     return sieve_many

@@ -170,22 +170,28 @@ def _encode_row(typingctx, row, width, high, low, constants):  # type: ignore[no
         four, lower, higher = (
             ir.Constant(_I32, value) for value in (4, 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32))
         )
+        nothing, rest = ir.Constant(_I64, 0), ir.Constant(_I64, 63)
 
         def put(values: Any, x: Any, back: Any, done: Any) -> None:
             codes = b.add(values, ir.Constant(_W16, [ZERO] * TILE))
             steps = b.and_(codes, ir.Constant(_W16, [-16] * TILE))
             middle = b.sub(steps, ir.Constant(_W16, [ZERO - 8] * TILE))
             coder.add_rest(rough, x, b.sitofp(middle, _D16), back)
-            together = b.bitcast(b.trunc(codes, _B16), _W4)
+            small = b.trunc(codes, _B16)
+            together = b.bitcast(small, _W4)
             words = [b.extract_element(together, ir.Constant(_I32, word)) for word in range(4)]
             line = b.add(high, b.shl(done, ir.Constant(_I64, 3)))
-            beside = b.add(low, b.lshr(done, ir.Constant(_I64, 1)))
             for pair in range(2):
                 even, odd = words[2 * pair], words[2 * pair + 1]
                 upper = b.or_(b.and_(b.lshr(even, four), lower), b.and_(odd, higher))
                 store(b, upper, line, 64 * pair)
-                under = b.or_(b.and_(even, lower), b.and_(b.shl(odd, four), higher))
-                store(b, under, beside, 4 * pair)
+            # 32 elements in the lower halves of 32 bytes, then 32 in the higher ones
+            is_first = b.icmp_unsigned("==", b.and_(done, ir.Constant(_I64, 32)), nothing)
+            turn = b.and_(done, ir.Constant(_I64, 16))
+            at = b.add(b.lshr(b.sub(done, b.and_(done, rest)), ir.Constant(_I64, 1)), turn)
+            under = b.and_(small, ir.Constant(_B16, [15] * TILE))
+            both = b.or_(load(b, b.add(low, at), _B16), b.shl(under, ir.Constant(_B16, [4] * TILE)))
+            store(b, b.select(is_first, under, both), b.add(low, at))
 
         residual = coder.code(scale, inverse, (LOWEST, HIGHEST), put)
 
