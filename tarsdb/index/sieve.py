@@ -19,10 +19,11 @@ u = 2**-24 a sum of products over w elements in 8 or more lanes differs by at mo
 m u / (1 - m u) times the sum of magnitudes, where m = w / 8 + 5: for L2 times |q - x|**2
 <= 2 (|q|**2 + |x|**2), for the inner product times |q| |x|, for the cosine 1, and as much for
 the norms. Its root, rounded and squared again, adds 3 u; the float32 arithmetic of the bounds, on
-numbers of at most 4 (|q|**2 + |x|**2), 4 |q| |x| or 4, less than 32 u. ``kappa`` = 4 u (w / 8 + 32)
-covers them together (products with c' are at most 2.2 times those with x). Sums that underflow are covered by an absolute term, and where float32 could
-overflow, or a norm is too small for its square, the float kernel searches instead. Bounds for L2
-are of the squared distance, as float32 rounded it: rounding cannot make two rows tie unnoticed.
+numbers of at most 4 (|q|**2 + |x|**2), 4 |q| |x| or 4 (|s c'| is at most 2.2 |x|), less than 32 u.
+``kappa`` = 4 u (w / 8 + 32) covers them together. Sums that underflow are covered by an absolute
+term, and where float32 could overflow, or a norm is too small for its square, the float kernel
+searches instead. Bounds for L2 are of the squared distance, as float32 rounded it: rounding cannot
+make two rows tie unnoticed.
 """
 
 from __future__ import annotations
@@ -160,10 +161,7 @@ class Sieve:
     def __init__(self, parts: Sequence[tuple[Codes, int, int]]) -> None:
         self._held = [codes for codes, _, _ in parts]
         self._entries = np.array(
-            [
-                (*map(address, (c.high, c.low, c.constants)), c.rows, *at)
-                for c, *at in parts
-            ],
+            [(*map(address, (c.high, c.low, c.constants)), c.rows, *at) for c, *at in parts],
             dtype=np.int64,
         ).reshape(-1, _ENTRY)
         self._extremes = np.array([

@@ -12,7 +12,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import fma, load, splat, store

@@ -2,10 +2,11 @@
 
 A code is an unsigned byte, kept as two planes of four bits. The high plane lies in tiles of 16
 rows: eight elements of one row in four bytes, then of the next, so that a register holds eight
-elements of 16 rows. It alone is read for every row, and bounds the distance roughly. The low plane
-lies row by row, 32 elements and the next 32 in 32 bytes; it is read for the rows that the rough
-bound lets pass. Integers are exact; what codes leave out is bounded by constants of the row and of the query, which ``index/sieve`` derives.
-All arguments are integers (addresses and counts). ``encode`` makes the codes.
+elements of 16 rows. It is read for every row, and bounds the distance roughly. The low plane lies
+row by row, 32 elements and the next 32 in 32 bytes; it is read for rows that the rough bound lets
+pass, or for all where these are too many to be taken one by one. Integers are exact; what codes
+leave out is bounded by constants of the row and of the query, which ``index/sieve`` derives. All
+arguments are integers (addresses and counts). ``encode`` makes the codes.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -59,8 +60,9 @@ from tarsdb.kernels.cpu.memory import (
 SEVERAL = 4  # queries that share what is read of a tile
 AHEAD = 8192  # bytes in advance that one query asks memory for; measured
 WAITING = 32  # rows whose low plane is asked for before the first of them is looked at
-STRETCH, LONGEST = 16, 32  # tiles after which to choose how to go on; stretches without a rough bound
-DENSE = 5  # if more than one of so many rows passes the rough bound, it does not pay
+STRETCH = 16  # tiles after which to choose again whether rough bounds pay
+LONGEST = 32  # stretches without them at most, before they are tried again
+DENSE = 5  # they do not pay if one of so many rows passes
 VNNI, MADDUBS = "vnni", "maddubs"
 SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
 _BOUNDS = PREPARED  # places in the scratch memory
@@ -88,7 +90,8 @@ def dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
 
 def _maddubs(b: Any, codes: Any, query: Any) -> Any:
     """Return sums of two products of unsigned 4-bit numbers and signed bytes; at most 3810."""
-    return call(b, "llvm.x86.avx2.pmadd.ub.sw", _H16, b.bitcast(codes, _B32), b.bitcast(query, _B32))
+    codes, query = b.bitcast(codes, _B32), b.bitcast(query, _B32)
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", _H16, codes, query)
 
 
 def _widened(b: Any, halves: Any) -> Any:
@@ -123,7 +126,7 @@ class _Sums:
         return splat(self.b, load(self.b, self.b.add(query, at), _I32, 4 * number), lanes)
 
     def by_vnni(self, padded: Any, out: Any) -> None:
-        """Sum 64 elements a turn; the higher four bits are left where they are, 16 times as much."""
+        """Sum 64 elements a turn; the higher four bits stay where they are, 16 times as much."""
         b, count = self.b, len(self.queries)
         lower, higher = (self.accumulators(_W16, 2 * count) for _ in range(2))
         mask = ir.Constant(_W16, [0xF0F0F0F0 - (1 << 32)] * 16)
@@ -329,14 +332,15 @@ def make_sieve(variant: str) -> Any:
             high, constants, waiting = read_long(block, 0), read_long(block, 2), 0
             for tile in range(tiles):
                 if left == 0:
-                    rough = not dense
-                    dense = rough and DENSE * passed > STRETCH * TILE * count
-                    if rough:
+                    if dense:  # try again
+                        dense, left = False, STRETCH
+                    else:
+                        dense = DENSE * passed > STRETCH * TILE * count
                         length = min(2 * length, LONGEST) if dense else 1
-                    left, passed = STRETCH * length if dense else STRETCH, 0
-                    if dense:
-                        waiting = _settle(queue, waiting, block, queries, padded, numbers, pitch, k,
-                                          heaps, places, lows, cap, state)  # fmt: skip
+                        left = STRETCH * length
+                    passed = 0
+                    waiting = _settle(queue, waiting, block, queries, padded, numbers, pitch, k,
+                                      heaps, places, lows, cap, state)  # fmt: skip
                 left -= 1
                 prepare(metric, constants, scratch)
                 done = 0

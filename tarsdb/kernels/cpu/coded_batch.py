@@ -295,9 +295,7 @@ def _mark(typingctx, first, queries, padded, prepared, numbers, pitch, dots, lim
         second = b.add(first, b.shl(padded, ir.Constant(_I64, 4)))
         at = [b.add(numbers, ir.Constant(_I64, 4 * j)) for j in range(AT_ONCE)]
         corrections = [emit_correction(b, each, pitch, CORRECTION) for each in at]
-        sums = [
-            [cgutils.alloca_once(b, _W16) for _ in range(2)] for _ in range(AT_ONCE)
-        ]
+        sums = [[cgutils.alloca_once(b, _W16) for _ in range(2)] for _ in range(AT_ONCE)]
         for correction, pair in zip(corrections, sums, strict=True):
             for each in pair:
                 b.store(b.neg(correction), each)
@@ -371,8 +369,8 @@ def make_sieve_many(variant: str) -> Any:
         scratch,
     ):  # fmt: skip
         _open_tiles(scratch + _SHAPES)
-        seen = inner(table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows,
-                     cap, state, scratch)  # fmt: skip
+        inner(table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap,
+              state, scratch)  # fmt: skip
         _close_tiles()
         return count
 

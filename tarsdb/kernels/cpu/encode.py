@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.candidates import (
     CONSTANTS,
-    COSINE,
     CORRECTION,
+    COSINE,
     IP,
     L2,
     LIMIT,
@@ -325,8 +325,9 @@ def make_encode() -> Any:
         half = padded // 2
         for row in range(rows):
             tile, lane = row // TILE, row % TILE
+            place = constants + 4 * (tile * CONSTANTS * TILE + lane)
             _encode_row(data + 4 * width * row, width, high + tile * half * TILE + 4 * lane,
-                        low + row * half, constants + 4 * (tile * CONSTANTS * TILE + lane))  # fmt: skip
+                        low + row * half, place)  # fmt: skip
         return rows
 
     return encode
