@@ -150,7 +150,7 @@ def assert_exact(kernel: Any, width: int, many: bool) -> None:
 
 @pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
 def test_rough_bounds_are_those_of_the_higher_bits(variant: str) -> None:
-    """Rows pass exactly where NumPy's rough bound is within the limit; whole codes bound nothing."""
+    """Rows pass exactly where NumPy's rough bound is within the limit."""
     kernel, rng = sieve(variant, many=False), np.random.default_rng(5)
     for width in (1, 63, 65, 384):
         padded = index_sieve.padded_width(width)
