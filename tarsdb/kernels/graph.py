@@ -14,6 +14,10 @@ from typing import Any
 
 from tarsdb.kernels import dispatch
 
+TOGETHER, STARTS = 2, 8
+"""Nodes a search expands at a time, and from how many it starts; as in kernels/cpu/graph_search.py,
+which is not imported before it is compiled."""
+
 
 @dataclass(frozen=True)
 class GraphKernels:

@@ -12,10 +12,11 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.hnsw.codes import AT_ONCE, LINE, Space
-from tarsdb.index.hnsw.graph import Graph, sketched
+from tarsdb.index.hnsw.graph import Graph
 from tarsdb.index.hnsw.options import GraphOptions
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import GraphKernels
+from tarsdb.kernels.native import address
 
 ENTRIES = 64
 FIRST, SHARE = 1024, 0.05
@@ -104,8 +105,8 @@ def build_graph(
     codes, constants = space.coded(vectors[shuffled])
     edges = np.full((nodes, options.degree), -1, dtype=np.int32)
     entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
-    sketches = sketched(found, codes, constants, len(space.mean))
-    work = _Work(found, (codes, constants, sketches, edges), entries, options, threads)
+    graph = Graph(rowids[shuffled], codes, constants, edges, entries, space)
+    work = _Work(found, graph, options, threads)
     done = 1
     while done < nodes:
         stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
@@ -117,7 +118,7 @@ def build_graph(
     progress(nodes, nodes)
     places = np.empty(nodes, dtype=np.int32)
     found.order(edges, entries, places, np.zeros(nodes, np.uint8))
-    return _relabelled(Graph(rowids[shuffled], codes, constants, edges, entries, space), places)
+    return _relabelled(graph, places)
 
 
 def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
@@ -132,29 +133,24 @@ def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
 
 
 class _Work:
-    """The arrays of a graph in the making, and how batches are spread over threads."""
+    """A graph in the making, whose edges grow, and how batches are spread over threads."""
 
     def __init__(
-        self,
-        found: GraphKernels,
-        arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-        entries: np.ndarray,
-        options: GraphOptions,
-        threads: int,
+        self, found: GraphKernels, graph: Graph, options: GraphOptions, threads: int
     ) -> None:
-        self.kernels, self.arrays, self.entries = found, arrays, entries
-        self.options, self.threads = options, threads
-        marks = len(arrays[0]) // 8 + 1
+        self.kernels, self.graph, self.options, self.threads = found, graph, options, threads
+        marks = len(graph) // 8 + 8
         self.visited = [np.empty(marks, np.uint8) for _ in range(threads)]
         self.beams = [np.empty(options.ef_construction, np.int64) for _ in range(threads)]
 
     def insert(self, done: int, start: int, stop: int) -> None:
         """Give nodes start..stop their edges into the nodes below ``done``."""
-        alpha = np.float32(self.options.alpha)
+        alpha, graph = np.float32(self.options.alpha), self.graph
+        table = address(graph.table)
 
         def run(number: int, low: int, high: int) -> None:
             self.kernels.insert(
-                *self.arrays, self.entries, done, low, high, self.options.degree, alpha,
+                table, graph.codes, graph.constants, graph.edges, done, low, high, alpha,
                 self.beams[number], self.visited[number],
             )  # fmt: skip
 
@@ -162,7 +158,7 @@ class _Work:
 
     def link(self, start: int, stop: int) -> None:
         """Add the reverse of the edges of nodes start..stop."""
-        codes, constants, _, edges = self.arrays
+        graph, edges = self.graph, self.graph.edges
         sources, slots = np.nonzero(edges[start:stop] >= 0)
         destinations = edges[start:stop][sources, slots]
         order = np.argsort(destinations, kind="stable")
@@ -177,7 +173,7 @@ class _Work:
             del number
             found = np.empty(most, np.int64)
             self.kernels.link(
-                codes, constants, edges, destinations, sources, low, high, alpha, found
+                graph.codes, graph.constants, edges, destinations, sources, low, high, alpha, found
             )
 
         _together([(run, n, cuts[n], cuts[n + 1]) for n in range(len(cuts) - 1)])

@@ -1,0 +1,141 @@
+"""Inner products of a graph's codes with a coded query, and sums of a query by a row's signs.
+
+Rows are bytes (code + 128), queries signed bytes, both padded to a multiple of 64. Exact integers on
+every level.
+"""
+
+# Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tarsdb.kernels.cpu.emit import call, load
+from tarsdb.kernels.cpu.memory import read_byte, read_signed
+
+VARIANTS = ("vnni", "avx2", "plain")
+"""512-bit VNNI, 256-bit multiply-add, a plain loop."""
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_W16, _B64 = ir.VectorType(_I32, 16), ir.VectorType(_I8, 64)
+_W8, _H16, _B16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
+
+
+def _vnni(b: Any, sums: Any, row: Any, query: Any) -> Any:
+    codes, signed = load(b, row, _B64), load(b, query, _B64)
+    if llvm.llvm_version_info[0] < 22:
+        codes, signed = b.bitcast(codes, _W16), b.bitcast(signed, _W16)
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, signed)
+
+
+def _avx2(b: Any, sums: Any, row: Any, query: Any) -> Any:
+    codes = b.zext(load(b, row, _B16), _H16)
+    signed = b.sext(load(b, query, _B16), _H16)
+    return b.add(sums, call(b, "llvm.x86.avx2.pmadd.wd", _W8, codes, signed))
+
+
+_SHAPES = {0: (_vnni, _W16, 64), 1: (_avx2, _W8, 16)}
+
+
+@intrinsic(prefer_literal=True)
+def _simd_dot(typingctx, variant, row, query, padded):  # type: ignore[no-untyped-def]
+    """Inner product of unsigned bytes and signed bytes, int64."""
+    add, sums, step = _SHAPES[variant.literal_value]
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, row, query, padded = args
+        accs = [cgutils.alloca_once_value(b, ir.Constant(sums, None)) for _ in range(2)]
+        whole = ir.Constant(_I64, 2 * step)
+
+        def one(offset: Any, acc: Any) -> None:
+            b.store(add(b, b.load(acc), b.add(row, offset), b.add(query, offset)), acc)
+
+        with cgutils.for_range(b, b.udiv(padded, whole)) as loop:
+            at = b.mul(loop.index, whole)
+            one(at, accs[0])
+            one(b.add(at, ir.Constant(_I64, step)), accs[1])
+        left = b.urem(padded, whole)
+        with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(_I64, 0))):
+            one(b.sub(padded, left), accs[0])
+        total = b.add(b.load(accs[0]), b.load(accs[1]))
+        name = f"llvm.vector.reduce.add.v{sums.count}i32"
+        return b.sext(call(b, name, _I32, total), _I64)
+
+    return types.int64(variant, types.int64, types.int64, types.int64), codegen
+
+
+_PICKS = {0: (_W16, 64), 1: (_W8, 16)}
+
+
+@intrinsic(prefer_literal=True)
+def _simd_pick(typingctx, variant, bits, query, padded):  # type: ignore[no-untyped-def]
+    """Sum of the signed bytes whose bit is set, int64."""
+    number = variant.literal_value
+    sums, step = _PICKS[number]
+    signed, mask = ir.VectorType(_I8, step), ir.VectorType(ir.IntType(1), step)
+    word = ir.IntType(step)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, bits, query, padded = args
+        acc = cgutils.alloca_once_value(b, ir.Constant(sums, None))
+        with cgutils.for_range(b, b.udiv(padded, ir.Constant(_I64, step))) as loop:
+            place = b.add(bits, b.mul(loop.index, ir.Constant(_I64, step // 8)))
+            at = b.add(query, b.mul(loop.index, ir.Constant(_I64, step)))
+            chosen = b.bitcast(load(b, place, word), mask)
+            picked = b.select(chosen, load(b, at, signed), ir.Constant(signed, None))
+            if number == 0:
+                ones = ir.Constant(_B64, [1] * 64)
+                if llvm.llvm_version_info[0] < 22:
+                    ones, picked = b.bitcast(ones, _W16), b.bitcast(picked, _W16)
+                name = "llvm.x86.avx512.vpdpbusd.512"
+                b.store(call(b, name, _W16, b.load(acc), ones, picked), acc)
+            else:
+                wide, ones = b.sext(picked, _H16), ir.Constant(_H16, [1] * 16)
+                pairs = call(b, "llvm.x86.avx2.pmadd.wd", _W8, wide, ones)
+                b.store(b.add(b.load(acc), pairs), acc)
+        name = f"llvm.vector.reduce.add.v{sums.count}i32"
+        return b.sext(call(b, name, _I32, b.load(acc)), _I64)
+
+    return types.int64(variant, types.int64, types.int64, types.int64), codegen
+
+
+def make_products(variant: str) -> tuple[Any, Any]:
+    """Return ``dot(row, query, padded)`` and ``pick(bits, query, padded)`` on addresses, int64."""
+    if variant == "plain":
+        return _plain_dot, _plain_pick
+    number = VARIANTS.index(variant)
+
+    @njit(nogil=True)
+    def dot(row, query, padded):  # type: ignore[no-untyped-def]
+        return _simd_dot(number, row, query, padded)
+
+    @njit(nogil=True)
+    def pick(bits, query, padded):  # type: ignore[no-untyped-def]
+        return _simd_pick(number, bits, query, padded)
+
+    return dot, pick
+
+
+@njit(nogil=True)
+def _plain_dot(row, query, padded):  # type: ignore[no-untyped-def]
+    total = np.int64(0)
+    for i in range(padded):
+        total += read_byte(row, i) * read_signed(query, i)
+    return total
+
+
+@njit(nogil=True)
+def _plain_pick(bits, query, padded):  # type: ignore[no-untyped-def]
+    total = np.int64(0)
+    for i in range(padded):
+        if read_byte(bits, i >> 3) >> (i & 7) & 1:
+            total += read_signed(query, i)
+    return total
