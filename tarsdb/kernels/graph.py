@@ -14,9 +14,9 @@ from typing import Any
 
 from tarsdb.kernels import dispatch
 
-TOGETHER, STARTS = 2, 8
-"""Nodes a search expands at a time, and from how many it starts; as in kernels/cpu/graph_search.py,
-which is not imported before it is compiled."""
+TOGETHER, STARTS, LIST_ROOM = 2, 8, 17
+"""Nodes a search expands at a time, from how many it starts, and the words of a list besides its
+entries; as in kernels/cpu, which is not imported before it is compiled."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from tarsdb.errors import CorruptionError, DimensionMismatchError, OperationalError
 from tarsdb.index.arrays import private
-from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.codes import LINE, Space, padded_width
 from tarsdb.kernels import graph as kernels
-from tarsdb.kernels.graph import STARTS, TOGETHER
+from tarsdb.kernels.graph import LIST_ROOM, STARTS, TOGETHER
 from tarsdb.kernels.native import address
 
 _SHAPES = {
@@ -22,18 +22,9 @@ _SHAPES = {
 OPERATORS = ("<->", "<#>", "<=>")
 
 
-def _sketched(
-    found: kernels.GraphKernels, codes: np.ndarray, constants: np.ndarray, width: int
-) -> np.ndarray:
-    """Return the signs of codes with three numbers each; uint8 (n, a multiple of 64)."""
-    sketches = private(np.zeros((len(codes), _stride(codes.shape[1])), dtype=np.uint8))
-    found.sketch(codes, constants, width, sketches)
-    return sketches
-
-
 def _stride(padded: int) -> int:
     """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
-    return -(-(padded // 8 + 16) // 64) * 64
+    return -(-(padded // 8 + 16) // LINE) * LINE
 
 
 class _Scratch(threading.local):
@@ -62,8 +53,8 @@ class Graph:
     Attributes
     ----------
     rowids : int64 (n,)
-    codes : uint8 (n, padded)
-        int8 codes + 128.
+    codes : uint8 (n, padded * bits / 8)
+        Of 8 or 4 bits, see ``kernels/cpu/graph_products.py``.
     constants : float32 (n, 2)
         Squared norm and scale.
     edges : int32 (n, degree)
@@ -87,7 +78,17 @@ class Graph:
     def nbytes(self) -> int:
         """Bytes held in memory: of the arrays, and of what searches derive from them."""
         kept = sum(array.nbytes for array in self.to_arrays().values())
-        return kept + len(self) * _stride(self.codes.shape[1])
+        return kept + len(self) * _stride(self.padded)
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element's code."""
+        return 8 if self.codes.shape[1] == padded_width(len(self.space.mean)) else 4
+
+    @property
+    def padded(self) -> int:
+        """Elements of a code."""
+        return padded_width(len(self.space.mean), self.bits)
 
     @property
     def dim(self) -> int:
@@ -143,7 +144,7 @@ class Graph:
         table, fixed = self._place
         count = found.search(
             table, address(given), wanted, ef, room, mask, 0 if places is None else address(places),
-            address(out), _scratch.of(fixed + 8 * (room + ef)),
+            address(out), _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
         )  # fmt: skip
         return out[:count] if count >= 0 else None
 
@@ -152,22 +153,24 @@ class Graph:
         """The words that kernels find the graph by; int64, see ``kernels/cpu/graph_search.py``."""
         arrays = (self.codes, self._sketches, self.edges, self.entries, self.space.mean)
         return np.array([
-            *map(address, arrays), len(self), len(self.entries), self.edges.shape[1],
-            self.codes.shape[1], self._sketches.shape[1], len(self.space.mean),
-            OPERATORS.index(self.space.op),
+            *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
+            self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
     def _place(self) -> tuple[int, int]:
         """Return the address of the table, and the bytes of a search besides its lists."""
         marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
-        return address(self.table), self.space.padded + near + marks
+        return address(self.table), self.padded + near + marks
 
     @cached_property
     def _sketches(self) -> np.ndarray:
+        """Signs of the codes with four numbers each; uint8 (n, a multiple of 64)."""
         found = kernels.current()
         assert found is not None
-        return _sketched(found, self.codes, self.constants, len(self.space.mean))
+        sketches = private(np.zeros((len(self), _stride(self.padded)), dtype=np.uint8))
+        found.sketch(self.codes, self.constants, self.bits, len(self.space.mean), sketches)
+        return sketches
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
@@ -212,11 +215,10 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
         1,
     ):
         raise CorruptionError(f"a graph's operator is {bytes(arrays['op'])!r}")
-    padded = -(-len(arrays["mean"]) // 64) * 64
-    if arrays["codes"].shape[1] != padded or arrays["constants"].shape[1] != 2:
-        raise CorruptionError(
-            f"a graph's codes have {arrays['codes'].shape[1]} bytes, not {padded}"
-        )
+    width, bytes_ = len(arrays["mean"]), arrays["codes"].shape[1]
+    known = {padded_width(width, bits) * bits // 8 for bits in (8, 4)}
+    if bytes_ not in known or arrays["constants"].shape[1] != 2:
+        raise CorruptionError(f"a graph's codes have {bytes_} bytes, not {known}")
     if not edges.shape[1] or edges.min() < -1 or edges.max() >= nodes:
         raise CorruptionError(f"a graph's edges lead outside its {nodes} nodes")
     if not len(entries) or entries.min() < 0 or entries.max() >= nodes:

@@ -17,22 +17,13 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from tarsdb.kernels.cpu.graph_products import VARIANTS, make_products
-from tarsdb.kernels.cpu.graph_search import (
-    START,
-    TOGETHER,
-    correction_of,
-    insert_into,
-    key_of,
-    make_search,
-    node_of,
-    pack,
-)
-from tarsdb.kernels.cpu.memory import address_of, put_real
+from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
+from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
+from tarsdb.kernels.cpu.memory import address_of, put_long, put_real, read_long, read_real
+from tarsdb.kernels.cpu.sorted_list import insert_into, key_of, node_of, pack, start_list
 
 __all__ = ["SIGNATURES", "VARIANTS", "make_kernels"]
 
-_SIGN = np.uint8(128)
 SLACK = 8
 """A full node is pruned to leave this part of its room free."""
 
@@ -40,29 +31,36 @@ _U8, _I4, _I8A, _F4 = types.uint8, types.int32, types.int64, types.float32
 _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
-    "sketch": types.void(_CODES, _CONSTANTS, types.int64, _CODES),
+    "sketch": types.void(_CODES, _CONSTANTS, types.int64, types.int64, _CODES),
     "search": types.int64(*[types.int64] * 9),
-    "insert": types.void(
-        types.int64, _CODES, _CONSTANTS, _EDGES, *[types.int64] * 3, _F4, _LIST, _MARKS,
-    ),
+    "insert": types.void(types.int64, _EDGES, *[types.int64] * 4, _F4, _LIST, _MARKS),
     "link": types.void(
-        _CODES, _CONSTANTS, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
+        types.int64, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
     ),
     "order": types.int64(_EDGES, _NODES, _NODES, _MARKS),
 }  # fmt: skip
 
 
 @njit(nogil=True)
-def _turn(codes, row, scratch):  # type: ignore[no-untyped-def]
-    """Bring a row's bytes into the signed form of a query."""
-    for i in range(scratch.shape[0]):
-        scratch[i] = np.int8(codes[row, i] ^ _SIGN)
+def _turn(rows, node, width, turned, number):  # type: ignore[no-untyped-def]
+    """Bring a row's code into the form of a query; return its offset and twice its scale."""
+    codes, numbers, lines, stride, padded, bits = rows
+    for i in range(padded):
+        turned[number, i] = np.int8(code_of(codes + node * lines, i, bits) if i < width else 0)
+    offset = offset_of(address_of(turned) + number * padded, padded, bits)
+    return offset, np.float32(2) * read_real(numbers + node * stride, 1)
+
+
+@njit(nogil=True)
+def _square(rows, node):  # type: ignore[no-untyped-def]
+    """Return the squared norm of a row."""
+    return read_real(rows[1] + node * rows[3], 0)
 
 
 def make_kernels(variant: str) -> dict[str, Any]:
     """Return the (not yet compiled) kernels of a variant by name; ``SIGNATURES`` has their types.
 
-    sketch(codes, constants, width, sketches)
+    sketch(codes, constants, bits, width, sketches)
         Writes of each node the signs of its codes, a bit each, then float32 squared norm, scale,
         factor of the estimate and its standard deviation a unit of the query's norm.
     search(graph, query, wanted, ef, room, allowed, places, out, scratch)
@@ -71,34 +69,27 @@ def make_kernels(variant: str) -> dict[str, Any]:
         their places. Returns how many. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
         the nearest allowed are looked for, the search goes on until what is left is farther, and
         ``room`` bounds its work: -1 when that did not suffice. ``scratch``: see ``Graph``.
-    insert(graph, codes, constants, edges, done, start, stop, alpha, beam, visited)
+    insert(graph, edges, done, start, stop, ef, alpha, beam, visited)
         Nodes start..stop get their edges into the graph of nodes below ``done``.
-    link(codes, constants, edges, destinations, sources, start, stop, alpha, scratch)
+    link(graph, edges, destinations, sources, start, stop, alpha, memory)
         Adds pairs start..stop, sorted by destination, as edges destination -> source.
     order(edges, entries, places, visited)
         Nodes in breadth-first order from the entries, to ``places``.
     """
-    dot, _ = make_products(variant)
-    search, traverse = make_search(variant)
+    search, traverse, apart = make_search(variant)
 
     @njit(nogil=True)
-    def product(codes, row, queries, number):  # type: ignore[no-untyped-def]
-        padded = codes.shape[1]
-        place = address_of(codes) + np.int64(row) * padded
-        return dot(place, address_of(queries) + np.int64(number) * padded, padded)
-
-    @njit(nogil=True)
-    def sketch(codes, constants, width, sketches):  # type: ignore[no-untyped-def]
-        start, bytes_ = address_of(sketches), codes.shape[1] // 8
+    def sketch(codes, constants, bits, width, sketches):  # type: ignore[no-untyped-def]
+        start, bytes_ = address_of(sketches), codes.shape[1] // bits
         for node in range(codes.shape[0]):
-            total = np.int64(0)
+            total, row = np.int64(0), address_of(codes) + node * codes.shape[1]
             for byte in range(bytes_):
-                bits = np.uint8(0)
+                signs = np.uint8(0)
                 for i in range(8):
-                    code = np.int64(codes[node, 8 * byte + i]) - 128
-                    total += abs(code)
-                    bits |= np.uint8(np.uint8(code >= 0) << np.uint8(i))
-                sketches[node, byte] = bits
+                    code = code_of(row, 8 * byte + i, bits)
+                    total += abs(code) if 8 * byte + i < width else 0
+                    signs |= np.uint8(np.uint8(code >= 0) << np.uint8(i))
+                sketches[node, byte] = signs
             square, sizes = constants[node, 0], constants[node, 1] * np.float32(total)
             factor = square / sizes if total > 0 else np.float32(0)
             lost = max(factor * factor * np.float32(width) - square, np.float32(0))
@@ -110,74 +101,64 @@ def make_kernels(variant: str) -> dict[str, Any]:
             put_real(at, 3, spread)
 
     @njit(nogil=True)
-    def prune(  # type: ignore[no-untyped-def]
-        codes, constants, node, found, count, degree, alpha, chosen, turned, corrections,
-    ):  # fmt: skip
+    def prune(rows, width, node, found, count, degree, alpha, chosen, turned, offsets, factors):  # type: ignore[no-untyped-def]
         """Choose at most ``degree`` of sorted candidates; return how many.
 
         A candidate is dropped when one chosen before is ``alpha`` times nearer to it than it is to
-        the node. ``found`` holds entries whose keys are squared distances to the node; ``turned``
-        int8 (degree, padded) is memory for the chosen rows, each in the signed form of a query.
+        the node. ``found`` has entries whose keys are squared distances to the node; ``turned``
+        int8 (degree, padded) is memory for the chosen rows, each in the form of a query.
         """
-        size = 0
+        size, place, padded = 0, address_of(turned), turned.shape[1]
         for i in range(count):
-            other = node_of(found[i])
+            other = node_of(read_long(found, i))
             if other == node:
                 continue
-            key, keep = key_of(found[i]), True
-            square, factor = constants[other, 0], np.float32(2) * constants[other, 1]
+            key, keep = key_of(read_long(found, i)), True
             for j in range(size):
-                by = chosen[j]
-                inner = product(codes, other, turned, j) - corrections[j]
-                apart = square + (
-                    constants[by, 0] - factor * constants[by, 1] * np.float32(inner)
-                )
-                if alpha * apart < key:
+                by = apart(rows, other, place + j * padded, factors[j], offsets[j])
+                if alpha * (by + _square(rows, np.int64(chosen[j]))) < key:
                     keep = False
                     break
             if keep:
                 chosen[size] = other
-                _turn(codes, other, turned[size])
-                corrections[size] = correction_of(address_of(turned[size]), codes.shape[1])
+                offsets[size], factors[size] = _turn(rows, other, width, turned, size)
                 size += 1
                 if size == degree:
                     break
         return size
 
     @njit(nogil=True)
-    def insert(graph, codes, constants, edges, done, start, stop, alpha, beam, visited):  # type: ignore[no-untyped-def]
-        degree, padded = edges.shape[1], codes.shape[1]
-        query = np.empty((1, padded), np.int8)
-        turned = np.empty((degree, padded), np.int8)
-        corrections = np.empty(degree, np.int64)
+    def insert(graph, edges, done, start, stop, ef, alpha, beam, visited):  # type: ignore[no-untyped-def]
+        degree, rows, width = edges.shape[1], rows_of(graph), read_long(graph, WIDTH)
+        query, turned = np.empty((1, rows[4]), np.int8), np.empty((degree, rows[4]), np.int8)
+        offsets, factors = np.empty(degree, np.int64), np.empty(degree, np.float32)
         near = np.empty(max(TOGETHER * degree, START), np.int32)
         chosen = np.empty(degree, np.int32)
         for node in range(start, stop):
-            _turn(codes, node, query[0])
-            correction = correction_of(address_of(query), padded)
-            factor = np.float32(2) * constants[node, 1]
+            offset, factor = _turn(rows, node, width, query, 0)
             size, _ = traverse(
-                graph, done, address_of(query), factor, correction, 0, address_of(beam),
-                beam.shape[0], 0, 0, address_of(visited), address_of(near),
+                graph, done, address_of(query), factor, offset, 0, address_of(beam), ef, 0, 0,
+                address_of(visited), address_of(near),
             )  # fmt: skip
+            found = address_of(beam) + 8
             for i in range(size):  # keys become squared distances
-                beam[i] = pack(key_of(beam[i]) + constants[node, 0], node_of(beam[i]))
+                entry = read_long(found, i)
+                put_long(found, i, pack(key_of(entry) + _square(rows, node), node_of(entry)))
             count = prune(
-                codes, constants, node, beam, size, degree, alpha, chosen, turned, corrections
+                rows, width, node, found, size, degree, alpha, chosen, turned, offsets, factors
             )
             for i in range(count):
                 edges[node, i] = chosen[i]
 
     @njit(nogil=True)
-    def link(codes, constants, edges, destinations, sources, start, stop, alpha, found):  # type: ignore[no-untyped-def]
-        degree = edges.shape[1]
-        query = np.empty((1, codes.shape[1]), np.int8)
-        turned = np.empty((degree, codes.shape[1]), np.int8)
-        corrections = np.empty(degree, np.int64)
+    def link(graph, edges, destinations, sources, start, stop, alpha, memory):  # type: ignore[no-untyped-def]
+        degree, rows, width = edges.shape[1], rows_of(graph), read_long(graph, WIDTH)
+        query, turned = np.empty((1, rows[4]), np.int8), np.empty((degree, rows[4]), np.int8)
+        offsets, factors = np.empty(degree, np.int64), np.empty(degree, np.float32)
         chosen = np.empty(degree, np.int32)
         at = start
         while at < stop:
-            node = destinations[at]
+            node = np.int64(destinations[at])
             end = at
             while end < stop and destinations[end] == node:
                 end += 1
@@ -189,21 +170,17 @@ def make_kernels(variant: str) -> dict[str, Any]:
                     edges[node, size + i - at] = sources[i]
                 at = end
                 continue
-            _turn(codes, node, query[0])
-            correction = correction_of(address_of(query), codes.shape[1])
-            factor = np.float32(2) * constants[node, 1]
-            count = 0
-            for i in range(size + end - at):
-                other = edges[node, i] if i < size else sources[at + i - size]
-                inner = product(codes, other, query, 0) - correction
-                key = constants[node, 0] + (
-                    constants[other, 0] - factor * constants[other, 1] * np.float32(inner)
-                )
-                insert_into(address_of(found), count, found.shape[0], pack(key, other))
-                count = min(count + 1, found.shape[0])
+            offset, factor = _turn(rows, node, width, query, 0)
+            total, count = size + end - at, 0
+            found = start_list(address_of(memory), total)
+            for i in range(total):
+                other = np.int64(edges[node, i] if i < size else sources[at + i - size])
+                key = _square(rows, node) + apart(rows, other, address_of(query), factor, offset)
+                insert_into(found, count, total, pack(key, other))
+                count += 1
             most = degree - degree // SLACK  # room for a few more before the next pruning
             size = prune(
-                codes, constants, node, found, count, most, alpha, chosen, turned, corrections
+                rows, width, node, found, count, most, alpha, chosen, turned, offsets, factors
             )
             for i in range(degree):
                 edges[node, i] = chosen[i] if i < size else -1

@@ -1,12 +1,11 @@
-"""Search of a graph over int8 codes.
+"""Search of a graph over coded rows.
 
-Rows are coded as bytes (code + 128), padded to a multiple of 64, with two constants: squared norm
-and scale. The distance of a coded query and a row is ``square - factor * scale * dot``. A search
-keeps one sorted list of packed (distance, node, expanded) entries (Malkov & Yashunin 2018,
-Algorithm 2, without layers). Before a row's code is read, its distance is estimated by the signs
-alone, as RaBitQ does (Gao & Long 2024, without a rotation): one cache line instead of seven, and
-most rows are told apart by it. Several nodes are expanded at a time, so that the memory of all their
-neighbours is waited for once.
+Rows are coded with 8 or 4 bits an element and two constants, squared norm and scale. The distance of
+a coded query and a row is ``square - factor * scale * dot``. A search keeps one sorted list of packed
+(distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers). Before a
+row's code is read, its distance is estimated by the signs alone, as RaBitQ does (Gao & Long 2024,
+without a rotation): one cache line, and most rows are told apart by it. Several nodes are expanded
+at a time, so that the memory of all their neighbours is waited for once.
 
 All arguments are addresses and counts; memory belongs to the caller.
 """
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tarsdb.kernels.cpu.graph_products import make_products
+from tarsdb.kernels.cpu.graph_products import make_products, offset_of
 from tarsdb.kernels.cpu.memory import (
     bits_of,
     float_of,
@@ -35,63 +34,28 @@ from tarsdb.kernels.cpu.memory import (
     read_real,
     read_signed,
 )
+from tarsdb.kernels.cpu.sorted_list import (
+    MOST,
+    insert_into,
+    key_of,
+    node_of,
+    pack,
+    room_for,
+    start_list,
+)
 
-CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, PADDED, STRIDE, WIDTH, KIND = range(12)
+CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND = (
+    range(13)
+)
 """The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of a
-node, bytes of a code and of a sketch, dimension of the space, 0 for ``<->``, 1 ``<#>``, 2 ``<=>``."""
+node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0 for
+``<->``, 1 ``<#>``, 2 ``<=>``."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
 SCREEN = np.float32(1.0)
 """Standard deviations that an estimate by signs may be wrong before a node is left out."""
 TOGETHER = 2
 """Nodes expanded at a time."""
-
-
-@njit(nogil=True)
-def pack(key, node):  # type: ignore[no-untyped-def]
-    """Return an entry that orders by distance, then node; the lowest bit says expanded."""
-    bits = bits_of(key)
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (np.int64(node) << 1)
-
-
-@njit(nogil=True)
-def node_of(entry):  # type: ignore[no-untyped-def]
-    """Return the node of an entry."""
-    return (entry & 0xFFFFFFFF) >> 1
-
-
-@njit(nogil=True)
-def key_of(entry):  # type: ignore[no-untyped-def]
-    """Return the distance of an entry."""
-    bits = entry >> 32
-    return float_of(bits ^ ((bits >> 31) & 0x7FFFFFFF))
-
-
-@njit(nogil=True)
-def insert_into(entries, size, limit, entry):  # type: ignore[no-untyped-def]
-    """Put an entry into a sorted list of at most ``limit``; return where, or ``limit``."""
-    if size == limit and entry >= read_long(entries, size - 1):
-        return limit
-    low, high = np.int64(0), size
-    while low < high:
-        middle = (low + high) >> 1
-        if read_long(entries, middle) < entry:
-            low = middle + 1
-        else:
-            high = middle
-    for at in range(min(size, limit - 1), low, -1):
-        put_long(entries, at, read_long(entries, at - 1))
-    put_long(entries, low, entry)
-    return low
-
-
-@njit(nogil=True)
-def correction_of(query, padded):  # type: ignore[no-untyped-def]
-    """Return what codes + 128 add to every inner product with a query."""
-    total = np.int64(0)
-    for i in range(padded):
-        total += read_signed(query, i)
-    return 128 * total
 
 
 @njit(nogil=True)
@@ -122,49 +86,70 @@ def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
         top = max(top, bits_of(read_real(mean, i)) & 0x7FFFFFFF)
     scale = float_of(top) / np.float32(127) if top > 0 else np.float32(1)
     inverse = np.float32(1) / scale
-    for i in range(read_long(graph, PADDED)):
-        value = np.float32(0)
-        if i < width:
-            value = (read_real(query, i) * factor if i < given else value) - read_real(mean, i)
+    for i in range(width):
+        value = (read_real(query, i) * factor if i < given else np.float32(0)) - read_real(mean, i)
         number = max(min(np.rint(value * inverse), np.float32(127)), np.float32(-127))
         put_byte(code, i, np.int64(number))
+    for i in range(width, read_long(graph, PADDED)):
+        put_byte(code, i, 0)
     return np.float32(2) * scale
 
 
-def make_search(variant: str) -> tuple[Any, Any]:
-    """Return ``search`` and ``traverse``, which it is made of; see ``graph.py``."""
+@njit(nogil=True)
+def rows_of(graph):  # type: ignore[no-untyped-def]
+    """Return where codes and their numbers lie, their steps, elements of a code and their bits."""
+    padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
+    codes, numbers = read_long(graph, CODES), read_long(graph, SKETCHES) + padded // 8
+    return codes, numbers, padded * bits >> 3, read_long(graph, STRIDE), padded, bits
+
+
+def make_search(variant: str) -> tuple[Any, Any, Any]:
+    """Return ``search``, and ``traverse`` and ``apart`` it is made of; see ``graph.py``."""
     dot, pick = make_products(variant)
 
     @njit(nogil=True)
+    def apart(rows, node, query, factor, offset):  # type: ignore[no-untyped-def]
+        """Return the distance of a node and a coded query; ``rows`` is of :func:`rows_of`."""
+        codes, numbers, lines, stride, padded, bits = rows
+        product = dot(codes + node * lines, query, padded, bits) - offset
+        place = numbers + node * stride
+        return read_real(place, 0) - factor * read_real(place, 1) * np.float32(product)
+
+    @njit(nogil=True)
     def traverse(  # type: ignore[no-untyped-def]
-        graph, limit, query, factor, correction, allowed, beam, room, best, wanted, visited, near
+        graph, limit, query, factor, offset, allowed, beam, room, best, wanted, visited, near
     ):
         """Search from the entries among nodes below ``limit``; return the sizes of both lists.
 
-        ``beam`` holds ``room`` entries, ``best`` ``wanted`` allowed ones, ``near`` int32
+        ``beam`` is memory for a list of ``room`` entries, ``best`` of ``wanted`` allowed ones, ``near`` int32
         ``TOGETHER`` times the degree, or the entries. ``limit`` is of entries: edges of nodes below
         it lead to nodes below it.
         """
-        codes, signs, rows = read_long(graph, CODES), read_long(graph, SKETCHES), read_long(graph, EDGES)
-        degree, lines, stride = read_long(graph, DEGREE), read_long(graph, PADDED), read_long(graph, STRIDE)
-        entries = read_long(graph, ENTRIES)
-        total, margin = correction // 128, SCREEN * factor * _norm(query, lines)
-        numbers = signs + lines // 8
+        rows = rows_of(graph)
+        codes, numbers, lines, stride, padded, bits = rows
+        signs, edges = read_long(graph, SKETCHES), read_long(graph, EDGES)
+        entries, degree = read_long(graph, ENTRIES), read_long(graph, DEGREE)
+        total = offset // (15 if bits == 4 else 128)
+        margin = SCREEN * factor * _norm(query, padded)
         for word in range((read_long(graph, NODES) >> 6) + 1):
             put_long(visited, word, 0)
         size = taken = current = count = np.int64(0)
+        beam = start_list(beam, room)
+        if allowed:
+            best = start_list(best, wanted)
         most = min(START, room)
         for i in range(read_long(graph, STARTS)):  # the nearest by their signs
             entry = read_int(entries, i)
             if entry < limit:
                 line = signs + entry * stride
-                apart = 2 * pick(line, query, lines) - total
-                line += lines // 8
-                key = read_real(line, 0) - factor * read_real(line, 2) * np.float32(apart)
+                inner = 2 * pick(line, query, padded) - total
+                line += padded // 8
+                key = read_real(line, 0) - factor * read_real(line, 2) * np.float32(inner)
                 insert_into(beam, count, most, pack(key, entry))
                 count = min(count + 1, most)
         for i in range(count):
             node = node_of(read_long(beam, i))
+            put_long(beam, i, MOST)
             put_int(near, i, node)
             put_byte(visited, node >> 3, read_byte(visited, node >> 3) | 1 << (node & 7))
         while True:
@@ -178,42 +163,35 @@ def make_search(variant: str) -> tuple[Any, Any]:
                 for i in range(count):
                     node = read_int(near, i)
                     line = node * stride
-                    apart = pick(signs + line, query, lines)
+                    inner = 2 * pick(signs + line, query, padded) - total
                     low = (read_real(numbers + line, 0)
-                           - factor * read_real(numbers + line, 2) * np.float32(2 * apart - total)
+                           - factor * read_real(numbers + line, 2) * np.float32(inner)
                            - margin * read_real(numbers + line, 3))  # fmt: skip
                     put_int(near, kept, node)
                     kept += low <= worst
                 count = kept
             for i in range(count):
                 place = codes + read_int(near, i) * lines
-                for offset in range(0, lines, 64):
-                    prefetch(place + offset)
+                for line in range(0, lines, 64):
+                    prefetch(place + line)
             following = 0  # what is likely expanded next: its edges were asked for before
             for ahead in range(current, size):
                 entry = read_long(beam, ahead)
                 if not entry & 1:
-                    other = rows + 4 * degree * node_of(entry)
+                    other = edges + 4 * degree * node_of(entry)
                     following += 1
                     if following > TOGETHER:
-                        for offset in range(0, 4 * degree, 64):
-                            prefetch(other + offset)
+                        for line in range(0, 4 * degree, 64):
+                            prefetch(other + line)
                         if following == 2 * TOGETHER:
                             break
                         continue
-                    for i in range(degree):
-                        node = read_int(other, i)
-                        if node < 0:
-                            break
-                        if not read_byte(visited, node >> 3) >> (node & 7) & 1:
-                            prefetch(signs + node * stride)
+                    for i in range(degree):  # where there is none, what is harmless to ask for
+                        prefetch(signs + read_int(other, i) * stride)
             lowest = size
             for i in range(count):
                 node = read_int(near, i)
-                product = dot(codes + node * lines, query, lines) - correction
-                place = numbers + node * stride
-                key = read_real(place, 0) - factor * read_real(place, 1) * np.float32(product)
-                entry = pack(key, node)
+                entry = pack(apart(rows, node, query, factor, offset), node)
                 if allowed and read_byte(allowed, node):
                     at = insert_into(best, taken, wanted, entry)
                     taken = min(taken + (at < wanted), wanted)
@@ -228,6 +206,7 @@ def make_search(variant: str) -> tuple[Any, Any]:
             farthest = read_long(best, taken - 1) >> 1 if is_bounded else np.int64(0)
             while is_bounded and size and read_long(beam, size - 1) >> 1 > farthest:
                 size -= 1
+                put_long(beam, size, MOST)
             current = min(current, lowest, size)
             count = expanded = 0
             while current < size and expanded < TOGETHER:
@@ -237,11 +216,11 @@ def make_search(variant: str) -> tuple[Any, Any]:
                         break
                     put_long(beam, current, entry | 1)
                     expanded += 1
-                    other = rows + 4 * degree * node_of(entry)
+                    own = node_of(entry)
+                    other = edges + 4 * degree * own
                     for i in range(degree):
                         node = read_int(other, i)
-                        if node < 0:
-                            break
+                        node = own if node < 0 else node  # no neighbour: one that is marked
                         marks = read_byte(visited, node >> 3)
                         prefetch(signs + node * stride)
                         put_int(near, count, node)
@@ -250,7 +229,9 @@ def make_search(variant: str) -> tuple[Any, Any]:
                 current += 1
             if not expanded:
                 if allowed and current == size and size == room:
-                    return np.int64(-1), taken  # there may be nearer ones beyond what the list holds
+                    return np.int64(
+                        -1
+                    ), taken  # there may be nearer ones beyond what the list holds
                 return size, taken
 
     @njit(nogil=True)
@@ -258,12 +239,12 @@ def make_search(variant: str) -> tuple[Any, Any]:
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
-        best = beam + 8 * room
-        visited = best + 8 * ef
+        best = beam + room_for(room)
+        visited = best + room_for(ef)
         factor = _code_query(query, graph, code)
-        correction = correction_of(code, read_long(graph, PADDED))
+        offset = offset_of(code, read_long(graph, PADDED), read_long(graph, BITS))
         size, taken = traverse(
-            graph, read_long(graph, NODES), code, factor, correction, allowed, beam, room, best,
+            graph, read_long(graph, NODES), code, factor, offset, allowed, beam, room, best,
             ef if allowed else 0, visited, near,
         )  # fmt: skip
         if size < 0:
@@ -271,8 +252,8 @@ def make_search(variant: str) -> tuple[Any, Any]:
         found, count = (best, taken) if allowed else (beam, size)
         count = min(count, wanted)
         for i in range(count):
-            node = node_of(read_long(found, i))
+            node = node_of(read_long(found + 8, i))
             put_long(out, i, read_long(places, node) if places else node)
         return count
 
-    return search, traverse
+    return search, traverse, apart
