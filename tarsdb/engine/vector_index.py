@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 """Metric of an index -> the operator it answers."""
-EXTRA = 5
-"""Candidates compared by their full vectors beyond k, at least: int8 codes seldom err by more."""
+EXTRA = 8
+"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
 REACH = 8

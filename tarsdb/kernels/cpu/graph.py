@@ -19,7 +19,15 @@ from numba import njit, types
 
 from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
 from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
-from tarsdb.kernels.cpu.memory import address_of, put_long, put_real, read_long, read_real
+from tarsdb.kernels.cpu.memory import (
+    address_of,
+    put_byte,
+    put_long,
+    put_real,
+    read_byte,
+    read_long,
+    read_real,
+)
 from tarsdb.kernels.cpu.sorted_list import insert_into, key_of, node_of, pack, start_list
 
 __all__ = ["SIGNATURES", "VARIANTS", "make_kernels"]
@@ -45,9 +53,19 @@ SIGNATURES = {
 def _turn(rows, node, width, turned, number):  # type: ignore[no-untyped-def]
     """Bring a row's code into the form of a query; return its offset and twice its scale."""
     codes, numbers, lines, stride, padded, bits = rows
-    for i in range(padded):
-        turned[number, i] = np.int8(code_of(codes + node * lines, i, bits) if i < width else 0)
-    offset = offset_of(address_of(turned) + number * padded, padded, bits)
+    row, to = codes + node * lines, address_of(turned) + number * padded
+    if bits == 8:
+        for i in range(padded):
+            put_byte(to, i, read_byte(row, i) - 128)
+    else:
+        for run in range(lines >> 6):
+            for i in range(64):
+                byte = read_byte(row, 64 * run + i)
+                put_byte(to, 128 * run + i, 2 * (byte & 15) - 15)
+                put_byte(to, 128 * run + 64 + i, 2 * (byte >> 4) - 15)
+    for i in range(width, padded):
+        put_byte(to, i, 0)
+    offset = offset_of(to, padded, bits)
     return offset, np.float32(2) * read_real(numbers + node * stride, 1)
 
 
