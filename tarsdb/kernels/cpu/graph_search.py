@@ -52,9 +52,9 @@ node, bits of an element's code, elements of a code, bytes of a sketch, dimensio
 ``<->``, 1 ``<#>``, 2 ``<=>``."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
-SCREEN = np.float32(1.0)
+SCREEN = np.float32(0.7)
 """Standard deviations that an estimate by signs may be wrong before a node is left out."""
-TOGETHER = 2
+TOGETHER = 3
 """Nodes expanded at a time."""
 
 
