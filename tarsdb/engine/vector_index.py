@@ -304,11 +304,11 @@ def _near(
     wanted, ef, reach = how
     found = []
     for part, mask in zip(placed.parts, masks, strict=True):
-        nodes = part.graph.search(query, wanted, ef, mask, reach)
-        if nodes is None:
+        positions = part.graph.search(query, wanted, ef, mask, reach, part.positions)
+        if positions is None:
             return None
-        found.append(part.positions[nodes])
-    return np.concatenate([*found, fresh])
+        found.append(positions)
+    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
 
 
 def candidates(k: int, ef: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tarsdb.errors import DataError
+from tarsdb.errors import DataError, NotSupportedError
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "m": (2, 256), "ef_construction": (8, 10_000), "alpha": (1.0, 2.0), "seed": (0, 2**63 - 1),
@@ -35,6 +35,8 @@ class GraphOptions:
     ------
     DataError
         An option is outside its range.
+    NotSupportedError
+        Graphs have no such codes.
     """
 
     m: int = 16
@@ -45,7 +47,7 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         if self.quantization not in QUANTIZATIONS:
-            raise DataError(
+            raise NotSupportedError(
                 f"option quantization of a graph is {self.quantization!r}, expected one of "
                 f"{', '.join(QUANTIZATIONS)}"
             )

@@ -1,11 +1,12 @@
 """Search of a graph over coded rows.
 
-Rows are coded with 8 or 4 bits an element and two constants, squared norm and scale. The distance of
-a coded query and a row is ``square - factor * scale * dot``. A search keeps one sorted list of packed
-(distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers). Before a
-row's code is read, its distance is estimated by the signs alone, as RaBitQ does (Gao & Long 2024,
-without a rotation): one cache line, and most rows are told apart by it. Several nodes are expanded
-at a time, so that the memory of all their neighbours is waited for once.
+Rows are coded with 8 or 4 bits an element and two constants, squared norm and scale. The distance
+of a coded query and a row is ``square - factor * scale * dot``. A search keeps one sorted list of
+packed (distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers).
+Before a row's code is read, its distance is estimated by the signs alone, as RaBitQ does (Gao &
+Long 2024, without a rotation): one cache line, and most rows are told apart by it. Several nodes
+are expanded at a time, so that the memory of all their neighbours is waited for once; what goes
+which way is computed rather than branched on, as no processor foresees it.
 
 All arguments are addresses and counts; memory belongs to the caller.
 """
@@ -47,9 +48,9 @@ from tarsdb.kernels.cpu.sorted_list import (
 CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND = (
     range(13)
 )
-"""The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of a
-node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0 for
-``<->``, 1 ``<#>``, 2 ``<=>``."""
+"""The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of
+a node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0
+for ``<->``, 1 ``<#>``, 2 ``<=>``."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
 SCREEN = np.float32(0.7)
@@ -121,9 +122,9 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
     ):
         """Search from the entries among nodes below ``limit``; return the sizes of both lists.
 
-        ``beam`` is memory for a list of ``room`` entries, ``best`` of ``wanted`` allowed ones, ``near`` int32
-        ``TOGETHER`` times the degree, or the entries. ``limit`` is of entries: edges of nodes below
-        it lead to nodes below it.
+        ``beam`` is memory for a list of ``room`` entries, ``best`` for one of ``wanted`` allowed
+        ones, ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of
+        entries: edges of nodes below it lead to nodes below it.
         """
         rows = rows_of(graph)
         codes, numbers, lines, stride, padded, bits = rows

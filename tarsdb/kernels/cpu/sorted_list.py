@@ -1,8 +1,9 @@
 """The nearest so far as a sorted list of packed (key, node, mark) entries, int64 at an address.
 
-A list of at most ``limit`` entries has :func:`room_for` words: one before it, less than all, and
-behind it up to two vectors greater than all. So an entry goes in without a branch on where: from the
-end downwards, each becomes the smaller of itself and the larger of its predecessor and the new one.
+A list of at most ``limit`` entries has :func:`room_for` bytes: one word before it, less than all,
+and behind it up to two vectors greater than all. So an entry goes in without a branch on where:
+from the end downwards, each becomes the smaller of itself and the larger of its predecessor and
+the new one.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
