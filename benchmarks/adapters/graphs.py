@@ -77,7 +77,7 @@ class Hnswlib:
 
 
 class SvsLvq:
-    """Intel's scalable vector search, 8-bit locally adaptive quantization; on Intel's only."""
+    """Intel's scalable vector search with 8-bit LVQ; runs on Intel's processors only."""
 
     name = "svs-lvq8"
     sizes = (10, 16, 24, 32, 48, 64, 96, 128, 192)
