@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 """Metric of an index -> the operator it answers."""
-EXTRA = 5
-"""Candidates compared by their full vectors beyond k, at least: int8 codes seldom err by more."""
+EXTRA = 8
+"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
 REACH = 8
@@ -304,11 +304,11 @@ def _near(
     wanted, ef, reach = how
     found = []
     for part, mask in zip(placed.parts, masks, strict=True):
-        nodes = part.graph.search(query, wanted, ef, mask, reach)
-        if nodes is None:
+        positions = part.graph.search(query, wanted, ef, mask, reach, part.positions)
+        if positions is None:
             return None
-        found.append(part.positions[nodes])
-    return np.concatenate([*found, fresh])
+        found.append(positions)
+    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
 
 
 def candidates(k: int, ef: int) -> int:
