@@ -32,7 +32,7 @@ import tarsdb
 import tarsdb.engine.relational
 import tarsdb.engine.scans
 import tarsdb.engine.session
-from tarsdb.engine import graph_build
+from tarsdb.engine import index_build
 from tarsdb.kernels import graph
 from tarsdb.sql import parse
 
@@ -271,6 +271,6 @@ def recover_last(path: str) -> int:
 if __name__ == "__main__":
     parse("SELECT 1")  # load what every child needs, once
     graph.wait()
-    graph_build.FRESH_ROWS = 60
+    index_build.FRESH_ROWS = 60
     answer = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "ack-first" in sys.argv)
     print(json.dumps(answer))

@@ -44,7 +44,7 @@ def test_recall_grows_with_the_list(file: str, capsys: pytest.CaptureFixture[str
     assert METRICS.snapshot()["index.graph_searches"] >= before + 50 * (1 + len(ladder))
     assert (exact["search"], exact["recall"], exact["note"]) == ("exact", 1.0, "50 queries")
     assert "target_recall" in chosen["note"]
-    assert [row["ef"] for row in ladder] == [16, 32, 64, 128, 256, 512]
+    assert [row["effort"] for row in ladder] == [16, 32, 64, 128, 256, 512]
     assert ladder[0]["recall"] < ladder[-1]["recall"]
     assert ladder[-1]["recall"] >= 0.99
     for row in (exact, chosen, *ladder):
@@ -55,7 +55,7 @@ def test_recall_grows_with_the_list(file: str, capsys: pytest.CaptureFixture[str
 def test_formats(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", file, "t", "--queries", "5", "--k", "40", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["ef"] for row in rows[2:]] == ["41", "64", "128", "256", "512"]
+    assert [row["effort"] for row in rows[2:]] == ["41", "64", "128", "256", "512"]
     assert main(["bench", file, "t", "--queries", "5"]) == 0
     assert capsys.readouterr().out.startswith("search │ operator")
 
@@ -94,7 +94,7 @@ def test_an_absent_file_is_not_created(tmp_path: Path, capsys: pytest.CaptureFix
 def test_interrupt(file: str) -> None:
     program = (
         "import sys, tarsdb.cli.bench as b; from tarsdb.cli import main\n"
-        "b.SIZES = range(16, 10**6)\n"
+        "b.METHODS['hnsw'].shown = range(16, 10**6)\n"
         "real = b.recall.measure\n"
         "def told(*a):\n    print('run', file=sys.stderr, flush=True)\n    return real(*a)\n"
         "b.recall.measure = told\n"

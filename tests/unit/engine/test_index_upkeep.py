@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import graph_build, vector_index
+from tarsdb.engine import calibration, index_build, vector_index
 from tarsdb.errors import ConflictError, CorruptionError, InterruptError
 from tarsdb.kernels import graph as kernels
 from tarsdb.storage import IndexPart, Snapshot, read_parts
@@ -57,13 +57,13 @@ def blobs(db: tarsdb.Connection) -> int:
 
 
 def settle(db: tarsdb.Connection) -> None:
-    graph_build.wait(db._require_session().env)
+    index_build.wait(db._require_session().env)
 
 
 def test_many_fresh_rows_become_a_part(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 100)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 100)
     add(db, 1000, 80)
     settle(db)
     assert [part.rows for part in parts(db)] == [300]
@@ -87,7 +87,7 @@ def test_many_fresh_rows_become_a_part(
 def test_deleted_rows_leave_the_index(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 10)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 10)
     db.execute("DELETE FROM t WHERE id >= 40")
     settle(db)
     assert [part.rows for part in parts(db)] == [40]
@@ -96,7 +96,7 @@ def test_deleted_rows_leave_the_index(
 def test_no_upkeep_where_it_is_switched_off(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 10)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 10)
     with tarsdb.connect(path, options=tarsdb.OpenOptions(background_merge=False)) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
@@ -180,7 +180,7 @@ def test_a_list_of_parts_that_is_damaged_is_made_anew(db: tarsdb.Connection) -> 
 )
 def test_a_calibration_from_outside_is_checked(steps: np.ndarray) -> None:
     with pytest.raises(CorruptionError):
-        vector_index._sound_calibration(steps)
+        calibration.sound(steps)
 
 
 def test_graphs_in_memory_are_bounded(
@@ -191,14 +191,14 @@ def test_graphs_in_memory_are_bounded(
         add(db, 100_000 + len(parts(db)) + np.random.default_rng().integers(10**6).item(), 5)
         db.execute("REINDEX tv")
         db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (np.zeros(DIM),)).fetchall()
-    assert len(db._require_session().env.caches["graphs"]) == 1
+    assert len(db._require_session().env.caches["index parts"]) == 1
 
 
 def test_rows_committed_during_a_build_are_built_next(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 100)
-    refresh, calls = graph_build.refresh, []
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 100)
+    refresh, calls = index_build.refresh, []
 
     def slow(*arguments: object) -> bool:
         done = refresh(*arguments)  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def test_rows_committed_during_a_build_are_built_next(
             add(db, 5000, 150)
         return done
 
-    monkeypatch.setattr(graph_build, "refresh", slow)
+    monkeypatch.setattr(index_build, "refresh", slow)
     add(db, 1000, 150)
     settle(db)
     assert calls == [True, True]

@@ -61,7 +61,7 @@ def test_recall_is_that_of_an_independent_count(db: tarsdb.Connection) -> None:
         found = [i for (i,) in db.execute(sql, (vectors[own].astype(np.float32),)).fetchall()]
         hits += len(wanted & set([i for i in found if i != own][:10]))
     assert row["recall"] == pytest.approx(hits / 640)
-    assert row["ef"] == 16
+    assert row["effort"] == 16
     assert (row["index"], row["table_name"], row["column"]) == ("tv", "t", "emb")
     assert (row["method"], row["metric"], row["sample"], row["k"]) == ("hnsw", "l2", 64, 10)
     assert (row["fresh_rows"], row["parts"]) == (0, 1)
@@ -73,9 +73,9 @@ def test_a_sabotaged_graph_is_seen(db: tarsdb.Connection) -> None:
     (sound,) = stats(db)
     placed = db._require_session().env.caches["placed"]
     (part,) = next(iter(placed.values()))[2].parts
-    edges = part.graph.edges
+    edges = part.part.edges
     shuffled = np.random.default_rng(5).permutation(edges.reshape(-1)).reshape(edges.shape)
-    part.graph = dataclasses.replace(part.graph, edges=shuffled)
+    part.part = dataclasses.replace(part.part, edges=shuffled)
     before = graph_searches()
     (broken,) = stats(db)
     assert graph_searches() > before

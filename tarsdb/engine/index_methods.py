@@ -1,0 +1,255 @@
+"""What each method of a vector index does in its own way: options, building, reading, searching.
+
+A part of an index is a :class:`Part`; its :class:`Method` says how such parts are made and how much
+effort a search of them takes. ``METHODS`` has them by the word after USING. Knows no snapshot.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.types import SqlType
+
+EXTRA = 5
+"""Candidates compared by their full vectors beyond k, at least: int8 codes seldom err by more."""
+EXACT_WORK = 9.0
+"""Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
+REACH = 8
+"""A filtered search may keep one node in sight for so many rows that match: expanding one costs as
+much as comparing these."""
+
+
+class Part(Protocol):
+    """One immutable index over some rows, called nodes."""
+
+    @property
+    def rowids(self) -> np.ndarray:
+        """Row ids of the nodes, int64 (nodes,)."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many nodes there are."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Return whether a search can run now; if not, its kernels are being compiled."""
+        ...
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays."""
+        ...
+
+    def search(
+        self,
+        query: np.ndarray,
+        wanted: int,
+        effort: int,
+        allowed: np.ndarray | None = None,
+        reach: int = 0,
+    ) -> np.ndarray | None:
+        """Return the nodes nearest to a query, int32 (<= wanted,); None where exact is cheaper."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Copies of the rows a part is made of, and who makes it.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+    vectors : (n, width)
+    type : SqlType
+        Of their column.
+    op : str
+        The operator the part will answer.
+    threads : int
+    progress : callable
+        Told rows done and all rows now and then; may raise to stop the building.
+    """
+
+    rowids: np.ndarray
+    vectors: np.ndarray
+    type: SqlType
+    op: str
+    threads: int
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a search is to find: ``k`` rows of the ``allowed`` ones among all ``rows``."""
+
+    k: int
+    allowed: int
+    rows: int
+
+
+class Method(ABC):
+    """One word after USING."""
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    """What a part is, in messages."""
+    effort: ClassVar[str]
+    """What a search's effort counts."""
+    setting: ClassVar[str]
+    """The setting that fixes the effort."""
+    counter: ClassVar[str]
+    """The counter of its searches."""
+    default_effort: ClassVar[int]
+    """Where a part has no calibration."""
+    shown: ClassVar[tuple[int, ...]]
+    """Efforts worth measuring for people, ascending."""
+
+    @abstractmethod
+    def options(self) -> type[Any]:
+        """Return the dataclass of the options; making one checks them."""
+
+    @abstractmethod
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its part, from shapes alone."""
+
+    @abstractmethod
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build a part."""
+
+    @abstractmethod
+    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+        """Return a part of arrays from outside; CorruptionError where they are unsound."""
+
+    @abstractmethod
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return the efforts a calibration tries, ascending."""
+
+    @abstractmethod
+    def settled(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> int:
+        """Return the effort that a search of one for all rows takes for these."""
+
+    @abstractmethod
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes of a part are compared by their full vectors."""
+
+    @abstractmethod
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes an effort makes known, to be compared by another distance."""
+
+    @abstractmethod
+    def prefers_exact(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> bool:
+        """Return whether comparing all allowed rows is cheaper than a filtered search."""
+
+    @abstractmethod
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return how far a search may go; ``allowed``: rows a filter leaves, None without one."""
+
+    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the options an index of that name is stored with.
+
+        Raises
+        ------
+        NotSupportedError
+            An option is not known.
+        DataError
+            One is outside its range.
+        """
+        kind = self.options()
+        known = {each.name for each in fields(kind)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise NotSupportedError(
+                f"index {name}: option {unknown[0]!r} is not known",
+                hint=f"metric, {', '.join(sorted(known))}",
+            )
+        kind(**given)
+        return given
+
+
+class Hnsw(Method):
+    """A graph; the effort is the size of the search's list (Malkov & Yashunin 2018)."""
+
+    name, noun, effort = "hnsw", "graph", "ef"
+    setting, counter, default_effort = "ef_search", "index.graph_searches", 64
+    shown = (16, 32, 64, 128, 256, 512)
+    _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+    def options(self) -> type[Any]:
+        """Return the options of a graph."""
+        from tarsdb.index.hnsw import GraphOptions
+
+        return GraphOptions
+
+    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the options an index is stored with; its codes are int8."""
+        if str(given.get("quantization", "int8")).lower() != "int8":
+            raise NotSupportedError(f"index {name}: the graph's quantization is 'int8'")
+        return super().checked({k: v for k, v in given.items() if k != "quantization"}, name)
+
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its graph."""
+        from tarsdb.index.hnsw import estimated_bytes
+
+        return estimated_bytes(rows, width, itemsize, op, options)
+
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build a graph."""
+        from tarsdb.index.hnsw import build_graph
+
+        return build_graph(
+            rows.vectors, rows.rowids, rows.op, options,
+            threads=rows.threads, progress=rows.progress,
+        )  # fmt: skip
+
+    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+        """Return a graph of arrays from outside."""
+        from tarsdb.index.hnsw import Graph
+
+        return Graph.from_arrays(arrays)
+
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return the list sizes a calibration tries."""
+        return self._LADDER
+
+    def settled(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> int:
+        """Return a list that has room for what is found."""
+        return max(effort, wanted.k)
+
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes are compared by their full vectors."""
+        return min(max(effort, k), max(k + k // 2, k + EXTRA))
+
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return the size of the whole list."""
+        return max(effort, k)
+
+    def prefers_exact(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> bool:
+        """Return whether comparing all allowed rows is cheaper."""
+        return wanted.allowed**2 <= EXACT_WORK * effort * wanted.rows
+
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return how many nodes may be kept in sight."""
+        # dead nodes are few, else their part would have been built anew; matching rows may be far
+        return 4 * effort if allowed is None else max(4 * effort, allowed // REACH)
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (Hnsw(),)}
+"""By the word after USING."""
