@@ -15,9 +15,9 @@ from tarsdb.cli.running import interruptibly
 from tarsdb.database import connect
 from tarsdb.engine import recall, vector_index
 from tarsdb.engine.context import Context
-from tarsdb.engine.index_methods import METHODS, Wanted
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
-from tarsdb.kernels import dispatch, graph
+from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.types import Kind
 
@@ -53,6 +53,7 @@ def _compile(context: Context) -> None:
     dispatch.wait()
     context.engines.interrupt.check()
     graph.wait()
+    ivf.wait()
 
 
 def _column(context: Context, table_name: str, name: str | None) -> tuple[TableDef, ColumnDef]:
@@ -101,8 +102,7 @@ def _index_rows(context: Context, index: IndexDef, sample: recall.Sample) -> Ite
     """Yield the row of what the settings choose, and one of each effort worth showing."""
     placed = vector_index.place(context, index, sample.flat)
     method, parts = METHODS[index.method], [each.part for each in placed.parts] if placed else []
-    every = Wanted(sample.k + 1, sample.flat.rows, sample.flat.rows)
-    settled = (method.settled(effort, every, parts) for effort in method.shown)
+    settled = (method.settled(effort, sample.k + 1, parts) for effort in method.shown)
     for effort in (0, *dict.fromkeys(settled)):
         found = recall.measure(context, placed, sample, effort)
         note = found.reason

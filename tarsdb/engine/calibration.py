@@ -7,16 +7,18 @@ will do. Knows no method and no snapshot.
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.index_methods import Method, Part, Rows, Wanted
+from tarsdb.engine.index_methods import Method, Part, Rows
 from tarsdb.errors import CorruptionError
 from tarsdb.index.flat import FlatIndex
 
-SAMPLE, K = 64, 10
+SAMPLE = 64
 ENOUGH = 0.9995
 """A recall after which no more effort is tried."""
 MOST_EFFORT = 1 << 20
@@ -25,7 +27,7 @@ ROUNDING = 1e-5
 
 
 def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) -> np.ndarray:
-    """Return the recall@10 of efforts; float64 (steps, 2) of effort, recall.
+    """Return what efforts find; float64 (steps, 1 + m): effort, recall for each ``calibrated`` k.
 
     Parameters
     ----------
@@ -36,29 +38,37 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
     check : callable
         Called now and then; raises to stop.
     """
-    count = len(rows.rowids)
+    count, ks = len(rows.rowids), method.calibrated
     flat = FlatIndex([VectorBlock(rows.rowids, rows.vectors)], rows.type)
     sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
     queries, own = rows.vectors[sample].astype(np.float32), rows.rowids[sample].tolist()
-    wanted = Wanted(min(K + 1, count), count, count)
     true = [
-        others(ids, distances, rowid, K)
-        for ids, distances, rowid in zip(*flat.search(queries, wanted.k, rows.op), own, strict=True)
+        others(ids, distances, rowid, ks[-1])
+        for ids, distances, rowid in zip(
+            *flat.search(queries, min(ks[-1] + 1, count), rows.op), own, strict=True
+        )
     ]
+    totals = np.array([sum(len(each[:k]) for each in true) for k in ks])
     at = flat.positions(part.rowids)
-    steps: list[tuple[int, float]] = []
+    steps: list[tuple[float, ...]] = []
     for effort in method.ladder(part):
         check()
-        hits = 0
-        settled = method.settled(effort, wanted, [part])
+        settled = method.settled(effort, ks[0] + 1, [part])
+        taken = [method.candidates(part, k + 1, settled) for k in ks]
+        hits = np.zeros(len(ks))
         for query, near, rowid in zip(queries, true, own, strict=True):
-            nodes = part.search(query, method.candidates(part, wanted.k, settled), settled)
+            nodes = part.search(query, taken[-1], settled, None, settled)
             assert nodes is not None
-            ids, distances = flat.search(query[np.newaxis], wanted.k, rows.op, positions=at[nodes])
-            hits += count_right(others(ids[0], distances[0], rowid, K), near)
-        total = sum(map(len, true))
-        steps.append((effort, hits / total if total else 1.0))
-        if steps[-1][1] >= ENOUGH:
+            for column, k in enumerate(ks):
+                ids, distances = flat.search(
+                    query[np.newaxis], min(k + 1, count), rows.op,
+                    positions=at[nodes[: taken[column]]],
+                )  # fmt: skip
+                found = others(ids[0], distances[0], rowid, k)
+                hits[column] += count_right(found, near[:k])
+        recalls = np.where(totals, hits / np.maximum(totals, 1), 1.0)
+        steps.append((effort, *recalls.tolist()))
+        if (recalls >= ENOUGH).all():
             break
     return np.array(steps, dtype=np.float64)
 
@@ -80,29 +90,68 @@ def count_right(found: np.ndarray, true: np.ndarray) -> int:
     return int((found <= most).sum())
 
 
-def effort_for(steps: np.ndarray, recall: float, default: int) -> int:
-    """Return the effort that missed half as much on the sample as is allowed.
+class Calibration:
+    """What was measured of a part, read from a file.
 
-    Rows of the data are easier to find than queries are. 0 when no effort is enough, as for inner
-    products of vectors whose norms differ by orders of magnitude.
-    """
-    for effort, reached in steps.tolist():
-        if 1 - reached <= (1 - recall) / 2:
-            return int(effort)
-    if not len(steps):
-        return default
-    return int(2 * steps[-1, 0]) if steps[-1, 1] >= recall else 0
-
-
-def sound(steps: np.ndarray) -> np.ndarray:
-    """Return a calibration from outside, checked; none at all has no steps.
+    Parameters
+    ----------
+    steps : float64 (steps, 1 + m)
+        From :func:`measured`; without any the method's default effort is taken.
+    method : Method
 
     Raises
     ------
     CorruptionError
+        They are not sound.
     """
-    if steps.ndim != 2 or steps.shape[1] != 2 or steps.dtype != np.float64:
-        raise CorruptionError(f"the calibration of an index is {steps.dtype} {steps.shape}")
-    if not ((steps[:, 0] >= 1) & (steps[:, 0] <= MOST_EFFORT) & (steps[:, 1] >= 0)).all():
-        raise CorruptionError("the calibration of an index names efforts out of range")
-    return steps
+
+    def __init__(self, steps: np.ndarray, method: Method) -> None:
+        wanted = 1 + len(method.calibrated)
+        if steps.ndim != 2 or steps.shape[1] != wanted or steps.dtype != np.float64:
+            raise CorruptionError(
+                f"the calibration of an index is {steps.dtype} {steps.shape}, "
+                f"expected {wanted} columns of float64"
+            )
+        efforts, recalls = steps[:, 0], steps[:, 1:]
+        if not ((efforts >= 1) & (efforts <= MOST_EFFORT)).all() or not (recalls >= 0).all():
+            raise CorruptionError("the calibration of an index names efforts out of range")
+        self._steps, self._method = steps, method
+        self._known: dict[float, list[int]] = {}
+
+    def effort_for(self, recall: float, k: float) -> int:
+        """Return the effort for a recall of k neighbours; 0 when no effort is enough.
+
+        Between and beyond the numbers of neighbours measured it grows as a power of k.
+        """
+        if not len(self._steps):
+            return self._method.default_effort
+        efforts = self._known.get(recall)
+        if efforts is None:
+            efforts = [_enough(self._steps, column, recall) for column in range(len(self._ks))]
+            self._known[recall] = efforts
+        if k <= self._ks[0] or len(efforts) == 1:
+            return efforts[0]
+        upper = min(bisect.bisect_left(self._ks, k), len(efforts) - 1)
+        (less, more), (low, high) = self._ks[upper - 1 : upper + 1], efforts[upper - 1 : upper + 1]
+        if not low or (not high and k >= more):
+            return 0
+        if not high:
+            return MOST_EFFORT
+        power = math.log(high / low, more / less)
+        return min(math.ceil(low * math.pow(k / less, power)), MOST_EFFORT)
+
+    @property
+    def _ks(self) -> tuple[int, ...]:
+        return self._method.calibrated
+
+
+def _enough(steps: np.ndarray, column: int, recall: float) -> int:
+    """Return the least effort that missed half as much on the sample as is allowed, or 0.
+
+    Rows of the data are easier to find than queries are. 0 as for inner products of vectors whose
+    norms differ by orders of magnitude.
+    """
+    for effort, *recalls in steps.tolist():
+        if 1 - recalls[column] <= (1 - recall) / 2:
+            return int(effort)
+    return int(2 * steps[-1, 0]) if steps[-1, 1 + column] >= recall else 0

@@ -23,6 +23,8 @@ EXACT_WORK = 9.0
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
+CODE_WORK = 0.5
+"""Reading a row's code in a list costs at most this share of comparing its full vector."""
 
 
 class Part(Protocol):
@@ -92,15 +94,6 @@ class Rows:
     progress: Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a search is to find: ``k`` rows of the ``allowed`` ones among all ``rows``."""
-
-    k: int
-    allowed: int
-    rows: int
-
-
 class Method(ABC):
     """One word after USING."""
 
@@ -115,6 +108,8 @@ class Method(ABC):
     """The counter of its searches."""
     default_effort: ClassVar[int]
     """Where a part has no calibration."""
+    calibrated: ClassVar[tuple[int, ...]]
+    """Numbers of neighbours that its effort is measured for, ascending."""
     shown: ClassVar[tuple[int, ...]]
     """Efforts worth measuring for people, ascending."""
 
@@ -141,8 +136,8 @@ class Method(ABC):
         """Return the efforts a calibration tries, ascending."""
 
     @abstractmethod
-    def settled(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> int:
-        """Return the effort that a search of one for all rows takes for these."""
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
+        """Return the effort that a search really takes where one is asked for."""
 
     @abstractmethod
     def candidates(self, part: Part, k: int, effort: int) -> int:
@@ -153,8 +148,8 @@ class Method(ABC):
         """Return how many nodes an effort makes known, to be compared by another distance."""
 
     @abstractmethod
-    def prefers_exact(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> bool:
-        """Return whether comparing all allowed rows is cheaper than a filtered search."""
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+        """Return whether comparing the allowed ones of all rows is cheaper than a search."""
 
     @abstractmethod
     def reach(self, effort: int, allowed: int | None) -> int:
@@ -187,6 +182,7 @@ class Hnsw(Method):
 
     name, noun, effort = "hnsw", "graph", "ef"
     setting, counter, default_effort = "ef_search", "index.graph_searches", 64
+    calibrated = (10,)
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -229,9 +225,9 @@ class Hnsw(Method):
         """Return the list sizes a calibration tries."""
         return self._LADDER
 
-    def settled(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> int:
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
         """Return a list that has room for what is found."""
-        return max(effort, wanted.k)
+        return max(effort, k)
 
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes are compared by their full vectors."""
@@ -241,9 +237,9 @@ class Hnsw(Method):
         """Return the size of the whole list."""
         return max(effort, k)
 
-    def prefers_exact(self, effort: int, wanted: Wanted, parts: Sequence[Part]) -> bool:
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
         """Return whether comparing all allowed rows is cheaper."""
-        return wanted.allowed**2 <= EXACT_WORK * effort * wanted.rows
+        return allowed**2 <= EXACT_WORK * effort * rows
 
     def reach(self, effort: int, allowed: int | None) -> int:
         """Return how many nodes may be kept in sight."""
@@ -251,5 +247,84 @@ class Hnsw(Method):
         return 4 * effort if allowed is None else max(4 * effort, allowed // REACH)
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (Hnsw(),)}
+class Lists(Method):
+    """Inverted lists; the effort is the number of lists looked at (Jegou et al. 2011)."""
+
+    name, noun, effort = "ivf", "lists", "probes"
+    setting, counter, default_effort = "probes", "index.list_searches", 64
+    calibrated = (10, 100)
+    shown = tuple(1 << n for n in range(11))
+
+    def options(self) -> type[Any]:
+        """Return the options of inverted lists."""
+        from tarsdb.index.ivf import IvfOptions
+
+        return IvfOptions
+
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its lists."""
+        from tarsdb.index.ivf import estimated_bytes
+
+        return estimated_bytes(rows, width, itemsize, op, options)
+
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build inverted lists."""
+        from tarsdb.index.ivf import build_ivf
+
+        return build_ivf(
+            rows.vectors, rows.rowids, rows.op, options,
+            threads=rows.threads, progress=rows.progress,
+        )  # fmt: skip
+
+    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+        """Return inverted lists of arrays from outside."""
+        from tarsdb.index.ivf import Ivf
+
+        return Ivf.from_arrays(arrays)
+
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return numbers of lists up to all of them, each about 1.4 times the one before."""
+        lists = self._lists(part)
+        powers = (1 << n for n in range(lists.bit_length()))
+        steps = (step for power in powers for step in (power, power + power // 2))
+        return sorted({min(step, lists) for step in (*steps, lists)})
+
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
+        """Return no more than there are lists."""
+        return min(effort, max((self._lists(part) for part in parts), default=effort))
+
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes are compared by their full vectors."""
+        from tarsdb.index.ivf import Ivf
+
+        assert isinstance(part, Ivf)
+        return part.candidates(k)
+
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes the lists looked at hold, about."""
+        return max(self.candidates(part, k, effort), self._looked_at(part, effort))
+
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+        """Return whether comparing all allowed rows is cheaper."""
+        return allowed <= CODE_WORK * sum(self._looked_at(part, effort) for part in parts)
+
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return 0: all lists may be looked at."""
+        return 0
+
+    def _looked_at(self, part: Part, effort: int) -> int:
+        lists = self._lists(part)
+        return len(part) * min(effort, lists) // lists
+
+    @staticmethod
+    def _lists(part: Part) -> int:
+        from tarsdb.index.ivf import Ivf
+
+        assert isinstance(part, Ivf)
+        return part.lists
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (Hnsw(), Lists())}
 """By the word after USING."""

@@ -23,6 +23,8 @@ from tarsdb.index.flat import FlatIndex, query_dtype
 from tarsdb.schema import ColumnDef, TableDef
 
 Answer = TypeVar("Answer")
+K = 10
+"""Neighbours of ``tars_recall_stats``."""
 _WARM = 3
 """Searches before the first that is timed: they read pages and have codes made."""
 _NO_PARTS = "exact: the index has no usable parts (REINDEX builds them)"

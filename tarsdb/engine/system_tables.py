@@ -45,7 +45,7 @@ def _indexes(context: Context) -> Rows:
 def _recall_stats(context: Context) -> Rows:
     """Search every vector index for rows of its table; see ``engine.recall``."""
     from tarsdb.engine import recall, vector_index
-    from tarsdb.engine.calibration import SAMPLE, K
+    from tarsdb.engine.calibration import SAMPLE
     from tarsdb.engine.index_methods import METHODS
 
     rows: Rows = []
@@ -56,9 +56,9 @@ def _recall_stats(context: Context) -> Rows:
             column = table.column_by_id(index.column_ids[0])
             op = vector_index.operator(index)
             head = index.name, table.name, column.name, index.method, index.options["metric"]
-            sample = recall.draw(context, table, column, op, (SAMPLE, K))
+            sample = recall.draw(context, table, column, op, (SAMPLE, recall.K))
             if sample is None:
-                rows.append((*head, 0, K, *[None] * 4, None, None, recall.TOO_FEW))
+                rows.append((*head, 0, recall.K, *[None] * 4, None, None, recall.TOO_FEW))
                 continue
             placed = vector_index.place(context, index, sample.flat)
             found = recall.measure(context, placed, sample)
@@ -66,7 +66,7 @@ def _recall_stats(context: Context) -> Rows:
                 (
                     *head,
                     len(sample.queries),
-                    K,
+                    recall.K,
                     found.effort,
                     found.recall,
                     None if found.us is None else float(found.us.mean()),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.engine import calibration
-from tarsdb.engine.index_methods import METHODS, Method, Part, Wanted
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_methods import METHODS, Method, Part
 from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
@@ -63,7 +63,7 @@ class PlacedPart:
     part: Part
     positions: np.ndarray  # int64 (nodes,), -1 where the version is not live
     live: np.ndarray | None  # uint8 (nodes,), None where all are
-    calibration: np.ndarray
+    calibration: Calibration
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _place(
     parts = []
     for part in stored:
         try:
-            read, steps = _read(context, part, METHODS[index.method])
+            read, known = _read(context, part, METHODS[index.method])
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
@@ -127,26 +127,26 @@ def _place(
             valid &= live[at] & (created[at] > part.after) & (created[at] <= part.upto)
         fresh[at[valid]] = False
         mask = None if valid.all() else valid.astype(np.uint8)
-        parts.append(PlacedPart(read, np.where(valid, positions, -1), mask, steps))
+        parts.append(PlacedPart(read, np.where(valid, positions, -1), mask, known))
     nodes = sum(int((part.positions >= 0).sum()) for part in parts)
     return Placed(index, parts, np.flatnonzero(fresh), stored, nodes)
 
 
-def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, np.ndarray]:
+def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, Calibration]:
     """Return a part and its calibration, kept in memory by content."""
     caches = context.snapshot.env.caches
-    kept: dict[str, tuple[Part, np.ndarray]] = caches.setdefault("index parts", {})
+    kept: dict[str, tuple[Part, Calibration]] = caches.setdefault("index parts", {})
     found = kept.get(part.digest)
     if found is None:
         named = arrays.unpack(read_arrays(context.snapshot.txn, part))
-        steps = calibration.sound(named.pop("calibration", np.empty((0, 2))))
-        found = method.read(named), steps
+        steps = named.pop("calibration", np.empty((0, 1 + len(method.calibrated))))
+        found = method.read(named), Calibration(steps, method)
         _make_room(kept, found[0].nbytes)
         kept[part.digest] = found
     return found
 
 
-def _make_room(kept: dict[str, tuple[Part, np.ndarray]], nbytes: int) -> None:
+def _make_room(kept: dict[str, tuple[Part, Calibration]], nbytes: int) -> None:
     """Forget the parts read longest ago until another one fits; what is in use lives on."""
     while kept and nbytes + sum(part.nbytes for part, _ in kept.values()) > KEPT_BYTES:
         kept.pop(next(iter(kept)), None)
@@ -178,25 +178,37 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
         return 0, f"exact: the {method.noun}'s kernels are not compiled yet"
     if ask.k * 4 >= rows:
         return 0, "exact: most rows are wanted"
-    effort = ask.effort or _effort_for(placed, ask.target_recall)
+    effort = _effort(placed, ask, rows)
     if not effort:
         reached = f"does not reach a recall of {ask.target_recall} on this data"
         return 0, f"exact: the {method.noun} {reached}"
-    wanted = Wanted(ask.k, rows if ask.positions is None else len(ask.positions), rows)
-    effort = method.settled(effort, wanted, parts)
+    effort = method.settled(effort, ask.k, parts)
     if ask.positions is None:
         return effort, f"{method.noun}, {method.effort} {effort}"
-    if wanted.allowed <= 4 * ask.k or method.prefers_exact(effort, wanted, parts):
-        return 0, f"exact over the {wanted.allowed} matching rows"
+    allowed = len(ask.positions)
+    if allowed <= 4 * ask.k or method.prefers_exact(effort, allowed, rows, parts):
+        return 0, f"exact over the {allowed} matching rows"
     how = f"{method.noun} with the filter inside, {method.effort} {effort}"
-    return effort, f"{how}, {wanted.allowed} matching rows"
+    return effort, f"{how}, {allowed} matching rows"
 
 
-def _effort_for(placed: Placed, recall: float) -> int:
-    """Return the effort for a recall, 0 where a part cannot reach it."""
-    default = placed.method.default_effort
-    efforts = [calibration.effort_for(each.calibration, recall, default) for each in placed.parts]
-    return max(efforts) if all(efforts) else 0
+def _effort(placed: Placed, ask: Ask, rows: int) -> int:
+    """Return the effort asked for, or for the recall; 0 where a part cannot reach it.
+
+    The rows a filter keeps lie as far from the query as more neighbours would without it.
+    """
+
+    def needed(k: float) -> int:
+        recall = ask.target_recall
+        efforts = [part.calibration.effort_for(recall, k) for part in placed.parts]
+        return max(efforts) if all(efforts) else 0
+
+    if ask.positions is None:
+        return ask.effort or needed(ask.k)
+    sparse = needed(ask.k * rows / max(len(ask.positions), 1))
+    if not ask.effort:
+        return sparse
+    return max(ask.effort, round(ask.effort * sparse / max(needed(ask.k), 1)))
 
 
 def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import calibration, index_build, vector_index
+from tarsdb.engine import index_build, vector_index
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import ConflictError, CorruptionError, InterruptError
 from tarsdb.kernels import graph as kernels
 from tarsdb.storage import IndexPart, Snapshot, read_parts
@@ -180,7 +182,7 @@ def test_a_list_of_parts_that_is_damaged_is_made_anew(db: tarsdb.Connection) -> 
 )
 def test_a_calibration_from_outside_is_checked(steps: np.ndarray) -> None:
     with pytest.raises(CorruptionError):
-        calibration.sound(steps)
+        Calibration(steps, METHODS["hnsw"])
 
 
 def test_graphs_in_memory_are_bounded(
