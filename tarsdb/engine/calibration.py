@@ -43,7 +43,7 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
     sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
     queries, own = rows.vectors[sample].astype(np.float32), rows.rowids[sample].tolist()
     true = [
-        others(ids, distances, rowid, ks[-1])
+        _defined(others(ids, distances, rowid, ks[-1]))
         for ids, distances, rowid in zip(
             *flat.search(queries, min(ks[-1] + 1, count), rows.op), own, strict=True
         )
@@ -77,6 +77,12 @@ def others(rowids: np.ndarray, distances: np.ndarray, own: int, k: int) -> np.nd
     """Return the distances of the k nearest of some rows but one; row id -1 stands for no row."""
     kept: np.ndarray = distances[(rowids != own) & (rowids >= 0)][:k]
     return kept
+
+
+def _defined(distances: np.ndarray) -> np.ndarray:
+    """Return the finite ones: the cosine of a zero vector is none."""
+    finite: np.ndarray = distances[np.isfinite(distances)]
+    return finite
 
 
 def count_right(found: np.ndarray, true: np.ndarray) -> int:

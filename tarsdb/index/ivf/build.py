@@ -30,7 +30,7 @@ from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels import reference
 from tarsdb.kernels.ivf import TILE
 
-_AT_ONCE = 1 << 14
+_AT_ONCE, _FILLED_AT_ONCE = 1 << 14, 1 << 11
 _EMPTY_TILE = 0.47
 """Share of a tile a list leaves empty, about."""
 Progress = Callable[[int, int], None]
@@ -53,7 +53,8 @@ def estimated_bytes(
     Returns
     -------
     memory : int
-        The larger of two moments: k-means learns from a sample, and the lists are filled.
+        The largest of three moments: vectors are coded, k-means learns from a sample, and the lists
+        are filled.
     disk : int
         What :meth:`Ivf.to_arrays` holds.
     """
@@ -66,9 +67,12 @@ def estimated_bytes(
     coded = rows * (padded + 8)
     means = lists * width * 28  # sums, and centroids as they were and are
     training = sample * (padded + 8) * (sample < rows) + means
-    filling = filled + {"none": 0, "int8": coded, "bits": 2 * 4 * lists * width}[options.codes]
+    temporary = min(rows, _FILLED_AT_ONCE) * padded * 4 * 8  # rows and what is coded of them
+    rest = {"none": temporary, "int8": coded, "bits": temporary + 2 * 4 * lists * width}
+    filling = filled + rest[options.codes]
     turning = 4 * width * padded if options.codes == "bits" else 0
-    memory = rows * width * itemsize + coded + max(training, filling) + 3 * 8 * rows
+    coding = min(rows, _AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
+    memory = rows * (width * itemsize + 3 * 8) + coded + max(coding, training, filling)
     return memory, filled + centroids + turning + 8 * rows
 
 
@@ -191,8 +195,8 @@ class _Places:
 
     def parts(self) -> Iterator[_Places]:
         """Yield the places of some rows after the other."""
-        for at in range(0, len(self.order), _AT_ONCE):
-            some = slice(at, at + _AT_ONCE)
+        for at in range(0, len(self.order), _FILLED_AT_ONCE):
+            some = slice(at, at + _FILLED_AT_ONCE)
             yield _Places(
                 self.order[some], self.lists[some], self.tiles[some], self.lanes[some], self.count
             )

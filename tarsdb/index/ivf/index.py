@@ -140,7 +140,8 @@ class Ivf:
             Lists to look at, those with the nearest centroids; more until ``wanted`` nodes are
             found. A list whose rows are all too far away is passed over.
         allowed : uint8 (n,), optional
-            Return nodes with a 1 here only.
+            Return nodes with a 1 here only. Where the lists of the effort do not have enough of
+            them, they lie far away, and more lists are looked at than those they are found in.
         reach : int
             Lists to look at, at most, for ``wanted`` nodes; 0: all.
 
@@ -174,11 +175,13 @@ class Ivf:
         plan, moved = self._plan
         at, out, filtered = address(given), address(heap), 0 if mask is None else address(mask)
         effort = max(1, min(effort, self.lists))
+        missed = False
         while True:
             memory, probes, scratch = _scratch.of(moved, effort)
             count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
-            if count == wanted or effort >= most:
+            if effort >= most or (count == wanted and not missed):
                 return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
+            missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
 
     @cached_property

@@ -14,7 +14,7 @@ from tarsdb.engine import index_build, vector_index
 from tarsdb.engine.calibration import Calibration
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import ConflictError, CorruptionError, InterruptError
-from tarsdb.kernels import graph as kernels
+from tarsdb.kernels import graph, ivf
 from tarsdb.storage import IndexPart, Snapshot, read_parts
 from tarsdb.storage.index_parts import all_digests
 
@@ -23,7 +23,13 @@ DIM = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -32,11 +38,11 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+def db(path: pathlib.Path, method: str) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         add(db, 0, 300)
-        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb)")
         yield db
 
 
@@ -49,7 +55,7 @@ def parts(db: tarsdb.Connection) -> tuple[IndexPart, ...]:
     with Snapshot(db._require_session().env) as snapshot:
         table = snapshot.catalog.table("t")
         assert table is not None
-        index = next(i for i in table.indexes if i.method == "hnsw")
+        index = next(i for i in table.indexes if i.name == "tv")
         return read_parts(snapshot.txn, index.id)
 
 
@@ -107,16 +113,17 @@ def test_no_upkeep_where_it_is_switched_off(
         assert parts(db) == ()
 
 
-def test_an_interrupted_build_leaves_nothing(path: pathlib.Path) -> None:
+def test_an_interrupted_build_leaves_nothing(path: pathlib.Path, method: str) -> None:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         add(db, 0, 40_000)
+        slowly = {"hnsw": "m = 32", "ivf": "iterations = 1000"}[method]
         timer = threading.Timer(0.3, db.interrupt)
         timer.start()
         with pytest.raises(InterruptError):
-            db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+            db.execute(f"CREATE INDEX tv ON t USING {method} (emb) WITH ({slowly})")
         timer.join()
-        assert db.execute("SELECT name FROM tars_indexes WHERE method = 'hnsw'").fetchall() == []
+        assert db.execute("SELECT name FROM tars_indexes WHERE name = 'tv'").fetchall() == []
         assert blobs(db) == 0
         assert db.execute("SELECT count(*) FROM t").fetchone() == (40_000,)
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -180,12 +187,15 @@ def test_a_list_of_parts_that_is_damaged_is_made_anew(db: tarsdb.Connection) -> 
         np.array([[10, 1]]),
     ],
 )
-def test_a_calibration_from_outside_is_checked(steps: np.ndarray) -> None:
+def test_a_calibration_from_outside_is_checked(steps: np.ndarray, method: str) -> None:
+    if steps.ndim == 2 and steps.shape[1] == 2:
+        more = len(METHODS[method].calibrated) - 1
+        steps = np.concatenate([steps, *[steps[:, 1:]] * more], axis=1)
     with pytest.raises(CorruptionError):
-        Calibration(steps, METHODS["hnsw"])
+        Calibration(steps, METHODS[method])
 
 
-def test_graphs_in_memory_are_bounded(
+def test_parts_in_memory_are_bounded(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_index, "KEPT_BYTES", 1)
