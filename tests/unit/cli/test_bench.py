@@ -30,6 +30,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         db.table("t").insert({"id": np.arange(ROWS), "emb": rows})
         db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE TABLE listed (id INT PRIMARY KEY, emb VECTOR({DIM}))")
+        db.table("listed").insert({"id": np.arange(ROWS), "emb": rows})
+        db.execute("CREATE INDEX lv ON listed USING ivf (emb) WITH (lists = 100)")
         db.execute("CREATE TABLE two (a VECTOR(2), b VECTOR(2), name TEXT)")
         db.execute("INSERT INTO two VALUES ('[1,2]', '[1,2]', 'x'), ('[1,3]', NULL, 'y')")
     return path
@@ -50,6 +53,18 @@ def test_recall_grows_with_the_list(file: str, capsys: pytest.CaptureFixture[str
     for row in (exact, chosen, *ladder):
         assert row["p99_us"] >= row["p50_us"] > 0
         assert row["qps"] > 0
+
+
+def test_recall_grows_with_the_lists_looked_at(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", file, "listed", "--queries", "50", "--format", "json"]) == 0
+    exact, chosen, *ladder = json.loads(capsys.readouterr().out)
+    assert exact["recall"] == 1.0
+    assert "lists, probes" in chosen["note"]
+    assert [row["effort"] for row in ladder] == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert ladder[0]["recall"] < ladder[3]["recall"] < ladder[-1]["recall"]
+    assert ladder[-1]["recall"] >= 0.99
 
 
 def test_formats(file: str, capsys: pytest.CaptureFixture[str]) -> None:
