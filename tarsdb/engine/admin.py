@@ -165,7 +165,7 @@ def maintain(context: Context, plan: Maintain) -> Result:
         storage.vacuum(env, table)
     elif plan.action == "optimize":
         storage.merge(env, table, force=True)
-        _refresh_graphs(context, table)
+        _refresh_indexes(context, table)
     elif plan.action == "checkpoint":
         env.sync()
     else:
@@ -173,7 +173,7 @@ def maintain(context: Context, plan: Maintain) -> Result:
     return Result()
 
 
-def _refresh_graphs(context: Context, table: TableDef | None) -> None:
+def _refresh_indexes(context: Context, table: TableDef | None) -> None:
     """Build vector indexes anew where rows were added or removed since."""
     env = context.snapshot.env
     build = index_build.Build.of(context)

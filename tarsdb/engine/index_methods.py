@@ -23,8 +23,6 @@ EXACT_WORK = 9.0
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
-CODE_WORK = 0.5
-"""Reading a row's code in a list costs at most this share of comparing its full vector."""
 
 
 class Part(Protocol):
@@ -308,7 +306,8 @@ class Lists(Method):
 
     def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
         """Return whether comparing all allowed rows is cheaper."""
-        return allowed <= CODE_WORK * sum(self._looked_at(part, effort) for part in parts)
+        # exact search reads a code of each, as the lists do
+        return allowed <= sum(self._looked_at(part, effort) for part in parts)
 
     def reach(self, effort: int, allowed: int | None) -> int:
         """Return 0: all lists may be looked at."""

@@ -94,7 +94,7 @@ def draw(
     live = np.flatnonzero(flat.live())
     if len(live) < 2:
         return None
-    rng = np.random.default_rng([len(live), 1])  # not the rows a graph is calibrated with
+    rng = np.random.default_rng([len(live), 1])  # not the rows a part is calibrated with
     chosen = np.sort(rng.choice(live, min(wanted, len(live)), replace=False))
     queries = flat.vectors(chosen).astype(query_dtype(column.type))
     if op == "<=>":
