@@ -78,7 +78,7 @@ class Hnswlib:
 
 
 class SvsLvq:
-    """Intel's scalable vector search, 8-bit locally adaptive quantization."""
+    """Intel's scalable vector search, 8-bit locally adaptive quantization; on Intel's processors."""
 
     name = "svs-lvq8"
     sizes = (10, 16, 24, 32, 48, 64, 96, 128, 192)
@@ -87,6 +87,9 @@ class SvsLvq:
     def __init__(self, base: np.ndarray) -> None:
         import svs
 
+        if "GenuineIntel" not in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+            # the loader would end the process, without an exception
+            raise ImportError("LVQ of SVS runs on Intel's processors only")
         with tempfile.TemporaryDirectory() as folder:
             file = str(pathlib.Path(folder) / "base.fvecs")
             svs.write_vecs(base, file)
