@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from tarsdb.errors import NotSupportedError
+from tarsdb.index.arrays import Runs
 from tarsdb.types import SqlType
 
 EXTRA = 5
@@ -110,6 +111,8 @@ class Method(ABC):
     """Numbers of neighbours that its effort is measured for, ascending."""
     shown: ClassVar[tuple[int, ...]]
     """Efforts worth measuring for people, ascending."""
+    left: ClassVar[tuple[str, ...]] = ()
+    """Arrays of a part that are searched where the file has them, not copied into memory."""
 
     @abstractmethod
     def options(self) -> type[Any]:
@@ -126,7 +129,7 @@ class Method(ABC):
         """Build a part."""
 
     @abstractmethod
-    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
         """Return a part of arrays from outside; CorruptionError where they are unsound."""
 
     @abstractmethod
@@ -213,7 +216,7 @@ class Hnsw(Method):
             threads=rows.threads, progress=rows.progress,
         )  # fmt: skip
 
-    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
         """Return a graph of arrays from outside."""
         from tarsdb.index.hnsw import Graph
 
@@ -252,6 +255,7 @@ class Lists(Method):
     setting, counter, default_effort = "probes", "index.list_searches", 64
     calibrated = (10, 100)
     shown = tuple(1 << n for n in range(11))
+    left = ("codes",)
 
     def options(self) -> type[Any]:
         """Return the options of inverted lists."""
@@ -276,11 +280,11 @@ class Lists(Method):
             threads=rows.threads, progress=rows.progress,
         )  # fmt: skip
 
-    def read(self, arrays: dict[str, np.ndarray]) -> Part:
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
         """Return inverted lists of arrays from outside."""
         from tarsdb.index.ivf import Ivf
 
-        return Ivf.from_arrays(arrays)
+        return Ivf.from_arrays({**arrays, **left})
 
     def ladder(self, part: Part) -> Sequence[int]:
         """Return numbers of lists up to all of them, each about 1.4 times the one before."""

@@ -26,7 +26,7 @@ from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
-from tarsdb.storage import IndexPart, read_arrays, read_parts
+from tarsdb.storage import IndexPart, part_places, part_runs, read_parts
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -54,6 +54,9 @@ def operator(index: IndexDef) -> str:
 
 
 # --- placing ---
+
+_Kept = tuple[Part, Calibration, tuple[int, ...]]
+"""A part, its calibration, and where in memory lies what is not copied."""
 
 
 @dataclass
@@ -133,22 +136,26 @@ def _place(
 
 
 def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, Calibration]:
-    """Return a part and its calibration, kept in memory by content."""
-    caches = context.snapshot.env.caches
-    kept: dict[str, tuple[Part, Calibration]] = caches.setdefault("index parts", {})
+    """Return a part and its calibration, kept in memory by content.
+
+    What it leaves in the map is used only under snapshots that show the part at the same place.
+    """
+    txn, caches = context.snapshot.txn, context.snapshot.env.caches
+    kept: dict[str, _Kept] = caches.setdefault("index parts", {})
+    places = part_places(txn, part) if method.left else ()
     found = kept.get(part.digest)
-    if found is None:
-        named = arrays.unpack(read_arrays(context.snapshot.txn, part))
+    if found is None or found[2] != places:
+        named, left = arrays.unpack_runs(part_runs(txn, part), method.left)
         steps = named.pop("calibration", np.empty((0, 1 + len(method.calibrated))))
-        found = method.read(named), Calibration(steps, method)
+        found = method.read(named, left), Calibration(steps, method), places
         _make_room(kept, found[0].nbytes)
         kept[part.digest] = found
-    return found
+    return found[:2]
 
 
-def _make_room(kept: dict[str, tuple[Part, Calibration]], nbytes: int) -> None:
+def _make_room(kept: dict[str, _Kept], nbytes: int) -> None:
     """Forget the parts read longest ago until another one fits; what is in use lives on."""
-    while kept and nbytes + sum(part.nbytes for part, _ in kept.values()) > KEPT_BYTES:
+    while kept and nbytes + sum(part.nbytes for part, *_ in kept.values()) > KEPT_BYTES:
         kept.pop(next(iter(kept)), None)
 
 

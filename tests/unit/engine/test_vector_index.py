@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import pytest
 import tarsdb
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import CatalogError, DataError, NotSupportedError
+from tarsdb.index.arrays import Runs
 from tarsdb.kernels import graph, ivf
 from tarsdb.metrics import METRICS
-from tarsdb.storage import Snapshot, read_parts
+from tarsdb.storage import Snapshot, blobs, read_parts
 
 DIM, ROWS, K = 24, 3000, 10
 OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
@@ -454,3 +456,50 @@ def test_probes_grow_as_a_filter_leaves_fewer(path: pathlib.Path) -> None:
                 assert "index tv (ivf)" in text
                 probes.append(int(text.split("probes ")[1].split(",")[0].split(";")[0]))
             assert probes == sorted(set(probes)), setting
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, (8 << 20) - 64])
+def test_lists_are_read_where_the_file_has_them(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(blobs, "CHUNK_BYTES", chunk)
+    with tarsdb.connect(path) as db:
+        fill(db, "ivf")
+    with tarsdb.connect(path) as db:
+        assert recall(db) >= 0.95
+        part = placed_part(db)
+        assert isinstance(part.codes, Runs)
+        assert part.nbytes < part.codes.nbytes
+        db.table("t").insert({"id": [70_000], "kind": [1], "emb": clustered(1, 5)})
+        assert recall(db) >= 0.95
+        assert placed_part(db) is part
+
+
+def test_a_part_made_again_elsewhere_in_the_file(path: pathlib.Path) -> None:
+    """The same arrays, at another place: what is kept in memory by content leads nowhere."""
+    with tarsdb.connect(path) as db:
+        fill(db, "ivf")
+        db.execute("SET target_recall = 0.99")
+        assert recall(db) >= 0.99
+        first = placed_part(db)
+        ids = np.arange(ROWS, 3 * ROWS)
+        for _ in range(3):
+            db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(2 * ROWS, 6)})
+            db.execute("REINDEX tv")
+            db.execute("VACUUM")
+            db.execute(f"DELETE FROM t WHERE id >= {ROWS}")
+            db.execute("VACUUM")
+        db.execute("CREATE TABLE other (a TEXT)")
+        db.execute("INSERT INTO other VALUES (?)", ("x" * 1_000_000,))
+        db.execute("REINDEX tv")
+        assert recall(db) >= 0.99
+        second = placed_part(db)
+        np.testing.assert_array_equal(first.rowids, second.rowids)
+        assert first._table[1][0, 1] != second._table[1][0, 1]
+
+
+def placed_part(db: tarsdb.Connection) -> Any:
+    """Return the only part that is placed."""
+    (found,) = db._require_session().env.caches["placed"].values()
+    (part,) = found[2].parts
+    return part.part
