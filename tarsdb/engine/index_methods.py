@@ -263,6 +263,11 @@ class Lists(Method):
 
         return IvfOptions
 
+    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the options an index is stored with; words in lower case."""
+        words = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
+        return super().checked(words, name)
+
     def estimated_bytes(
         self, rows: int, width: int, itemsize: int, op: str, options: Any
     ) -> tuple[int, int]:

@@ -142,6 +142,14 @@ def test_few_allowed_rows_are_compared_exactly(method: Method) -> None:
     assert answers == [True, True, False]
 
 
+def test_words_are_of_any_case() -> None:
+    assert METHODS["ivf"].checked({"codes": "BITS", "lists": 3}, "i") == {
+        "codes": "bits",
+        "lists": 3,
+    }
+    assert METHODS["hnsw"].checked({"quantization": "INT8"}, "i") == {}
+
+
 def test_an_option_of_another_method_is_refused(method: Method) -> None:
     assert method.checked({"seed": 3}, "i") == {"seed": 3}
     with pytest.raises(NotSupportedError, match="index i: option 'wrong' is not known"):
