@@ -307,8 +307,12 @@ def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
     found = []
     for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
-        nodes = placed.part.search(query, compared, scope.effort, mask, scope.reach)
-        if nodes is None:
+        near = placed.part.search(
+            query, compared, scope.effort, mask, scope.reach, placed.positions
+        )
+        if near is None:
             return None
-        found.append(placed.positions[nodes])
+        found.append(near)
+    if len(found) == 1 and not len(scope.fresh):
+        return found[0]
     return np.concatenate([*found, scope.fresh])
