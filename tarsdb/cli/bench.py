@@ -15,19 +15,18 @@ from tarsdb.cli.running import interruptibly
 from tarsdb.database import connect
 from tarsdb.engine import recall, vector_index
 from tarsdb.engine.context import Context
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
-from tarsdb.kernels import dispatch, graph
+from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.types import Kind
 
-SIZES = (16, 32, 64, 128, 256, 512)
-"""List sizes measured, besides the one ``target_recall`` chooses."""
-HEADER = ("search", "operator", "ef", "recall", "p50_us", "p99_us", "qps", "note")
+HEADER = ("search", "operator", "effort", "recall", "p50_us", "p99_us", "qps", "note")
 _Row = tuple[Any, ...]
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Print recall and times of each list size, and of exact search; the file is only read."""
+    """Print recall and times of each effort, and of exact search; the file is only read."""
     if not os.path.exists(arguments.file):
         raise OperationalError(f"{arguments.file!r} does not exist", hint="check the path")
     for name in ("k", "queries"):
@@ -54,6 +53,7 @@ def _compile(context: Context) -> None:
     dispatch.wait()
     context.engines.interrupt.check()
     graph.wait()
+    ivf.wait()
 
 
 def _column(context: Context, table_name: str, name: str | None) -> tuple[TableDef, ColumnDef]:
@@ -86,7 +86,7 @@ def _column(context: Context, table_name: str, name: str | None) -> tuple[TableD
 def _rows(
     context: Context, table: TableDef, column: ColumnDef, size: tuple[int, int]
 ) -> Iterator[_Row]:
-    indexes = [i for i in table.indexes if i.method == "hnsw" and i.column_ids == (column.id,)]
+    indexes = [i for i in table.indexes if i.method in METHODS and i.column_ids == (column.id,)]
     operators = sorted({vector_index.operator(index) for index in indexes})
     for op in operators or ["<~>" if column.type.kind is Kind.BIT else "<->"]:
         sample = recall.draw(context, table, column, op, size)
@@ -99,22 +99,19 @@ def _rows(
 
 
 def _index_rows(context: Context, index: IndexDef, sample: recall.Sample) -> Iterator[_Row]:
-    """Yield the row of what the settings choose, and one of each list size."""
+    """Yield the row of what the settings choose, and one of each effort worth showing."""
     placed = vector_index.place(context, index, sample.flat)
-    seen: set[int] = set()
-    for ef in (0, *SIZES):
-        if max(ef, sample.k + 1) in seen and ef:
-            continue
-        found = recall.measure(context, placed, sample, ef)
+    method, parts = METHODS[index.method], [each.part for each in placed.parts] if placed else []
+    settled = (method.settled(effort, sample.k + 1, parts) for effort in method.shown)
+    for effort in (0, *dict.fromkeys(settled)):
+        found = recall.measure(context, placed, sample, effort)
         note = found.reason
-        if not ef:
+        if not effort:
             note = f"by target_recall {context.engines.settings['target_recall']}: {note}"
-        if found.us is None or found.ef is None:
-            yield (index.name, sample.op, ef or None, *[None] * 4, note)
-            continue
-        if ef:
-            seen.add(found.ef)
-        yield (index.name, sample.op, found.ef, found.recall, *_times(found.us), note)
+        if found.us is None:
+            yield (index.name, sample.op, effort or None, *[None] * 4, note)
+        else:
+            yield (index.name, sample.op, found.effort, found.recall, *_times(found.us), note)
 
 
 def _times(us: np.ndarray) -> tuple[float, float, float]:

@@ -162,17 +162,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """Compile every kernel, so that no query waits for a compiler."""
-    from tarsdb.kernels import dispatch, graph, transformer
+    from tarsdb.kernels import dispatch, graph, ivf, transformer
 
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
     dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
-    began = time.perf_counter()
-    transformer.wait()
-    sys.stderr.write(f"  transformer: {duration(time.perf_counter() - began)}\n")
-    began = time.perf_counter()
-    graph.wait()
-    sys.stderr.write(f"  graph: {duration(time.perf_counter() - began)}\n")
+    for name, kernels in (("transformer", transformer), ("graph", graph), ("lists", ivf)):
+        began = time.perf_counter()
+        kernels.wait()
+        sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tarsdb import storage
-from tarsdb.engine import access, executor, graph_build, system_tables, vector_search
+from tarsdb.engine import access, executor, index_build, system_tables, vector_search
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError
@@ -165,7 +165,7 @@ def maintain(context: Context, plan: Maintain) -> Result:
         storage.vacuum(env, table)
     elif plan.action == "optimize":
         storage.merge(env, table, force=True)
-        _refresh_graphs(context, table)
+        _refresh_indexes(context, table)
     elif plan.action == "checkpoint":
         env.sync()
     else:
@@ -173,16 +173,16 @@ def maintain(context: Context, plan: Maintain) -> Result:
     return Result()
 
 
-def _refresh_graphs(context: Context, table: TableDef | None) -> None:
+def _refresh_indexes(context: Context, table: TableDef | None) -> None:
     """Build vector indexes anew where rows were added or removed since."""
     env = context.snapshot.env
-    build = graph_build.Build.of(context)
+    build = index_build.Build.of(context)
     for each in storage.tables_of(env):
         if table is not None and each.id != table.id:
             continue
         for index in each.indexes:
             if index.method != "btree":
-                graph_build.refresh(env, each, index, build, whole=True)
+                index_build.refresh(env, each, index, build, whole=True)
 
 
 def _reindex(context: Context, plan: Maintain) -> None:
@@ -195,7 +195,7 @@ def _reindex(context: Context, plan: Maintain) -> None:
                 if index.method == "btree":
                     writes.rebuild_index(table, index, context.view(table))
                 else:
-                    graph_build.publish(context, table, index)
+                    index_build.publish(context, table, index)
                 rebuilt += 1
     if plan.name is not None and not rebuilt:
         raise CatalogError(f"REINDEX {plan.name}: no such table or index")

@@ -1,9 +1,8 @@
 """What an index finds and how long it takes, measured on rows of its own table.
 
 Rows drawn at random are the queries; each is left out of its own answer by its row id, so k + 1
-are asked for. A row found counts as right when it is no farther than the k-th of exact search, so
-that any of several equally near rows will do (Aumueller, Bernhardsson & Faithfull 2020,
-"ANN-Benchmarks", section 2.1, with epsilon 0). Queries run one after another on one thread.
+are asked for. Which rows found are right is as in ``engine.calibration``. Queries run one after
+another on one thread.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from tarsdb.engine import vector_index, vector_search
+from tarsdb.engine.calibration import count_right, others
 from tarsdb.engine.context import Context
 from tarsdb.engine.vector_index import Ask, Placed
 from tarsdb.index.base import Found
@@ -23,8 +23,8 @@ from tarsdb.index.flat import FlatIndex, query_dtype
 from tarsdb.schema import ColumnDef, TableDef
 
 Answer = TypeVar("Answer")
-SAMPLE, K = 64, 10
-"""Queries and neighbours of ``tars_recall_stats``."""
+K = 10
+"""Neighbours of ``tars_recall_stats``."""
 _WARM = 3
 """Searches before the first that is timed: they read pages and have codes made."""
 _NO_PARTS = "exact: the index has no usable parts (REINDEX builds them)"
@@ -44,10 +44,8 @@ class Sample:
     queries : (q, width)
     rowids : int64 (q,)
         Their own row ids.
-    kth : float32 (q,)
-        Distance of the last of the true neighbours.
-    sizes : int64 (q,)
-        Number of the true neighbours: k, or all other rows.
+    true : list of float32 (<= k,)
+        Distances of the true neighbours: k, or all other rows.
     exact_us : float64 (q,)
         Time of each exact search, microseconds.
     """
@@ -57,8 +55,7 @@ class Sample:
     k: int
     queries: np.ndarray
     rowids: np.ndarray
-    kth: np.ndarray
-    sizes: np.ndarray
+    true: list[np.ndarray]
     exact_us: np.ndarray
 
 
@@ -68,8 +65,8 @@ class Measured:
 
     Attributes
     ----------
-    ef : int or None
-        List size used.
+    effort : int or None
+        Effort of the searches: list size of a graph, or lists looked at.
     recall : float or None
         Share of the true neighbours found; None where the index was not run, as is the rest.
     us : float64 (q,) or None
@@ -78,7 +75,7 @@ class Measured:
         How the searches were answered, or why not by the index.
     """
 
-    ef: int | None
+    effort: int | None
     recall: float | None
     us: np.ndarray | None
     reason: str
@@ -97,7 +94,7 @@ def draw(
     live = np.flatnonzero(flat.live())
     if len(live) < 2:
         return None
-    rng = np.random.default_rng([len(live), 1])  # not the rows a graph is calibrated with
+    rng = np.random.default_rng([len(live), 1])  # not the rows a part is calibrated with
     chosen = np.sort(rng.choice(live, min(wanted, len(live)), replace=False))
     queries = flat.vectors(chosen).astype(query_dtype(column.type))
     if op == "<=>":
@@ -111,14 +108,11 @@ def draw(
         return flat.search(queries[at : at + 1], k + 1, op)
 
     found, exact_us = _timed(context, search, len(queries))
-    near = [_others(*one, rowid, k) for one, rowid in zip(found, rowids.tolist(), strict=True)]
-    return Sample(
-        flat, op, k, queries, rowids, np.array([values[-1] for values in near], np.float32),
-        np.array([len(values) for values in near], np.int64), exact_us,
-    )  # fmt: skip
+    true = [_others(one, rowid, k) for one, rowid in zip(found, rowids.tolist(), strict=True)]
+    return Sample(flat, op, k, queries, rowids, true, exact_us)
 
 
-def measure(context: Context, placed: Placed | None, sample: Sample, ef: int = 0) -> Measured:
+def measure(context: Context, placed: Placed | None, sample: Sample, effort: int = 0) -> Measured:
     """Search for every row of a sample through an index.
 
     Parameters
@@ -128,14 +122,15 @@ def measure(context: Context, placed: Placed | None, sample: Sample, ef: int = 0
     placed : Placed or None
         The index in the context's snapshot.
     sample : Sample
-    ef : int
-        List size; 0: by the connection's ``ef_search`` and ``target_recall``.
+    effort : int
+        0: by the connection's settings.
     """
     if placed is None:
         return Measured(None, None, None, _NO_PARTS)
     settings = context.engines.settings
-    target, ef = settings["target_recall"], ef or settings["ef_search"]
-    asks = [Ask(query[np.newaxis], sample.k + 1, None, ef, target) for query in sample.queries]
+    effort = effort or settings[placed.method.setting]
+    target, k = settings["target_recall"], sample.k + 1
+    asks = [Ask(query[np.newaxis], k, None, effort, target) for query in sample.queries]
     used, why = vector_index.choose(placed, asks[0], sample.flat.rows)
     if not used:
         return Measured(None, None, None, why)
@@ -147,21 +142,20 @@ def measure(context: Context, placed: Placed | None, sample: Sample, ef: int = 0
         return sample.flat.search(asks[at].queries, sample.k + 1, sample.op), False
 
     answers, us = _timed(context, search, len(asks))
-    exact = sum(not by_graph for _, by_graph in answers)
+    exact = sum(not by_index for _, by_index in answers)
     if exact == len(asks):
-        return Measured(None, None, None, "exact: the graph found too few rows")
+        return Measured(None, None, None, f"exact: the {placed.method.noun} found too few rows")
     hits = 0
     for at, (found, _) in enumerate(answers):
-        near = _others(*found, int(sample.rowids[at]), sample.k)
-        hits += int((near <= sample.kth[at]).sum())
+        near = _others(found, int(sample.rowids[at]), sample.k)
+        hits += count_right(near, sample.true[at])
     reason = f"{why}, {exact} of {len(asks)} exactly" if exact else why
-    return Measured(used, hits / int(sample.sizes.sum()), us, reason)
+    return Measured(used, hits / sum(map(len, sample.true)), us, reason)
 
 
-def _others(rowids: np.ndarray, values: np.ndarray, own: int, k: int) -> np.ndarray:
-    """Return the distances of the k nearest rows but one; -1 stands for no row."""
-    kept: np.ndarray = values[0][(rowids[0] != own) & (rowids[0] >= 0)][:k]
-    return kept
+def _others(found: Found, own: int, k: int) -> np.ndarray:
+    """Return the distances of the k nearest rows but one."""
+    return others(found[0][0], found[1][0], own, k)
 
 
 def _timed(

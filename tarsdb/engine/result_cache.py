@@ -5,8 +5,8 @@ state of the table (every commit that touches it makes another, whichever proces
 and the values bound. Only short answers of stored columns are kept, as storage values; inside a
 transaction that may write nothing is. A plan's first run keeps nothing: many statements run once.
 
-Graphs that are built anew (``REINDEX``, ``OPTIMIZE``, upkeep) leave the rows as they are, and an
-answer kept from before: it is what the search found, of rows that are still the same.
+Vector indexes that are built anew (``REINDEX``, ``OPTIMIZE``, upkeep) leave the rows as they are,
+and an answer kept from before: it is what the search found, of rows that are still the same.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
-from tarsdb.engine import admin, bound, ddl, executor, graph_build, mutate, update_many
+from tarsdb.engine import admin, bound, ddl, executor, index_build, mutate, update_many
 from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
@@ -402,7 +402,7 @@ class Session:
         except BaseException:
             writes.discard()
             raise
-        graph_build.after_commit(self.env, writes)
+        index_build.after_commit(self.env, writes)
 
     def _savepoint(self, plan: Transaction) -> None:
         opened = self._require_open(plan.action.upper())

@@ -99,7 +99,7 @@ SETTINGS: dict[str, Setting] = {
     "file_access": Setting(False, _switch, "whether SELECT may read files"),
     "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
     "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
-    "probes": Setting(0, _integer(0, 1_000_000), "IVF lists read, 0: by target_recall"),
+    "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
     "isa": Setting(
         "auto", _choice("auto", "avx512", "avx2", "portable"), "instruction set of the kernels"

@@ -45,18 +45,20 @@ def _indexes(context: Context) -> Rows:
 def _recall_stats(context: Context) -> Rows:
     """Search every vector index for rows of its table; see ``engine.recall``."""
     from tarsdb.engine import recall, vector_index
+    from tarsdb.engine.calibration import SAMPLE
+    from tarsdb.engine.index_methods import METHODS
 
     rows: Rows = []
     for table in context.catalog.tables():
         for index in table.indexes:
-            if index.method != "hnsw":
+            if index.method not in METHODS:
                 continue
             column = table.column_by_id(index.column_ids[0])
-            op, k = vector_index.operator(index), recall.K
+            op = vector_index.operator(index)
             head = index.name, table.name, column.name, index.method, index.options["metric"]
-            sample = recall.draw(context, table, column, op, (recall.SAMPLE, k))
+            sample = recall.draw(context, table, column, op, (SAMPLE, recall.K))
             if sample is None:
-                rows.append((*head, 0, k, *[None] * 4, None, None, recall.TOO_FEW))
+                rows.append((*head, 0, recall.K, *[None] * 4, None, None, recall.TOO_FEW))
                 continue
             placed = vector_index.place(context, index, sample.flat)
             found = recall.measure(context, placed, sample)
@@ -64,8 +66,8 @@ def _recall_stats(context: Context) -> Rows:
                 (
                     *head,
                     len(sample.queries),
-                    k,
-                    found.ef,
+                    recall.K,
+                    found.effort,
                     found.recall,
                     None if found.us is None else float(found.us.mean()),
                     float(sample.exact_us.mean()),
@@ -143,9 +145,9 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("unique", BOOLEAN), ("origin", TEXT)), _indexes),
     "tars_recall_stats": (
         (("index", TEXT), ("table_name", TEXT), ("column", TEXT), ("method", TEXT),
-         ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("ef", BIGINT), ("recall", DOUBLE),
-         ("index_us", DOUBLE), ("exact_us", DOUBLE), ("fresh_rows", BIGINT), ("parts", BIGINT),
-         ("reason", TEXT)), _recall_stats),
+         ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("effort", BIGINT),
+         ("recall", DOUBLE), ("index_us", DOUBLE), ("exact_us", DOUBLE),
+         ("fresh_rows", BIGINT), ("parts", BIGINT), ("reason", TEXT)), _recall_stats),
     "tars_models": (
         (("name", TEXT), ("task", TEXT), ("dim", BIGINT), ("default_version", TEXT),
          ("versions", BIGINT)), _models),

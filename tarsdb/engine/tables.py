@@ -6,9 +6,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.engine import derive, graph_build, models
+from tarsdb.engine import derive, index_build, models
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
 from tarsdb.errors import CatalogError, IntegrityError, NotSupportedError
@@ -311,10 +312,10 @@ def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def create_index(context: Context, plan: CreateIndex) -> Result:
     """Run CREATE INDEX; its entries are written at commit."""
-    if plan.method not in ("btree", "hnsw"):
+    if plan.method != "btree" and plan.method not in METHODS:
         raise NotSupportedError(
             f"CREATE INDEX ... USING {plan.method} is not built yet",
-            hint="USING hnsw; without an index, nearest neighbours are searched exactly",
+            hint=f"USING {' or '.join(METHODS)}; without one, searches are exact",
         )
     table = _require_table(context, plan.table)
     ids = _column_ids(table, plan.columns, "CREATE INDEX", vectors=plan.method != "btree")
@@ -324,7 +325,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             return DONE
         raise CatalogError(f"index {name!r} exists already")
     writes = context.require_writes()
-    options = {} if plan.method == "btree" else _graph_options(table, ids, name, plan)
+    options = {} if plan.method == "btree" else _vector_options(table, ids, name, plan)
     index = IndexDef(
         writes.new_id(), name, table.name, ids, plan.unique, plan.method, options=options
     )
@@ -334,22 +335,25 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
     if plan.method == "btree":
         writes.rebuild_index(changed, index, view)
     else:
-        graph_build.publish(context, changed, index)
+        index_build.publish(context, changed, index)
     return DONE
 
 
-def _graph_options(
+def _vector_options(
     table: TableDef, ids: tuple[int, ...], name: str, plan: CreateIndex
 ) -> dict[str, Any]:
-    """Check what CREATE INDEX ... USING hnsw asks for; return the index's options."""
+    """Check what an index of vectors is asked for; return the index's options."""
     if len(ids) != 1 or plan.unique:
-        raise NotSupportedError(f"index {name}: USING hnsw indexes one column, and is not UNIQUE")
+        raise NotSupportedError(
+            f"index {name}: USING {plan.method} indexes one column, and is not UNIQUE"
+        )
     column = table.column_by_id(ids[0])
     if not column.type.is_vector:
         raise NotSupportedError(
-            f"index {name}: USING hnsw over {column.name} {column.type}, expected a vector column"
+            f"index {name}: USING {plan.method} over {column.name} {column.type}, "
+            "expected a vector column"
         )
-    return graph_build.checked_options(dict(plan.options), column.type, name)
+    return index_build.checked_options(plan.method, dict(plan.options), column.type, name)
 
 
 def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None:

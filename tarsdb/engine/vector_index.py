@@ -1,7 +1,7 @@
 """Approximate indexes at work: placing their parts in a snapshot, searching all of them.
 
-An index is a list of immutable parts (graphs), each over the versions of a range of commits. For a
-snapshot a part is *placed*: every node gets the position of its vector in the exact index, or none
+An index is a list of immutable parts, each over the versions of a range of commits. For a snapshot
+a part is *placed*: every node gets the position of its vector in the exact index, or none
 when its version is no longer live. A search takes candidates from each part, adds the rows no part
 covers (the fresh ones), and lets the exact index compare these few by their full vectors. Every
 part is derived data: one that is damaged, or whose kernels are not compiled yet, is answered for by
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_methods import METHODS, Method, Part
 from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
@@ -24,33 +26,23 @@ from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
-from tarsdb.storage import IndexPart, read_arrays, read_parts
+from tarsdb.storage import IndexPart, part_places, part_runs, read_parts
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.index.hnsw import Graph
 
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 """Metric of an index -> the operator it answers."""
-EXTRA = 8
-"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
-EXACT_WORK = 9.0
-"""Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
-REACH = 8
-"""A filtered search may keep one node in sight for so many rows that match: expanding one costs as
-much as comparing these."""
 KEPT_BYTES = 1 << 30
-"""Graphs a process keeps in memory for the next search, whatever snapshot they belong to."""
+"""Parts a process keeps in memory for the next search, whatever snapshot they belong to."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
-MOST_EF = 1 << 20
-_DEFAULT_EF = 64
 
 
 def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
     """Return the index of a column that answers an operator, or None."""
     for index in table.indexes:
-        is_fitting = index.method == "hnsw" and index.column_ids == (column_id,)
+        is_fitting = index.method in METHODS and index.column_ids == (column_id,)
         if is_fitting and operator(index) == op:
             return index
     return None
@@ -63,29 +55,18 @@ def operator(index: IndexDef) -> str:
 
 # --- placing ---
 
+_Kept = tuple[Part, Calibration, tuple[int, ...]]
+"""A part, its calibration, and where in memory lies what is not copied."""
+
 
 @dataclass
 class PlacedPart:
-    """A graph in a snapshot."""
+    """A part in a snapshot."""
 
-    graph: Graph
+    part: Part
     positions: np.ndarray  # int64 (nodes,), -1 where the version is not live
     live: np.ndarray | None  # uint8 (nodes,), None where all are
-    calibration: np.ndarray
-
-    def ef_for(self, recall: float) -> int:
-        """Return the list size that missed half as much on the sample as is allowed.
-
-        Rows of the data are easier to find than queries are. 0 when no list size is enough, as for
-        inner products of vectors whose norms differ by orders of magnitude.
-        """
-        for ef, reached in self.calibration.tolist():
-            if 1 - reached <= (1 - recall) / 2:
-                return int(ef)
-        steps = self.calibration
-        if not len(steps):
-            return _DEFAULT_EF
-        return int(2 * steps[-1, 0]) if steps[-1, 1] >= recall else 0
+    calibration: Calibration
 
 
 @dataclass
@@ -98,6 +79,11 @@ class Placed:
     stored: tuple[IndexPart, ...]
     live: int
     """Live nodes of all parts."""
+
+    @property
+    def method(self) -> Method:
+        """How the parts are searched."""
+        return METHODS[self.index.method]
 
 
 def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
@@ -131,51 +117,46 @@ def _place(
     parts = []
     for part in stored:
         try:
-            graph, calibration = _graph(context, part)
+            read, known = _read(context, part, METHODS[index.method])
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
-        if flat.width != graph.dim:
+        if flat.width != read.dim:
             return None
-        positions = flat.positions(graph.rowids)
+        positions = flat.positions(read.rowids)
         at = np.maximum(positions, 0)
         valid = positions >= 0
         if flat.rows:
             valid &= live[at] & (created[at] > part.after) & (created[at] <= part.upto)
         fresh[at[valid]] = False
         mask = None if valid.all() else valid.astype(np.uint8)
-        parts.append(PlacedPart(graph, np.where(valid, positions, -1), mask, calibration))
+        parts.append(PlacedPart(read, np.where(valid, positions, -1), mask, known))
     nodes = sum(int((part.positions >= 0).sum()) for part in parts)
     return Placed(index, parts, np.flatnonzero(fresh), stored, nodes)
 
 
-def _graph(context: Context, part: IndexPart) -> tuple[Graph, np.ndarray]:
-    """Return a part's graph, kept in memory by content."""
-    from tarsdb.index.hnsw import Graph
+def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, Calibration]:
+    """Return a part and its calibration, kept in memory by content.
 
-    kept: dict[str, tuple[Graph, np.ndarray]] = context.snapshot.env.caches.setdefault("graphs", {})
+    What it leaves in the map is used only under snapshots that show the part at the same place.
+    """
+    txn, caches = context.snapshot.txn, context.snapshot.env.caches
+    kept: dict[str, _Kept] = caches.setdefault("index parts", {})
+    places = part_places(txn, part) if method.left else ()
     found = kept.get(part.digest)
-    if found is None:
-        named = arrays.unpack(read_arrays(context.snapshot.txn, part))
-        calibration = _sound_calibration(named.pop("calibration", np.empty((0, 2))))
-        found = Graph.from_arrays(named), calibration
+    if found is None or found[2] != places:
+        named, left = arrays.unpack_runs(part_runs(txn, part), method.left)
+        steps = named.pop("calibration", np.empty((0, 1 + len(method.calibrated))))
+        found = method.read(named, left), Calibration(steps, method), places
         _make_room(kept, found[0].nbytes)
         kept[part.digest] = found
-    return found
+    return found[:2]
 
 
-def _make_room(kept: dict[str, tuple[Graph, np.ndarray]], nbytes: int) -> None:
-    """Forget the graphs read longest ago until another one fits; what is in use lives on."""
-    while kept and nbytes + sum(graph.nbytes for graph, _ in kept.values()) > KEPT_BYTES:
+def _make_room(kept: dict[str, _Kept], nbytes: int) -> None:
+    """Forget the parts read longest ago until another one fits; what is in use lives on."""
+    while kept and nbytes + sum(part.nbytes for part, *_ in kept.values()) > KEPT_BYTES:
         kept.pop(next(iter(kept)), None)
-
-
-def _sound_calibration(steps: np.ndarray) -> np.ndarray:
-    if steps.ndim != 2 or steps.shape[1] != 2 or steps.dtype != np.float64:
-        raise CorruptionError(f"the calibration of a graph is {steps.dtype} {steps.shape}")
-    if not ((steps[:, 0] >= 1) & (steps[:, 0] <= MOST_EF) & (steps[:, 1] >= 0)).all():
-        raise CorruptionError("the calibration of a graph names list sizes out of range")
-    return steps
 
 
 # --- searching ---
@@ -188,7 +169,7 @@ class Ask:
     queries: np.ndarray
     k: int
     positions: np.ndarray | None
-    ef: int
+    effort: int
     """0: by target recall."""
     target_recall: float
     threads: int = 1
@@ -198,33 +179,57 @@ class Ask:
 
 
 def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
-    """Return the list size to search with, 0 for exact search, and the reason in words."""
-    if not placed.parts or not all(part.graph.is_ready() for part in placed.parts):
-        return 0, "exact: the graph's kernels are not compiled yet"
+    """Return the effort to search with, 0 for exact search, and the reason in words."""
+    method, parts = placed.method, [each.part for each in placed.parts]
+    if not parts or not all(part.is_ready() for part in parts):
+        return 0, f"exact: the {method.noun}'s kernels are not compiled yet"
     if ask.k * 4 >= rows:
         return 0, "exact: most rows are wanted"
-    sizes = [ask.ef or part.ef_for(ask.target_recall) for part in placed.parts]
-    if not all(sizes):
-        return 0, f"exact: the graph does not reach a recall of {ask.target_recall} on this data"
-    ef = max(*sizes, ask.k)
+    effort = _effort(placed, ask, rows)
+    if not effort:
+        reached = f"does not reach a recall of {ask.target_recall} on this data"
+        return 0, f"exact: the {method.noun} {reached}"
+    effort = method.settled(effort, ask.k, parts)
     if ask.positions is None:
-        return ef, f"graph, ef {ef}"
+        return effort, f"{method.noun}, {method.effort} {effort}"
     allowed = len(ask.positions)
-    if allowed * allowed <= EXACT_WORK * ef * rows or allowed <= 4 * ask.k:
+    if allowed <= 4 * ask.k or method.prefers_exact(effort, allowed, rows, parts):
         return 0, f"exact over the {allowed} matching rows"
-    return ef, f"graph with the filter inside, ef {ef}, {allowed} matching rows"
+    how = f"{method.noun} with the filter inside, {method.effort} {effort}"
+    return effort, f"{how}, {allowed} matching rows"
+
+
+def _effort(placed: Placed, ask: Ask, rows: int) -> int:
+    """Return the effort asked for, or for the recall; 0 where a part cannot reach it.
+
+    The rows a filter keeps lie as far from the query as more neighbours would without it.
+    """
+
+    def needed(k: float) -> int:
+        recall = ask.target_recall
+        efforts = [part.calibration.effort_for(recall, k) for part in placed.parts]
+        return max(efforts) if all(efforts) else 0
+
+    if ask.positions is None:
+        return ask.effort or needed(ask.k)
+    sparse = needed(ask.k * rows / max(len(ask.positions), 1))
+    if not ask.effort:
+        return sparse
+    return max(ask.effort, round(ask.effort * sparse / max(needed(ask.k), 1)))
 
 
 def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     """Return the k nearest rows of each query, or None where exact search must answer.
 
-    With ``ask.distance`` the order is exact by that function *over the candidates*: the whole lists
-    (``ef`` rows of each part) that are near by the index's own metric, and all fresh rows. A row
-    that is near by the function but far by the index's metric is not among them.
+    With ``ask.distance`` the order is exact by that function *over the candidates*: all that the
+    effort makes known of each part (the whole list of a graph's search), near by the index's own
+    metric, and all fresh rows. A row that is near by the function but far by the index's metric is
+    not among them.
     """
-    ef, _ = choose(placed, ask, flat.rows)
-    if not ef:
+    effort, _ = choose(placed, ask, flat.rows)
+    if not effort:
         return None
+    method = placed.method
     masks: list[np.ndarray | None] = [part.live for part in placed.parts]
     fresh = placed.fresh
     reachable = placed.live + len(fresh)
@@ -234,15 +239,17 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         masks = [allowed[part.positions] for part in placed.parts]
         fresh = fresh[allowed[fresh] != 0]
         reachable = len(ask.positions)
-    # dead nodes are few, else their part would have been built anew; matching rows may be far away
-    reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
-    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable), ask.distance)
-    compared = candidates(ask.k, ef) if ask.distance is None else max(ef, ask.k)
-    found = _batch(scope, ask, (compared, ef, reach), op)
+    compared = method.candidates if ask.distance is None else method.pool
+    scope = _Scope(
+        placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort,
+        [compared(each.part, ask.k, effort) for each in placed.parts],
+        method.reach(effort, None if ask.positions is None else reachable),
+    )  # fmt: skip
+    found = _batch(scope, ask, op)
     if found is None:
         METRICS.add("index.exact_instead")
         return None
-    METRICS.add("index.graph_searches", len(ask.queries))
+    METRICS.add(method.counter, len(ask.queries))
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
@@ -258,13 +265,16 @@ class _Scope:
     fresh: np.ndarray  # int64 positions
     wanted: int
     distance: Distance | None
+    effort: int
+    compared: list[int]  # nodes to take of each part
+    reach: int
 
 
-def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[Found] | None:
+def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
     """Return the answer of each query; None as soon as one of them cannot be answered."""
     queries = ask.queries
     if len(queries) == 1:
-        only = _one(scope, queries[0], how, op)
+        only = _one(scope, queries[0], op)
         return None if only is None else [only]
     step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
     failed = threading.Event()
@@ -272,7 +282,7 @@ def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[
     def part(start: int) -> list[Found]:
         found = []
         for query in queries[start : start + step]:
-            one = None if failed.is_set() else _one(scope, query, how, op)
+            one = None if failed.is_set() else _one(scope, query, op)
             if one is None:
                 failed.set()
                 return []
@@ -283,8 +293,8 @@ def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[
     return None if failed.is_set() else [one for part in parts for one in part]
 
 
-def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -> Found | None:
-    positions = _near(scope.placed, query, how, scope.masks, scope.fresh)
+def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
+    positions = _near(scope, query)
     if positions is None or len(positions) < scope.wanted:
         return None
     if scope.distance is None:
@@ -293,24 +303,16 @@ def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -
     return ids[np.newaxis], values[np.newaxis]
 
 
-def _near(
-    placed: Placed,
-    query: np.ndarray,
-    how: tuple[int, int, int],
-    masks: list[np.ndarray | None],
-    fresh: np.ndarray,
-) -> np.ndarray | None:
+def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
-    wanted, ef, reach = how
     found = []
-    for part, mask in zip(placed.parts, masks, strict=True):
-        positions = part.graph.search(query, wanted, ef, mask, reach, part.positions)
-        if positions is None:
+    for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
+        near = placed.part.search(
+            query, compared, scope.effort, mask, scope.reach, placed.positions
+        )
+        if near is None:
             return None
-        found.append(positions)
-    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
-
-
-def candidates(k: int, ef: int) -> int:
-    """Return how many candidates are compared by their full vectors."""
-    return min(max(ef, k), max(k + k // 2, k + EXTRA))
+        found.append(near)
+    if len(found) == 1 and not len(scope.fresh):
+        return found[0]
+    return np.concatenate([*found, scope.fresh])

@@ -16,6 +16,7 @@ import numpy as np
 from tarsdb.columns import Column
 from tarsdb.engine import access, evaluate, project, vector_index
 from tarsdb.engine.context import Context
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
@@ -79,7 +80,8 @@ def _answer(
     k = min(wanted + skip, view.count())
     found = None
     if shape.index is not None:
-        found = _by_index(context, shape.index, index, _ask(context, queries, k, positions))
+        ask = _ask(context, shape.index, queries, k, positions)
+        found = _by_index(context, shape.index, index, ask)
     rowids, distances = found or index.search(
         queries, k, plan.distance.op, positions=positions, descending=plan.descending,
         threads=context.engines.settings["threads"],
@@ -95,11 +97,16 @@ def _window(context: Context, plan: Knn) -> tuple[int, int]:
 
 
 def _ask(
-    context: Context, queries: np.ndarray, k: int, positions: np.ndarray | None
+    context: Context,
+    definition: IndexDef,
+    queries: np.ndarray,
+    k: int,
+    positions: np.ndarray | None,
 ) -> vector_index.Ask:
     settings = context.engines.settings
+    effort = settings[METHODS[definition.method].setting]
     return vector_index.Ask(
-        queries, k, positions, settings["ef_search"], settings["target_recall"], settings["threads"]
+        queries, k, positions, effort, settings["target_recall"], settings["threads"]
     )
 
 
@@ -136,12 +143,13 @@ def explained(context: Context, plan: Knn) -> str:
         positions = _positions(context, plan, view, flat) if filtered else None
         limit = context.constant(plan.limit)
     except ProgrammingError:  # parameters are not bound
-        return f"index {definition.name} (hnsw), or exact where few rows match"
+        return f"index {definition.name} ({definition.method}), or exact where few rows match"
     k = 10 if limit is None else count_of(limit, "LIMIT")
-    ask = _ask(context, np.empty((1, plan.column.type.width), np.float32), k, positions)
-    ef, why = vector_index.choose(placed, ask, flat.rows)
+    query = np.empty((1, plan.column.type.width), np.float32)
+    ask = _ask(context, definition, query, k, positions)
+    effort, why = vector_index.choose(placed, ask, flat.rows)
     shape = f"{len(placed.parts)} parts, {len(placed.fresh)} fresh rows searched exactly"
-    return f"index {definition.name} (hnsw): {why}; {shape}" if ef else f"{why}"
+    return f"index {definition.name} ({definition.method}): {why}; {shape}" if effort else why
 
 
 def _within(

@@ -15,7 +15,8 @@ from tarsdb.storage.history import commit_log
 from tarsdb.storage.index_parts import (
     IndexPart,
     known_parts,
-    read_arrays,
+    part_places,
+    part_runs,
     read_parts,
     replace_parts,
 )
@@ -44,8 +45,9 @@ __all__ = [
     "commit_log",
     "known_parts",
     "merge",
+    "part_places",
+    "part_runs",
     "put_blob",
-    "read_arrays",
     "read_parts",
     "replace_parts",
     "table_stats",

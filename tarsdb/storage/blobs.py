@@ -145,8 +145,8 @@ def _require(txn: ReadTxn, digest: str) -> tuple[int, list[tuple[bytes, int]]]:
     return found
 
 
-def blob_views(txn: ReadTxn, digest: str) -> Iterator[memoryview]:
-    """Yield a blob's chunks as checked views, valid while the transaction lives."""
+def blob_views(txn: ReadTxn, digest: str, check: bool = True) -> Iterator[memoryview]:
+    """Yield a blob's chunks as views, valid while the transaction lives; checked or as they are."""
     _, parts = _require(txn, digest)
     for number, (chunk_digest, length) in enumerate(parts):
         key = chunk_digest + _CHUNK
@@ -154,7 +154,7 @@ def blob_views(txn: ReadTxn, digest: str) -> Iterator[memoryview]:
         stored = txn.get("blobs", key)
         if stored is None:
             raise CorruptionError(f"{where} is missing", hint="restore from a backup")
-        payload, _, _ = unpack(ValueType.BLOB, key, stored, where)
+        payload, _, _ = unpack(ValueType.BLOB, key, stored, where, check)
         if len(payload) != length:
             raise CorruptionError(f"{where} has {len(payload)} bytes, expected {length}")
         yield payload

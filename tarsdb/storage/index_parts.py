@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tarsdb.errors import CorruptionError
 from tarsdb.storage import blobs, keys, leases
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 _PREFIX = b"parts/"
+_OWN_PAGES = 1 << 16
+"""A value of so many bytes has pages of its own, which no change of others moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +120,25 @@ def all_digests(txn: ReadTxn) -> set[str]:
     return found
 
 
-def read_arrays(txn: ReadTxn, part: IndexPart) -> bytearray:
-    """Return the bytes of a part's arrays, checked; private memory.
+def part_runs(txn: ReadTxn, part: IndexPart) -> list[memoryview]:
+    """Return the bytes of a part's arrays, checked, in runs of the map.
+
+    Runs are valid while the transaction lives, and in every transaction for which
+    :func:`part_places` returns the same. What is too short to have pages of its own is copied.
 
     Raises
     ------
     CorruptionError
     """
-    whole = bytearray(blobs.blob_size(txn, part.digest))
-    at = 0
-    for view in blobs.blob_views(txn, part.digest):
-        whole[at : at + len(view)] = view
-        at += len(view)
-    return whole
+    views = blobs.blob_views(txn, part.digest)
+    return [view if len(view) >= _OWN_PAGES else memoryview(bytes(view)) for view in views]
+
+
+def part_places(txn: ReadTxn, part: IndexPart) -> tuple[int, ...]:
+    """Return where in memory the runs of a part lie that are not copied."""
+    views = blobs.blob_views(txn, part.digest, check=False)
+    return tuple(
+        np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        for view in views
+        if len(view) >= _OWN_PAGES
+    )

@@ -10,7 +10,8 @@ The transactions, each acknowledged after its commit:
 - every one appends to ``log`` and counts in ``counter``: the two must agree;
 - ``move`` shifts an amount between two ``accounts``: the total is constant;
 - rows of ``docs`` come, change and go; a vector is a function of its row's ``id`` and ``rev``. A
-  vector index follows them in the background and by REINDEX; what it finds must be there.
+  graph and inverted lists follow them, in the background and by REINDEX; what they find must be
+  there.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ import tarsdb
 import tarsdb.engine.relational
 import tarsdb.engine.scans
 import tarsdb.engine.session
-from tarsdb.engine import graph_build
-from tarsdb.kernels import graph
+from tarsdb.engine import index_build
+from tarsdb.kernels import graph, ivf
 from tarsdb.sql import parse
 
 DIM = 16
@@ -47,6 +48,7 @@ CREATE TABLE IF NOT EXISTS accounts (id INT PRIMARY KEY, amount BIGINT NOT NULL)
 CREATE TABLE IF NOT EXISTS docs (id BIGINT PRIMARY KEY, rev INT, tag TEXT, emb VECTOR({DIM}));
 CREATE INDEX IF NOT EXISTS docs_tag ON docs (tag);
 CREATE INDEX IF NOT EXISTS docs_near ON docs USING hnsw (emb) WITH (m = 4, ef_construction = 16);
+CREATE INDEX IF NOT EXISTS docs_lists ON docs USING ivf (emb) WITH (lists = 8);
 """
 
 
@@ -96,7 +98,7 @@ def step(db: tarsdb.Connection, rng: random.Random, n: int) -> None:
         db.execute("UPDATE accounts SET amount = amount - ? WHERE id = ?", (amount, source))
         db.execute("UPDATE accounts SET amount = amount + ? WHERE id = ?", (amount, target))
     elif what == "reindex":
-        db.execute("REINDEX docs_near")
+        db.execute(f"REINDEX {rng.choice(['docs_near', 'docs_lists'])}")
     else:
         edit(db, rng, what)
     db.execute("INSERT INTO log VALUES (?, ?)", (n, what))
@@ -151,11 +153,12 @@ def verify_docs(db: tarsdb.Connection) -> list[str]:
         for row, rev, emb in rows
         if emb is None or not np.array_equal(emb, vector(row, rev))
     ]
-    for index in ("docs_near", None):
-        if index is None:
-            db.execute("DROP INDEX docs_near")
+    for index in ("docs_near", "docs_lists", None):
         wrong += [f"{text} (index: {index})" for text in verify_search(db, rows, index is None)]
+        if index is not None:
+            db.execute(f"DROP INDEX {index}")
     db.execute("CREATE INDEX docs_near ON docs USING hnsw (emb) WITH (m = 4)")
+    db.execute("CREATE INDEX docs_lists ON docs USING ivf (emb) WITH (lists = 8)")
     return wrong
 
 
@@ -271,6 +274,7 @@ def recover_last(path: str) -> int:
 if __name__ == "__main__":
     parse("SELECT 1")  # load what every child needs, once
     graph.wait()
-    graph_build.FRESH_ROWS = 60
+    ivf.wait()
+    index_build.FRESH_ROWS = 60
     answer = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "ack-first" in sys.argv)
     print(json.dumps(answer))

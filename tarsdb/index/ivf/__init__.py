@@ -4,9 +4,8 @@
 compares by their full vectors. Knows no storage, no transactions and no SQL.
 """
 
-from tarsdb.index.ivf.build import build_ivf
-from tarsdb.index.ivf.calibrate import calibrate
+from tarsdb.index.ivf.build import build_ivf, estimated_bytes
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.options import IvfOptions
 
-__all__ = ["Ivf", "IvfOptions", "build_ivf", "calibrate"]
+__all__ = ["Ivf", "IvfOptions", "build_ivf", "estimated_bytes"]

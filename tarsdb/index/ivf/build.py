@@ -5,7 +5,8 @@ Deterministic: the same vectors and options give the same index, whatever the nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,15 +14,84 @@ from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import private
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.index import Ivf
-from tarsdb.index.ivf.kmeans import Rows, Work, assign, coded, kmeans, tile_starts, tiled
+from tarsdb.index.ivf.kmeans import (
+    Rows,
+    Work,
+    assign,
+    coded,
+    kmeans,
+    padded_width,
+    tile_starts,
+    tiled,
+)
 from tarsdb.index.ivf.options import IvfOptions
 from tarsdb.index.quantization.rabitq import RaBitQ
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels import reference
 from tarsdb.kernels.ivf import TILE
 
-_AT_ONCE = 1 << 14
+_AT_ONCE, _FILLED_AT_ONCE = 1 << 14, 1 << 11
+_EMPTY_TILE = 0.47
+"""Share of a tile a list leaves empty, about."""
 Progress = Callable[[int, int], None]
+
+
+def estimated_bytes(
+    rows: int, width: int, itemsize: int, op: str, options: IvfOptions
+) -> tuple[int, int]:
+    """Return memory held at the peak of a build and bytes of its lists, from shapes alone.
+
+    Parameters
+    ----------
+    rows, width : int
+        Shape of the vectors.
+    itemsize : int
+        Bytes of one element of the stored vectors.
+    op : str
+    options : IvfOptions
+
+    Returns
+    -------
+    memory : int
+        The largest of three moments: vectors are coded, k-means learns from a sample, and the lists
+        are filled.
+    disk : int
+        What :meth:`Ivf.to_arrays` holds.
+    """
+    width += op == "<#>"
+    padded, lists = padded_width(width), options.lists_for(rows)
+    sample = min(rows, lists * options.sample)
+    lane = {"none": 4 * width + 8, "int8": padded + 8, "bits": padded // 8 + 12}[options.codes]
+    filled = round(TILE * (rows / TILE + _EMPTY_TILE * lists)) * lane
+    centroids = lists * (padded + 8 + 12)
+    coded = rows * (padded + 8)
+    means = lists * width * 28  # sums, and centroids as they were and are
+    training = sample * (padded + 8) * (sample < rows) + means
+    temporary = min(rows, _FILLED_AT_ONCE) * padded * 4 * 8  # rows and what is coded of them
+    rest = {"none": temporary, "int8": coded, "bits": temporary + 2 * 4 * lists * width}
+    filling = filled + rest[options.codes]
+    turning = 4 * width * padded if options.codes == "bits" else 0
+    coding = min(rows, _AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
+    memory = rows * (width * itemsize + 3 * 8) + coded + max(coding, training, filling)
+    return memory, filled + centroids + turning + 8 * rows
+
+
+class _Told:
+    """Tells rows done of all: assignments take most of the time, and filling the lists some."""
+
+    def __init__(self, rows: int, trained: int, progress: Progress) -> None:
+        self._rows, self._trained, self._progress = rows, trained, progress
+        self._done = 0
+
+    def advance(self, count: int) -> None:
+        """Tell of more rows assigned, or laid out."""
+        self._done += count
+        share = self._done / (self._trained + 2 * self._rows)
+        self._progress(min(int(share * self._rows), self._rows), self._rows)
+
+    def trained(self) -> None:
+        """Tell of the end of training, which may be early."""
+        self._done = max(self._done, self._trained)
 
 
 def build_ivf(
@@ -44,7 +114,7 @@ def build_ivf(
     options : IvfOptions, optional
     threads : int
     progress : callable
-        Told steps done and all steps now and then; may raise to stop the building.
+        Told rows done and all rows now and then; may raise to stop the building.
 
     Returns
     -------
@@ -66,23 +136,29 @@ def build_ivf(
             "inverted lists are built by compiled kernels, and Numba is not usable here"
         )
     options = options or IvfOptions()
-    work = Work(found, threads, lambda: progress(0, 1), progress)
     space, lists = Space.of(vectors, op), options.lists_for(len(vectors))
+    sample = min(len(vectors), lists * options.sample)
+    told = _Told(len(vectors), options.iterations * sample, progress)
+    work = Work(found, threads, told.advance)
     rows = Rows.empty(len(vectors), len(space.mean))
     for at in range(0, len(vectors), _AT_ONCE):
-        work.check()
+        told.advance(0)
         rows.put(found, at, space.moved(vectors[at : at + _AT_ONCE]))
     centroids = coded(_trained(rows, lists, options, work), found)
+    told.trained()
     labels, distances = assign(rows, centroids, work)
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
     radii, rotation = np.zeros(lists, np.float32), np.empty((0, 0), np.float32)
-    if options.code == "none":
+    if options.codes == "none":
         radii[:] = np.inf  # of rows, not of their codes
-        codes, constants = _floats(vectors, space, order, starts)
-    elif options.code == "rabitq":
+        codes, constants = _floats(vectors, space, _Places.of(order, starts), told)
+    elif options.codes == "bits":
         np.maximum.at(radii, labels, np.sqrt(distances))
-        rotation, codes, constants = _bits(vectors, space, (order, starts), centroids, options.seed)
+        means = centroids.decoded()
+        coder = RaBitQ.train(means, reference.L2, seed=options.seed)
+        codes, constants = _bits(vectors, space, _Places.of(order, starts), (means, coder), told)
+        rotation = np.ascontiguousarray(coder.rotation)
     else:
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
@@ -99,61 +175,75 @@ def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndar
     return kmeans(rows.take(chosen), lists, options.iterations, options.seed, work)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where rows go: their order, the list of each in that order, its tile and its lane there."""
+
+    order: np.ndarray
+    lists: np.ndarray
+    tiles: np.ndarray
+    lanes: np.ndarray
+    count: int  # of tiles
+
+    @staticmethod
+    def of(order: np.ndarray, starts: np.ndarray) -> _Places:
+        """Return the places of rows whose lists begin at ``starts`` in an order."""
+        bounds = tile_starts(starts)
+        lists = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        tiles, lanes = np.divmod(np.arange(len(order)) - starts[lists], TILE)
+        return _Places(order, lists, bounds[lists] + tiles, lanes, int(bounds[-1]))
+
+    def parts(self) -> Iterator[_Places]:
+        """Yield the places of some rows after the other."""
+        for at in range(0, len(self.order), _FILLED_AT_ONCE):
+            some = slice(at, at + _FILLED_AT_ONCE)
+            yield _Places(
+                self.order[some], self.lists[some], self.tiles[some], self.lanes[some], self.count
+            )
+
+
 def _floats(
-    vectors: np.ndarray, space: Space, order: np.ndarray, starts: np.ndarray
+    vectors: np.ndarray, space: Space, places: _Places, told: _Told
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows themselves in tiles, and their squared norms."""
-    bounds, width = tile_starts(starts), len(space.mean)
-    tiles = private(np.zeros((bounds[-1], width, TILE), np.float32))
-    constants = np.zeros((bounds[-1], 2, TILE), np.float32)
+    tiles = private(np.zeros((places.count, len(space.mean), TILE), np.float32))
+    constants = np.zeros((places.count, 2, TILE), np.float32)
     constants[:, 0] = np.inf
-    for number, tile in enumerate(bounds[:-1].tolist()):
-        first, stop, end = starts[number], starts[number + 1], bounds[number + 1]
-        block = np.zeros(((end - tile) * TILE, width), np.float32)
-        block[: stop - first] = space.moved(vectors[order[first:stop]])
-        squares = np.einsum("ij,ij->i", block, block)
-        squares[stop - first :] = np.inf
-        tiles[tile:end] = block.reshape(-1, TILE, width).transpose(0, 2, 1)
-        constants[tile:end, 0] = squares.reshape(-1, TILE)
+    for part in places.parts():
+        rows = space.moved(vectors[part.order])
+        tiles[part.tiles, :, part.lanes] = rows
+        constants[part.tiles, 0, part.lanes] = np.einsum("ij,ij->i", rows, rows)
+        told.advance(len(rows))
     return tiles, constants
 
 
 def _bits(
     vectors: np.ndarray,
     space: Space,
-    lists: tuple[np.ndarray, np.ndarray],
-    centroids: Rows,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a rotation, sign bits of rows in tiles, and their constants.
+    places: _Places,
+    trained: tuple[np.ndarray, RaBitQ],
+    told: _Told,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sign bits of rows in tiles, and their constants.
 
     RaBitQ (Gao & Long 2024) estimates |q - x|**2 of a row x of centroid c as base + |q - c|**2 +
     slope <y, q' - c'>, y the signs halved and ' the rotation. <y, c'> does not depend on the query
     and goes into the base, so a query is rotated and cut into bits once, not for each list.
     """
-    order, starts = lists
-    means, bounds = centroids.decoded(), tile_starts(starts)
-    coder = RaBitQ.train(means, reference.L2, seed=seed)
+    means, coder = trained
     turned, width = coder.rotate(means), coder.width
-    tiles = private(np.zeros((bounds[-1], width // 64, TILE), np.uint64))
-    constants = np.zeros((bounds[-1], 3, TILE), np.float32)
+    tiles = private(np.zeros((places.count, width // 64, TILE), np.uint64))
+    constants = np.zeros((places.count, 3, TILE), np.float32)
     constants[:, 0] = np.inf
-    for number, tile in enumerate(bounds[:-1].tolist()):
-        first, stop, end = starts[number], starts[number + 1], bounds[number + 1]
-        if first == stop:
-            continue
-        moved = space.moved(vectors[order[first:stop]])
-        coded_rows = coder.encode(moved, means[number])
-        signs = coded_rows[:, : width // 8]
-        block = np.zeros(((end - tile) * TILE, width // 64), np.uint64)
-        block[: stop - first] = np.ascontiguousarray(signs).view(np.uint64)
-        tiles[tile:end] = block.reshape(-1, TILE, width // 64).transpose(0, 2, 1)
+    for part in places.parts():
+        coded_rows = coder.encode(space.moved(vectors[part.order]), means[part.lists])
+        signs = np.ascontiguousarray(coded_rows[:, : width // 8])
         factors = np.ascontiguousarray(coded_rows[:, width // 8 :]).view(np.float32)
-        along = np.unpackbits(signs, axis=1, bitorder="little") @ turned[number]
-        along -= np.float32(0.5) * turned[number].sum()
-        lanes = np.zeros(((end - tile) * TILE, 3), np.float32)
-        lanes[:, 0] = np.inf
-        lanes[: stop - first, 0] = factors[:, 0] - factors[:, 1] * along
-        lanes[: stop - first, 1], lanes[: stop - first, 2] = factors[:, 1], factors[:, 3]
-        constants[tile:end] = lanes.reshape(-1, TILE, 3).transpose(0, 2, 1)
-    return np.ascontiguousarray(coder.rotation), tiles, constants
+        y = np.unpackbits(signs, axis=1, bitorder="little") - np.float32(0.5)
+        along = np.einsum("ij,ij->i", y, turned[part.lists])
+        tiles[part.tiles, :, part.lanes] = signs.view(np.uint64)
+        constants[part.tiles, 0, part.lanes] = factors[:, 0] - factors[:, 1] * along
+        constants[part.tiles, 1, part.lanes] = factors[:, 1]
+        constants[part.tiles, 2, part.lanes] = factors[:, 3]
+        told.advance(len(signs))
+    return tiles, constants

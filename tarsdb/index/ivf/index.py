@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from tarsdb.errors import (
     DimensionMismatchError,
     OperationalError,
 )
+from tarsdb.index.arrays import Runs
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import padded_width, tile_starts
 from tarsdb.kernels import ivf as kernels
@@ -61,8 +63,8 @@ class Ivf:
         In order of the lists.
     codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
         Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
-        list's centroid; the rows of a tile side by side. May lie in mapped
-        memory: a list is one run of bytes, read in order.
+        list's centroid; the rows of a tile side by side. As :class:`Runs` they stay in somebody
+        else's memory, such as a memory map, and the owner says how long a search may be made.
     constants : float32 (tiles, 2, 16), for sign bits (tiles, 3, 16)
         Squared norms and scales; infinite and 0 where there is no row. For sign bits base, slope
         and number of set bits, see ``build.py``.
@@ -79,7 +81,7 @@ class Ivf:
     """
 
     rowids: np.ndarray
-    codes: np.ndarray
+    codes: np.ndarray | Runs
     constants: np.ndarray
     starts: np.ndarray
     centroids: np.ndarray
@@ -103,14 +105,11 @@ class Ivf:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum(array.nbytes for array in self.to_arrays().values())
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of what every search reads; the rest, of the lists, may stay on disk."""
-        arrays = self.to_arrays()
-        return sum(a.nbytes for name, a in arrays.items() if name not in ("codes", "constants"))
+        """Bytes held in memory; codes that are left where they lie are not among them."""
+        held = [*self._arrays().values(), *self._table[2]]
+        if isinstance(self.codes, np.ndarray):
+            held.append(self.codes)
+        return sum(array.nbytes for array in held)
 
     def is_ready(self) -> bool:
         """Return whether a search can run now; if not, its kernels are being compiled."""
@@ -128,6 +127,7 @@ class Ivf:
         effort: int,
         allowed: np.ndarray | None = None,
         reach: int = 0,
+        places: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the nodes nearest to a query by their codes, nearest first.
 
@@ -140,13 +140,16 @@ class Ivf:
             Lists to look at, those with the nearest centroids; more until ``wanted`` nodes are
             found. A list whose rows are all too far away is passed over.
         allowed : uint8 (n,), optional
-            Return nodes with a 1 here only.
+            Return nodes with a 1 here only. Where the lists of the effort do not have enough of
+            them, they lie far away, and more lists are looked at than those they are found in.
         reach : int
             Lists to look at, at most, for ``wanted`` nodes; 0: all.
+        places : int64 (n,), optional
+            Return what stands here for the nodes found.
 
         Returns
         -------
-        int32 (<= wanted,)
+        int64 (<= wanted,)
             As many as match where all lists are looked at.
 
         Raises
@@ -161,7 +164,7 @@ class Ivf:
             raise OperationalError("the kernels of inverted lists are not compiled yet")
         wanted, most = min(wanted, len(self)), min(reach or self.lists, self.lists)
         if wanted <= 0:
-            return np.empty(0, np.int32)
+            return np.empty(0, np.int64)
         given = np.ascontiguousarray(query, np.float32)
         if given.shape != (self.dim,):
             raise DimensionMismatchError(
@@ -174,11 +177,14 @@ class Ivf:
         plan, moved = self._plan
         at, out, filtered = address(given), address(heap), 0 if mask is None else address(mask)
         effort = max(1, min(effort, self.lists))
+        missed = False
         while True:
             memory, probes, scratch = _scratch.of(moved, effort)
             count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
-            if count == wanted or effort >= most:
-                return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
+            if effort >= most or (count == wanted and not missed):
+                nodes = heap[:count] & 0xFFFFFFFF
+                return nodes if places is None else places[nodes]
+            missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
 
     @cached_property
@@ -195,29 +201,42 @@ class Ivf:
         return padded_width(len(self.space.mean))
 
     @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        bounds = np.stack([self.starts, tile_starts(self.starts)], axis=1)
+    def _table(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Return the plan, the places of the lists, and copies of codes that these lead to."""
+        tiles = tile_starts(self.starts)
+        cuts = tiles * (self.codes.nbytes // int(tiles[-1]))
+        places = np.zeros((len(self.starts), 3), np.int64)
+        places[:, 0] = self.starts
+        copies: list[np.ndarray] = []
+        if isinstance(self.codes, np.ndarray):
+            places[:, 1] = address(self.codes) + cuts
+        else:
+            places[:-1, 1], copies = self.codes.places(cuts)
+        places[:, 2] = address(self.constants) + tiles * self.constants[0].nbytes
         plan = np.empty(PLAN, np.int64)
         plan[:] = (
-            address(self.codes), address(self.constants), address(bounds), address(self.centroids),
-            address(self.shapes), address(self.radii), address(self.space.mean), self.lists,
-            self._padded, len(self.space.mean), OPERATORS.index(self.space.op),
-            _FORMS[self.codes.dtype], address(self.rotation),
+            address(places), address(self.centroids), address(self.shapes), address(self.radii),
+            address(self.space.mean), self.lists, self._padded, len(self.space.mean),
+            OPERATORS.index(self.space.op), _FORMS[self.codes.dtype], address(self.rotation),
         )  # fmt: skip
-        return plan, bounds
+        return plan, places, copies
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
+        assert isinstance(self.codes, np.ndarray)
+        return {**self._arrays(), "codes": self.codes}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
         return {
             "rowids": self.rowids, "constants": self.constants, "starts": self.starts,
             "centroids": self.centroids, "shapes": self.shapes, "radii": self.radii,
             "mean": self.space.mean, "largest": np.array([self.space.largest], dtype=np.float64),
             "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8),
-            "rotation": self.rotation, "codes": self.codes,
+            "rotation": self.rotation,
         }  # fmt: skip
 
     @staticmethod
-    def from_arrays(arrays: dict[str, np.ndarray]) -> Ivf:
+    def from_arrays(arrays: Mapping[str, np.ndarray | Runs]) -> Ivf:
         """Return an index of arrays from outside, all checked; ``codes`` is used where it lies.
 
         Raises
@@ -227,13 +246,17 @@ class Ivf:
         kept = {}
         for name, (kind, ndim) in _SHAPES.items():
             array = arrays.get(name)
-            if array is None or array.ndim != ndim or array.dtype != np.dtype(kind):
+            if (
+                not isinstance(array, np.ndarray)
+                or array.ndim != ndim
+                or array.dtype != np.dtype(kind)
+            ):
                 raise CorruptionError(
                     f"array {name} of inverted lists is {_shown(array)}, expected {ndim}-d {kind}"
                 )
             kept[name] = np.ascontiguousarray(array)
         codes = arrays.get("codes")
-        if codes is None or not codes.flags.c_contiguous:
+        if codes is None or (isinstance(codes, np.ndarray) and not codes.flags.c_contiguous):
             raise CorruptionError(f"array codes of inverted lists is {_shown(codes)}")
         _require_sound(kept, codes)
         space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
@@ -243,11 +266,11 @@ class Ivf:
         )  # fmt: skip
 
 
-def _shown(array: np.ndarray | None) -> str:
+def _shown(array: np.ndarray | Runs | None) -> str:
     return "absent" if array is None else f"{array.dtype} {array.shape}"
 
 
-def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray) -> None:
+def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> None:
     op, nodes, width = bytes(arrays["op"]), len(arrays["rowids"]), len(arrays["mean"])
     if op not in [each.encode() for each in OPERATORS] or len(arrays["largest"]) != 1:
         raise CorruptionError(f"the operator of inverted lists is {op!r}")
@@ -273,7 +296,7 @@ def _require_starts(starts: np.ndarray, nodes: int) -> None:
         raise CorruptionError(f"the starts of {lists} inverted lists do not ascend to {nodes}")
 
 
-def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray, width: int) -> None:
+def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, width: int) -> None:
     lists, tiles = len(arrays["starts"]) - 1, int(tile_starts(arrays["starts"])[-1])
     padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint64
     wanted = {

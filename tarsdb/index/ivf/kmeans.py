@@ -3,7 +3,8 @@
 Lloyd's algorithm (Lloyd 1982) from random rows. Rows and centroids are compared by their codes,
 means are taken of decoded rows in float64. A cluster left empty takes over
 half of the one with the largest sum of distances: of equal rows none is worth splitting.
-Knows no index and no metric but Euclid's.
+``index/quantization/kmeans.py`` is for few clusters of a few elements, which bytes would coarsen
+and padding would lengthen, and needs no compiler. Knows no index and no metric but Euclid's.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from tarsdb.kernels.ivf import SCRATCH, STEP, TILE, IvfKernels
 from tarsdb.kernels.native import address
 
 LINE = 64
-_AT_ONCE = 1 << 14
-"""Rows between two looks at whether to stop."""
+_AT_ONCE, _WORK = 1 << 14, 1 << 32
+"""Rows a thread assigns between two looks at whether to stop, and products it computes, at most."""
 _APART = 1 / 1024
-Progress = Callable[[int, int], None]
 
 
 def padded_width(width: int) -> int:
@@ -118,13 +118,12 @@ def tile_starts(starts: np.ndarray) -> np.ndarray:
 class Work:
     """What does the work: kernels, threads, and whom to tell of it.
 
-    ``progress`` is told steps done and all steps; it may raise to stop, as ``check`` may.
+    ``advance`` is told how many more rows were assigned; it may raise to stop.
     """
 
     kernels: IvfKernels
     threads: int = 1
-    check: Callable[[], None] = lambda: None
-    progress: Progress = lambda done, total: None
+    advance: Callable[[int], None] = lambda rows: None
 
 
 def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndarray]:
@@ -147,9 +146,10 @@ def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndar
             address(scratch),
         )  # fmt: skip
 
-    for at in range(0, len(rows), _AT_ONCE * work.threads):
-        work.check()
-        end = min(len(rows), at + _AT_ONCE * work.threads)
+    most = _WORK // (len(centroids) * rows.codes.shape[1]) // STEP * STEP
+    at_once = max(STEP, min(most, _AT_ONCE)) * work.threads
+    for at in range(0, len(rows), at_once):
+        end = min(len(rows), at + at_once)
         step = -(-(end - at) // (work.threads * STEP)) * STEP
         bounds = range(at, end, step)
         others = [
@@ -160,6 +160,7 @@ def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndar
         run(at, min(at + step, end))
         for other in others:
             other.join()
+        work.advance(end - at)
     return labels, np.maximum(distances, 0)
 
 
@@ -182,14 +183,12 @@ def kmeans(rows: Rows, clusters: int, iterations: int, seed: int, work: Work) ->
     chosen = np.sort(rng.choice(len(rows), clusters, replace=False))
     centroids = rows.take(chosen).decoded()
     before = None
-    for done in range(iterations):
-        work.progress(done, iterations)
+    for _ in range(iterations):
         labels, distances = assign(rows, coded(centroids, work.kernels), work)
         if before is not None and (labels == before).all():
             break
         before = labels
         centroids = _means(rows, (labels, distances), clusters, work.kernels, rng)
-    work.progress(iterations, iterations)
     return centroids
 
 

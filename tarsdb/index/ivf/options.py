@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tarsdb.errors import DataError
 
-CODES = ("none", "int8", "rabitq")
+CODES = ("none", "int8", "bits")
 MOST_LISTS = 1 << 20
 _LIMITS: dict[str, tuple[int, int]] = {
     "lists": (0, MOST_LISTS), "iterations": (0, 1000), "sample": (1, 4096), "seed": (0, 2**63 - 1),
@@ -21,9 +21,9 @@ class IvfOptions:
     ----------
     lists : int
         How many; 0 chooses :data:`LISTS_PER_ROOT` times the square root of the rows.
-    code : str
-        What the lists hold of a row: ``int8`` (a byte an element), ``rabitq`` (a bit an element) or
-        ``none`` (float32).
+    codes : str
+        What the lists hold of a row: ``int8`` (a byte an element), ``bits`` (RaBitQ, a bit an
+        element) or ``none`` (float32).
     iterations : int
         Of k-means, at most; it stops when no row changes its cluster.
     sample : int
@@ -38,7 +38,7 @@ class IvfOptions:
     """
 
     lists: int = 0
-    code: str = "int8"
+    codes: str = "int8"
     iterations: int = 10
     sample: int = 64
     seed: int = 1
@@ -50,9 +50,9 @@ class IvfOptions:
                 raise DataError(
                     f"option {name} of inverted lists is {value!r}, expected {low} to {high}"
                 )
-        if self.code not in CODES:
+        if self.codes not in CODES:
             raise DataError(
-                f"option code of inverted lists is {self.code!r}, expected {' or '.join(CODES)}"
+                f"option codes of inverted lists is {self.codes!r}, expected {' or '.join(CODES)}"
             )
 
     def lists_for(self, rows: int) -> int:

@@ -48,10 +48,11 @@ SEVERAL = {"vnni": 8, "avx2": 2, "plain": 1}
 _NUMBERS, _DOTS, _BEST, _NAMES = 96, 128, 640, 1152
 SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
-(CODES, CONSTANTS, STARTS, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND,
- FORM, ROTATION) = range(13)  # fmt: skip
+(PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION) = (
+    range(11)
+)
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 13
+PLAN = 11
 BYTES, FLOATS, BITS = range(3)
 """Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
 
@@ -160,10 +161,12 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
     search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, form of the rows, address of the rotation. Writes (key, node) to ``heap``
-        int64 (wanted,), ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0;
-        scratch: ``probes`` int64 (effort,), then holding the lists looked at; ``moved`` float32
-        (d',), int8 (padded,), float32 (padded,) and uint64 (padded / 64, PLANES).
+        for the operator, form of the rows, address of the rotation. The first address is of int64
+        (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
+        Writes (key, node) to ``heap`` int64 (wanted,), ascending by key, then node; returns how
+        many. ``allowed`` uint8 (n,) or 0; scratch: ``probes`` int64 (effort,), then holding the
+        lists looked at; ``moved`` float32 (d',), int8 (padded,), float32 (padded,) and uint64
+        (padded / 64, PLANES).
     """
     number, several = VARIANTS.index(variant), SEVERAL[variant]
     one_dots = _plain_dots if variant == "plain" else _make_dots(number, 1)
@@ -255,16 +258,14 @@ def make_kernels(variant: str) -> dict[str, Any]:
         """Offer the rows of a list to the heap; returns its size."""
         padded, width, form = read_long(plan, PADDED), read_long(plan, WIDTH), read_long(plan, FORM)
         dots = scratch + _DOTS
-        starts = read_long(plan, STARTS)
-        first, stop = read_long(starts, 2 * number), read_long(starts, 2 * number + 2)
-        tile = read_long(starts, 2 * number + 1)
+        places = read_long(plan, PLACES)
+        first, stop = read_long(places, 3 * number), read_long(places, 3 * number + 3)
+        line, constants = read_long(places, 3 * number + 1), read_long(places, 3 * number + 2)
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
         elif form == BITS:
             pitch, lines = TILE * padded // 8, 192
-        line = read_long(plan, CODES) + tile * pitch
-        constants = read_long(plan, CONSTANTS) + lines * tile
         planes = moved + 4 * width + 5 * padded
         limit = top(heap, size, wanted)
         while first < stop:

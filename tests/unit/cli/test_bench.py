@@ -30,6 +30,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         db.table("t").insert({"id": np.arange(ROWS), "emb": rows})
         db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE TABLE listed (id INT PRIMARY KEY, emb VECTOR({DIM}))")
+        db.table("listed").insert({"id": np.arange(ROWS), "emb": rows})
+        db.execute("CREATE INDEX lv ON listed USING ivf (emb) WITH (lists = 100)")
         db.execute("CREATE TABLE two (a VECTOR(2), b VECTOR(2), name TEXT)")
         db.execute("INSERT INTO two VALUES ('[1,2]', '[1,2]', 'x'), ('[1,3]', NULL, 'y')")
     return path
@@ -44,7 +47,7 @@ def test_recall_grows_with_the_list(file: str, capsys: pytest.CaptureFixture[str
     assert METRICS.snapshot()["index.graph_searches"] >= before + 50 * (1 + len(ladder))
     assert (exact["search"], exact["recall"], exact["note"]) == ("exact", 1.0, "50 queries")
     assert "target_recall" in chosen["note"]
-    assert [row["ef"] for row in ladder] == [16, 32, 64, 128, 256, 512]
+    assert [row["effort"] for row in ladder] == [16, 32, 64, 128, 256, 512]
     assert ladder[0]["recall"] < ladder[-1]["recall"]
     assert ladder[-1]["recall"] >= 0.99
     for row in (exact, chosen, *ladder):
@@ -52,10 +55,22 @@ def test_recall_grows_with_the_list(file: str, capsys: pytest.CaptureFixture[str
         assert row["qps"] > 0
 
 
+def test_recall_grows_with_the_lists_looked_at(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", file, "listed", "--queries", "50", "--format", "json"]) == 0
+    exact, chosen, *ladder = json.loads(capsys.readouterr().out)
+    assert exact["recall"] == 1.0
+    assert "lists, probes" in chosen["note"]
+    assert [row["effort"] for row in ladder] == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert ladder[0]["recall"] < ladder[3]["recall"] < ladder[-1]["recall"]
+    assert ladder[-1]["recall"] >= 0.99
+
+
 def test_formats(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", file, "t", "--queries", "5", "--k", "40", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["ef"] for row in rows[2:]] == ["41", "64", "128", "256", "512"]
+    assert [row["effort"] for row in rows[2:]] == ["41", "64", "128", "256", "512"]
     assert main(["bench", file, "t", "--queries", "5"]) == 0
     assert capsys.readouterr().out.startswith("search │ operator")
 
@@ -94,7 +109,7 @@ def test_an_absent_file_is_not_created(tmp_path: Path, capsys: pytest.CaptureFix
 def test_interrupt(file: str) -> None:
     program = (
         "import sys, tarsdb.cli.bench as b; from tarsdb.cli import main\n"
-        "b.SIZES = range(16, 10**6)\n"
+        "b.METHODS['hnsw'].shown = range(16, 10**6)\n"
         "real = b.recall.measure\n"
         "def told(*a):\n    print('run', file=sys.stderr, flush=True)\n    return real(*a)\n"
         "b.recall.measure = told\n"

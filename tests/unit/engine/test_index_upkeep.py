@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import graph_build, vector_index
+from tarsdb.engine import index_build, vector_index
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import ConflictError, CorruptionError, InterruptError
-from tarsdb.kernels import graph as kernels
+from tarsdb.kernels import graph, ivf
 from tarsdb.storage import IndexPart, Snapshot, read_parts
 from tarsdb.storage.index_parts import all_digests
 
@@ -21,7 +23,13 @@ DIM = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -30,11 +38,11 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+def db(path: pathlib.Path, method: str) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         add(db, 0, 300)
-        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb)")
         yield db
 
 
@@ -47,7 +55,7 @@ def parts(db: tarsdb.Connection) -> tuple[IndexPart, ...]:
     with Snapshot(db._require_session().env) as snapshot:
         table = snapshot.catalog.table("t")
         assert table is not None
-        index = next(i for i in table.indexes if i.method == "hnsw")
+        index = next(i for i in table.indexes if i.name == "tv")
         return read_parts(snapshot.txn, index.id)
 
 
@@ -57,13 +65,13 @@ def blobs(db: tarsdb.Connection) -> int:
 
 
 def settle(db: tarsdb.Connection) -> None:
-    graph_build.wait(db._require_session().env)
+    index_build.wait(db._require_session().env)
 
 
 def test_many_fresh_rows_become_a_part(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 100)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 100)
     add(db, 1000, 80)
     settle(db)
     assert [part.rows for part in parts(db)] == [300]
@@ -87,7 +95,7 @@ def test_many_fresh_rows_become_a_part(
 def test_deleted_rows_leave_the_index(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 10)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 10)
     db.execute("DELETE FROM t WHERE id >= 40")
     settle(db)
     assert [part.rows for part in parts(db)] == [40]
@@ -96,7 +104,7 @@ def test_deleted_rows_leave_the_index(
 def test_no_upkeep_where_it_is_switched_off(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 10)
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 10)
     with tarsdb.connect(path, options=tarsdb.OpenOptions(background_merge=False)) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
@@ -105,16 +113,17 @@ def test_no_upkeep_where_it_is_switched_off(
         assert parts(db) == ()
 
 
-def test_an_interrupted_build_leaves_nothing(path: pathlib.Path) -> None:
+def test_an_interrupted_build_leaves_nothing(path: pathlib.Path, method: str) -> None:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         add(db, 0, 40_000)
+        slowly = {"hnsw": "m = 32", "ivf": "iterations = 1000"}[method]
         timer = threading.Timer(0.3, db.interrupt)
         timer.start()
         with pytest.raises(InterruptError):
-            db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+            db.execute(f"CREATE INDEX tv ON t USING {method} (emb) WITH ({slowly})")
         timer.join()
-        assert db.execute("SELECT name FROM tars_indexes WHERE method = 'hnsw'").fetchall() == []
+        assert db.execute("SELECT name FROM tars_indexes WHERE name = 'tv'").fetchall() == []
         assert blobs(db) == 0
         assert db.execute("SELECT count(*) FROM t").fetchone() == (40_000,)
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -178,12 +187,15 @@ def test_a_list_of_parts_that_is_damaged_is_made_anew(db: tarsdb.Connection) -> 
         np.array([[10, 1]]),
     ],
 )
-def test_a_calibration_from_outside_is_checked(steps: np.ndarray) -> None:
+def test_a_calibration_from_outside_is_checked(steps: np.ndarray, method: str) -> None:
+    if steps.ndim == 2 and steps.shape[1] == 2:
+        more = len(METHODS[method].calibrated) - 1
+        steps = np.concatenate([steps, *[steps[:, 1:]] * more], axis=1)
     with pytest.raises(CorruptionError):
-        vector_index._sound_calibration(steps)
+        Calibration(steps, METHODS[method])
 
 
-def test_graphs_in_memory_are_bounded(
+def test_parts_in_memory_are_bounded(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_index, "KEPT_BYTES", 1)
@@ -191,14 +203,14 @@ def test_graphs_in_memory_are_bounded(
         add(db, 100_000 + len(parts(db)) + np.random.default_rng().integers(10**6).item(), 5)
         db.execute("REINDEX tv")
         db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (np.zeros(DIM),)).fetchall()
-    assert len(db._require_session().env.caches["graphs"]) == 1
+    assert len(db._require_session().env.caches["index parts"]) == 1
 
 
 def test_rows_committed_during_a_build_are_built_next(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_build, "FRESH_ROWS", 100)
-    refresh, calls = graph_build.refresh, []
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 100)
+    refresh, calls = index_build.refresh, []
 
     def slow(*arguments: object) -> bool:
         done = refresh(*arguments)  # type: ignore[arg-type]
@@ -207,7 +219,7 @@ def test_rows_committed_during_a_build_are_built_next(
             add(db, 5000, 150)
         return done
 
-    monkeypatch.setattr(graph_build, "refresh", slow)
+    monkeypatch.setattr(index_build, "refresh", slow)
     add(db, 1000, 150)
     settle(db)
     assert calls == [True, True]

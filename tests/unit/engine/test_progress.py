@@ -10,21 +10,28 @@ import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.progress import Work
 from tarsdb.errors import InterruptError
-from tarsdb.kernels import graph as kernels
+from tarsdb.kernels import graph, ivf
 from tarsdb.storage import IndexPart, Snapshot, read_parts
 
 ROWS, DIM = 3000, 40
 BUILDS = {
-    "create": "CREATE INDEX tv ON t USING hnsw (emb)", "reindex": "REINDEX t",
+    "create": "CREATE INDEX tv ON t USING {} (emb)", "reindex": "REINDEX t",
     "optimize": "OPTIMIZE t",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -36,9 +43,9 @@ def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
         yield db
 
 
-def prepare(db: tarsdb.Connection, kind: str) -> None:
+def prepare(db: tarsdb.Connection, kind: str, method: str) -> None:
     if kind != "create":
-        db.execute(BUILDS["create"])
+        db.execute(BUILDS["create"].format(method))
         db.execute("DELETE FROM t WHERE id < 10")
 
 
@@ -60,11 +67,13 @@ def state(db: tarsdb.Connection) -> object:
 
 
 @pytest.mark.parametrize("kind", BUILDS)
-def test_a_build_is_announced_grows_and_ends_at_its_total(db: tarsdb.Connection, kind: str) -> None:
-    prepare(db, kind)
+def test_a_build_is_announced_grows_and_ends_at_its_total(
+    db: tarsdb.Connection, kind: str, method: str
+) -> None:
+    prepare(db, kind, method)
     heard: list[Work | tuple[int, int]] = []
     db.on_progress(lambda done, total: heard.append((done, total)), heard.append)
-    db.execute(BUILDS[kind])
+    db.execute(BUILDS[kind].format(method))
     db.on_progress(None)
     work, *steps = heard
     rows = ROWS if kind == "create" else ROWS - 10
@@ -85,9 +94,9 @@ def test_a_build_is_announced_grows_and_ends_at_its_total(db: tarsdb.Connection,
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("kind", BUILDS)
 def test_an_error_of_the_callback_leaves_everything_as_it_was(
-    db: tarsdb.Connection, kind: str, last: bool
+    db: tarsdb.Connection, kind: str, method: str, last: bool
 ) -> None:
-    prepare(db, kind)
+    prepare(db, kind, method)
     before = state(db)
 
     def report(done: int, total: int) -> None:
@@ -96,20 +105,20 @@ def test_an_error_of_the_callback_leaves_everything_as_it_was(
 
     db.on_progress(report)
     with pytest.raises(KeyError, match="mine"):
-        db.execute(BUILDS[kind])
+        db.execute(BUILDS[kind].format(method))
     db.on_progress(None)
     assert state(db) == before
     assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    db.execute(BUILDS[kind])  # nothing is in the way
+    db.execute(BUILDS[kind].format(method))  # nothing is in the way
     assert state(db) != before
 
 
 @pytest.mark.parametrize("where", ["begin", "early", "last"])
 @pytest.mark.parametrize("kind", BUILDS)
 def test_interrupt_ends_a_build_wherever_it_is(
-    db: tarsdb.Connection, kind: str, where: str
+    db: tarsdb.Connection, kind: str, method: str, where: str
 ) -> None:
-    prepare(db, kind)
+    prepare(db, kind, method)
     before = state(db)
     after: list[int] = []
 
@@ -124,7 +133,7 @@ def test_interrupt_ends_a_build_wherever_it_is(
 
     db.on_progress(report, begin)
     with pytest.raises(InterruptError):
-        db.execute(BUILDS[kind])
+        db.execute(BUILDS[kind].format(method))
     db.on_progress(None)
     if where != "last":
         assert max(after) < ROWS // 2
@@ -133,33 +142,41 @@ def test_interrupt_ends_a_build_wherever_it_is(
 
 
 def test_an_index_stopped_inside_a_transaction_leaves_its_other_statements(
-    db: tarsdb.Connection,
+    db: tarsdb.Connection, method: str
 ) -> None:
     db.execute("BEGIN")
     db.execute("DELETE FROM t WHERE id = 1")
     db.on_progress(lambda done, total: db.interrupt())
     with pytest.raises(InterruptError):
-        db.execute(BUILDS["create"])
+        db.execute(BUILDS["create"].format(method))
     db.on_progress(None)
     db.execute("COMMIT")
     assert db.execute("SELECT count(*) FROM t").fetchall() == [(ROWS - 1,)]
     assert db.execute("SELECT count(*) FROM tars_indexes WHERE name = 'tv'").fetchall() == [(0,)]
 
 
-def test_no_work_is_announced_for_no_rows(db: tarsdb.Connection) -> None:
+def test_no_work_is_announced_for_no_rows(db: tarsdb.Connection, method: str) -> None:
     heard: list[object] = []
     db.execute("DELETE FROM t")
     db.on_progress(lambda done, total: heard.append(done), heard.append)
-    db.execute(BUILDS["create"])
+    db.execute(BUILDS["create"].format(method))
     assert not heard
 
 
 @pytest.mark.parametrize(
-    ("sql_type", "options"),
-    [("VECTOR(200)", ""), ("VECTOR(64)", ", metric = 'ip', m = 8"), ("VECTOR(16)", ", m = 32")],
+    ("sql_type", "how"),
+    [
+        ("VECTOR(200)", "hnsw (emb) WITH (ef_construction = 16)"),
+        ("VECTOR(64)", "hnsw (emb) WITH (ef_construction = 16, metric = 'ip', m = 8)"),
+        ("VECTOR(16)", "hnsw (emb) WITH (ef_construction = 16, m = 32)"),
+        ("VECTOR(200)", "ivf (emb)"),
+        ("VECTOR(64)", "ivf (emb) WITH (metric = 'ip', lists = 40)"),
+        ("VECTOR(200)", "ivf (emb) WITH (codes = 'bits', sample = 10)"),
+        ("VECTOR(100)", "ivf (emb) WITH (codes = 'none', metric = 'cosine')"),
+    ],
 )
 def test_estimates_are_near_what_a_build_takes(
-    tmp_path: pathlib.Path, sql_type: str, options: str
+    tmp_path: pathlib.Path, sql_type: str, how: str
 ) -> None:
     rows = 20_000
     works: list[Work] = []
@@ -171,10 +188,11 @@ def test_estimates_are_near_what_a_build_takes(
         db.on_progress(None, works.append)
         tracemalloc.start()
         held = tracemalloc.get_traced_memory()[0]
-        db.execute(f"CREATE INDEX tv ON t USING hnsw (emb) WITH (ef_construction = 16{options})")
+        db.execute(f"CREATE INDEX tv ON t USING {how}")
         peak = tracemalloc.get_traced_memory()[1] - held
         tracemalloc.stop()
         (work,) = works
         (part,) = stored(db)
-    assert work.disk_bytes == pytest.approx(part.nbytes, rel=0.05)
+    # how full the last tiles of lists are depends on the data
+    assert work.disk_bytes == pytest.approx(part.nbytes, rel=0.05 if "hnsw" in how else 0.1)
     assert 0.6 * peak < work.memory_bytes < 1.6 * peak

@@ -12,7 +12,8 @@ import pytest
 
 import tarsdb
 from tarsdb.engine import vector_index
-from tarsdb.kernels import graph as kernels
+from tarsdb.engine.index_methods import METHODS
+from tarsdb.kernels import graph, ivf
 from tarsdb.metrics import METRICS
 
 DIM, ROWS = 24, 3000
@@ -20,17 +21,23 @@ DIM, ROWS = 24, 3000
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+def db(tmp_path: pathlib.Path, method: str) -> Iterator[tarsdb.Connection]:
     rng = np.random.default_rng(1)
     with tarsdb.connect(tmp_path / "a.tars") as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
         rows = rng.standard_normal((ROWS, DIM)).astype(np.float32)
         db.table("t").insert({"id": np.arange(ROWS), "emb": rows})
-        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb)")
         yield db
 
 
@@ -40,16 +47,16 @@ def stats(db: tarsdb.Connection) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def graph_searches() -> int:
-    return int(METRICS.snapshot().get("index.graph_searches", 0))
+def searches(method: str) -> int:
+    return int(METRICS.snapshot().get(METHODS[method].counter, 0))
 
 
-def test_recall_is_that_of_an_independent_count(db: tarsdb.Connection) -> None:
+def test_recall_is_that_of_an_independent_count(db: tarsdb.Connection, method: str) -> None:
     """The same rows are drawn by hand and their answers compared with NumPy's."""
-    db.execute("SET ef_search = 16")
-    before = graph_searches()
+    db.execute(f"SET {METHODS[method].setting} = 16")
+    before = searches(method)
     (row,) = stats(db)
-    assert graph_searches() >= before + 64
+    assert searches(method) >= before + 64
     chosen = np.sort(np.random.default_rng([ROWS, 1]).choice(ROWS, 64, replace=False))
     vectors = db.execute("SELECT emb FROM t ORDER BY id").numpy()["emb"].astype(np.float64)
     hits = 0
@@ -61,24 +68,25 @@ def test_recall_is_that_of_an_independent_count(db: tarsdb.Connection) -> None:
         found = [i for (i,) in db.execute(sql, (vectors[own].astype(np.float32),)).fetchall()]
         hits += len(wanted & set([i for i in found if i != own][:10]))
     assert row["recall"] == pytest.approx(hits / 640)
-    assert row["ef"] == 16
+    assert row["effort"] == 16
     assert (row["index"], row["table_name"], row["column"]) == ("tv", "t", "emb")
-    assert (row["method"], row["metric"], row["sample"], row["k"]) == ("hnsw", "l2", 64, 10)
+    assert (row["method"], row["metric"], row["sample"], row["k"]) == (method, "l2", 64, 10)
     assert (row["fresh_rows"], row["parts"]) == (0, 1)
     assert row["index_us"] > 0
     assert row["exact_us"] > 0
 
 
-def test_a_sabotaged_graph_is_seen(db: tarsdb.Connection) -> None:
+def test_a_sabotaged_index_is_seen(db: tarsdb.Connection, method: str) -> None:
     (sound,) = stats(db)
     placed = db._require_session().env.caches["placed"]
     (part,) = next(iter(placed.values()))[2].parts
-    edges = part.graph.edges
-    shuffled = np.random.default_rng(5).permutation(edges.reshape(-1)).reshape(edges.shape)
-    part.graph = dataclasses.replace(part.graph, edges=shuffled)
-    before = graph_searches()
+    name = {"hnsw": "edges", "ivf": "centroids"}[method]
+    array = getattr(part.part, name)
+    shuffled = np.random.default_rng(5).permutation(array.reshape(-1)).reshape(array.shape)
+    part.part = dataclasses.replace(part.part, **{name: shuffled})
+    before = searches(method)
     (broken,) = stats(db)
-    assert graph_searches() > before
+    assert searches(method) > before
     assert sound["recall"] >= 0.9
     assert broken["recall"] < sound["recall"] - 0.2
 

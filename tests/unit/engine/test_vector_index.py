@@ -1,4 +1,4 @@
-"""USING hnsw through SQL: answers, freshness, filters, transactions, other processes, damage."""
+"""Vector indexes through SQL: answers, freshness, filters, transactions, processes, damage."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.errors import CatalogError, NotSupportedError
-from tarsdb.kernels import graph as kernels
+from tarsdb.engine.index_methods import METHODS
+from tarsdb.errors import CatalogError, DataError, NotSupportedError
+from tarsdb.index.arrays import Runs
+from tarsdb.kernels import graph, ivf
 from tarsdb.metrics import METRICS
-from tarsdb.storage import Snapshot, read_parts
+from tarsdb.storage import Snapshot, blobs, read_parts
 
 DIM, ROWS, K = 24, 3000, 10
 OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
@@ -22,7 +25,13 @@ OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def clustered(rows: int, seed: int) -> np.ndarray:
@@ -40,17 +49,17 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "a.tars"
 
 
-def fill(db: tarsdb.Connection, metric: str = "l2") -> None:
+def fill(db: tarsdb.Connection, method: str, metric: str = "l2") -> None:
     db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
     ids = np.arange(ROWS)
     db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(ROWS, 1)})
-    db.execute(f"CREATE INDEX tv ON t USING hnsw (emb vector_{metric}_ops)")
+    db.execute(f"CREATE INDEX tv ON t USING {method} (emb vector_{metric}_ops)")
 
 
 @pytest.fixture
-def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+def db(path: pathlib.Path, method: str) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as db:
-        fill(db)
+        fill(db, method)
         yield db
 
 
@@ -96,21 +105,21 @@ def recall(db: tarsdb.Connection, op: str = "<->", where: str = "", k: int = K) 
 def uses_index(db: tarsdb.Connection, op: str = "<->", where: str = "") -> bool:
     sql = f"EXPLAIN SELECT id FROM t {where} ORDER BY emb {op} ? LIMIT {K}"
     lines = [line for (line,) in db.execute(sql, (QUERIES[0],)).fetchall()]
-    return any("index tv (hnsw)" in line for line in lines)
+    return any("index tv (" in line for line in lines)
 
 
-def graph_searches() -> int:
-    return int(METRICS.snapshot().get("index.graph_searches", 0))
+def searches(method: str) -> int:
+    return int(METRICS.snapshot().get(METHODS[method].counter, 0))
 
 
 @pytest.mark.parametrize("metric", OPERATORS)
-def test_recall_through_the_life_of_a_table(path: pathlib.Path, metric: str) -> None:
+def test_recall_through_the_life_of_a_table(path: pathlib.Path, method: str, metric: str) -> None:
     op = OPERATORS[metric]
     with tarsdb.connect(path) as db:
-        fill(db, metric)
-        before = graph_searches()
+        fill(db, method, metric)
+        before = searches(method)
         assert recall(db, op) >= 0.95
-        assert graph_searches() == before + len(QUERIES)
+        assert searches(method) == before + len(QUERIES)
         more = np.arange(ROWS, ROWS + 400)
         db.table("t").insert({"id": more, "kind": more % 100, "emb": clustered(400, 2)})
         assert recall(db, op) >= 0.95
@@ -132,11 +141,14 @@ def test_recall_through_the_life_of_a_table(path: pathlib.Path, metric: str) -> 
         assert uses_index(db, op)
 
 
-def test_a_short_list_finds_less(db: tarsdb.Connection) -> None:
+def test_less_effort_finds_less(db: tarsdb.Connection, method: str) -> None:
     """Control: recall is what is measured here."""
-    db.execute("SET ef_search = 10")
+    few = {"hnsw": 10, "ivf": 1}[method]
+    db.execute(f"SET {METHODS[method].setting} = {few}")
+    sql = f"EXPLAIN SELECT id FROM t ORDER BY emb <-> ? LIMIT {K}"
+    assert f"{METHODS[method].effort} {few};" in str(db.execute(sql, (QUERIES[0],)).fetchall())
     low = recall(db)
-    db.execute("SET ef_search = 400")
+    db.execute(f"SET {METHODS[method].setting} = 400")
     assert low < recall(db)
     assert recall(db) >= 0.99
 
@@ -199,10 +211,10 @@ def test_filters_return_as_many_as_match(db: tarsdb.Connection, where: str) -> N
     assert recall(db, where=where) >= 0.95
 
 
-def test_a_filter_runs_inside_the_graph(db: tarsdb.Connection) -> None:
-    before = graph_searches()
+def test_a_filter_runs_inside_the_index(db: tarsdb.Connection, method: str) -> None:
+    before = searches(method)
     assert recall(db, where="WHERE kind < 80") >= 0.95
-    assert graph_searches() > before
+    assert searches(method) > before
     assert uses_index(db, where="WHERE kind < 80")
     assert not uses_index(db, where="WHERE kind = 3")
 
@@ -251,11 +263,11 @@ def test_another_operator_is_exact_and_says_so(db: tarsdb.Connection) -> None:
     assert recall(db, "<=>") == 1.0
 
 
-def test_another_process_uses_it(db: tarsdb.Connection, path: pathlib.Path) -> None:
+def test_another_process_uses_it(db: tarsdb.Connection, path: pathlib.Path, method: str) -> None:
     code = (
         "import sys, tarsdb, numpy as np\n"
-        "from tarsdb.kernels import graph\n"
-        "graph.wait()\n"
+        "from tarsdb.kernels import graph, ivf\n"
+        "graph.wait(), ivf.wait()\n"
         "db = tarsdb.connect(sys.argv[1], read_only=True)\n"
         f"q = np.zeros({DIM}, np.float32)\n"
         "sql = 'SELECT id FROM t ORDER BY emb <-> ? LIMIT 5'\n"
@@ -266,25 +278,26 @@ def test_another_process_uses_it(db: tarsdb.Connection, path: pathlib.Path) -> N
     )
     here = db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 5", (np.zeros(DIM),)).fetchall()
     assert ran.stdout.startswith(str(here))
-    assert "index tv (hnsw): graph" in ran.stdout
+    assert f"index tv ({method}): {METHODS[method].noun}" in ran.stdout
 
 
-def test_dropping(db: tarsdb.Connection) -> None:
+def test_dropping(db: tarsdb.Connection, method: str) -> None:
     db.execute("DROP INDEX tv")
     assert not uses_index(db)
     assert recall(db) == 1.0
     db.execute("VACUUM")
-    db.execute("CREATE INDEX tv ON t USING hnsw (emb) WITH (m = 8, ef_construction = 40)")
+    options = {"hnsw": "m = 8, ef_construction = 40", "ivf": "lists = 50, codes = 'bits'"}[method]
+    db.execute(f"CREATE INDEX tv ON t USING {method} (emb) WITH ({options})")
     assert uses_index(db)
     assert recall(db) >= 0.9
     db.execute("DROP TABLE t; VACUUM")
     assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_an_empty_table_may_have_an_index(path: pathlib.Path) -> None:
+def test_an_empty_table_may_have_an_index(path: pathlib.Path, method: str) -> None:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
-        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb)")
         assert (
             db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (QUERIES[0],)).fetchall()
             == []
@@ -298,9 +311,9 @@ def test_an_empty_table_may_have_an_index(path: pathlib.Path) -> None:
         assert recall(db) == 1.0
 
 
-def test_rows_without_a_vector(path: pathlib.Path) -> None:
+def test_rows_without_a_vector(path: pathlib.Path, method: str) -> None:
     with tarsdb.connect(path) as db:
-        fill(db)
+        fill(db, method)
         db.execute("INSERT INTO t VALUES (70000, 1, NULL)")
         db.execute("UPDATE t SET emb = NULL WHERE id = 5")
         db.execute("REINDEX tv")
@@ -310,18 +323,25 @@ def test_rows_without_a_vector(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "words"),
+    ("sql", "error", "words"),
     [
-        ("USING hnsw (kind)", "expected a vector column"),
-        ("USING hnsw (emb, kind)", "indexes one column"),
-        ("USING hnsw (emb vector_l1_ops)", "metric 'l1'"),
-        ("USING hnsw (emb) WITH (efc = 3)", "option 'efc'"),
-        ("USING hnsw (emb) WITH (quantization = 'pq')", "quantization"),
-        ("USING ivf (emb)", "not built yet"),
+        ("USING m (kind)", NotSupportedError, "expected a vector column"),
+        ("USING m (emb, kind)", NotSupportedError, "indexes one column"),
+        ("USING m (emb vector_l1_ops)", NotSupportedError, "metric 'l1'"),
+        ("USING m (emb) WITH (efc = 3)", NotSupportedError, "option 'efc'"),
+        ("USING m (emb) WITH (seed = -1)", DataError, "option seed"),
+        ("USING hnsw (emb) WITH (quantization = 'pq')", NotSupportedError, "quantization"),
+        ("USING hnsw (emb) WITH (lists = 3)", NotSupportedError, "option 'lists'"),
+        ("USING ivf (emb) WITH (codes = 'pq')", DataError, "'pq', expected none or int8 or bits"),
+        ("USING ivf (emb) WITH (lists = 3.5)", DataError, "option lists"),
+        ("USING fts (emb)", NotSupportedError, "not built yet"),
     ],
 )
-def test_what_it_cannot_do_is_said(db: tarsdb.Connection, sql: str, words: str) -> None:
-    with pytest.raises(NotSupportedError, match=words):
+def test_what_it_cannot_do_is_said(
+    db: tarsdb.Connection, method: str, sql: str, error: type[Exception], words: str
+) -> None:
+    sql = sql.replace("USING m ", f"USING {method} ")
+    with pytest.raises(error, match=words):
         db.execute(f"CREATE INDEX other ON t {sql}")
     with pytest.raises(CatalogError):
         db.execute("DROP INDEX other")
@@ -331,7 +351,7 @@ def test_a_damaged_part_is_answered_for_exactly(db: tarsdb.Connection, path: pat
     with Snapshot(db._require_session().env) as snapshot:
         table = snapshot.catalog.table("t")
         assert table is not None
-        (index,) = (i for i in table.indexes if i.method == "hnsw")
+        (index,) = (i for i in table.indexes if i.name == "tv")
         (part,) = read_parts(snapshot.txn, index.id)
     db.close()
     whole = path.read_bytes()
@@ -340,7 +360,9 @@ def test_a_damaged_part_is_answered_for_exactly(db: tarsdb.Connection, path: pat
     at = mark + part.nbytes // 2
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
     with tarsdb.connect(path) as again:
+        before = METRICS.snapshot().get("index.damaged_parts", 0)
         assert recall(again) == 1.0
+        assert METRICS.snapshot()["index.damaged_parts"] > before
         assert not uses_index(again)
         findings = str(again.execute("PRAGMA integrity_check").fetchall())
         assert "index tv (REINDEX rebuilds it)" in findings
@@ -364,3 +386,120 @@ def test_data_the_graph_is_bad_at_is_searched_exactly(path: pathlib.Path) -> Non
                                (QUERIES[0],)).fetchall())  # fmt: skip
         assert "exact: the graph does not reach a recall of 1.0 on this data" in lines
         assert recall(db, "<#>") == 1.0
+
+
+@pytest.mark.parametrize("metric", OPERATORS)
+@pytest.mark.parametrize(
+    ("rows", "least"),
+    [
+        (np.full((600, DIM), 2.5), 1), (np.repeat(np.eye(6, DIM), 100, axis=0), 1),
+        (np.zeros((600, DIM)), 1), (1e-20 * clustered(600, 4), 0.9),
+    ],
+    ids=["equal", "duplicates", "zeros", "tiny"],
+)  # fmt: skip
+def test_odd_rows(
+    path: pathlib.Path, method: str, metric: str, rows: np.ndarray, least: float
+) -> None:
+    """As many rows, at the distances exact search finds."""
+    op = OPERATORS[metric]
+    with tarsdb.connect(path) as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb VECTOR({DIM}))")
+        db.table("t").insert({"id": np.arange(600), "emb": rows.astype(np.float32)})
+        sql = f"SELECT emb {op} ? AS d FROM t ORDER BY d LIMIT {K}"
+        exactly = [db.execute(sql, (query,)).numpy()["d"] for query in QUERIES]
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb vector_{metric}_ops)")
+        assert uses_index(db, op)
+        before = searches(method)
+        found = [db.execute(sql, (query,)).numpy()["d"] for query in QUERIES]
+        assert searches(method) == before + len(QUERIES)
+        same = np.isclose(found, exactly, rtol=1e-5, atol=1e-6, equal_nan=True)
+        assert same.shape == (len(QUERIES), K)
+        assert same.mean() >= least
+
+
+def test_lists_are_as_many_as_asked_for(path: pathlib.Path) -> None:
+    with tarsdb.connect(path) as db:
+        fill(db, "ivf")
+        db.execute("CREATE INDEX many ON t USING ivf (emb vector_cosine_ops) WITH (lists = 300)")
+        db.execute("SET probes = 1000000")
+        for op, lists in (("<->", round(4 * ROWS**0.5)), ("<=>", 300)):
+            sql = f"EXPLAIN SELECT id FROM t ORDER BY emb {op} ? LIMIT 5"
+            assert f"lists, probes {lists};" in str(db.execute(sql, (QUERIES[0],)).fetchall())
+            assert recall(db, op) >= 0.999
+
+
+@pytest.mark.parametrize("codes", ["none", "int8", "bits"])
+def test_codes_of_lists(path: pathlib.Path, codes: str) -> None:
+    with tarsdb.connect(path) as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
+        ids = np.arange(ROWS)
+        db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(ROWS, 1)})
+        db.execute(f"CREATE INDEX tv ON t USING ivf (emb) WITH (codes = '{codes}')")
+        assert uses_index(db)
+        assert recall(db) >= 0.95
+        assert recall(db, where="WHERE kind < 70") >= 0.95
+
+
+def test_probes_grow_as_a_filter_leaves_fewer(path: pathlib.Path) -> None:
+    with tarsdb.connect(path) as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
+        rows = np.random.default_rng(1).standard_normal((20_000, DIM)).astype(np.float32)
+        db.table("t").insert({"id": np.arange(20_000), "kind": np.arange(20_000) % 100,
+                              "emb": rows})  # fmt: skip
+        db.execute("CREATE INDEX tv ON t USING ivf (emb)")
+        for setting in ("target_recall = 0.8", "probes = 20"):
+            db.execute(f"SET {setting}")
+            probes = []
+            for where in ("", "WHERE kind < 70", "WHERE kind < 40"):
+                sql = f"EXPLAIN SELECT id FROM t {where} ORDER BY emb <-> ? LIMIT 10"
+                text = str(db.execute(sql, (QUERIES[0],)).fetchall())
+                assert "index tv (ivf)" in text
+                probes.append(int(text.split("probes ")[1].split(",")[0].split(";")[0]))
+            assert probes == sorted(set(probes)), setting
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, (8 << 20) - 64])
+def test_lists_are_read_where_the_file_has_them(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(blobs, "CHUNK_BYTES", chunk)
+    with tarsdb.connect(path) as db:
+        fill(db, "ivf")
+    with tarsdb.connect(path) as db:
+        assert recall(db) >= 0.95
+        part = placed_part(db)
+        assert isinstance(part.codes, Runs)
+        assert part.nbytes < part.codes.nbytes
+        db.table("t").insert({"id": [70_000], "kind": [1], "emb": clustered(1, 5)})
+        assert recall(db) >= 0.95
+        assert placed_part(db) is part
+
+
+def test_a_part_made_again_elsewhere_in_the_file(path: pathlib.Path) -> None:
+    """The same arrays, at another place: what is kept in memory by content leads nowhere."""
+    with tarsdb.connect(path) as db:
+        fill(db, "ivf")
+        db.execute("SET target_recall = 0.99")
+        assert recall(db) >= 0.99
+        first = placed_part(db)
+        ids = np.arange(ROWS, 3 * ROWS)
+        for _ in range(3):
+            db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(2 * ROWS, 6)})
+            db.execute("REINDEX tv")
+            db.execute("VACUUM")
+            db.execute(f"DELETE FROM t WHERE id >= {ROWS}")
+            db.execute("VACUUM")
+        db.execute("CREATE TABLE other (a TEXT)")
+        db.execute("INSERT INTO other VALUES (?)", ("x" * 1_000_000,))
+        db.execute("REINDEX tv")
+        assert recall(db) >= 0.99
+        second = placed_part(db)
+        np.testing.assert_array_equal(first.rowids, second.rowids)
+        assert first._table[1][0, 1] != second._table[1][0, 1]
+
+
+def placed_part(db: tarsdb.Connection) -> Any:
+    """Return the only part that is placed."""
+    (found,) = db._require_session().env.caches["placed"].values()
+    (part,) = found[2].parts
+    return part.part

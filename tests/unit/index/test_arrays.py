@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+
 import numpy as np
 import pytest
 
@@ -72,3 +75,25 @@ def test_flipped_bytes_never_escape() -> None:
         except CorruptionError:
             continue
         assert all(array.nbytes <= len(whole) for array in found.values())
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100, 10_000])
+def test_arrays_of_several_runs_are_those_of_one(size: int) -> None:
+    whole = memoryview(packed())
+    runs = [whole[at : at + size] for at in range(0, len(whole), size)]
+    found, left = arrays.unpack_runs(runs, ["codes"])
+    assert found.keys() == EXAMPLE.keys() - {"codes"}
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, EXAMPLE[name])
+        assert array.dtype == EXAMPLE[name].dtype
+    codes = left["codes"]
+    assert (codes.dtype, codes.shape, codes.nbytes) == (np.uint8, (5, 12), 60)
+    cuts = np.array([0, 12, 12, 40, 60])
+    places, copies = codes.places(cuts)
+    for at, start, stop in zip(places.tolist(), cuts[:-1], cuts[1:], strict=True):
+        assert ctypes.string_at(at, stop - start) == EXAMPLE["codes"].tobytes()[start:stop]
+    first = packed().find(EXAMPLE["codes"].tobytes())
+    parts = [(first + a, first + b - 1) for a, b in itertools.pairwise(cuts) if a < b]
+    assert len(copies) == sum(a // size != b // size for a, b in parts)
+    with pytest.raises(CorruptionError):
+        arrays.unpack_runs([whole[:100], whole[100:-63]], [])

@@ -132,11 +132,11 @@ def test_it_stops_when_told() -> None:
     class StopIt(Exception):
         pass
 
-    def stop() -> None:
+    def stop(rows: int) -> None:
         raise StopIt
 
     with pytest.raises(StopIt):
-        kmeans(coded(groups(50, 4, 1), ready()), 5, 5, 1, Work(ready(), check=stop))
+        kmeans(coded(groups(50, 4, 1), ready()), 5, 5, 1, Work(ready(), advance=stop))
 
 
 def test_sizes_are_those_of_the_kernels() -> None:

@@ -1,37 +1,48 @@
-"""Batches of queries through a graph on several threads."""
+"""Batches of queries through an index on several threads."""
 
 from __future__ import annotations
 
 import pathlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.index.hnsw import Graph
+from tarsdb.index.ivf import Ivf
 from tarsdb.index.threads import in_threads
-from tarsdb.kernels import graph as kernels
+from tarsdb.kernels import graph, ivf
 from tarsdb.metrics import METRICS
 
 DIM, ROWS = 24, 3000
+KINDS: dict[str, Any] = {"hnsw": Graph, "ivf": Ivf}
+FEW = {"hnsw": 10, "ivf": 1}
 SQL = "SELECT id, emb <-> ? AS d FROM t ORDER BY d LIMIT 10"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    kernels.wait()
+    graph.wait()
+    ivf.wait()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+def db(tmp_path: pathlib.Path, method: str) -> Iterator[tarsdb.Connection]:
     rng = np.random.default_rng(1)
     with tarsdb.connect(tmp_path / "a.tars") as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
         ids, rows = np.arange(ROWS), rng.standard_normal((ROWS, DIM)).astype(np.float32)
         db.table("t").insert({"id": ids, "kind": ids % 100, "emb": rows})
-        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb)")
         yield db
 
 
@@ -45,31 +56,34 @@ def queries(number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("number", [1, 2, 7, 33, 200])
 @pytest.mark.parametrize("where", ["", "WHERE kind < 80"])
-def test_several_threads_answer_as_one_does(db: tarsdb.Connection, number: int, where: str) -> None:
+def test_several_threads_answer_as_one_does(
+    db: tarsdb.Connection, method: str, number: int, where: str
+) -> None:
     sql = SQL.replace("FROM t", f"FROM t {where}")
     alone = db.execute(sql, (queries(number),)).fetchall()
     for threads in (2, 3, 8):
         db.execute(f"SET threads = {threads}")
-        before = count("index.graph_searches")
+        before = count(METHODS[method].counter)
         assert db.execute(sql, (queries(number),)).fetchall() == alone
-        assert count("index.graph_searches") == before + number
+        assert count(METHODS[method].counter) == before + number
     assert len(alone) == number * 10
 
 
 def test_more_than_one_thread_searches(
-    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    real, names = Graph.search, set()
+    kind = KINDS[method]
+    real, names = kind.search, set()
     both = threading.Barrier(2, timeout=60)
 
-    def watched(self: Graph, *given: object) -> object:
+    def watched(self: Any, *given: object) -> object:
         name = threading.get_ident()
         if name not in names:
             names.add(name)
             both.wait()  # breaks unless a second thread comes
         return real(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Graph, "search", watched)
+    monkeypatch.setattr(kind, "search", watched)
     db.execute("SET threads = 2")
     db.execute(SQL, (queries(64),))
     assert len(names) == 2
@@ -81,23 +95,25 @@ def test_more_than_one_thread_searches(
 def test_one_query_without_an_answer_sends_all_to_exact_search(
     db: tarsdb.Connection,
     monkeypatch: pytest.MonkeyPatch,
+    method: str,
     fails_at: int,
     answer: np.ndarray | None,
 ) -> None:
-    real, batch = Graph.search, queries(100)
+    kind, batch = KINDS[method], queries(100)
+    real = kind.search
 
-    def failing(self: Graph, query: np.ndarray, *given: object) -> np.ndarray | None:
+    def failing(self: Any, query: np.ndarray, *given: object) -> np.ndarray | None:
         if np.array_equal(query, batch[fails_at]):
             return answer
         return real(self, query, *given)  # type: ignore[arg-type]
 
-    db.execute("SET ef_search = 10")
+    db.execute(f"SET {METHODS[method].setting} = {FEW[method]}")
     approximate = db.execute(SQL, (batch,)).fetchall()
-    monkeypatch.setattr(Graph, "search", failing)
+    monkeypatch.setattr(kind, "search", failing)
     db.execute("SET threads = 3")
-    before = count("index.exact_instead"), count("index.graph_searches")
+    before = count("index.exact_instead"), count(METHODS[method].counter)
     found = db.execute(SQL, (batch,)).fetchall()
-    assert (count("index.exact_instead"), count("index.graph_searches")) == (
+    assert (count("index.exact_instead"), count(METHODS[method].counter)) == (
         before[0] + 1, before[1],
     )  # fmt: skip
     db.execute("DROP INDEX tv")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.columns import VectorBlock
+from tarsdb.engine import calibration
+from tarsdb.engine.index_methods import METHODS, Rows
 from tarsdb.engine.progress import SILENT, Listener, Work
-from tarsdb.engine.vector_index import OPERATORS, candidates
+from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
@@ -35,16 +36,13 @@ from tarsdb.types import Kind, SqlType
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.index.hnsw import Graph, GraphOptions
     from tarsdb.storage import Environment
 
 THREAD = "indexer"
 FRESH_ROWS = 1000
-"""Fresh rows that are worth a part: searching them exactly then takes as long as the graphs do."""
+"""Fresh rows that are worth a part: searching them exactly then takes as long as a graph does."""
 TIER = 4
 """A new part takes in the parts before it that have at most this many times its rows."""
-_SAMPLE, _SAMPLE_K = 64, 10
-_LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,22 @@ class Build:
         self.check()  # the listener itself may have asked
 
 
-def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict[str, Any]:
+def checked_options(
+    method: str, given: dict[str, Any], sql_type: SqlType, name: str
+) -> dict[str, Any]:
     """Return the options an index is stored with.
 
     Raises
     ------
     NotSupportedError
-        The column's type, the metric or an option is none the graph can do.
+        The column's type, the metric or an option is none the method can do.
+    DataError
+        An option is outside its range.
     """
-    from tarsdb.index.hnsw import GraphOptions
-
     options = {k: v for k, v in given.items() if k != "opclass"}
     if sql_type.kind is not Kind.VECTOR:
         raise NotSupportedError(
-            f"index {name}: USING hnsw over {sql_type} is not built yet",
+            f"index {name}: USING {method} over {sql_type} is not built yet",
             hint="a VECTOR column; without an index, nearest neighbours are searched exactly",
         )
     metric = str(options.pop("metric", "l2")).lower()
@@ -90,34 +90,15 @@ def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict
         raise NotSupportedError(
             f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
         )
-    if "quantization" in options:
-        options["quantization"] = str(options["quantization"]).lower()
-    known = set(GraphOptions.__dataclass_fields__)
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise NotSupportedError(
-            f"index {name}: option {unknown[0]!r} is not known",
-            hint=f"metric, {', '.join(sorted(known))}",
-        )
-    GraphOptions(**options)
-    return {"metric": metric, **options}
+    return {"metric": metric, **METHODS[method].checked(options, name)}
 
 
 # --- one part ---
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Copies of the rows a part is made of."""
-
-    rowids: np.ndarray
-    vectors: np.ndarray
-    type: SqlType
-
-
 def _source(
     snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int], build: Build
-) -> _Source:
+) -> Rows:
     """Announce the build and copy its rows."""
     flat = _flat(snapshot, table, index)
     created = flat.created()
@@ -128,73 +109,43 @@ def _source(
     if len(positions):
         build.listener.start(_announced(index, len(positions), column.type))
     build.check()
-    return _Source(flat.rowids(positions), flat.vectors(positions), column.type)
-
-
-def _announced(index: IndexDef, rows: int, sql_type: SqlType) -> Work:
-    """Return what is told before a part is built."""
-    from tarsdb.index.hnsw import estimated_bytes
-
-    memory, disk = estimated_bytes(rows, sql_type.width, sql_type.dtype.itemsize, *_how(index))
-    return Work(f"index {index.name}", "vectors", rows, memory, disk)
-
-
-def _how(index: IndexDef) -> tuple[str, GraphOptions]:
-    """Return operator and options of an index."""
-    from tarsdb.index.hnsw import GraphOptions
-
-    options = {k: v for k, v in index.options.items() if k != "metric"}
-    return OPERATORS[index.options["metric"]], GraphOptions(**options)
-
-
-def _pieces(source: _Source, index: IndexDef, build: Build) -> Iterator[Any]:
-    """Build a graph and yield its packed bytes."""
-    from tarsdb.index.hnsw import build_graph
-
-    op, options = _how(index)
 
     def progress(done: int, total: int) -> None:
         build.show(min(done, total - 1), total)  # the last one is told when all is stored
 
-    graph = build_graph(
-        source.vectors, source.rowids, op, options, threads=build.threads, progress=progress
-    )
-    steps = _calibrate(graph, source, op, build.check)
-    for piece in arrays.pack({**graph.to_arrays(), "calibration": steps}):
+    return Rows(
+        flat.rowids(positions), flat.vectors(positions), column.type,
+        OPERATORS[index.options["metric"]], build.threads, progress,
+    )  # fmt: skip
+
+
+def _announced(index: IndexDef, rows: int, sql_type: SqlType) -> Work:
+    """Return what is told before a part is built."""
+    memory, disk = METHODS[index.method].estimated_bytes(
+        rows, sql_type.width, sql_type.dtype.itemsize,
+        OPERATORS[index.options["metric"]], _options(index),
+    )  # fmt: skip
+    return Work(f"index {index.name}", "vectors", rows, memory, disk)
+
+
+def _options(index: IndexDef) -> Any:
+    """Return the options of an index as its method knows them."""
+    given = {k: v for k, v in index.options.items() if k != "metric"}
+    return METHODS[index.method].options()(**given)
+
+
+def _pieces(source: Rows, index: IndexDef, build: Build) -> Iterator[Any]:
+    """Build a part and yield its packed bytes."""
+    method = METHODS[index.method]
+    part = method.build(source, _options(index))
+    steps = calibration.measured(part, method, source, build.check)
+    for piece in arrays.pack({**part.to_arrays(), "calibration": steps}):
         build.check()
         yield piece
 
 
-def _calibrate(graph: Graph, source: _Source, op: str, check: Callable[[], None]) -> np.ndarray:
-    """Measure recall@10 of list sizes on rows of the data; float64 (steps, 2) of ef, recall."""
-    rows = len(source.rowids)
-    flat = FlatIndex([VectorBlock(source.rowids, source.vectors)], source.type)
-    sample = np.sort(np.random.default_rng(rows).choice(rows, min(_SAMPLE, rows), replace=False))
-    queries = source.vectors[sample].astype(np.float32)
-    k = min(_SAMPLE_K + 1, rows)
-    truth, _ = flat.search(queries, k, op)
-    at = flat.positions(graph.rowids)
-    steps = []
-    for ef in _LADDER:
-        hits = total = 0
-        check()
-        for query, wanted, rowid in zip(
-            queries, truth, source.rowids[sample].tolist(), strict=True
-        ):
-            near = graph.search(query, candidates(k, ef), max(ef, k))
-            assert near is not None
-            found, _ = flat.search(query[np.newaxis], k, op, positions=at[near])
-            right = set(wanted.tolist()) - {rowid}
-            hits += len(right & set(found[0].tolist()))
-            total += len(right)
-        steps.append((ef, hits / total if total else 1.0))
-        if steps[-1][1] >= 0.9995:
-            break
-    return np.array(steps, dtype=np.float64)
-
-
 def _make_part(
-    source: _Source,
+    source: Rows,
     index: IndexDef,
     commits: tuple[int, int],
     store: Callable[[Iterable[Any]], str],

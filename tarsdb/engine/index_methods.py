@@ -1,0 +1,332 @@
+"""What each method of a vector index does in its own way: options, building, reading, searching.
+
+A part of an index is a :class:`Part`; its :class:`Method` says how such parts are made and how much
+effort a search of them takes. ``METHODS`` has them by the word after USING. Knows no snapshot.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from tarsdb.errors import NotSupportedError
+from tarsdb.index.arrays import Runs
+from tarsdb.types import SqlType
+
+EXTRA = 8
+"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
+EXACT_WORK = 9.0
+"""Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
+REACH = 8
+"""A filtered search may keep one node in sight for so many rows that match: expanding one costs as
+much as comparing these."""
+
+
+class Part(Protocol):
+    """One immutable index over some rows, called nodes."""
+
+    @property
+    def rowids(self) -> np.ndarray:
+        """Row ids of the nodes, int64 (nodes,)."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many nodes there are."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Return whether a search can run now; if not, its kernels are being compiled."""
+        ...
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays."""
+        ...
+
+    def search(
+        self,
+        query: np.ndarray,
+        wanted: int,
+        effort: int,
+        allowed: np.ndarray | None = None,
+        reach: int = 0,
+        places: np.ndarray | None = None,
+    ) -> np.ndarray | None:
+        """Return the nodes nearest to a query, or what stands in ``places`` for them, (<= wanted,).
+
+        None where exact search is cheaper.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Copies of the rows a part is made of, and who makes it.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+    vectors : (n, width)
+    type : SqlType
+        Of their column.
+    op : str
+        The operator the part will answer.
+    threads : int
+    progress : callable
+        Told rows done and all rows now and then; may raise to stop the building.
+    """
+
+    rowids: np.ndarray
+    vectors: np.ndarray
+    type: SqlType
+    op: str
+    threads: int
+    progress: Callable[[int, int], None]
+
+
+class Method(ABC):
+    """One word after USING."""
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    """What a part is, in messages."""
+    effort: ClassVar[str]
+    """What a search's effort counts."""
+    setting: ClassVar[str]
+    """The setting that fixes the effort."""
+    counter: ClassVar[str]
+    """The counter of its searches."""
+    default_effort: ClassVar[int]
+    """Where a part has no calibration."""
+    calibrated: ClassVar[tuple[int, ...]]
+    """Numbers of neighbours that its effort is measured for, ascending."""
+    shown: ClassVar[tuple[int, ...]]
+    """Efforts worth measuring for people, ascending."""
+    left: ClassVar[tuple[str, ...]] = ()
+    """Arrays of a part that are searched where the file has them, not copied into memory."""
+
+    @abstractmethod
+    def options(self) -> type[Any]:
+        """Return the dataclass of the options; making one checks them."""
+
+    @abstractmethod
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its part, from shapes alone."""
+
+    @abstractmethod
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build a part."""
+
+    @abstractmethod
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
+        """Return a part of arrays from outside; CorruptionError where they are unsound."""
+
+    @abstractmethod
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return the efforts a calibration tries, ascending."""
+
+    @abstractmethod
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
+        """Return the effort that a search really takes where one is asked for."""
+
+    @abstractmethod
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes of a part are compared by their full vectors."""
+
+    @abstractmethod
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes an effort makes known, to be compared by another distance."""
+
+    @abstractmethod
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+        """Return whether comparing the allowed ones of all rows is cheaper than a search."""
+
+    @abstractmethod
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return how far a search may go; ``allowed``: rows a filter leaves, None without one."""
+
+    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the options an index of that name is stored with, words in lower case.
+
+        Raises
+        ------
+        NotSupportedError
+            An option is not known.
+        DataError
+            One is outside its range.
+        """
+        kind = self.options()
+        known = {each.name for each in fields(kind)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise NotSupportedError(
+                f"index {name}: option {unknown[0]!r} is not known",
+                hint=f"metric, {', '.join(sorted(known))}",
+            )
+        options = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
+        kind(**options)
+        return options
+
+
+class Hnsw(Method):
+    """A graph; the effort is the size of the search's list (Malkov & Yashunin 2018)."""
+
+    name, noun, effort = "hnsw", "graph", "ef"
+    setting, counter, default_effort = "ef_search", "index.graph_searches", 64
+    calibrated = (10,)
+    shown = (16, 32, 64, 128, 256, 512)
+    _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+    def options(self) -> type[Any]:
+        """Return the options of a graph."""
+        from tarsdb.index.hnsw import GraphOptions
+
+        return GraphOptions
+
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its graph."""
+        from tarsdb.index.hnsw import estimated_bytes
+
+        return estimated_bytes(rows, width, itemsize, op, options)
+
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build a graph."""
+        from tarsdb.index.hnsw import build_graph
+
+        return build_graph(
+            rows.vectors, rows.rowids, rows.op, options,
+            threads=rows.threads, progress=rows.progress,
+        )  # fmt: skip
+
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
+        """Return a graph of arrays from outside."""
+        from tarsdb.index.hnsw import Graph
+
+        return Graph.from_arrays(arrays)
+
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return the list sizes a calibration tries."""
+        return self._LADDER
+
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
+        """Return a list that has room for what is found."""
+        return max(effort, k)
+
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes are compared by their full vectors."""
+        return min(max(effort, k), max(k + k // 2, k + EXTRA))
+
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return the size of the whole list."""
+        return max(effort, k)
+
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+        """Return whether comparing all allowed rows is cheaper."""
+        return allowed**2 <= EXACT_WORK * effort * rows
+
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return how many nodes may be kept in sight."""
+        # dead nodes are few, else their part would have been built anew; matching rows may be far
+        return 4 * effort if allowed is None else max(4 * effort, allowed // REACH)
+
+
+class Lists(Method):
+    """Inverted lists; the effort is the number of lists looked at (Jegou et al. 2011)."""
+
+    name, noun, effort = "ivf", "lists", "probes"
+    setting, counter, default_effort = "probes", "index.list_searches", 64
+    calibrated = (10, 100)
+    shown = tuple(1 << n for n in range(11))
+    left = ("codes",)
+
+    def options(self) -> type[Any]:
+        """Return the options of inverted lists."""
+        from tarsdb.index.ivf import IvfOptions
+
+        return IvfOptions
+
+    def estimated_bytes(
+        self, rows: int, width: int, itemsize: int, op: str, options: Any
+    ) -> tuple[int, int]:
+        """Return memory held at the peak of a build and bytes of its lists."""
+        from tarsdb.index.ivf import estimated_bytes
+
+        return estimated_bytes(rows, width, itemsize, op, options)
+
+    def build(self, rows: Rows, options: Any) -> Part:
+        """Build inverted lists."""
+        from tarsdb.index.ivf import build_ivf
+
+        return build_ivf(
+            rows.vectors, rows.rowids, rows.op, options,
+            threads=rows.threads, progress=rows.progress,
+        )  # fmt: skip
+
+    def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
+        """Return inverted lists of arrays from outside."""
+        from tarsdb.index.ivf import Ivf
+
+        return Ivf.from_arrays({**arrays, **left})
+
+    def ladder(self, part: Part) -> Sequence[int]:
+        """Return numbers of lists up to all of them, each about 1.4 times the one before."""
+        lists = self._lists(part)
+        powers = (1 << n for n in range(lists.bit_length()))
+        steps = (step for power in powers for step in (power, power + power // 2))
+        return sorted({min(step, lists) for step in (*steps, lists)})
+
+    def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
+        """Return no more than there are lists."""
+        return min(effort, max((self._lists(part) for part in parts), default=effort))
+
+    def candidates(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes are compared by their full vectors."""
+        from tarsdb.index.ivf import Ivf
+
+        assert isinstance(part, Ivf)
+        return part.candidates(k)
+
+    def pool(self, part: Part, k: int, effort: int) -> int:
+        """Return how many nodes the lists looked at hold, about."""
+        return max(self.candidates(part, k, effort), self._looked_at(part, effort))
+
+    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+        """Return whether comparing all allowed rows is cheaper."""
+        # exact search reads a code of each, as the lists do
+        return allowed <= sum(self._looked_at(part, effort) for part in parts)
+
+    def reach(self, effort: int, allowed: int | None) -> int:
+        """Return 0: all lists may be looked at."""
+        return 0
+
+    def _looked_at(self, part: Part, effort: int) -> int:
+        lists = self._lists(part)
+        return len(part) * min(effort, lists) // lists
+
+    @staticmethod
+    def _lists(part: Part) -> int:
+        from tarsdb.index.ivf import Ivf
+
+        assert isinstance(part, Ivf)
+        return part.lists
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (Hnsw(), Lists())}
+"""By the word after USING."""
