@@ -170,7 +170,7 @@ def _encode_row(typingctx, row, width, high, low, constants):  # type: ignore[no
         four, lower, higher = (
             ir.Constant(_I32, value) for value in (4, 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32))
         )
-        nothing, rest = ir.Constant(_I64, 0), ir.Constant(_I64, 63)
+        nothing = ir.Constant(_I64, 0)
 
         def put(values: Any, x: Any, back: Any, done: Any) -> None:
             codes = b.add(values, ir.Constant(_W16, [ZERO] * TILE))
@@ -187,8 +187,8 @@ def _encode_row(typingctx, row, width, high, low, constants):  # type: ignore[no
                 store(b, upper, line, 64 * pair)
             # 32 elements in the lower halves of 32 bytes, then 32 in the higher ones
             is_first = b.icmp_unsigned("==", b.and_(done, ir.Constant(_I64, 32)), nothing)
-            turn = b.and_(done, ir.Constant(_I64, 16))
-            at = b.add(b.lshr(b.sub(done, b.and_(done, rest)), ir.Constant(_I64, 1)), turn)
+            block = b.lshr(b.and_(done, ir.Constant(_I64, -64)), ir.Constant(_I64, 1))
+            at = b.add(block, b.and_(done, ir.Constant(_I64, 16)))
             under = b.and_(small, ir.Constant(_B16, [15] * TILE))
             both = b.or_(load(b, b.add(low, at), _B16), b.shl(under, ir.Constant(_B16, [4] * TILE)))
             store(b, b.select(is_first, under, both), b.add(low, at))
