@@ -39,8 +39,18 @@ def few_values(
         segment, positions = together
         getters = [_getter(txn, group, segment, column) for column in columns]
         return [[getter(position) for position in positions] for getter in getters]
+    return values_at(txn, group, group.find_each(txn, rowids), columns)
+
+
+def values_at(
+    txn: ReadTxn,
+    group: GroupState,
+    places: Sequence[tuple[Segment | None, int]],
+    columns: Sequence[ColumnDef],
+) -> list[list[Any]]:
+    """Return storage values at places from ``find_each``, a list for each scalar column."""
     out: list[list[Any]] = [[] for _ in columns]
-    for found, position in group.find_each(txn, rowids):
+    for found, position in places:
         for values, column in zip(out, columns, strict=True):
             if found is not None:
                 values.append(_getter(txn, group, found, column)(position))
