@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
@@ -69,7 +70,7 @@ class PlacedPart:
     """A graph in a snapshot."""
 
     graph: Graph
-    positions: np.ndarray  # int64 (nodes,), -1 where the version is not live
+    positions: np.ndarray  # int64 (nodes,), of those that are live
     live: np.ndarray | None  # uint8 (nodes,), None where all are
     calibration: np.ndarray
 
@@ -98,6 +99,7 @@ class Placed:
     stored: tuple[IndexPart, ...]
     live: int
     """Live nodes of all parts."""
+    placement: Placement
 
 
 def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
@@ -118,35 +120,43 @@ def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
     known = kept.get(index.id)
     if known is not None and known[0] is flat and known[1] == stored:
         return known[2]
-    placed = _place(context, index, flat, stored)
+    before = known[2].placement if known and known[2] and known[1] == stored else None
+    placed = _place(context, index, flat, stored, before)
     kept[index.id] = (flat, stored, placed)
     return placed
 
 
 def _place(
-    context: Context, index: IndexDef, flat: FlatIndex, stored: tuple[IndexPart, ...]
+    context: Context,
+    index: IndexDef,
+    flat: FlatIndex,
+    stored: tuple[IndexPart, ...],
+    before: Placement | None,
 ) -> Placed | None:
-    live, created = flat.live(), flat.created()
-    fresh = live.copy()
-    parts = []
+    read = []
     for part in stored:
         try:
-            graph, calibration = _graph(context, part)
+            read.append(_graph(context, part))
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
-        if flat.width != graph.dim:
+        if flat.width != read[-1][0].dim:
             return None
-        positions = flat.positions(graph.rowids)
-        at = np.maximum(positions, 0)
-        valid = positions >= 0
-        if flat.rows:
-            valid &= live[at] & (created[at] > part.after) & (created[at] <= part.upto)
-        fresh[at[valid]] = False
-        mask = None if valid.all() else valid.astype(np.uint8)
-        parts.append(PlacedPart(graph, np.where(valid, positions, -1), mask, calibration))
-    nodes = sum(int((part.positions >= 0).sum()) for part in parts)
-    return Placed(index, parts, np.flatnonzero(fresh), stored, nodes)
+    if before is None:
+        covers = [
+            Cover(graph.rowids, part.after, part.upto)
+            for (graph, _), part in zip(read, stored, strict=True)
+        ]
+    else:
+        covers = before.covers
+    placement = Placement(covers, flat.blocks, before)
+    parts = []
+    for (graph, calibration), positions, live in zip(
+        read, placement.positions, placement.live, strict=True
+    ):
+        parts.append(PlacedPart(graph, positions, None if live.all() else live, calibration))
+    nodes = sum(int(live.sum()) for live in placement.live)
+    return Placed(index, parts, placement.fresh, stored, nodes, placement)
 
 
 def _graph(context: Context, part: IndexPart) -> tuple[Graph, np.ndarray]:
@@ -231,7 +241,10 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     if ask.positions is not None:
         allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
         allowed[ask.positions] = 1
-        masks = [allowed[part.positions] for part in placed.parts]
+        masks = [
+            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
+            for part in placed.parts
+        ]
         fresh = fresh[allowed[fresh] != 0]
         reachable = len(ask.positions)
     # dead nodes are few, else their part would have been built anew; matching rows may be far away

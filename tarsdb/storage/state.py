@@ -55,8 +55,12 @@ class GroupState:
         self._list = segments
         self.delta = delta
         self.commit = commit
-        self.count = int(np.searchsorted(delta.created.prefix(delta.count), commit, "right"))
+        self.count = delta.count_at(commit)
         self._blocks: list[VectorBlock] | None = None
+
+    def is_of(self, name: str, segments: SegmentList, delta: DeltaLog) -> bool:
+        """Return whether these are what the group is made of."""
+        return self.name == name and self._list is segments and self.delta is delta
 
     def find(self, txn: ReadTxn, rowid: int) -> tuple[Segment | None, int] | None:
         """Return (segment or None for the delta, position) of a row's live version, or None."""
@@ -184,12 +188,13 @@ class GroupState:
                 if live is None or live.any():
                     rowids = segment.rowids(txn, self.name)
                     created = segment.created(txn, self.name)
-                    found.append(VectorBlock(rowids, data, live, created))
+                    found.append(VectorBlock(rowids, data, live, created, segment))
             if self.count:
                 live = self.delta_live()
                 rowids = self.delta.rowids.prefix(self.count)
                 made = self.delta.created.prefix(self.count)
-                found.append(VectorBlock(rowids, self.delta.vectors(self.count), live, made))
+                data = self.delta.vectors(self.count)
+                found.append(VectorBlock(rowids, data, live, made, self.delta))
             self._blocks = found
         return self._blocks
 
@@ -227,6 +232,23 @@ class _GroupCache:
         self.lists: OrderedDict[int, SegmentList] = OrderedDict()
         self.deltas: OrderedDict[int, DeltaLog] = OrderedDict()
         self.tombs: OrderedDict[int, TombstoneLog] = OrderedDict()
+        self._state: GroupState | None = None
+
+    def state_at(
+        self, name: str, segments: SegmentList, delta: DeltaLog, tombs: TombstoneLog, commit: int
+    ) -> GroupState:
+        """Return the group at a commit: the last one given out where no commit between changed it.
+
+        What is kept with it (blocks of vectors, and what is made of them) stays in use then.
+        """
+        state = self._state
+        if state is None or not (
+            state.is_of(name, segments, delta)
+            and tombs.first_after(state.commit) == tombs.first_after(commit)
+            and delta.count_at(state.commit) == delta.count_at(commit)
+        ):
+            state = self._state = GroupState(name, segments, delta, commit)
+        return state
 
 
 class TableCache:
@@ -279,7 +301,7 @@ class TableCache:
                     tombs.extend(txn, commit)
                 segments.apply_tombstones(txn, name, tombs, counters.tomb_generation)
                 _apply_to_delta(delta, tombs, counters.tomb_generation)
-                return GroupState(name, segments, delta, commit)
+                return cache.state_at(name, segments, delta, tombs, commit)
             except BaseException:  # Ctrl-C or damage: a log cut short is not to be continued
                 cache.deltas.pop(counters.delta_generation, None)
                 cache.tombs.pop(counters.tomb_generation, None)
