@@ -42,6 +42,10 @@ REACH = 8
 much as comparing these."""
 KEPT_BYTES = 1 << 30
 """Graphs a process keeps in memory for the next search, whatever snapshot they belong to."""
+FIRST_EF = 16
+"""List size all parts but the largest are searched with at first."""
+MANY = 3
+"""A part that gave more than one in so many of the answers is searched with the whole list."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
 MOST_EF = 1 << 20
@@ -249,7 +253,12 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         reachable = len(ask.positions)
     # dead nodes are few, else their part would have been built anew; matching rows may be far away
     reach = 4 * ef if ask.positions is None else max(4 * ef, reachable // REACH)
-    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable), ask.distance)
+    sizes = [ef] * len(placed.parts)
+    if ask.positions is None and ask.distance is None:
+        largest = max(len(part.graph) for part in placed.parts)
+        short = min(ef, max(FIRST_EF, ask.k))
+        sizes = [ef if len(part.graph) == largest else short for part in placed.parts]
+    scope = _Scope(placed, flat, masks, fresh, min(ask.k, reachable), sizes, ask.distance)
     compared = candidates(ask.k, ef) if ask.distance is None else max(ef, ask.k)
     found = _batch(scope, ask, (compared, ef, reach), op)
     if found is None:
@@ -270,6 +279,7 @@ class _Scope:
     masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
     fresh: np.ndarray  # int64 positions
     wanted: int
+    sizes: list[int]  # of the lists each part is searched with at first
     distance: Distance | None
 
 
@@ -297,31 +307,60 @@ def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[
 
 
 def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -> Found | None:
-    positions = _near(scope.placed, query, how, scope.masks, scope.fresh)
-    if positions is None or len(positions) < scope.wanted:
+    found = []
+    for part, mask, size in zip(scope.placed.parts, scope.masks, scope.sizes, strict=True):
+        nodes = _near(part, query, (how[0], size, how[2]), mask)
+        if nodes is None:
+            return None
+        found.append(nodes)
+    positions = _positions(scope, found)
+    if len(positions) < scope.wanted:
         return None
-    if scope.distance is None:
-        return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
-    ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
-    return ids[np.newaxis], values[np.newaxis]
+    if scope.distance is not None:
+        ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
+        return ids[np.newaxis], values[np.newaxis]
+    answer = scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
+    if min(scope.sizes) == how[1] or not _look_longer(scope, query, how, found, answer):
+        return answer
+    return scope.flat.search(
+        query[np.newaxis], scope.wanted, op, positions=_positions(scope, found)
+    )
 
 
 def _near(
-    placed: Placed,
+    part: PlacedPart, query: np.ndarray, how: tuple[int, int, int], mask: np.ndarray | None
+) -> np.ndarray | None:
+    """Return nodes of a part that are candidates; None where exact search is cheaper."""
+    wanted, ef, reach = how
+    return part.graph.search(query, min(wanted, ef), ef, mask, reach)
+
+
+def _positions(scope: _Scope, found: list[np.ndarray]) -> np.ndarray:
+    """Return the positions of candidates and fresh rows."""
+    parts = zip(scope.placed.parts, found, strict=True)
+    return np.concatenate([*(part.positions[nodes] for part, nodes in parts), scope.fresh])
+
+
+def _look_longer(
+    scope: _Scope,
     query: np.ndarray,
     how: tuple[int, int, int],
-    masks: list[np.ndarray | None],
-    fresh: np.ndarray,
-) -> np.ndarray | None:
-    """Return positions of candidates and fresh rows; None where exact search is cheaper."""
-    wanted, ef, reach = how
-    found = []
-    for part, mask in zip(placed.parts, masks, strict=True):
-        nodes = part.graph.search(query, wanted, ef, mask, reach)
-        if nodes is None:
-            return None
-        found.append(part.positions[nodes])
-    return np.concatenate([*found, fresh])
+    found: list[np.ndarray],
+    answer: Found,
+) -> bool:
+    """Search those parts with the whole list that gave many of the answers; return if any did.
+
+    A part with few rows seldom holds more than a few of the nearest, and a short list finds these.
+    """
+    ids, is_any = set(answer[0][0].tolist()), False
+    for at, (part, size) in enumerate(zip(scope.placed.parts, scope.sizes, strict=True)):
+        if size == how[1]:
+            continue
+        if len(ids.intersection(part.graph.rowids[found[at]].tolist())) * MANY > len(ids):
+            nodes = _near(part, query, how, scope.masks[at])
+            if nodes is not None:
+                found[at], is_any = nodes, True
+    return is_any
 
 
 def candidates(k: int, ef: int) -> int:

@@ -49,15 +49,18 @@ def values_at(
     columns: Sequence[ColumnDef],
 ) -> list[list[Any]]:
     """Return storage values at places from ``find_each``, a list for each scalar column."""
-    out: list[list[Any]] = [[] for _ in columns]
-    for found, position in places:
-        for values, column in zip(out, columns, strict=True):
-            if found is not None:
-                values.append(_getter(txn, group, found, column)(position))
+    out = []
+    for column in columns:
+        values, column_id = [], column.id
+        for segment, position in places:
+            if segment is not None:
+                getter = segment.getters.get(column_id) or _getter(txn, group, segment, column)
+                values.append(getter(position))
             elif position >= 0:
                 values.append(group.delta.value(position, column))
             else:
                 values.append(None)
+        out.append(values)
     return out
 
 
