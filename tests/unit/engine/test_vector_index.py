@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.engine import graph_build, vector_index
 from tarsdb.errors import CatalogError, NotSupportedError
 from tarsdb.kernels import graph as kernels
 from tarsdb.metrics import METRICS
@@ -364,3 +365,36 @@ def test_data_the_graph_is_bad_at_is_searched_exactly(path: pathlib.Path) -> Non
                                (QUERIES[0],)).fetchall())  # fmt: skip
         assert "exact: the graph does not reach a recall of 1.0 on this data" in lines
         assert recall(db, "<#>") == 1.0
+
+
+def test_a_small_part_is_searched_as_long_as_it_matters(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most neighbours of a query lie in the smaller part: a short list alone misses some."""
+    rng = np.random.default_rng(8)
+    topic = (3 + 0.3 * rng.standard_normal((1500, DIM))).astype(np.float32)
+    with tarsdb.connect(path) as db:
+        fill(db)
+        monkeypatch.setattr(graph_build, "TIER", 0)  # parts stay apart
+        ids = np.arange(ROWS, ROWS + len(topic))
+        db.table("t").insert({"id": ids, "kind": ids % 100, "emb": topic})
+        graph_build.wait(db._require_session().env)
+        db.execute("SET ef_search = 96")
+        sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 40"
+        assert "2 parts, 0 fresh" in str(db.execute(f"EXPLAIN {sql}", (topic[0],)).fetchall())
+        queries = (3 + 0.3 * rng.standard_normal((60, DIM))).astype(np.float32)
+
+        def recall() -> float:
+            hits = 0
+            for query in queries:
+                right = ids[np.argsort(np.linalg.norm(topic - query, axis=1))[:40]].tolist()
+                found = [row[0] for row in db.execute(sql, (query,)).fetchall()]
+                hits += len(set(found) & set(right))
+            return hits / (40 * len(queries))
+
+        longer = recall()
+        monkeypatch.setattr(vector_index, "FIRST_EF", 96)
+        assert longer == recall()  # both search that part with the whole list
+        monkeypatch.setattr(vector_index, "FIRST_EF", 16)
+        monkeypatch.setattr(vector_index, "_look_longer", lambda *given: False)
+        assert recall() < longer
