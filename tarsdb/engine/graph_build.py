@@ -79,7 +79,7 @@ def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict
     """
     from tarsdb.index.hnsw import GraphOptions
 
-    options = {k: v for k, v in given.items() if k not in ("opclass", "quantization")}
+    options = {k: v for k, v in given.items() if k != "opclass"}
     if sql_type.kind is not Kind.VECTOR:
         raise NotSupportedError(
             f"index {name}: USING hnsw over {sql_type} is not built yet",
@@ -90,14 +90,14 @@ def checked_options(given: dict[str, Any], sql_type: SqlType, name: str) -> dict
         raise NotSupportedError(
             f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
         )
-    if str(given.get("quantization", "int8")).lower() != "int8":
-        raise NotSupportedError(f"index {name}: the graph's quantization is 'int8'")
+    if "quantization" in options:
+        options["quantization"] = str(options["quantization"]).lower()
     known = set(GraphOptions.__dataclass_fields__)
     unknown = sorted(set(options) - known)
     if unknown:
         raise NotSupportedError(
             f"index {name}: option {unknown[0]!r} is not known",
-            hint=f"metric, quantization, {', '.join(sorted(known))}",
+            hint=f"metric, {', '.join(sorted(known))}",
         )
     GraphOptions(**options)
     return {"metric": metric, **options}

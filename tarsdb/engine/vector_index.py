@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
 """Metric of an index -> the operator it answers."""
-EXTRA = 5
-"""Candidates compared by their full vectors beyond k, at least: int8 codes seldom err by more."""
+EXTRA = 8
+"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
 REACH = 8
@@ -307,60 +307,50 @@ def _batch(scope: _Scope, ask: Ask, how: tuple[int, int, int], op: str) -> list[
 
 
 def _one(scope: _Scope, query: np.ndarray, how: tuple[int, int, int], op: str) -> Found | None:
-    found = []
+    wanted, ef, reach = how
+    found: list[np.ndarray] = []
+    short = []  # parts searched with a short list, and what rows it gave
     for part, mask, size in zip(scope.placed.parts, scope.masks, scope.sizes, strict=True):
-        nodes = _near(part, query, (how[0], size, how[2]), mask)
-        if nodes is None:
+        if size == ef:
+            near = part.graph.search(query, wanted, ef, mask, reach, part.positions)
+        else:
+            near = part.graph.search(query, min(wanted, size), size, mask, reach)
+        if near is None:
             return None
-        found.append(nodes)
-    positions = _positions(scope, found)
+        if size < ef:
+            short.append((len(found), part.graph.rowids[near]))
+            near = part.positions[near]
+        found.append(near)
+    positions = _together(found, scope.fresh)
     if len(positions) < scope.wanted:
         return None
     if scope.distance is not None:
         ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
         return ids[np.newaxis], values[np.newaxis]
     answer = scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
-    if min(scope.sizes) == how[1] or not _look_longer(scope, query, how, found, answer):
+    again = _important(short, answer[0][0]) if short else []
+    for at in again:
+        part = scope.placed.parts[at]
+        near = part.graph.search(query, wanted, ef, scope.masks[at], reach, part.positions)
+        found[at] = found[at] if near is None else near
+    if not again:
         return answer
-    return scope.flat.search(
-        query[np.newaxis], scope.wanted, op, positions=_positions(scope, found)
-    )
+    positions = _together(found, scope.fresh)
+    return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
 
 
-def _near(
-    part: PlacedPart, query: np.ndarray, how: tuple[int, int, int], mask: np.ndarray | None
-) -> np.ndarray | None:
-    """Return nodes of a part that are candidates; None where exact search is cheaper."""
-    wanted, ef, reach = how
-    return part.graph.search(query, min(wanted, ef), ef, mask, reach)
+def _together(found: list[np.ndarray], fresh: np.ndarray) -> np.ndarray:
+    """Return positions of candidates and fresh rows."""
+    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
 
 
-def _positions(scope: _Scope, found: list[np.ndarray]) -> np.ndarray:
-    """Return the positions of candidates and fresh rows."""
-    parts = zip(scope.placed.parts, found, strict=True)
-    return np.concatenate([*(part.positions[nodes] for part, nodes in parts), scope.fresh])
+def _important(short: list[tuple[int, np.ndarray]], answer: np.ndarray) -> list[int]:
+    """Return the parts that gave many of the nearest rows; a short list may have missed others.
 
-
-def _look_longer(
-    scope: _Scope,
-    query: np.ndarray,
-    how: tuple[int, int, int],
-    found: list[np.ndarray],
-    answer: Found,
-) -> bool:
-    """Search those parts with the whole list that gave many of the answers; return if any did.
-
-    A part with few rows seldom holds more than a few of the nearest, and a short list finds these.
+    A part with few rows seldom holds more than some of the nearest, and a short list finds these.
     """
-    ids, is_any = set(answer[0][0].tolist()), False
-    for at, (part, size) in enumerate(zip(scope.placed.parts, scope.sizes, strict=True)):
-        if size == how[1]:
-            continue
-        if len(ids.intersection(part.graph.rowids[found[at]].tolist())) * MANY > len(ids):
-            nodes = _near(part, query, how, scope.masks[at])
-            if nodes is not None:
-                found[at], is_any = nodes, True
-    return is_any
+    ids = set(answer.tolist())
+    return [at for at, rowids in short if len(ids.intersection(rowids.tolist())) * MANY > len(ids)]
 
 
 def candidates(k: int, ef: int) -> int:

@@ -14,6 +14,10 @@ from typing import Any
 
 from tarsdb.kernels import dispatch
 
+TOGETHER, STARTS, LIST_ROOM = 3, 8, 17
+"""Nodes a search expands at a time, from how many it starts, and the words of a list besides its
+entries; as in kernels/cpu, which is not imported before it is compiled."""
+
 
 @dataclass(frozen=True)
 class GraphKernels:

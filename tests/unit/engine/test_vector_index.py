@@ -396,5 +396,5 @@ def test_a_small_part_is_searched_as_long_as_it_matters(
         monkeypatch.setattr(vector_index, "FIRST_EF", 96)
         assert longer == recall()  # both search that part with the whole list
         monkeypatch.setattr(vector_index, "FIRST_EF", 16)
-        monkeypatch.setattr(vector_index, "_look_longer", lambda *given: False)
+        monkeypatch.setattr(vector_index, "_important", lambda *given: [])
         assert recall() < longer
