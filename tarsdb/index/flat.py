@@ -198,6 +198,11 @@ class FlatIndex:
         return np.where(known[at] == rowids, places[at], -1)
 
     @property
+    def blocks(self) -> Sequence[VectorBlock]:
+        """The blocks, empty ones left out; positions count their rows one after the other."""
+        return self._blocks
+
+    @property
     def rows(self) -> int:
         """Number of positions, those of dead vectors included."""
         return self._rows
