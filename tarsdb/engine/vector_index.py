@@ -11,7 +11,7 @@ exact search.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +83,7 @@ class Placed:
     live: int
     """Live nodes of all parts."""
     placement: Placement
+    scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -238,6 +239,50 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     metric, and all fresh rows. A row that is near by the function but far by the index's metric is
     not among them.
     """
+    scope = _known_scope(placed, flat, ask)
+    if scope is None:
+        return None
+    found = _batch(scope, ask, op)
+    if found is None:
+        METRICS.add("index.exact_instead")
+        return None
+    METRICS.add(placed.method.counter, len(ask.queries))
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
+
+
+@dataclass(slots=True)
+class _Scope:
+    """Where the queries of one ask look, the same for all of them."""
+
+    placed: Placed
+    flat: FlatIndex
+    masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
+    fresh: np.ndarray  # int64 positions
+    wanted: int
+    distance: Distance | None
+    effort: int
+    efforts: list[int]  # that each part is searched with at first
+    compared: list[int]  # nodes to take of each part
+    reach: int
+
+
+def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
+    """Return where to look, kept for searches without a filter; None for exact search."""
+    if ask.positions is not None or ask.distance is not None:
+        return _scope(placed, flat, ask)
+    key = ask.k, ask.effort, ask.target_recall
+    known = placed.scopes.get(key)
+    if known is not None and all(each.part.is_ready() for each in placed.parts):
+        return known
+    made = _scope(placed, flat, ask)
+    if made is not None:
+        placed.scopes[key] = made
+    return made
+
+
+def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     effort, _ = choose(placed, ask, flat.rows)
     if not effort:
         return None
@@ -260,35 +305,11 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         largest = max(len(each.part) for each in placed.parts)
         first = method.first_effort(effort, ask.k)
         efforts = [effort if len(each.part) == largest else first for each in placed.parts]
-    scope = _Scope(
+    return _Scope(
         placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort, efforts,
         [compared(each.part, ask.k, effort) for each in placed.parts],
         method.reach(effort, None if ask.positions is None else reachable),
     )  # fmt: skip
-    found = _batch(scope, ask, op)
-    if found is None:
-        METRICS.add("index.exact_instead")
-        return None
-    METRICS.add(method.counter, len(ask.queries))
-    if len(found) == 1:
-        return found[0]
-    return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
-
-
-@dataclass(slots=True)
-class _Scope:
-    """Where the queries of one ask look, the same for all of them."""
-
-    placed: Placed
-    flat: FlatIndex
-    masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
-    fresh: np.ndarray  # int64 positions
-    wanted: int
-    distance: Distance | None
-    effort: int
-    efforts: list[int]  # that each part is searched with at first
-    compared: list[int]  # nodes to take of each part
-    reach: int
 
 
 def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
@@ -327,7 +348,7 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     if scope.distance is not None:
         ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
         return ids[np.newaxis], values[np.newaxis]
-    answer = scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
+    answer = scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
     again = _important(scope, found, answer[0][0])
     for at in again:
         near = _near(scope, at, query, scope.effort)
@@ -335,7 +356,7 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     if not again:
         return answer
     positions = _together(found, scope.fresh)
-    return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
+    return scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
 
 
 def _near(scope: _Scope, at: int, query: np.ndarray, effort: int) -> np.ndarray | None:
