@@ -84,11 +84,32 @@ class Placed:
     """Live nodes of all parts."""
     placement: Placement
     scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
+    _filter: tuple[np.ndarray, list[np.ndarray | None], np.ndarray] | None = None
 
     @property
     def method(self) -> Method:
         """How the parts are searched."""
         return METHODS[self.index.method]
+
+    def filtered(
+        self, positions: np.ndarray, rows: int
+    ) -> tuple[list[np.ndarray | None], np.ndarray]:
+        """Return which nodes of each part a filter leaves, and the fresh rows it leaves.
+
+        What was asked last is kept, by the identity of ``positions``.
+        """
+        known = self._filter
+        if known is not None and known[0] is positions:
+            return known[1], known[2]
+        allowed = np.zeros(rows, dtype=np.uint8)
+        allowed[positions] = 1
+        masks: list[np.ndarray | None] = [
+            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
+            for part in self.parts
+        ]
+        fresh = self.fresh[allowed[self.fresh] != 0]
+        self._filter = positions, masks, fresh
+        return masks, fresh
 
 
 def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
@@ -191,9 +212,9 @@ class Ask:
     """Compares the candidates in place of the index's own metric."""
 
 
-def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
+def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
     """Return the effort to search with, 0 for exact search, and the reason in words."""
-    method, parts = placed.method, [each.part for each in placed.parts]
+    method, parts, rows = placed.method, [each.part for each in placed.parts], flat.rows
     if not parts or not all(part.is_ready() for part in parts):
         return 0, f"exact: the {method.noun}'s kernels are not compiled yet"
     if ask.k * 4 >= rows:
@@ -206,7 +227,11 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     if ask.positions is None:
         return effort, f"{method.noun}, {method.effort} {effort}"
     allowed = len(ask.positions)
-    if allowed <= 4 * ask.k or method.prefers_exact(effort, allowed, rows, parts):
+    share = allowed, rows
+    is_exact = allowed <= 4 * ask.k or method.prefers_exact(effort, share, parts, is_coded=False)
+    if not is_exact and method.prefers_exact(effort, share, parts, is_coded=True):
+        is_exact = flat.is_coded(ask.positions)
+    if is_exact:
         return 0, f"exact over the {allowed} matching rows"
     how = f"{method.noun} with the filter inside, {method.effort} {effort}"
     return effort, f"{how}, {allowed} matching rows"
@@ -283,7 +308,7 @@ def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
 
 
 def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
-    effort, _ = choose(placed, ask, flat.rows)
+    effort, _ = choose(placed, flat, ask)
     if not effort:
         return None
     method = placed.method
@@ -291,13 +316,7 @@ def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     fresh = placed.fresh
     reachable = placed.live + len(fresh)
     if ask.positions is not None:
-        allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
-        allowed[ask.positions] = 1
-        masks = [
-            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
-            for part in placed.parts
-        ]
-        fresh = fresh[allowed[fresh] != 0]
+        masks, fresh = placed.filtered(ask.positions, flat.rows)
         reachable = len(ask.positions)
     compared = method.candidates if ask.distance is None else method.pool
     efforts = [effort] * len(placed.parts)

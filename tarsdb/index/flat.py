@@ -134,6 +134,10 @@ class FlatIndex:
         scan = Scan(kernel, self._table, metric_code(op, self._type))
         return scan.among_one(self._checked(query), positions, k)
 
+    def is_coded(self, positions: np.ndarray) -> bool:
+        """Return whether codes of these rows lie side by side: when asked for again, mostly."""
+        return self._codes is not None and coded_rows(self._codes, positions, self) is not None
+
     def search_by(
         self,
         distance: own_metric.Distance,
