@@ -399,8 +399,8 @@ def _important(scope: _Scope, found: list[np.ndarray], answer: np.ndarray) -> li
     short = [at for at, effort in enumerate(scope.efforts) if effort < scope.effort]
     if not short:
         return short
-    places = set(scope.flat.positions(answer).tolist())
+    rows = set(answer.tolist())
     return [
         at for at in short
-        if len(places.intersection(found[at].tolist())) * MANY > len(places)
+        if len(rows.intersection(scope.flat.rowids(found[at]).tolist())) * MANY > len(rows)
     ]  # fmt: skip
