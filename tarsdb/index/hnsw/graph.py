@@ -159,7 +159,7 @@ class Graph:
 
     @cached_property
     def _place(self) -> tuple[int, int, int]:
-        """Return the table's address, the bytes of a search besides its lists, and the dimension."""
+        """Return the address of the table, bytes of a search besides its lists, dimension."""
         marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
         return address(self.table), self.padded + near + marks, self.dim
 
