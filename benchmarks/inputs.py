@@ -1,7 +1,8 @@
 """Data that workloads share: vectors, the scalar columns beside them, and scratch folders.
 
 Vectors and texts are real where ``../shared/data`` lies beside the repository, otherwise seeded
-synthetic ones of the same shape; ``source`` says which and belongs in every record.
+synthetic ones of the same shape; ``source`` says which and belongs in every record. Beyond the
+100,000 real vectors ``Expansion`` makes more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ LOGIC = ROOT.parent / "shared" / "data" / "sqllogictest"
 DIM = 384
 LIMIT = 100_000
 FOLDER_VARIABLE = "TARSDB_BENCH_DIR"
+NEIGHBOURS = 64
+_DRAWN = 2048
+"""Vectors an expansion draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,15 @@ class Vectors:
 
 
 def vectors(rows: int) -> Vectors:
-    """Return the first ``rows`` (at most 100,000) base vectors and 1,000 queries."""
+    """Return the first ``rows`` base vectors and 1,000 queries; beyond 100,000 they are drawn."""
+    if rows > LIMIT:
+        real = vectors(LIMIT)
+        base = np.empty((rows, DIM), np.float32)
+        base[:LIMIT] = real.base
+        expansion = Expansion(real.base)
+        for at in range(LIMIT, rows, _DRAWN):
+            base[at : at + _DRAWN] = expansion.draw(_DRAWN)[: rows - at]
+        return Vectors(base, real.queries, f"{real.source} ({LIMIT:,} expanded)")
     if DATA.is_dir():
         base = np.load(DATA / "base.f16.npy", mmap_mode="r")[:rows].astype(np.float32)
         queries = np.load(DATA / "query.f16.npy").astype(np.float32)
@@ -47,6 +59,50 @@ def vectors(rows: int) -> Vectors:
     drawn += 0.7 * rng.standard_normal(drawn.shape, dtype=np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return Vectors(drawn[:rows], drawn[rows:], "synthetic, 500 clusters")
+
+
+class Expansion:
+    """More vectors like the given ones, drawn around each in the directions of its neighbours.
+
+    A drawn vector is a given one plus a Gaussian whose covariance is that of the differences to
+    its 64 nearest neighbours (a manifold Parzen window: Vincent and Bengio, NIPS 2002), scaled to
+    length 1. So it varies in the directions in which the data varies there, in about as many, and
+    lies about as far from its origin as a neighbour does; ``growth`` stores how distances to
+    neighbours, intrinsic dimension and hubness compare. The same seed and counts draw the same.
+
+    Parameters
+    ----------
+    base : ndarray
+        float32 (rows, dim), unit vectors.
+    seed : int
+    near : ndarray, optional
+        int64 (rows, 64), the neighbours of each row, where they are known.
+    """
+
+    def __init__(self, base: np.ndarray, seed: int = 17, near: np.ndarray | None = None) -> None:
+        self.near = _neighbours(base) if near is None else near
+        self._base = base
+        self._rng = np.random.default_rng(seed)
+
+    def draw(self, count: int) -> np.ndarray:
+        """Return the next vectors, float32 (count, dim)."""
+        origins = self._rng.integers(0, len(self._base), count)
+        weights = self._rng.standard_normal((count, self.near.shape[1]), dtype=np.float32)
+        weights /= np.sqrt(self.near.shape[1], dtype=np.float32)
+        drawn = self._base[origins] * (1 - weights.sum(axis=1, keepdims=True))
+        for row, near, weight in zip(drawn, self.near[origins], weights, strict=True):
+            row += weight @ self._base[near]
+        drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+        return drawn
+
+
+def _neighbours(base: np.ndarray) -> np.ndarray:
+    """Return the 64 nearest other rows of each row."""
+    from benchmarks.adapters.tarsdb_flat import TarsdbFlat  # after the thread limit
+
+    flat, k = TarsdbFlat(base, "l2"), min(NEIGHBOURS + 1, len(base))
+    parts = [flat.search(base[at : at + 1000], k) for at in range(0, len(base), 1000)]
+    return np.concatenate(parts)[:, 1:]
 
 
 def texts(rows: int) -> list[str]:

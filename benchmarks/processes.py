@@ -93,6 +93,11 @@ class PeakMemory:
             self.extra_bytes = _status("VmHWM") - self._before
 
 
+def private_bytes() -> int:
+    """Return the anonymous resident bytes of this process: pages of mapped files do not count."""
+    return _status("RssAnon")
+
+
 def _status(field: str) -> int:
     text = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)

@@ -1,41 +1,124 @@
-"""The figures as Markdown, from stored results: ``python -m benchmarks.report [--write FILE]``.
+"""Stored results as Markdown: ``python -m benchmarks.report [--write FILE...]``.
 
-``--write`` replaces what stands between ``<!-- figures:begin`` and ``<!-- figures:end`` in a file.
-Rows we lose are in the table like all others; what was not measured is left out.
+``--write`` replaces what stands between ``<!-- NAME:begin`` and ``<!-- NAME:end -->`` in files, for
+each section they have: ``figures`` (bars that were measured, and speeds), ``bars`` (all bars),
+``curves`` (the drawings of ``benchmarks.plots``) and ``runs`` (who measured what, on what). Bars we
+miss are in the tables like all others.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import claims, harness
+from benchmarks import claims, harness, plots, workloads
 
-MARKS = re.compile(r"(<!-- figures:begin[^>]*-->\n).*?(<!-- figures:end -->)", re.DOTALL)
+Records = Mapping[str, claims.Record]
 
 
-def markdown(records: Mapping[str, claims.Record]) -> str:
-    """Return the table, the speeds beside peers, and what they were measured on."""
+def figures(records: Records) -> str:
+    """Return the bars that were measured, the speeds beside peers, and the machines."""
     rows = []
     for claim in claims.applicable(records):
         value = claims.value_of(claim, records)
-        if value is None:
-            continue
-        sign, _, bar = claim.bar.partition(" ")
-        words = {"<=": "at most", ">=": "at least", "==": ""}[sign]
-        result = "yes" if claim.passes(value) else "**no**"
-        goal = f"{words} {bar}".strip()
-        rows.append(f"| {claim.text} | {claim.peer or '-'} | {_short(value)} | {goal} | {result} |")
+        if value is not None:
+            goal, result = _goal(claim), _reached(claim, value)
+            shown = f"{claim.text} | {claim.peer or '-'} | {_short(value)} | {goal} | {result}"
+            rows.append(f"| {shown} |")
     if not rows:
         return "No results are stored yet. `make bench` measures on your machine.\n"
     head = ["| What | Beside | Measured | Goal | Reached |", "|---|---|---:|---|---|"]
-    return "\n".join([*head, *rows, "", *_speeds(records), _machine(records), ""])
+    return "\n".join([*head, *rows, "", *_speeds(records), _machines(records), ""])
 
 
-def _speeds(records: Mapping[str, claims.Record]) -> list[str]:
+def bars(records: Records) -> str:
+    """Return every bar, measured or not, and the workload that measures it."""
+    lines = ["| Bar | Beside | Goal | Measured | Reached | Measured by |",
+             "|---|---|---|---:|---|---|"]  # fmt: skip
+    applicable = claims.applicable(records)
+    for claim in (*claims.CLAIMS, claims.CONDITIONAL):
+        value = claims.value_of(claim, records) if claim in applicable else None
+        shown = ("-", "not measured") if value is None else (_short(value), _reached(claim, value))
+        cells = (claim.text, claim.peer or "-", _goal(claim), *shown, f"`{claim.workload}`")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def curves(records: Records) -> str:
+    """Return the drawings whose results are stored, and what would measure the others."""
+    parts = []
+    for figure in plots.FIGURES:
+        drawn = f"figures/{figure.name}.svg"
+        command = f"`{_command(figure.workload)}`"
+        if figure.workload in records and (plots.FOLDER / f"{figure.name}.svg").exists():
+            parts.append(f"![{figure.title}]({drawn})\n\n{figure.about} From {command}.\n")
+        else:
+            parts.append(f"*{figure.title}*: no result is stored; {command} measures it.\n")
+    return "\n".join(parts)
+
+
+def runs(records: Records) -> str:
+    """Return what each workload was measured on, and the command that does it."""
+    lines = ["| Command | Processor | Kernels | Date | Data |", "|---|---|---|---|---|"]
+    for name in sorted(module.name for module in pkgutil.iter_modules(workloads.__path__)):
+        record = records.get(name)
+        about = ("no result stored", "-", "-", "-") if record is None else _conditions(record)
+        lines.append(f"| {' | '.join((f'`{_command(name)}`', *about))} |")
+    return "\n".join([*lines, ""])
+
+
+SECTIONS: dict[str, Callable[[Records], str]] = {
+    "figures": figures, "bars": bars, "curves": curves, "runs": runs,
+}  # fmt: skip
+
+
+def replaced(text: str, records: Records) -> str:
+    """Return a document with its sections written anew.
+
+    Raises
+    ------
+    ValueError
+        It has none.
+    """
+    count = 0
+    for name, section in SECTIONS.items():
+        marks = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        body = section(records)
+        text, found = marks.subn(lambda match, body=body: match[1] + body + match[2], text)
+        count += found
+    if not count:
+        raise ValueError(f"no section of {', '.join(SECTIONS)} between begin and end marks")
+    return text
+
+
+def _command(workload: str) -> str:
+    return f"python -m benchmarks.workloads.{workload}"
+
+
+def _conditions(record: claims.Record) -> tuple[str, str, str, str]:
+    """Return processor, level of the kernels, date and data of a result."""
+    machine, data = record.get("machine", {}), record.get("data", {})
+    cpu = f"{machine.get('cpu')}, {machine.get('cores')} cores"
+    shape = f"{data['rows']:,} x {data['dim']}, " if "dim" in data else ""
+    source = f"{shape}{data.get('source', '-')}"
+    return cpu, str(record.get("isa", "not recorded")), str(record.get("date")), source
+
+
+def _goal(claim: claims.Claim) -> str:
+    sign, _, bar = claim.bar.partition(" ")
+    words = {"<=": "at most", ">=": "at least", "==": ""}[sign]
+    return f"{words} {bar}".strip()
+
+
+def _reached(claim: claims.Claim, value: Any) -> str:
+    return "yes" if claim.passes(value) else "**no**"
+
+
+def _speeds(records: Records) -> list[str]:
     """Return times of everybody where several were measured."""
     parts = []
     knn = records.get("exact_knn")
@@ -62,7 +145,7 @@ def _short(value: float) -> str:
     return f"{float(value):.3g}" if abs(value) < 1000 else f"{float(value):,.0f}"
 
 
-def _machine(records: Mapping[str, claims.Record]) -> str:
+def _machines(records: Records) -> str:
     """Name the machines and data of all records."""
     found: dict[str, None] = {}
     for record in records.values():
@@ -77,20 +160,22 @@ def _machine(records: Mapping[str, claims.Record]) -> str:
 
 
 def main() -> None:
-    """Print the Markdown, or put it into a file."""
+    """Print a section, or put all into files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
-    parser.add_argument("--write", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--section", choices=SECTIONS, default="figures", help="what is printed")
+    parser.add_argument("--write", type=pathlib.Path, metavar="FILE", nargs="+")
     given = parser.parse_args()
-    text = markdown(claims.load(given.results))
+    records = claims.load(given.results)
     if given.write is None:
-        print(text, end="")
+        print(SECTIONS[given.section](records), end="")
         return
-    before = given.write.read_text(encoding="utf-8")
-    if not MARKS.search(before):
-        parser.error(f"{given.write} has no figures:begin and figures:end marks")
-    after = MARKS.sub(lambda match: match[1] + text + match[2], before)
-    given.write.write_text(after, encoding="utf-8")
+    for file in given.write:
+        try:
+            text = replaced(file.read_text(encoding="utf-8"), records)
+        except ValueError as reason:
+            parser.error(f"{file}: {reason}")
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,8 @@ class TarsdbGraph:
 
     def search(self, query: np.ndarray, k: int, size: int) -> np.ndarray:
         """Return row numbers."""
-        near = self._graph.search(query, candidates(k, size), size)
-        assert near is not None
-        at = self._positions[near]
+        at = self._graph.search(query, candidates(k, size), size, places=self._positions)
+        assert at is not None
         return self._flat.search(query[np.newaxis], k, "<->", positions=at)[0][0]
 
 
@@ -78,7 +77,7 @@ class Hnswlib:
 
 
 class SvsLvq:
-    """Intel's scalable vector search, 8-bit locally adaptive quantization; on Intel's processors."""
+    """Intel's scalable vector search with 8-bit LVQ; runs on Intel's processors only."""
 
     name = "svs-lvq8"
     sizes = (10, 16, 24, 32, 48, 64, 96, 128, 192)

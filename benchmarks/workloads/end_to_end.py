@@ -25,7 +25,7 @@ harness.one_thread()
 
 import numpy as np  # noqa: E402  # after the thread limit
 
-from benchmarks import inputs, processes  # noqa: E402
+from benchmarks import exact, inputs, processes  # noqa: E402
 from benchmarks.adapters import served as adapters  # noqa: E402
 from benchmarks.served import Served, rows  # noqa: E402
 
@@ -60,14 +60,12 @@ class Truth:
         if (count, kind) not in self._known:
             self._known[count, kind] = self._near(count, kind)
         right = self._known[count, kind][start : start + len(found)]
-        pairs = zip(found, right.tolist(), strict=True)
-        return sum(len(set(a) & set(b)) for a, b in pairs) / (right.shape[1] * len(found))
+        return exact.recall(found, right)
 
     def _near(self, count: int, kind: str) -> np.ndarray:
         allowed = np.flatnonzero(self._given.allowed(kind)[:count])
-        base = self._given.vectors[allowed]
-        keys = np.einsum("ij,ij->i", base, base) - 2 * (self._queries @ base.T)
-        return np.asarray(allowed[np.argsort(keys, axis=1, kind="stable")[:, :K]])
+        near = exact.nearest(self._given.vectors[allowed], self._queries, K)
+        return np.asarray(allowed[near])
 
 
 @contextlib.contextmanager

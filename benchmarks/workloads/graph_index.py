@@ -20,9 +20,8 @@ harness.one_thread()
 import numpy as np  # noqa: E402  # after the thread limit
 
 import tarsdb  # noqa: E402
-from benchmarks import inputs, processes  # noqa: E402
+from benchmarks import exact, inputs, processes  # noqa: E402
 from benchmarks.adapters import graphs  # noqa: E402
-from tarsdb.kernels import dispatch  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "hnswlib", "scalable-vs")
 K = 10
@@ -55,11 +54,15 @@ class TarsdbSql:
             self._db.execute(f"SET ef_search = {size}")
         return np.array([row[0] for row in self._db.execute(SQL, (query,)).fetchall()])
 
+    def close(self) -> None:
+        """Close."""
+        self._db.close()
+
 
 def run(rows: int, repeats: int, rivals: Iterable[str] = RIVALS) -> dict[str, Any]:
     """Measure and return the record that is stored."""
     data = inputs.vectors(rows)
-    truth = _truth(data.base, data.queries)
+    truth = exact.nearest(data.base, data.queries, K)
     with inputs.scratch() as folder:
         contenders: list[Any] = [graphs.TarsdbGraph(data.base)]
         contenders.append(TarsdbSql(data.base, folder / "bench.tars"))
@@ -86,9 +89,8 @@ def _point(
         start = time.thread_time()
         found = [contender.search(query, K, size) for query in data.queries]
         best = min(best, time.thread_time() - start)
-    hits = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, truth, strict=True))
     return {
-        "size": size, "recall": hits / (K * len(found)), "microseconds": best / len(found) * 1e6
+        "size": size, "recall": exact.recall(found, truth), "microseconds": best / len(found) * 1e6
     }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def _record(
     build = {c.name: c.build_seconds for c in contenders}
     return {
         "data": {"rows": len(data.base), "dim": data.base.shape[1], "source": data.source, "k": K},
-        "isa": dispatch.level(), "curves": curves, "queries_per_second": speeds,
+        "curves": curves, "queries_per_second": speeds,
         "tarsdb_times": ratios, "build_cpu_seconds": build,
         "build_share_of": {n: build["tarsdb"] / s for n, s in build.items() if n != "tarsdb"},
         "bytes_per_vector": contenders[0].bytes_per_vector, "disk_of_raw": disk,
@@ -125,12 +127,6 @@ def _speed(curve: list[dict[str, float]], target: float) -> float | None:
 
 def _ratio(own: float | None, other: float | None) -> float | None:
     return None if own is None or other is None else own / other
-
-
-def _truth(base: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    norms = np.einsum("ij,ij->i", base, base, dtype=np.float64)
-    keys = norms - 2 * (queries.astype(np.float64) @ base.T.astype(np.float64))
-    return np.argsort(keys, axis=1, kind="stable")[:, :K]
 
 
 def main() -> None:

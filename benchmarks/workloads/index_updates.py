@@ -24,7 +24,7 @@ harness.one_thread()
 
 import numpy as np  # noqa: E402  # after the thread limit
 
-from benchmarks import inputs  # noqa: E402
+from benchmarks import exact, inputs  # noqa: E402
 from benchmarks.adapters import served as adapters  # noqa: E402
 from benchmarks.adapters.served import tarsdb as ours  # noqa: E402
 from benchmarks.served import rows  # noqa: E402
@@ -36,8 +36,6 @@ TARGET = 0.985
 VECTOR_BATCH, SCALAR_BATCH, DELETE_BATCH = 100, 1000, 1000
 CHURN = 500
 """Vectors changed last before search at churn is measured: they are fresh, in the delta."""
-BACKGROUND = ("tarsdb-merge", "tarsdb-indexer")
-"""Names of the threads behind writers."""
 DELETED = (0.20, 0.95)
 PACKAGES = ("numpy", "numba", "lmdb")
 
@@ -89,12 +87,9 @@ class Table:
     def recall(self, queries: np.ndarray) -> float:
         """Return recall@10 against the vectors as they are now."""
         live = np.flatnonzero(self.live)
-        base = self.vectors[live]
-        keys = np.einsum("ij,ij->i", base, base) - 2 * (queries @ base.T)
-        right = live[np.argsort(keys, axis=1, kind="stable")[:, :K]].tolist()
+        right = live[exact.nearest(self.vectors[live], queries, K)]
         found = [self.store.search(query, K, "unfiltered") for query in queries]
-        hits = sum(len(set(a) & set(b)) for a, b in zip(found, right, strict=True))
-        return hits / (K * len(queries))
+        return exact.recall(found, right)
 
     def shape(self) -> str:
         """Return how a search is answered."""
@@ -189,7 +184,7 @@ def _rate(took: list[float], batch: int) -> dict[str, float]:
 
 def _churn(table: Table, queries: np.ndarray) -> dict[str, Any]:
     """Search with fresh rows in the delta, once nothing works in the background."""
-    _quiet()
+    table.store.settle()
     for _ in range(CHURN // VECTOR_BATCH):
         table.update_vectors(VECTOR_BATCH)
     found: dict[str, Any] = _searched(table, queries)
@@ -203,7 +198,7 @@ def _scalars(table: Table, seconds: float) -> dict[str, float]:
         start = time.perf_counter()
         table.update_scalars(SCALAR_BATCH)
         took.append(time.perf_counter() - start)
-    _quiet()
+    table.store.settle()
     parts = METRICS.snapshot().get("index.parts_built", 0) - built
     return {**_rate(took, SCALAR_BATCH), "parts_built": parts,
             "index_unchanged": int(table.shape() == before)}  # fmt: skip
@@ -228,15 +223,6 @@ def _during_merge(table: Table, queries: np.ndarray, size: int) -> dict[str, flo
     merger.join()
     other.close()
     return {"p50_us": 1e6 * statistics.median(wall), "searches": len(wall)}
-
-
-def _quiet(seconds: float = 120) -> None:
-    """Wait until no background thread of the database works."""
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop:
-        if not any(t.name in BACKGROUND for t in threading.enumerate()):
-            return
-        time.sleep(0.05)
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.types import SqlType
 
-EXTRA = 5
-"""Candidates compared by their full vectors beyond k, at least: int8 codes seldom err by more."""
+EXTRA = 8
+"""Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
 REACH = 8
@@ -63,8 +63,12 @@ class Part(Protocol):
         effort: int,
         allowed: np.ndarray | None = None,
         reach: int = 0,
+        places: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """Return the nodes nearest to a query, int32 (<= wanted,); None where exact is cheaper."""
+        """Return the nodes nearest to a query, or their ``places``; None where exact is cheaper.
+
+        int64 (<= wanted,)
+        """
         ...
 
 
@@ -157,7 +161,7 @@ class Method(ABC):
         """Return how far a search may go; ``allowed``: rows a filter leaves, None without one."""
 
     def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the options an index of that name is stored with.
+        """Return the options an index of that name is stored with, words in lower case.
 
         Raises
         ------
@@ -174,8 +178,9 @@ class Method(ABC):
                 f"index {name}: option {unknown[0]!r} is not known",
                 hint=f"metric, {', '.join(sorted(known))}",
             )
-        kind(**given)
-        return given
+        words = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
+        kind(**words)
+        return words
 
 
 class Hnsw(Method):
@@ -192,12 +197,6 @@ class Hnsw(Method):
         from tarsdb.index.hnsw import GraphOptions
 
         return GraphOptions
-
-    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the options an index is stored with; its codes are int8."""
-        if str(given.get("quantization", "int8")).lower() != "int8":
-            raise NotSupportedError(f"index {name}: the graph's quantization is 'int8'")
-        return super().checked({k: v for k, v in given.items() if k != "quantization"}, name)
 
     def estimated_bytes(
         self, rows: int, width: int, itemsize: int, op: str, options: Any
@@ -262,11 +261,6 @@ class Lists(Method):
         from tarsdb.index.ivf import IvfOptions
 
         return IvfOptions
-
-    def checked(self, given: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the options an index is stored with; words in lower case."""
-        words = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
-        return super().checked(words, name)
 
     def estimated_bytes(
         self, rows: int, width: int, itemsize: int, op: str, options: Any

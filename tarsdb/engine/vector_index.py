@@ -307,8 +307,11 @@ def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
     found = []
     for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
-        nodes = placed.part.search(query, compared, scope.effort, mask, scope.reach)
-        if nodes is None:
+        positions = placed.part.search(
+            query, compared, scope.effort, mask, scope.reach, placed.positions
+        )
+        if positions is None:
             return None
-        found.append(placed.positions[nodes])
-    return np.concatenate([*found, scope.fresh])
+        found.append(positions)
+    fresh = scope.fresh
+    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])

@@ -15,7 +15,7 @@ from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import own_metric
 from tarsdb.index.base import Found, metric_code
-from tarsdb.index.coded import CodeCache, CodedBlocks, coded_blocks, coded_rows
+from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -265,7 +265,9 @@ class FlatIndex:
         if positions is None:
             blocks = self._coded_blocks(cache)
             return blocks.search(scan, matrix, k, threads) if blocks else None
-        rows = coded_rows(cache, positions, self) if len(matrix) == 1 else None
+        if len(matrix) > 1 or len(positions) < MIN_CHOSEN:
+            return None
+        rows = coded_rows(cache, positions, self)
         return None if rows is None else rows.search(scan, matrix, k)
 
     def _coded_blocks(self, cache: CodeCache) -> CodedBlocks:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from tarsdb.kernels.background import Compiled
 
+TOGETHER, STARTS, LIST_ROOM = 3, 8, 17
+"""Nodes a search expands at a time, from how many it starts, and the words of a list besides its
+entries; as in kernels/cpu, which is not imported before it is compiled."""
+
 
 @dataclass(frozen=True)
 class GraphKernels:

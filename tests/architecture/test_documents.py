@@ -6,10 +6,12 @@ import ast
 import importlib.util
 import pathlib
 import re
+from collections.abc import Iterable
 
 import pytest
 
 import tarsdb
+from benchmarks import claims, plots
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -112,3 +114,19 @@ def test_every_system_table_and_setting_is_described() -> None:
 
     text = (ROOT / "docs" / "sql.md").read_text("utf-8")
     assert missing_words(set(SYSTEM_TABLES), text) == set()
+
+
+def unlisted(bars: Iterable[claims.Claim], document: str) -> list[str]:
+    """Return the bars that have no row in a document's table."""
+    return [bar.text for bar in bars if f"| {bar.text} | {bar.peer or '-'} |" not in document]
+
+
+def test_every_bar_and_curve_is_in_the_document() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    assert unlisted([*claims.CLAIMS, claims.CONDITIONAL], text) == []
+    assert [figure.title for figure in plots.FIGURES if figure.title not in text] == []
+
+
+def test_bar_check_can_fail() -> None:
+    bar = claims.Claim("growth", "speed of light", "<= 1", claims.path("c"))
+    assert unlisted([bar], "| speed of sound | - | at most 1 |") == ["speed of light"]

@@ -67,6 +67,7 @@ class Store:
         directory = os.open(self._folder, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
+        self._vectors = rows.vectors
 
     def tune(self, size: int) -> None:
         """Set ef."""

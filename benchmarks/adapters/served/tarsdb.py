@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import threading
+import time
 
 import numpy as np
 
@@ -18,6 +20,8 @@ INDEXES = (
     "CREATE INDEX docs_sel ON docs (sel)", "CREATE INDEX docs_label ON docs (label)",
     "CREATE INDEX docs_emb ON docs USING hnsw (emb)",
 )  # fmt: skip
+BACKGROUND = ("tarsdb-merge", "tarsdb-indexer")
+"""Names of the threads behind writers."""
 
 
 class Store:
@@ -51,6 +55,14 @@ class Store:
     def search(self, query: np.ndarray, k: int, kind: str) -> list[int]:
         """Return ids."""
         return [row[0] for row in self.db.execute(statement(k, kind), (query,)).fetchall()]
+
+    def settle(self, seconds: float = 120) -> None:
+        """Wait, so long at most, until nothing works behind the writers of this process."""
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop:
+            if not any(thread.name in BACKGROUND for thread in threading.enumerate()):
+                return
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Close."""

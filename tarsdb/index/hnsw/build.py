@@ -11,11 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from tarsdb.errors import NotSupportedError
-from tarsdb.index.hnsw.codes import AT_ONCE, LINE, Space
-from tarsdb.index.hnsw.graph import Graph, sketched
+from tarsdb.index.hnsw.codes import AT_ONCE, Space, padded_width
+from tarsdb.index.hnsw.graph import Graph
 from tarsdb.index.hnsw.options import GraphOptions
 from tarsdb.kernels import graph as kernels
-from tarsdb.kernels.graph import GraphKernels
+from tarsdb.kernels.graph import LIST_ROOM, GraphKernels
+from tarsdb.kernels.native import address
 
 ENTRIES = 64
 FIRST, SHARE = 1024, 0.05
@@ -47,11 +48,12 @@ def estimated_bytes(
     disk : int
         What :meth:`Graph.to_arrays` holds.
     """
-    padded = -(-(width + (op == "<#>")) // LINE) * LINE
-    node = padded + 8 + 4 * options.degree  # code, constants, edges
+    bits = 4 if options.quantization == "int4" else 8
+    code = padded_width(width + (op == "<#>"), bits) * bits // 8
+    node = code + 8 + 4 * options.degree  # code, constants, edges
     vectors = rows * width * itemsize
     temporary = min(rows, AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
-    coding = 2 * vectors + rows * padded + temporary
+    coding = 2 * vectors + rows * code + temporary
     ordering = vectors + 2 * rows * node
     return max(coding, ordering) + 3 * 8 * rows, rows * (node + 8)
 
@@ -101,11 +103,12 @@ def build_graph(
     nodes = len(vectors)
     shuffled = np.random.default_rng(options.seed).permutation(nodes)
     space = Space.of(vectors, op)
-    codes, constants = space.coded(vectors[shuffled])
+    bits = {"int8": 8, "int4": 4}.get(options.quantization) or space.bits_for(vectors)
+    codes, constants = space.coded(vectors[shuffled], bits)
     edges = np.full((nodes, options.degree), -1, dtype=np.int32)
     entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
-    sketches = sketched(found, codes, constants, len(space.mean))
-    work = _Work(found, (codes, constants, sketches, edges), entries, options, threads)
+    graph = Graph(rowids[shuffled], codes, constants, edges, entries, space)
+    work = _Work(found, graph, options, threads)
     done = 1
     while done < nodes:
         stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
@@ -117,7 +120,7 @@ def build_graph(
     progress(nodes, nodes)
     places = np.empty(nodes, dtype=np.int32)
     found.order(edges, entries, places, np.zeros(nodes, np.uint8))
-    return _relabelled(Graph(rowids[shuffled], codes, constants, edges, entries, space), places)
+    return _relabelled(graph, places)
 
 
 def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
@@ -132,29 +135,25 @@ def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
 
 
 class _Work:
-    """The arrays of a graph in the making, and how batches are spread over threads."""
+    """A graph in the making, whose edges grow, and how batches are spread over threads."""
 
     def __init__(
-        self,
-        found: GraphKernels,
-        arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-        entries: np.ndarray,
-        options: GraphOptions,
-        threads: int,
+        self, found: GraphKernels, graph: Graph, options: GraphOptions, threads: int
     ) -> None:
-        self.kernels, self.arrays, self.entries = found, arrays, entries
-        self.options, self.threads = options, threads
-        marks = len(arrays[0]) // 8 + 1
+        self.kernels, self.graph, self.options, self.threads = found, graph, options, threads
+        marks = len(graph) // 8 + 8
         self.visited = [np.empty(marks, np.uint8) for _ in range(threads)]
-        self.beams = [np.empty(options.ef_construction, np.int64) for _ in range(threads)]
+        room = options.ef_construction + LIST_ROOM
+        self.beams = [np.empty(room, np.int64) for _ in range(threads)]
 
     def insert(self, done: int, start: int, stop: int) -> None:
         """Give nodes start..stop their edges into the nodes below ``done``."""
-        alpha = np.float32(self.options.alpha)
+        alpha, graph = np.float32(self.options.alpha), self.graph
+        table = address(graph.table)
 
         def run(number: int, low: int, high: int) -> None:
             self.kernels.insert(
-                *self.arrays, self.entries, done, low, high, self.options.degree, alpha,
+                table, graph.edges, done, low, high, self.options.ef_construction, alpha,
                 self.beams[number], self.visited[number],
             )  # fmt: skip
 
@@ -162,7 +161,7 @@ class _Work:
 
     def link(self, start: int, stop: int) -> None:
         """Add the reverse of the edges of nodes start..stop."""
-        codes, constants, _, edges = self.arrays
+        edges, table = self.graph.edges, address(self.graph.table)
         sources, slots = np.nonzero(edges[start:stop] >= 0)
         destinations = edges[start:stop][sources, slots]
         order = np.argsort(destinations, kind="stable")
@@ -175,10 +174,8 @@ class _Work:
 
         def run(number: int, low: int, high: int) -> None:
             del number
-            found = np.empty(most, np.int64)
-            self.kernels.link(
-                codes, constants, edges, destinations, sources, low, high, alpha, found
-            )
+            memory = np.empty(most + LIST_ROOM, np.int64)
+            self.kernels.link(table, edges, destinations, sources, low, high, alpha, memory)
 
         _together([(run, n, cuts[n], cuts[n + 1]) for n in range(len(cuts) - 1)])
 

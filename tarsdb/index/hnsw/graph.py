@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from tarsdb.errors import CorruptionError, OperationalError
+from tarsdb.errors import CorruptionError, DimensionMismatchError, OperationalError
 from tarsdb.index.arrays import private
-from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.codes import LINE, Space, padded_width
 from tarsdb.kernels import graph as kernels
+from tarsdb.kernels.graph import LIST_ROOM, STARTS, TOGETHER
+from tarsdb.kernels.native import address
 
 _SHAPES = {
     "rowids": ("i8", 1), "codes": ("u1", 2), "constants": ("f4", 2), "edges": ("i4", 2),
@@ -20,28 +22,25 @@ _SHAPES = {
 OPERATORS = ("<->", "<#>", "<=>")
 
 
-def sketched(
-    found: kernels.GraphKernels, codes: np.ndarray, constants: np.ndarray, width: int
-) -> np.ndarray:
-    """Return the signs of codes with three numbers each; uint8 (n, a multiple of 64)."""
-    sketches = private(np.zeros((len(codes), _stride(codes.shape[1])), dtype=np.uint8))
-    found.sketch(codes, constants, width, sketches)
-    return sketches
-
-
 def _stride(padded: int) -> int:
     """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
-    return -(-(padded // 8 + 16) // 64) * 64
+    return -(-(padded // 8 + 16) // LINE) * LINE
 
 
 class _Scratch(threading.local):
-    """Memory of one thread's searches."""
+    """Memory of one thread's searches; grows as asked."""
 
     def __init__(self) -> None:
-        self.code = np.empty(0, np.int8)
-        self.visited = np.empty(0, np.uint8)
-        self.near = np.empty(0, np.int32)
-        self.beam = np.empty(0, np.int64)
+        self._memory = np.empty(0, np.uint8)
+        self._address = 0
+
+    def of(self, size: int) -> int:
+        """Return the address of so many bytes, which 64 divides."""
+        if len(self._memory) < size + 64:
+            self._memory = np.empty(2 * size + 64, np.uint8)
+            start = address(self._memory)
+            self._address = start + -start % 64
+        return self._address
 
 
 _scratch = _Scratch()
@@ -54,8 +53,8 @@ class Graph:
     Attributes
     ----------
     rowids : int64 (n,)
-    codes : uint8 (n, padded)
-        int8 codes + 128.
+    codes : uint8 (n, padded * bits / 8)
+        Of 8 or 4 bits, see ``kernels/cpu/graph_products.py``.
     constants : float32 (n, 2)
         Squared norm and scale.
     edges : int32 (n, degree)
@@ -71,7 +70,6 @@ class Graph:
     edges: np.ndarray
     entries: np.ndarray
     space: Space
-    _none: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8), repr=False)
 
     def __len__(self) -> int:
         return len(self.rowids)
@@ -80,7 +78,17 @@ class Graph:
     def nbytes(self) -> int:
         """Bytes held in memory: of the arrays, and of what searches derive from them."""
         kept = sum(array.nbytes for array in self.to_arrays().values())
-        return kept + len(self) * _stride(self.codes.shape[1])
+        return kept + len(self) * _stride(self.padded)
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element's code."""
+        return 8 if self.codes.shape[1] == padded_width(len(self.space.mean)) else 4
+
+    @property
+    def padded(self) -> int:
+        """Elements of a code."""
+        return padded_width(len(self.space.mean), self.bits)
 
     @property
     def dim(self) -> int:
@@ -98,6 +106,7 @@ class Graph:
         ef: int,
         allowed: np.ndarray | None = None,
         reach: int = 0,
+        places: np.ndarray | None = None,
     ) -> np.ndarray | None:
         """Return the nodes nearest to a query by their codes, nearest first.
 
@@ -113,47 +122,55 @@ class Graph:
             ``ef`` allowed ones are known.
         reach : int
             With ``allowed``: how many nodes may be kept in sight meanwhile.
+        places : int64 (n,), optional
+            Return what stands here for the nodes found.
 
         Returns
         -------
-        int32 (<= wanted,), or None when ``reach`` did not suffice
+        int64 (<= wanted,), or None when ``reach`` did not suffice
         """
         found = kernels.current()
         if found is None:
             raise OperationalError("the graph's kernels are not compiled yet")
-        out = np.empty(wanted, np.int32)
-        best = np.empty(0 if allowed is None else max(ef, wanted), np.int64)
-        code, visited, near, beam = self._memory(ef if allowed is None else max(reach, 2 * ef))
+        given = np.ascontiguousarray(query, np.float32)
+        if given.shape != (self.dim,):
+            raise DimensionMismatchError(
+                f"the query has shape {given.shape}, the graph is of {self.dim} elements"
+            )
+        out, room, mask = np.empty(wanted, np.int64), ef, 0
+        if allowed is not None:
+            ef = max(ef, wanted)
+            room, mask = max(reach, 2 * ef), address(allowed)
+        table, fixed = self._place
         count = found.search(
-            self.codes, self._sketches, self.edges, self.entries, query, self.space.mean,
-            self._kind,
-            code, self._none if allowed is None else allowed, beam, best, visited, near, out,
+            table, address(given), wanted, ef, room, mask, 0 if places is None else address(places),
+            address(out), _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
         )  # fmt: skip
         return out[:count] if count >= 0 else None
 
     @cached_property
-    def _sketches(self) -> np.ndarray:
-        found = kernels.current()
-        assert found is not None
-        return sketched(found, self.codes, self.constants, len(self.space.mean))
+    def table(self) -> np.ndarray:
+        """The words that kernels find the graph by; int64, see ``kernels/cpu/graph_search.py``."""
+        arrays = (self.codes, self._sketches, self.edges, self.entries, self.space.mean)
+        return np.array([
+            *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
+            self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
+        ], dtype=np.int64)  # fmt: skip
 
     @cached_property
-    def _kind(self) -> int:
-        return OPERATORS.index(self.space.op)
+    def _place(self) -> tuple[int, int]:
+        """Return the address of the table, and the bytes of a search besides its lists."""
+        marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
+        return address(self.table), self.padded + near + marks
 
-    def _memory(self, ef: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        scratch = _scratch
-        marks, most = len(self) // 8 + 1, max(self.edges.shape[1], len(self.entries))
-        if len(scratch.visited) < marks:
-            scratch.visited = np.empty(marks, np.uint8)
-        if len(scratch.near) < most:
-            scratch.near = np.empty(most, np.int32)
-        if len(scratch.beam) < ef:
-            scratch.beam = np.empty(ef, np.int64)
-        padded = self.space.padded
-        if len(scratch.code) < padded:
-            scratch.code = np.empty(padded, np.int8)
-        return scratch.code[:padded], scratch.visited[:marks], scratch.near, scratch.beam[:ef]
+    @cached_property
+    def _sketches(self) -> np.ndarray:
+        """Signs of the codes with four numbers each; uint8 (n, a multiple of 64)."""
+        found = kernels.current()
+        assert found is not None
+        sketches = private(np.zeros((len(self), _stride(self.padded)), dtype=np.uint8))
+        found.sketch(self.codes, self.constants, self.bits, len(self.space.mean), sketches)
+        return sketches
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
@@ -198,11 +215,10 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
         1,
     ):
         raise CorruptionError(f"a graph's operator is {bytes(arrays['op'])!r}")
-    padded = -(-len(arrays["mean"]) // 64) * 64
-    if arrays["codes"].shape[1] != padded or arrays["constants"].shape[1] != 2:
-        raise CorruptionError(
-            f"a graph's codes have {arrays['codes'].shape[1]} bytes, not {padded}"
-        )
+    width, bytes_ = len(arrays["mean"]), arrays["codes"].shape[1]
+    known = {padded_width(width, bits) * bits // 8 for bits in (8, 4)}
+    if bytes_ not in known or arrays["constants"].shape[1] != 2:
+        raise CorruptionError(f"a graph's codes have {bytes_} bytes, not {known}")
     if not edges.shape[1] or edges.min() < -1 or edges.max() >= nodes:
         raise CorruptionError(f"a graph's edges lead outside its {nodes} nodes")
     if not len(entries) or entries.min() < 0 or entries.max() >= nodes:

@@ -127,6 +127,7 @@ class Ivf:
         effort: int,
         allowed: np.ndarray | None = None,
         reach: int = 0,
+        places: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the nodes nearest to a query by their codes, nearest first.
 
@@ -143,10 +144,12 @@ class Ivf:
             them, they lie far away, and more lists are looked at than those they are found in.
         reach : int
             Lists to look at, at most, for ``wanted`` nodes; 0: all.
+        places : int64 (n,), optional
+            Return what stands here for the nodes found.
 
         Returns
         -------
-        int32 (<= wanted,)
+        int64 (<= wanted,)
             As many as match where all lists are looked at.
 
         Raises
@@ -179,7 +182,8 @@ class Ivf:
             memory, probes, scratch = _scratch.of(moved, effort)
             count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
             if effort >= most or (count == wanted and not missed):
-                return (heap[:count] & 0xFFFFFFFF).astype(np.int32)
+                nodes: np.ndarray = heap[:count] & 0xFFFFFFFF
+                return nodes if places is None else places[nodes]
             missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
 

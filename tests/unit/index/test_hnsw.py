@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from tarsdb.columns import VectorBlock
-from tarsdb.errors import CorruptionError, DataError
+from tarsdb.errors import (
+    CorruptionError,
+    DataError,
+    DimensionMismatchError,
+    NotSupportedError,
+)
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
 from tarsdb.index.hnsw.codes import Space
@@ -41,7 +46,7 @@ def recall(graph: Graph, rows: np.ndarray, op: str, ef: int, queries: np.ndarray
     return hits / (k * len(queries))
 
 
-def built(rows: np.ndarray, op: str = "<->", **options: float) -> Graph:
+def built(rows: np.ndarray, op: str = "<->", **options: object) -> Graph:
     return build_graph(rows, np.arange(len(rows)), op, GraphOptions(**options))  # type: ignore[arg-type]
 
 
@@ -87,14 +92,15 @@ def test_norms_far_apart(op: str) -> None:
     assert recall(graph, rows, op, 100, clustered(60, 16, 2)) >= 0.9
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("level", dispatch.LEVELS, indirect=True)
-def test_every_level_builds_the_same_graph(level: str) -> None:
-    rows = clustered(1500, 33, 5)
-    graph = built(rows)
-    queries = clustered(20, 33, 6)
+def test_every_level_builds_the_same_graph(level: str, quantization: str) -> None:
+    rows = clustered(1500, 133, 5)
+    graph = built(rows, quantization=quantization)
+    queries = clustered(20, 133, 6)
     found = [graph.search(query, 10, 40) for query in queries]
     dispatch.use("portable")
-    plain = built(rows)
+    plain = built(rows, quantization=quantization)
     assert (graph.edges == plain.edges).all()
     assert (graph.codes == plain.codes).all()
     for query, near in zip(queries, found, strict=True):
@@ -142,27 +148,68 @@ def test_odd_data(rows: np.ndarray, op: str) -> None:
     assert len(set(every.tolist())) == len(every) <= len(rows)
 
 
-def test_distances_of_codes_are_as_defined() -> None:
+def decoded(graph: Graph) -> np.ndarray:
+    """Return the integers of a graph's codes, from their definition."""
+    if graph.bits == 8:
+        return graph.codes.astype(np.int64) - 128
+    halves = np.stack([graph.codes & 15, graph.codes >> 4]).astype(np.int64)
+    runs = halves.reshape(2, len(graph), -1, 64).transpose(1, 2, 0, 3)
+    return 2 * runs.reshape(len(graph), -1) - 15
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_distances_of_codes_are_as_defined(quantization: str) -> None:
     """The order of the nearest by codes is that of the definition in NumPy."""
-    rows = clustered(400, 30, 3)
+    rows = clustered(400, 130, 3)
     for op in OPERATORS:
-        graph = built(rows, op)
-        for query in clustered(10, 30, 4):
-            code, factor = graph.space.query(query)
-            dots = (graph.codes.astype(np.int64) - 128) @ code.astype(np.int64)
+        graph = built(rows, op, quantization=quantization)
+        assert graph.bits == (8 if quantization == "int8" else 4)
+        for query in clustered(10, 130, 4):
+            code, factor = graph.space.query(query, graph.padded)
+            dots = decoded(graph) @ code.astype(np.int64)
             keys = graph.constants[:, 0] - factor * graph.constants[:, 1] * dots.astype(np.float32)
             near = graph.search(query, 5, 400)
             assert near is not None
             assert np.allclose(np.sort(keys)[:5], keys[near], rtol=1e-5, atol=1e-5)
 
 
-def test_codes_reconstruct_the_vectors() -> None:
-    rows = clustered(200, 30, 3)
+@pytest.mark.parametrize(("bits", "steps"), [(8, 254), (4, 15)])
+def test_codes_reconstruct_the_vectors(bits: int, steps: int) -> None:
+    rows = np.random.default_rng(3).uniform(-1, 1, (200, 130)).astype(np.float32)
     space = Space.of(rows, "<->")
-    codes, constants = space.coded(rows)
-    back = (codes[:, :30].astype(np.float32) - 128) * constants[:, 1:] + space.mean
-    assert np.abs(back - rows).max() <= np.abs(rows - space.mean).max() / 254 + 1e-6
-    assert (codes[:, 30:] == 128).all()
+    codes, constants = space.coded(rows, bits)
+    nodes = np.arange(200)
+    graph = Graph(nodes, codes, constants, nodes[:, None], nodes[:1], space)
+    back = decoded(graph)[:, :130] * constants[:, 1:] + space.mean
+    assert np.abs(back - rows).max() <= np.abs(rows - space.mean).max() / steps + 1e-6
+
+
+def test_codes_of_4_bits_are_chosen_where_they_do() -> None:
+    """Not for copies with noise too small for them, nor where they are no smaller."""
+    rng = np.random.default_rng(3)
+    spread = (rng.standard_normal((3000, 20)) @ rng.standard_normal((20, 200))).astype(np.float32)
+    tight = spread[rng.integers(0, 30, 3000)] + 0.01 * rng.standard_normal((3000, 200))
+    assert Space.of(spread, "<->").bits_for(spread) == 4
+    assert Space.of(tight, "<->").bits_for(tight) == 8
+    assert Space.of(spread[:, :60], "<->").bits_for(spread[:, :60]) == 8
+    assert built(spread[:500]).bits == 4
+
+
+def test_places_stand_for_nodes() -> None:
+    rows = clustered(500, 24, 1)
+    graph = built(rows)
+    near = graph.search(rows[3], 10, 30)
+    assert near is not None
+    places = np.arange(500) * 7
+    found = graph.search(rows[3], 10, 30, places=places)
+    assert found is not None
+    assert found.tolist() == places[near].tolist()
+
+
+def test_a_query_of_another_length_is_refused() -> None:
+    graph = built(clustered(100, 24, 1))
+    with pytest.raises(DimensionMismatchError, match=r"\(25,\).*24"):
+        graph.search(np.zeros(25, np.float32), 5, 10)
 
 
 def test_filters() -> None:
@@ -265,10 +312,11 @@ def test_missing_arrays_are_refused(arrays: dict[str, np.ndarray]) -> None:
         {"alpha": 0.5},
         {"seed": -1},
         {"m": "x"},
+        {"quantization": "pq"},
     ],
 )
 def test_options_have_limits(options: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=next(iter(options))):
+    with pytest.raises((DataError, NotSupportedError), match=next(iter(options))):
         GraphOptions(**options)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,260 @@
+"""Search of a graph over coded rows.
+
+Rows are coded with 8 or 4 bits an element and two constants, squared norm and scale. The distance
+of a coded query and a row is ``square - factor * scale * dot``. A search keeps one sorted list of
+packed (distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers).
+Before a row's code is read, its distance is estimated by the signs alone, as RaBitQ does (Gao &
+Long 2024, without a rotation): one cache line, and most rows are told apart by it. Several nodes
+are expanded at a time, so that the memory of all their neighbours is waited for once; what goes
+which way is computed rather than branched on, as no processor foresees it.
+
+All arguments are addresses and counts; memory belongs to the caller.
+"""
+
+# Numba's decorators tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tarsdb.kernels.cpu.graph_products import make_products, offset_of
+from tarsdb.kernels.cpu.memory import (
+    bits_of,
+    float_of,
+    prefetch,
+    put_byte,
+    put_int,
+    put_long,
+    read_byte,
+    read_int,
+    read_long,
+    read_real,
+    read_signed,
+)
+from tarsdb.kernels.cpu.sorted_list import (
+    MOST,
+    insert_into,
+    key_of,
+    node_of,
+    pack,
+    room_for,
+    start_list,
+)
+
+CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND = (
+    range(13)
+)
+"""The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of
+a node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0
+for ``<->``, 1 ``<#>``, 2 ``<=>``."""
+START = 8
+"""Entries whose distance is taken: the nearest by their signs."""
+SCREEN = np.float32(0.7)
+"""Standard deviations that an estimate by signs may be wrong before a node is left out."""
+TOGETHER = 3
+"""Nodes expanded at a time."""
+
+
+@njit(nogil=True)
+def _norm(query, padded):  # type: ignore[no-untyped-def]
+    """Return the norm of a coded query, float32."""
+    square = np.int64(0)
+    for i in range(padded):
+        square += read_signed(query, i) * read_signed(query, i)
+    return np.float32(np.sqrt(np.float64(square)))
+
+
+@njit(nogil=True)
+def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
+    """Code a query as ``index/hnsw/codes.py`` says; return twice its scale."""
+    mean, width, kind = read_long(graph, MEAN), read_long(graph, WIDTH), read_long(graph, KIND)
+    given = width - (kind == 1)
+    factor = np.float32(1)
+    if kind == 2:
+        square = np.float32(0)
+        for i in range(given):
+            square += read_real(query, i) * read_real(query, i)
+        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+    top = np.int64(0)  # as bits: they order as the numbers do
+    for i in range(given):
+        value = read_real(query, i) * factor - read_real(mean, i)
+        top = max(top, bits_of(value) & 0x7FFFFFFF)
+    for i in range(given, width):
+        top = max(top, bits_of(read_real(mean, i)) & 0x7FFFFFFF)
+    scale = float_of(top) / np.float32(127) if top > 0 else np.float32(1)
+    inverse = np.float32(1) / scale
+    for i in range(width):
+        value = (read_real(query, i) * factor if i < given else np.float32(0)) - read_real(mean, i)
+        number = max(min(np.rint(value * inverse), np.float32(127)), np.float32(-127))
+        put_byte(code, i, np.int64(number))
+    for i in range(width, read_long(graph, PADDED)):
+        put_byte(code, i, 0)
+    return np.float32(2) * scale
+
+
+@njit(nogil=True)
+def rows_of(graph):  # type: ignore[no-untyped-def]
+    """Return where codes and their numbers lie, their steps, elements of a code and their bits."""
+    padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
+    codes, numbers = read_long(graph, CODES), read_long(graph, SKETCHES) + padded // 8
+    return codes, numbers, padded * bits >> 3, read_long(graph, STRIDE), padded, bits
+
+
+def make_search(variant: str) -> tuple[Any, Any, Any]:
+    """Return ``search``, and ``traverse`` and ``apart`` it is made of; see ``graph.py``."""
+    dot, pick = make_products(variant)
+
+    @njit(nogil=True)
+    def apart(rows, node, query, factor, offset):  # type: ignore[no-untyped-def]
+        """Return the distance of a node and a coded query; ``rows`` is of :func:`rows_of`."""
+        codes, numbers, lines, stride, padded, bits = rows
+        product = dot(codes + node * lines, query, padded, bits) - offset
+        place = numbers + node * stride
+        return read_real(place, 0) - factor * read_real(place, 1) * np.float32(product)
+
+    @njit(nogil=True)
+    def traverse(  # type: ignore[no-untyped-def]
+        graph, limit, query, factor, offset, allowed, beam, room, best, wanted, visited, near
+    ):
+        """Search from the entries among nodes below ``limit``; return the sizes of both lists.
+
+        ``beam`` is memory for a list of ``room`` entries, ``best`` for one of ``wanted`` allowed
+        ones, ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of
+        entries: edges of nodes below it lead to nodes below it.
+        """
+        rows = rows_of(graph)
+        codes, numbers, lines, stride, padded, bits = rows
+        signs, edges = read_long(graph, SKETCHES), read_long(graph, EDGES)
+        entries, degree = read_long(graph, ENTRIES), read_long(graph, DEGREE)
+        total = offset // (15 if bits == 4 else 128)
+        margin = SCREEN * factor * _norm(query, padded)
+        for word in range((read_long(graph, NODES) >> 6) + 1):
+            put_long(visited, word, 0)
+        size = taken = current = count = np.int64(0)
+        beam = start_list(beam, room)
+        if allowed:
+            best = start_list(best, wanted)
+        most = min(START, room)
+        for i in range(read_long(graph, STARTS)):  # the nearest by their signs
+            entry = read_int(entries, i)
+            if entry < limit:
+                line = signs + entry * stride
+                inner = 2 * pick(line, query, padded) - total
+                line += padded // 8
+                key = read_real(line, 0) - factor * read_real(line, 2) * np.float32(inner)
+                insert_into(beam, count, most, pack(key, entry))
+                count = min(count + 1, most)
+        for i in range(count):
+            node = node_of(read_long(beam, i))
+            put_long(beam, i, MOST)
+            put_int(near, i, node)
+            put_byte(visited, node >> 3, read_byte(visited, node >> 3) | 1 << (node & 7))
+        while True:
+            is_bounded = size == room
+            worst = key_of(read_long(beam, size - 1)) if is_bounded else np.float32(0)
+            if allowed:
+                is_bounded = taken > 0 and taken == wanted
+                worst = key_of(read_long(best, taken - 1)) if is_bounded else np.float32(0)
+            if is_bounded:
+                kept = 0
+                for i in range(count):
+                    node = read_int(near, i)
+                    line = node * stride
+                    inner = 2 * pick(signs + line, query, padded) - total
+                    low = (read_real(numbers + line, 0)
+                           - factor * read_real(numbers + line, 2) * np.float32(inner)
+                           - margin * read_real(numbers + line, 3))  # fmt: skip
+                    put_int(near, kept, node)
+                    kept += low <= worst
+                count = kept
+            for i in range(count):
+                place = codes + read_int(near, i) * lines
+                for line in range(0, lines, 64):
+                    prefetch(place + line)
+            following = 0  # what is likely expanded next: its edges were asked for before
+            for ahead in range(current, size):
+                entry = read_long(beam, ahead)
+                if not entry & 1:
+                    other = edges + 4 * degree * node_of(entry)
+                    following += 1
+                    if following > TOGETHER:
+                        for line in range(0, 4 * degree, 64):
+                            prefetch(other + line)
+                        if following == 2 * TOGETHER:
+                            break
+                        continue
+                    for i in range(degree):  # where there is none, what is harmless to ask for
+                        prefetch(signs + read_int(other, i) * stride)
+            lowest = size
+            for i in range(count):
+                node = read_int(near, i)
+                entry = pack(apart(rows, node, query, factor, offset), node)
+                if allowed and read_byte(allowed, node):
+                    at = insert_into(best, taken, wanted, entry)
+                    taken = min(taken + (at < wanted), wanted)
+                # farther than all of a full list of answers: it would never be expanded
+                if taken and taken == wanted and entry >> 1 > read_long(best, taken - 1) >> 1:
+                    continue
+                at = insert_into(beam, size, room, entry)
+                if at < room:
+                    size = min(size + 1, room)
+                    lowest = min(lowest, at)
+            is_bounded = taken > 0 and taken == wanted
+            farthest = read_long(best, taken - 1) >> 1 if is_bounded else np.int64(0)
+            while is_bounded and size and read_long(beam, size - 1) >> 1 > farthest:
+                size -= 1
+                put_long(beam, size, MOST)
+            current = min(current, lowest, size)
+            count = expanded = 0
+            while current < size and expanded < TOGETHER:
+                entry = read_long(beam, current)
+                if not entry & 1:
+                    if is_bounded and entry >> 1 > farthest:
+                        break
+                    put_long(beam, current, entry | 1)
+                    expanded += 1
+                    own = node_of(entry)
+                    other = edges + 4 * degree * own
+                    for i in range(degree):
+                        node = read_int(other, i)
+                        node = own if node < 0 else node  # no neighbour: one that is marked
+                        marks = read_byte(visited, node >> 3)
+                        prefetch(signs + node * stride)
+                        put_int(near, count, node)
+                        put_byte(visited, node >> 3, marks | 1 << (node & 7))
+                        count += 1 - (marks >> (node & 7) & 1)
+                current += 1
+            if not expanded:
+                if allowed and current == size and size == room:
+                    return np.int64(
+                        -1
+                    ), taken  # there may be nearer ones beyond what the list holds
+                return size, taken
+
+    @njit(nogil=True)
+    def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
+        code = scratch
+        near = code + read_long(graph, PADDED)
+        beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
+        best = beam + room_for(room)
+        visited = best + room_for(ef)
+        factor = _code_query(query, graph, code)
+        offset = offset_of(code, read_long(graph, PADDED), read_long(graph, BITS))
+        size, taken = traverse(
+            graph, read_long(graph, NODES), code, factor, offset, allowed, beam, room, best,
+            ef if allowed else 0, visited, near,
+        )  # fmt: skip
+        if size < 0:
+            return size
+        found, count = (best, taken) if allowed else (beam, size)
+        count = min(count, wanted)
+        for i in range(count):
+            node = node_of(read_long(found + 8, i))
+            put_long(out, i, read_long(places, node) if places else node)
+        return count
+
+    return search, traverse, apart
