@@ -22,6 +22,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.navigation import NAVIGATIONS, as_numbers
 from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
@@ -31,7 +32,9 @@ from tarsdb.storage import IndexPart, part_places, part_runs, read_parts
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
 
-OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
+OPERATORS = {
+    "l2": "<->", "ip": "<#>", "cosine": "<=>", "l1": "<+>", "hamming": "<~>", "jaccard": "<%>",
+}  # fmt: skip
 """Metric of an index -> the operator it answers."""
 KEPT_BYTES = 1 << 30
 """Parts a process keeps in memory for the next search, whatever snapshot they belong to."""
@@ -121,7 +124,7 @@ def _place(
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
-        if flat.width != read.dim:
+        if flat.elements != read.dim:
             return None
         positions = flat.positions(read.rowids)
         at = np.maximum(positions, 0)
@@ -164,7 +167,7 @@ def _make_room(kept: dict[str, _Kept], nbytes: int) -> None:
 
 @dataclass(frozen=True)
 class Ask:
-    """One search: queries (q, dim) float32, rows wanted, rows allowed (None: all)."""
+    """One search: queries (q, width) for the exact index, rows wanted, rows allowed (None: all)."""
 
     queries: np.ndarray
     k: int
@@ -190,12 +193,16 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
         reached = f"does not reach a recall of {ask.target_recall} on this data"
         return 0, f"exact: the {method.noun} {reached}"
     effort = method.settled(effort, ask.k, parts)
+    effort_text = f"{method.effort} {effort}"
+    navigation = NAVIGATIONS[operator(placed.index)]
+    if navigation.is_loose:
+        effort_text += f", candidates by {navigation.op}"
     if ask.positions is None:
-        return effort, f"{method.noun}, {method.effort} {effort}"
+        return effort, f"{method.noun}, {effort_text}"
     allowed = len(ask.positions)
     if allowed <= 4 * ask.k or method.prefers_exact(effort, allowed, rows, parts):
         return 0, f"exact over the {allowed} matching rows"
-    how = f"{method.noun} with the filter inside, {method.effort} {effort}"
+    how = f"{method.noun} with the filter inside, {effort_text}"
     return effort, f"{how}, {allowed} matching rows"
 
 
@@ -239,10 +246,9 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
         masks = [allowed[part.positions] for part in placed.parts]
         fresh = fresh[allowed[fresh] != 0]
         reachable = len(ask.positions)
-    compared = method.candidates if ask.distance is None else method.pool
     scope = _Scope(
         placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort,
-        [compared(each.part, ask.k, effort) for each in placed.parts],
+        [_compared(placed, each.part, ask, effort, flat.rows) for each in placed.parts],
         method.reach(effort, None if ask.positions is None else reachable),
     )  # fmt: skip
     found = _batch(scope, ask, op)
@@ -253,6 +259,17 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
+
+
+def _compared(placed: Placed, part: Part, ask: Ask, effort: int, rows: int) -> int:
+    """Return how many nodes of a part are compared by their full vectors."""
+    method = placed.method
+    if ask.distance is not None:
+        return method.pool(part, ask.k, effort)
+    if not NAVIGATIONS[operator(placed.index)].is_loose:
+        return method.candidates(part, ask.k, effort)
+    share = 1 if ask.positions is None else len(ask.positions) / rows
+    return method.loosely(part, ask.k, effort, share)
 
 
 @dataclass(slots=True)
@@ -305,10 +322,10 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
 
 def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
-    found = []
+    found, asked = [], as_numbers(query)
     for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
         positions = placed.part.search(
-            query, compared, scope.effort, mask, scope.reach, placed.positions
+            asked, compared, scope.effort, mask, scope.reach, placed.positions
         )
         if positions is None:
             return None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tarsdb.index.navigation import as_numbers
+
 LINE = 64
 AT_ONCE = 1 << 14
 CLIP = 2.8
@@ -45,9 +47,12 @@ class Space:
 
     @staticmethod
     def of(vectors: np.ndarray, op: str) -> Space:
-        """Find mean and largest norm of rows."""
-        largest = 0.0
-        total = np.zeros(vectors.shape[1] + (op == "<#>"), dtype=np.float64)
+        """Find mean and largest norm of rows; rows of uint8 are packed bits."""
+        largest, is_bits = 0.0, vectors.dtype == np.uint8
+        width = vectors.shape[1] * 8 if is_bits else vectors.shape[1]
+        if is_bits and op == "<->":  # numbers of -1/2 and 1/2: their codes are exact
+            return Space(op, np.full(width, 0.5, np.float32), largest)
+        total = np.zeros(width + (op == "<#>"), dtype=np.float64)
         if op == "<#>":
             largest = max(
                 float(np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64)).max())
@@ -60,7 +65,7 @@ class Space:
 
     def moved(self, rows: np.ndarray) -> np.ndarray:
         """Return rows in the space, float32 (n, d')."""
-        wide = rows.astype(np.float32)
+        wide = as_numbers(rows)
         if self.op == "<=>":
             wide = _unit(wide)
         elif self.op == "<#>":

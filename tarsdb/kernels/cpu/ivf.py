@@ -53,8 +53,8 @@ SCRATCH = 1664
 )
 """Places in a search's plan; see :func:`make_kernels`."""
 PLAN = 11
-BYTES, FLOATS, BITS = range(3)
-"""Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
+BYTES, FLOATS, BITS, SETS = range(4)
+"""Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
 
 
 @njit(nogil=True)
@@ -225,9 +225,13 @@ def make_kernels(variant: str) -> dict[str, Any]:
         scale, squares = _code(moved, width, padded, code)
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
-        if read_long(plan, FORM) == BITS:
-            turned = code + padded
+        form, turned = read_long(plan, FORM), code + padded
+        if form == BITS:
             rotate(moved, read_long(plan, ROTATION), width, padded, turned)
+        elif form == SETS:
+            for at in range(padded):
+                put_real(turned, at, read_real(moved, at) if at < width else np.float32(0))
+        if form >= BITS:
             _plane(turned, padded, turned + 4 * padded, scratch + _NUMBERS)
         count, limit = 0, np.float32(np.inf)
         line, shapes = read_long(plan, CENTROIDS), read_long(plan, CENTROID_CONSTANTS)
@@ -248,6 +252,9 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
             put_int(scratch + _NUMBERS, 3, key_bits(read_long(probes, probe)))
+            if form == SETS:  # what counts is neither half the bits nor the centroid
+                put_real(scratch + _NUMBERS, 2, np.float32(0))
+                put_real(scratch + _NUMBERS, 3, np.float32(0))
             size = scan(plan, at, moved, factor, correction, wanted, allowed, heap, size, scratch)
             limit = top(heap, size, wanted)
         sort(heap, size)
@@ -264,13 +271,13 @@ def make_kernels(variant: str) -> dict[str, Any]:
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
-        elif form == BITS:
+        elif form >= BITS:
             pitch, lines = TILE * padded // 8, 192
         planes = moved + 4 * width + 5 * padded
         limit = top(heap, size, wanted)
         while first < stop:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
-                if form == BITS:
+                if form >= BITS:
                     bits = bit_passing(line, constants, planes, padded // 64, scratch + _NUMBERS,
                                         limit, scratch)  # fmt: skip
                 elif form == FLOATS:
