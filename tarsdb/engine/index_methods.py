@@ -26,7 +26,7 @@ REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
 
-LOOSE = 8
+LOOSE = 16
 """Comparing a row by its full vector costs as much as reading so many codes of lists, about."""
 
 
@@ -208,7 +208,7 @@ class Hnsw(Method):
     calibrated = (10,)
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-    _LOOSE = (768, 1024, 1536, 2048)
+    _LOOSE = (768, 1024)
 
     def options(self) -> type[Any]:
         """Return the options of a graph."""

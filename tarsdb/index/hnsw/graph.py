@@ -155,6 +155,7 @@ class Graph:
         return np.array([
             *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
             self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
+            self.space.norm.view(np.int32),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property

@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import private
-from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.codes import FAR, Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import (
     Rows,
@@ -282,9 +282,11 @@ def _sets(
             np.unpackbits(rows, axis=1), axis=1, bitorder="little"
         )
         ones = np.bitwise_count(rows).sum(axis=1, dtype=np.int64).astype(np.float32)
-        norms = np.sqrt(np.maximum(ones, 1)) if space.op == "<=>" else np.ones_like(ones)
+        squares, norms = ones, np.ones_like(ones)
+        if space.op == "<=>":
+            squares, norms = np.where(ones, 1, FAR**2), np.sqrt(np.maximum(ones, 1))
         tiles[part.tiles, :, part.lanes] = bits.view(np.uint64)
-        constants[part.tiles, 0, part.lanes] = ones / norms**2
+        constants[part.tiles, 0, part.lanes] = squares
         constants[part.tiles, 1, part.lanes] = -2 / norms
         constants[part.tiles, 2, part.lanes] = ones
         told.advance(len(rows))

@@ -224,6 +224,7 @@ class Ivf:
             address(places), address(self.centroids), address(self.shapes), address(self.radii),
             address(self.space.mean), self.lists, self._padded, len(self.space.mean),
             OPERATORS.index(self.space.op), self._form, address(self.rotation),
+            self.space.norm.view(np.int32),
         )  # fmt: skip
         return plan, places, copies
 
