@@ -69,9 +69,9 @@ class Part(Protocol):
         reach: int = 0,
         places: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """Return the nodes nearest to a query, or their ``places``; None where exact is cheaper.
+        """Return the nodes nearest to a query, or what stands in ``places`` for them, (<= wanted,).
 
-        int64 (<= wanted,)
+        None where exact search is cheaper.
         """
         ...
 
@@ -195,9 +195,9 @@ class Method(ABC):
                 f"index {name}: option {unknown[0]!r} is not known",
                 hint=f"metric, {', '.join(sorted(known))}",
             )
-        words = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
-        kind(**words)
-        return words
+        options = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
+        kind(**options)
+        return options
 
 
 class Hnsw(Method):

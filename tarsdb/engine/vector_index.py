@@ -324,11 +324,12 @@ def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
     """Return positions of candidates and fresh rows; None where exact search is cheaper."""
     found, asked = [], as_numbers(query)
     for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
-        positions = placed.part.search(
+        near = placed.part.search(
             asked, compared, scope.effort, mask, scope.reach, placed.positions
         )
-        if positions is None:
+        if near is None:
             return None
-        found.append(positions)
-    fresh = scope.fresh
-    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
+        found.append(near)
+    if len(found) == 1 and not len(scope.fresh):
+        return found[0]
+    return np.concatenate([*found, scope.fresh])

@@ -21,6 +21,8 @@ from tarsdb.kernels.native import address
 ENTRIES = 64
 FIRST, SHARE = 1024, 0.05
 """A batch has as many nodes as the graph, up to FIRST or a SHARE of it."""
+_ROUNDS, _NEAR = 4, 16
+"""Times nodes without an edge are looked for, and neighbours among which one is given it."""
 _STEP = 512
 """Nodes between two looks at whether to stop."""
 Progress = Callable[[int, int], None]
@@ -119,9 +121,26 @@ def build_graph(
         work.link(done, stop)
         done = stop
     progress(nodes, nodes)
-    places = np.empty(nodes, dtype=np.int32)
-    found.order(edges, entries, places, np.zeros(nodes, np.uint8))
-    return _relabelled(graph, places)
+    return _relabelled(graph, _connected(found, graph, lambda node: vectors[shuffled[node]]))
+
+
+def _connected(
+    found: GraphKernels, graph: Graph, vector: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """Lead an edge to what no search could reach; return the nodes in breadth-first order."""
+    edges, places = graph.edges, np.empty(len(graph), dtype=np.int32)
+    for _ in range(_ROUNDS):
+        lost = np.empty(len(graph), dtype=np.int32)
+        count = found.order(edges, graph.entries, places, np.zeros(len(graph), np.uint8), lost)
+        for node in lost[:count].tolist():
+            near = graph.search(vector(node), _NEAR, 4 * _NEAR)
+            assert near is not None
+            free = near[edges[near, -1] < 0]
+            by = free[0] if len(free) else near[0]  # from a full one, its last edge goes
+            edges[by, int((edges[by, :-1] >= 0).sum())] = node
+        if not count:
+            break
+    return places
 
 
 def _relabelled(graph: Graph, places: np.ndarray) -> Graph:

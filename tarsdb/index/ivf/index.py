@@ -165,7 +165,7 @@ class Ivf:
             raise OperationalError("the kernels of inverted lists are not compiled yet")
         wanted, most = min(wanted, len(self)), min(reach or self.lists, self.lists)
         if wanted <= 0:
-            return np.empty(0, np.int32)
+            return np.empty(0, np.int64)
         given = np.ascontiguousarray(query, np.float32)
         if given.shape != (self.dim,):
             raise DimensionMismatchError(

@@ -45,7 +45,7 @@ SIGNATURES = {
     "link": types.void(
         types.int64, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
     ),
-    "order": types.int64(_EDGES, _NODES, _NODES, _MARKS),
+    "order": types.int64(_EDGES, _NODES, _NODES, _MARKS, _NODES),
 }  # fmt: skip
 
 
@@ -91,8 +91,9 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Nodes start..stop get their edges into the graph of nodes below ``done``.
     link(graph, edges, destinations, sources, start, stop, alpha, memory)
         Adds pairs start..stop, sorted by destination, as edges destination -> source.
-    order(edges, entries, places, visited)
-        Nodes in breadth-first order from the entries, to ``places``.
+    order(edges, entries, places, visited, lost)
+        Nodes in breadth-first order from the entries, to ``places``. Returns how many, written to
+        ``lost``, no edge led to from those before.
     """
     search, traverse, apart = make_search(variant)
 
@@ -205,8 +206,8 @@ def make_kernels(variant: str) -> dict[str, Any]:
             at = end
 
     @njit(nogil=True)
-    def order(edges, entries, places, visited):  # type: ignore[no-untyped-def]
-        count = 0
+    def order(edges, entries, places, visited, lost):  # type: ignore[no-untyped-def]
+        count = apart = 0
         for node in entries:
             if not visited[node]:
                 visited[node] = 1
@@ -228,9 +229,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
             while root < visited.shape[0] and visited[root]:
                 root += 1
             if root == visited.shape[0]:
-                return count
+                return apart
             visited[root] = 1
-            places[count] = root
+            places[count] = lost[apart] = root
             count += 1
+            apart += 1
 
     return {"sketch": sketch, "search": search, "insert": insert, "link": link, "order": order}

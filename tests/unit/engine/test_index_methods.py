@@ -147,7 +147,7 @@ def test_words_are_of_any_case() -> None:
         "codes": "bits",
         "lists": 3,
     }
-    assert METHODS["hnsw"].checked({"quantization": "INT8"}, "i") == {"quantization": "int8"}
+    assert METHODS["hnsw"].checked({"quantization": "INT4"}, "i") == {"quantization": "int4"}
 
 
 def test_an_option_of_another_method_is_refused(method: Method) -> None:

@@ -192,7 +192,7 @@ def test_read_only_refuses_writes(tmp_path: Path) -> None:
         ("SELECT id FROM t ORDER BY v <-> '[1,2]' LIMIT -1", (), errors.DataError, "LIMIT"),
         ("SELECT FROM WHERE", (), errors.SQLSyntaxError, "line 1"),
         ("CREATE TABLE t (a INT)", (), errors.CatalogError, "exists"),
-        ("CREATE INDEX i ON t USING ivf (v)", (), errors.NotSupportedError, "ivf"),
+        ("CREATE INDEX i ON t USING fts (v)", (), errors.NotSupportedError, "fts"),
         ("SET nope = 1", (), errors.ProgrammingError, "nope"),
         ("COMMIT", (), errors.ProgrammingError, "no transaction"),
         ("CREATE MODEL m FROM '/no/such/dir'", (), errors.ModelFormatError, "dir"),

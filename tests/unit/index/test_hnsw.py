@@ -195,6 +195,20 @@ def test_codes_of_4_bits_are_chosen_where_they_do() -> None:
     assert built(spread[:500]).bits == 4
 
 
+def test_every_node_can_be_reached() -> None:
+    rng = np.random.default_rng(4)
+    centres = rng.standard_normal((40, 16))
+    rows = centres[rng.integers(0, 40, 6000)] + 0.02 * rng.standard_normal((6000, 16))
+    for options in ({}, {"m": 3, "ef_construction": 10}):
+        graph = built(rows.astype(np.float32), **options)
+        reached, new = set(graph.entries.tolist()), graph.entries.tolist()
+        while new:
+            beyond = set(graph.edges[new].ravel().tolist()) - {-1} - reached
+            reached |= beyond
+            new = list(beyond)
+        assert len(reached) == 6000
+
+
 def test_places_stand_for_nodes() -> None:
     rows = clustered(500, 24, 1)
     graph = built(rows)
