@@ -196,9 +196,13 @@ class VectorBlock:
         False where deleted or superseded; absent when all are live.
     created : int64 (n,) or int
         Creating commits; ``UNCOMMITTED`` for what the transaction itself wrote.
+    origin : object, optional
+        What the rows come from: blocks of one origin hold the same vectors at the same offsets, the
+        longer one more behind them.
     """
 
     rowids: np.ndarray
     data: np.ndarray
     live: np.ndarray | None = None
     created: np.ndarray | int = 0
+    origin: object = None

@@ -94,6 +94,27 @@ def generate(
     return computed
 
 
+def inputs(context: Context, table: TableDef, changed: set[int]) -> set[int]:
+    """Return the ids of the columns that a change of some columns needs to know.
+
+    These are what generated columns and CHECKs that depend on them read, directly or through
+    a generated column.
+    """
+    found: set[int] = set()
+    reached = set(changed)
+    for column in table.columns:
+        if column.generated is not None:
+            read = sources(bound(context, table, column.generated))
+            if read & reached:
+                found |= read
+                reached.add(column.id)
+    for _, text in table.checks:
+        read = sources(bound(context, table, text))
+        if read & reached:
+            found |= read
+    return found
+
+
 def cast_column(answer: Column | Constant, column: ColumnDef, rows: int) -> Column:
     """Return an evaluated answer as a column of the table's column type."""
     if isinstance(answer, Constant):
@@ -126,8 +147,12 @@ def fill_defaults(
             columns[column.id] = from_list(column.type, [None] * rows)
 
 
-def check(context: Context, table: TableDef, columns: Columns, rows: int) -> None:
+def check(
+    context: Context, table: TableDef, columns: Columns, rows: int, changed: set[int] | None = None
+) -> None:
     """Enforce NOT NULL, PRIMARY KEY's NOT NULL and CHECK on rows about to be written.
+
+    With ``changed``, only what reads one of these columns: the rest held before.
 
     Raises
     ------
@@ -135,6 +160,8 @@ def check(context: Context, table: TableDef, columns: Columns, rows: int) -> Non
         Names the constraint and the first offending row.
     """
     for column in table.columns:
+        if changed is not None and column.id not in changed:
+            continue
         required = column.not_null or column.id in table.primary_key
         validity = columns[column.id].validity
         if required and validity is not None and not validity.all():
@@ -143,7 +170,8 @@ def check(context: Context, table: TableDef, columns: Columns, rows: int) -> Non
                 f"NOT NULL constraint failed: {table.name}.{column.name} (row {row + 1})"
             )
     for name, text in table.checks:
-        _check_one(context, table, columns, rows, (name, text))
+        if changed is None or sources(bound(context, table, text)) & changed:
+            _check_one(context, table, columns, rows, (name, text))
 
 
 def _check_one(

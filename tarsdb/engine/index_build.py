@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 THREAD = "indexer"
 FRESH_ROWS = 1000
 """Fresh rows that are worth a part: searching them exactly then takes as long as a graph does."""
-TIER = 4
+TIER = 8
 """A new part takes in the parts before it that have at most this many times its rows."""
 
 

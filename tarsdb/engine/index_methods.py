@@ -22,6 +22,8 @@ EXTRA = 8
 """Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
 EXACT_WORK = 9.0
 """Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
+FIRST_EF = 16
+"""List size that is short, but long enough for the few of the nearest a small graph has."""
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
@@ -153,6 +155,10 @@ class Method(ABC):
     def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
         """Return the effort that a search really takes where one is asked for."""
 
+    def first_effort(self, effort: int, k: int) -> int:
+        """Return the effort that all parts but the largest are searched with at first."""
+        return effort
+
     @abstractmethod
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes of a part are compared by their full vectors."""
@@ -247,6 +253,10 @@ class Hnsw(Method):
     def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
         """Return a list that has room for what is found."""
         return max(effort, k)
+
+    def first_effort(self, effort: int, k: int) -> int:
+        """Return a short list."""
+        return min(effort, max(FIRST_EF, k))
 
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes are compared by their full vectors."""

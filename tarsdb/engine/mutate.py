@@ -221,23 +221,36 @@ def update_rows(
     Returns
     -------
     tuple
-        The rows as they are now, by column id, and their number.
+        What was read or changed of the rows, as it is now, by column id; and their number. With
+        RETURNING all columns are there.
     """
     context.engines.interrupt.check()
     table, count = plan.table, len(rowids)
     view = context.view(table)
-    ids = [column.id for column in table.columns]
-    columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+    read = _columns_read(context, plan, given is None)
+    columns = dict(zip(read, view.rows(rowids, read), strict=True))
     if given is None:
         batch = evaluate.Batch(count, dict(columns), context, rowids)
         given = [evaluate.value(node, batch) for node in plan.assignments]
     for column, answer in zip(plan.columns, given, strict=True):
         columns[column.id] = derive.cast_column(answer, column, count)
-    derive.generate(context, table, columns, count, {column.id for column in plan.columns})
-    derive.check(context, table, columns, count)
-    rows = derive.as_rows(table, columns)
-    context.require_writes().update(table, view, rowids.tolist(), rows)
+    changed = {column.id for column in plan.columns}
+    changed |= derive.generate(context, table, columns, count, changed)
+    derive.check(context, table, columns, count, changed)
+    values = {column_id: columns[column_id].to_list() for column_id in changed}
+    context.require_writes().update(table, view, rowids.tolist(), values)
     return columns, count
+
+
+def _columns_read(context: Context, plan: Update, evaluates: bool) -> list[int]:
+    """Return the ids of the columns an UPDATE needs of the rows as they are."""
+    if plan.returning is not None or plan.returning_sql is not None:
+        return [column.id for column in plan.table.columns]
+    changed = {column.id for column in plan.columns}
+    read = derive.inputs(context, plan.table, changed)
+    if evaluates:
+        read |= evaluate.columns_of(*plan.assignments).keys()
+    return sorted(read)
 
 
 def _updates(

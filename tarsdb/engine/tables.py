@@ -252,10 +252,10 @@ def _rewrite(context: Context, table: TableDef, column: ColumnDef) -> None:
             expression = derive.bound(context, table, column.default)
             answer = derive.evaluate_bound(context, expression, table, {}, len(rowids))
             columns[column.id] = derive.cast_column(answer, column, len(rowids))
-        derive.generate(context, table, columns, len(rowids))
+        changed = {column.id} | derive.generate(context, table, columns, len(rowids))
         derive.check(context, table, columns, len(rowids))
-        rows = derive.as_rows(table, columns)
-        context.require_writes().update(table, view, rowids.tolist(), rows)
+        values = {column_id: columns[column_id].to_list() for column_id in changed}
+        context.require_writes().update(table, view, rowids.tolist(), values)
 
 
 def _drop_column(context: Context, table: TableDef, plan: AlterTable) -> None:

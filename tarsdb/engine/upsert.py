@@ -61,11 +61,11 @@ def _update(
         return None
     for column_id, answer in answers.items():
         old[column_id] = derive.cast_column(answer, table.column_by_id(column_id), 1)
-    derive.generate(context, table, old, 1, set(answers))
-    derive.check(context, table, old, 1)
-    new = derive.as_rows(table, old)
-    context.require_writes().update(table, view, [rowid], new)
-    return new[0]
+    changed = set(answers) | derive.generate(context, table, old, 1, set(answers))
+    derive.check(context, table, old, 1, changed)
+    values = {column_id: old[column_id].to_list() for column_id in changed}
+    context.require_writes().update(table, view, [rowid], values)
+    return derive.as_rows(table, old)[0]
 
 
 def _assignments(

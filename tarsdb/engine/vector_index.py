@@ -11,18 +11,19 @@ exact search.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.engine.calibration import Calibration
 from tarsdb.engine.index_methods import METHODS, Method, Part
+from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
-from tarsdb.index.navigation import NAVIGATIONS, as_numbers
+from tarsdb.index.navigation import NAVIGATIONS, Navigation, as_numbers
 from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
@@ -38,6 +39,8 @@ OPERATORS = {
 """Metric of an index -> the operator it answers."""
 KEPT_BYTES = 1 << 30
 """Parts a process keeps in memory for the next search, whatever snapshot they belong to."""
+MANY = 3
+"""A part that gave more than one in so many of the answers is searched with the whole effort."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
 
@@ -67,7 +70,7 @@ class PlacedPart:
     """A part in a snapshot."""
 
     part: Part
-    positions: np.ndarray  # int64 (nodes,), -1 where the version is not live
+    positions: np.ndarray  # int64 (nodes,), of those that are live
     live: np.ndarray | None  # uint8 (nodes,), None where all are
     calibration: Calibration
 
@@ -82,6 +85,8 @@ class Placed:
     stored: tuple[IndexPart, ...]
     live: int
     """Live nodes of all parts."""
+    placement: Placement
+    scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -107,35 +112,43 @@ def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
     known = kept.get(index.id)
     if known is not None and known[0] is flat and known[1] == stored:
         return known[2]
-    placed = _place(context, index, flat, stored)
+    before = known[2].placement if known and known[2] and known[1] == stored else None
+    placed = _place(context, index, flat, stored, before)
     kept[index.id] = (flat, stored, placed)
     return placed
 
 
 def _place(
-    context: Context, index: IndexDef, flat: FlatIndex, stored: tuple[IndexPart, ...]
+    context: Context,
+    index: IndexDef,
+    flat: FlatIndex,
+    stored: tuple[IndexPart, ...],
+    before: Placement | None,
 ) -> Placed | None:
-    live, created = flat.live(), flat.created()
-    fresh = live.copy()
-    parts = []
+    read = []
     for part in stored:
         try:
-            read, known = _read(context, part, METHODS[index.method])
+            read.append(_read(context, part, METHODS[index.method]))
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
-        if flat.elements != read.dim:
+        if flat.elements != read[-1][0].dim:
             return None
-        positions = flat.positions(read.rowids)
-        at = np.maximum(positions, 0)
-        valid = positions >= 0
-        if flat.rows:
-            valid &= live[at] & (created[at] > part.after) & (created[at] <= part.upto)
-        fresh[at[valid]] = False
-        mask = None if valid.all() else valid.astype(np.uint8)
-        parts.append(PlacedPart(read, np.where(valid, positions, -1), mask, known))
-    nodes = sum(int((part.positions >= 0).sum()) for part in parts)
-    return Placed(index, parts, np.flatnonzero(fresh), stored, nodes)
+    if before is None:
+        covers = [
+            Cover(found.rowids, part.after, part.upto)
+            for (found, _), part in zip(read, stored, strict=True)
+        ]
+    else:
+        covers = before.covers
+    placement = Placement(covers, flat.blocks, before)
+    parts = []
+    for (found, calibration), positions, live in zip(
+        read, placement.positions, placement.live, strict=True
+    ):
+        parts.append(PlacedPart(found, positions, None if live.all() else live, calibration))
+    nodes = sum(int(live.sum()) for live in placement.live)
+    return Placed(index, parts, placement.fresh, stored, nodes, placement)
 
 
 def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, Calibration]:
@@ -194,7 +207,7 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
         return 0, f"exact: the {method.noun} {reached}"
     effort = method.settled(effort, ask.k, parts)
     effort_text = f"{method.effort} {effort}"
-    navigation = NAVIGATIONS[operator(placed.index)]
+    navigation = _navigation(placed)
     if navigation.is_loose:
         effort_text += f", candidates by {navigation.op}"
     if ask.positions is None:
@@ -233,43 +246,17 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     metric, and all fresh rows. A row that is near by the function but far by the index's metric is
     not among them.
     """
-    effort, _ = choose(placed, ask, flat.rows)
-    if not effort:
+    scope = _known_scope(placed, flat, ask)
+    if scope is None:
         return None
-    method = placed.method
-    masks: list[np.ndarray | None] = [part.live for part in placed.parts]
-    fresh = placed.fresh
-    reachable = placed.live + len(fresh)
-    if ask.positions is not None:
-        allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
-        allowed[ask.positions] = 1
-        masks = [allowed[part.positions] for part in placed.parts]
-        fresh = fresh[allowed[fresh] != 0]
-        reachable = len(ask.positions)
-    scope = _Scope(
-        placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort,
-        [_compared(placed, each.part, ask, effort, flat.rows) for each in placed.parts],
-        method.reach(effort, None if ask.positions is None else reachable),
-    )  # fmt: skip
     found = _batch(scope, ask, op)
     if found is None:
         METRICS.add("index.exact_instead")
         return None
-    METRICS.add(method.counter, len(ask.queries))
+    METRICS.add(placed.method.counter, len(ask.queries))
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
-
-
-def _compared(placed: Placed, part: Part, ask: Ask, effort: int, rows: int) -> int:
-    """Return how many nodes of a part are compared by their full vectors."""
-    method = placed.method
-    if ask.distance is not None:
-        return method.pool(part, ask.k, effort)
-    if not NAVIGATIONS[operator(placed.index)].is_loose:
-        return method.candidates(part, ask.k, effort)
-    share = 1 if ask.positions is None else len(ask.positions) / rows
-    return method.loosely(part, ask.k, effort, share)
 
 
 @dataclass(slots=True)
@@ -283,8 +270,67 @@ class _Scope:
     wanted: int
     distance: Distance | None
     effort: int
+    efforts: list[int]  # that each part is searched with at first
     compared: list[int]  # nodes to take of each part
     reach: int
+
+
+def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
+    """Return where to look, kept for searches without a filter; None for exact search."""
+    if ask.positions is not None or ask.distance is not None:
+        return _scope(placed, flat, ask)
+    key = ask.k, ask.effort, ask.target_recall
+    known = placed.scopes.get(key)
+    if known is not None and all(each.part.is_ready() for each in placed.parts):
+        return known
+    made = _scope(placed, flat, ask)
+    if made is not None:
+        placed.scopes[key] = made
+    return made
+
+
+def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
+    effort, _ = choose(placed, ask, flat.rows)
+    if not effort:
+        return None
+    method = placed.method
+    masks: list[np.ndarray | None] = [part.live for part in placed.parts]
+    fresh = placed.fresh
+    reachable = placed.live + len(fresh)
+    if ask.positions is not None:
+        allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
+        allowed[ask.positions] = 1
+        masks = [
+            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
+            for part in placed.parts
+        ]
+        fresh = fresh[allowed[fresh] != 0]
+        reachable = len(ask.positions)
+    compared = _compared(placed, ask, effort, flat.rows)
+    efforts = [effort] * len(placed.parts)
+    if ask.positions is None and ask.distance is None and not _navigation(placed).is_loose:
+        largest = max(len(each.part) for each in placed.parts)
+        first = method.first_effort(effort, ask.k)
+        efforts = [effort if len(each.part) == largest else first for each in placed.parts]
+    return _Scope(
+        placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort, efforts,
+        compared, method.reach(effort, None if ask.positions is None else reachable),
+    )  # fmt: skip
+
+
+def _compared(placed: Placed, ask: Ask, effort: int, rows: int) -> list[int]:
+    """Return how many nodes of each part are compared by their full vectors."""
+    method, parts = placed.method, [each.part for each in placed.parts]
+    if ask.distance is not None:
+        return [method.pool(part, ask.k, effort) for part in parts]
+    if not _navigation(placed).is_loose:
+        return [method.candidates(part, ask.k, effort) for part in parts]
+    share = 1 if ask.positions is None else len(ask.positions) / rows
+    return [method.loosely(part, ask.k, effort, share) for part in parts]
+
+
+def _navigation(placed: Placed) -> Navigation:
+    return NAVIGATIONS[operator(placed.index)]
 
 
 def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
@@ -311,25 +357,53 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
 
 
 def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
-    positions = _near(scope, query)
-    if positions is None or len(positions) < scope.wanted:
-        return None
-    if scope.distance is None:
-        return scope.flat.search(query[np.newaxis], scope.wanted, op, positions=positions)
-    ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
-    return ids[np.newaxis], values[np.newaxis]
-
-
-def _near(scope: _Scope, query: np.ndarray) -> np.ndarray | None:
-    """Return positions of candidates and fresh rows; None where exact search is cheaper."""
-    found, asked = [], as_numbers(query)
-    for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
-        near = placed.part.search(
-            asked, compared, scope.effort, mask, scope.reach, placed.positions
-        )
+    found: list[np.ndarray] = []
+    asked = as_numbers(query)
+    for at, effort in enumerate(scope.efforts):
+        near = _near(scope, at, asked, effort)
         if near is None:
             return None
         found.append(near)
-    if len(found) == 1 and not len(scope.fresh):
-        return found[0]
-    return np.concatenate([*found, scope.fresh])
+    positions = _together(found, scope.fresh)
+    if len(positions) < scope.wanted:
+        return None
+    if scope.distance is not None:
+        ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
+        return ids[np.newaxis], values[np.newaxis]
+    answer = scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+    again = _important(scope, found, answer[0][0])
+    for at in again:
+        near = _near(scope, at, asked, scope.effort)
+        found[at] = found[at] if near is None else near
+    if not again:
+        return answer
+    positions = _together(found, scope.fresh)
+    return scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+
+
+def _near(scope: _Scope, at: int, query: np.ndarray, effort: int) -> np.ndarray | None:
+    """Return positions of a part's candidates; None where exact search is cheaper."""
+    placed = scope.placed.parts[at]
+    return placed.part.search(
+        query, scope.compared[at], effort, scope.masks[at], scope.reach, placed.positions
+    )
+
+
+def _together(found: list[np.ndarray], fresh: np.ndarray) -> np.ndarray:
+    """Return positions of candidates and fresh rows."""
+    return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
+
+
+def _important(scope: _Scope, found: list[np.ndarray], answer: np.ndarray) -> list[int]:
+    """Return the parts that gave many of the nearest rows; a short list may have missed others.
+
+    A part with few rows seldom holds more than some of the nearest, and a short list finds these.
+    """
+    short = [at for at, effort in enumerate(scope.efforts) if effort < scope.effort]
+    if not short:
+        return short
+    places = set(scope.flat.positions(answer).tolist())
+    return [
+        at for at in short
+        if len(places.intersection(found[at].tolist())) * MANY > len(places)
+    ]  # fmt: skip

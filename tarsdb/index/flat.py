@@ -110,6 +110,29 @@ class FlatIndex:
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
         return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
 
+    def among(self, query: np.ndarray, positions: np.ndarray, k: int, op: str) -> Found:
+        """Return the k nearest of some live rows, as :meth:`search` does but sooner.
+
+        Parameters
+        ----------
+        query : (1, width)
+            As :func:`prepare_query` makes it.
+        positions : int64 (m,), m >= k
+            Each once, all of live vectors.
+        k : int
+        op : str
+
+        Returns
+        -------
+        rowids : int64 (1, k)
+        distances : float32 (1, k)
+        """
+        kernel = dispatch.get(self._kind)
+        if kernel is None or len(positions) > HEAP_LIMIT or k <= 0:
+            return self.search(query, k, op, positions=positions)
+        scan = Scan(kernel, self._table, metric_code(op, self._type))
+        return scan.among_one(self._checked(query), positions, k)
+
     def search_by(
         self,
         distance: own_metric.Distance,
@@ -197,6 +220,11 @@ class FlatIndex:
             return np.full(len(rowids), -1, dtype=np.int64)
         at = np.minimum(np.searchsorted(known, rowids), len(known) - 1)
         return np.where(known[at] == rowids, places[at], -1)
+
+    @property
+    def blocks(self) -> Sequence[VectorBlock]:
+        """The blocks, empty ones left out; positions count their rows one after the other."""
+        return self._blocks
 
     @property
     def rows(self) -> int:

@@ -1,22 +1,29 @@
 """Which coded rows can be among the k nearest of a query, with proof.
 
 A row x is coded as s c and a query q as t d, with integer c and d, leaving r = |x - s c| and
-f = |q - t d|. Since <q, x> - t s <d, c> = <q - t d, s c> + <q, x - s c>, Cauchy and Schwarz give
+f = |q - t d|. Since <q, x> - t s <d, c> = <q - t d, x> + <t d, x - s c>, Cauchy and Schwarz give
 
-    |<q, x> - t s <d, c>| <= f |s c| + |q| r,
+    |<q, x> - t s <d, c>| <= f |x| + |t d| r,
 
 and so a lower and an upper bound of each distance. A row is left out only if its lower bound is
 above the k-th smallest upper bound: then k other rows have strictly smaller distances.
+
+A code is read in two halves. Its higher four bits alone are a rougher code c' of the same scale,
+with a residual r' = |x - s c'| of its own, for which the same holds; few queries read the lower
+four bits of those rows only that this bound lets pass. The byte of c is c + 136, so that multiples
+of 16 are among the rough codes, zero too: elements that are zero lose nothing, and no element of c'
+is more than 8 away from that of c.
 
 The distances meant are those of ``flat``'s float32 kernel, so bounds also hold its rounding. With
 u = 2**-24 a sum of products over w elements in 8 or more lanes differs by at most
 m u / (1 - m u) times the sum of magnitudes, where m = w / 8 + 5: for L2 times |q - x|**2
 <= 2 (|q|**2 + |x|**2), for the inner product times |q| |x|, for the cosine 1, and as much for
 the norms. Its root, rounded and squared again, adds 3 u; the float32 arithmetic of the bounds, on
-numbers of at most 4 (|q|**2 + |x|**2), 4 |q| |x| or 4, less than 32 u. ``kappa`` = 4 u (w / 8 + 32)
-covers them together. Sums that underflow are covered by an absolute term, and where float32 could
-overflow, or a norm is too small for its square, the float kernel searches instead. Bounds for L2
-are of the squared distance, as float32 rounded it: rounding cannot make two rows tie unnoticed.
+numbers of at most 4 (|q|**2 + |x|**2), 4 |q| |x| or 4 (|s c'| is at most 2.2 |x|), less than 32 u.
+``kappa`` = 4 u (w / 8 + 32) covers them together. Sums that underflow are covered by an absolute
+term, and where float32 could overflow, or a norm is too small for its square, the float kernel
+searches instead. Bounds for L2 are of the squared distance, as float32 rounded it: rounding cannot
+make two rows tie unnoticed.
 """
 
 from __future__ import annotations
@@ -34,28 +41,33 @@ MAX_K = 512
 """More neighbours than this are searched by the float kernel: too many rows would be candidates."""
 MIN_CANDIDATES, CANDIDATES_PER_K = 1024, 32
 MANY = 16
-"""Queries from which tile registers pay."""
+"""Queries from which whole codes are put together for all of them."""
 METRICS = (reference.L2, reference.IP, reference.COSINE)
 HUGE = 1e36
 """Squared norms beyond it are left to the float kernel."""
 
 GROUP = 32
-"""Queries that tile registers take at once."""
-_TILE, _LINES, _SCRATCH = 16, 5, 5696  # as in kernels/cpu/coded.py; a test compares
-_NUMBERS, _WORK = 8, 32
-_NEVER = np.float32(-3e38)  # a limit that no row is within
+"""Queries that go to the kernel of many at once, in multiples."""
+_TILE, _LINES, _ENTRY = 16, 6, 6  # as in kernels/cpu; a test compares
+_SCRATCH, _SCRATCH_MANY = 2368, 5824
+_NUMBERS, _WORK = 8, 40
+_LIMIT, _NEVER = 5, np.float32(-(2.0**127))  # line of the limits, one that no row is within
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Codes of one block, in tiles of 16 rows.
+    """Codes of one block: c + 136 in two planes of four bits.
 
     Attributes
     ----------
-    codes : uint8 (tiles, padded / 4, 16, 4)
-        c + 128; the rows of a tile side by side. At an address that 64 divides.
-    constants : float32 (tiles, 5, 16)
-        s, |x|**2, |s c|, r, 1 / |x|; the norms rounded up but for the square.
+    high : uint8 (tiles, padded / 8, 16, 4)
+        Higher bits of eight elements in four bytes: the first four elements in the lower halves of
+        the bytes. The rows of a tile of 16 side by side. At an address that 64 divides.
+    low : uint8 (tiles * 16, padded / 2)
+        Lower bits row by row: 32 elements in the lower halves of 32 bytes, the next 32 in the
+        higher ones.
+    constants : float32 (tiles, 6, 16)
+        s, |x|**2, |x|, r', r, 1 / |x|; the norms rounded up but for the square.
     rows : int
     largest : float
         The largest squared norm; not finite where codes cannot be used.
@@ -63,7 +75,8 @@ class Codes:
         The smallest squared norm of the rows that are not zero.
     """
 
-    codes: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
     constants: np.ndarray
     rows: int
     largest: float
@@ -72,7 +85,7 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.codes.nbytes + self.constants.nbytes
+        return self.high.nbytes + self.low.nbytes + self.constants.nbytes
 
     @property
     def are_sound(self) -> bool:
@@ -94,14 +107,16 @@ def encode(data: np.ndarray, kernel: dispatch.Kernel) -> Codes:
     """Code a C-contiguous float32 (n, width) block."""
     rows, width = data.shape
     padded, tiles = padded_width(width), -(-rows // _TILE)
-    codes = aligned(tiles * padded * _TILE).reshape(tiles, padded // 4, _TILE, 4)
+    half = tiles * _TILE * padded // 2
+    high = aligned(half).reshape(tiles, padded // 8, _TILE, 4)
+    low = aligned(half).reshape(tiles * _TILE, padded // 2)
     constants = np.zeros((tiles, _LINES, _TILE), np.float32)
     constants[-1, 1, rows - (tiles - 1) * _TILE :] = np.inf
-    kernel(address(data), rows, width, padded, address(codes), address(constants))
+    kernel(address(data), rows, width, padded, address(high), address(low), address(constants))
     squares = constants[:, 1].reshape(-1)[:rows]
-    nonzero = squares[constants[:, 4].reshape(-1)[:rows] != 0]
+    nonzero = squares[constants[:, -1].reshape(-1)[:rows] != 0]
     smallest = float(nonzero.min()) if len(nonzero) else np.inf
-    return Codes(codes, constants, rows, float(squares.max()), smallest)
+    return Codes(high, low, constants, rows, float(squares.max()), smallest)
 
 
 class _Memory(threading.local):
@@ -146,9 +161,9 @@ class Sieve:
     def __init__(self, parts: Sequence[tuple[Codes, int, int]]) -> None:
         self._held = [codes for codes, _, _ in parts]
         self._entries = np.array(
-            [(address(c.codes), address(c.constants), c.rows, *at) for c, *at in parts],
+            [(*map(address, (c.high, c.low, c.constants)), c.rows, *at) for c, *at in parts],
             dtype=np.int64,
-        ).reshape(-1, 5)
+        ).reshape(-1, _ENTRY)
         self._extremes = np.array([
             max((codes.largest for codes in self._held), default=0.0),
             min((codes.smallest for codes in self._held), default=np.inf),
@@ -179,8 +194,8 @@ class Sieve:
         own = _memory
         own.fit(padded, k)
         usable = coder(
-            address(query), 1, width, padded, own.codes, own.numbers, 1, metric,
-            dispatch.code_limit(), self._range, own.work,
+            address(query), 1, width, padded, own.codes, own.numbers, 1, metric, self._range,
+            own.work,
         )  # fmt: skip
         if not usable:
             return None
@@ -207,13 +222,13 @@ class Sieve:
             return np.empty((len(queries), 0), np.int64), [-1] * len(queries)
         count = len(queries) if many is None else -(-len(queries) // GROUP) * GROUP
         codes, numbers = self._code(coder, metric, queries, count)
-        usable = numbers[5, : len(queries)] > 0
+        usable = numbers[_LIMIT, : len(queries)] > 0
         if many is not None:
             codes = side_by_side(codes)
         cap = candidates_of(k)
         places, lows = np.empty((count, cap), np.int64), np.empty((count, cap), np.float32)
         heaps, state = np.empty((count, k), np.float32), np.zeros((count, 2), np.int64)
-        scratch = aligned(_SCRATCH)
+        scratch = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * codes.shape[1])
         kernel(
             self._table, len(self._entries), address(codes), count, codes.shape[1],
             address(numbers), k, address(heaps), metric, address(places), address(lows), cap,
@@ -231,17 +246,17 @@ class Sieve:
         codes = aligned(count * padded_width(width)).view(np.int8).reshape(count, -1)
         codes[given:] = 0
         numbers = np.zeros((_NUMBERS, count), np.float32)
-        numbers[5] = _NEVER
+        numbers[_LIMIT] = _NEVER
         work = np.empty(_WORK, np.uint8)
         coder(
             address(queries), given, width, codes.shape[1], address(codes), address(numbers), count,
-            metric, dispatch.code_limit(), self._range, address(work),
+            metric, self._range, address(work),
         )  # fmt: skip
         return codes, numbers
 
 
 def side_by_side(codes: np.ndarray) -> np.ndarray:
-    """Lay 16 queries at a time side by side, 64 bytes each, as tile registers want them."""
+    """Lay 16 queries at a time side by side, 64 bytes each, as the kernel of many wants them."""
     count, padded = codes.shape
     laid = aligned(codes.size).view(np.int8)
     laid.reshape(count // 16, padded // 64, 16, 64).transpose(0, 2, 1, 3)[...] = codes.reshape(

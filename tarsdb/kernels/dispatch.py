@@ -23,8 +23,6 @@ CODED = ("encode", "code_queries", "sieve", "sieve_many")
 """Kernels of int8 codes; a processor may lack the last."""
 QUANTIZED = ("rabitq", "fastscan")
 """Scans of quantised rows."""
-CODE_LIMITS = {"vnni": 127, "maddubs": 63}
-"""Largest magnitude of a query's code: sums of two products must fit where they are made."""
 PAUSE_SECONDS = 0.05
 """How long the background thread lets the caller of the first query go on undisturbed."""
 
@@ -41,7 +39,6 @@ _changing = threading.Lock()  # guards the names below and the lists above
 _stopping = threading.Event()
 _thread: threading.Thread | None = None
 _level: str | None = None  # None: not chosen yet, which needs llvmlite
-_variants: dict[str, str] = {}  # level -> instructions of the sieve for one query
 
 
 def _forced() -> str | None:
@@ -83,11 +80,6 @@ def get(kind: str) -> Kernel | None:
     """Return the compiled scan of an element kind, or None while there is none."""
     chosen = _level
     return None if chosen is None else _kernels.get((kind, chosen))
-
-
-def code_limit() -> int:
-    """Return the largest magnitude of a query's code for the sieve of this level."""
-    return CODE_LIMITS[_variants.get(_level or "", "maddubs")]
 
 
 def prepare(kind: str) -> None:
@@ -171,22 +163,23 @@ def _quantized(kind: str, chosen: str) -> Kernel:
 def _coded(kind: str, chosen: str) -> Kernel | None:
     import llvmlite.binding as llvm
 
-    from tarsdb.kernels.cpu import coded, disk_cache, encode
+    from tarsdb.kernels.cpu import coded, coded_batch, disk_cache, encode
 
     if kind == "encode":
         return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
     if kind == "code_queries":
         return disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
     features = llvm.get_host_cpu_features()
-    newest = chosen == "avx512"
-    variant = coded.VNNI if newest and features.get("avx512vnni") else coded.MADDUBS
-    if kind == "sieve_many":
-        if not newest or not features.get("amx-int8") or not coded.amx_allowed():
-            return None
-        variant = coded.AMX
-    else:
-        _variants[chosen] = variant
-    return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
+    has_vnni = chosen == "avx512" and features.get("avx512vnni")
+    if kind == "sieve":
+        variant = coded.VNNI if has_vnni else coded.MADDUBS
+        return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
+    if not has_vnni:
+        return None
+    has_amx = features.get("amx-int8") and coded_batch.amx_allowed()
+    variant = coded_batch.AMX if has_amx else coded.VNNI
+    many = coded_batch.make_sieve_many(variant)
+    return disk_cache.compiled(many, coded.SIEVE_SIGNATURE, variant)
 
 
 def _finish() -> None:

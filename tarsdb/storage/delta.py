@@ -48,6 +48,10 @@ class DeltaLog:
         """Versions read so far."""
         return self.rowids.count
 
+    def count_at(self, commit: int) -> int:
+        """Return how many versions read so far commits up to this one created."""
+        return int(np.searchsorted(self.created.prefix(self.count), commit, "right"))
+
     def extend(self, txn: ReadTxn, commit: int, name: str, vector: ColumnDef | None) -> None:
         """Read the versions of commits up to ``commit`` that are not here yet."""
         if commit <= self.loaded:

@@ -39,15 +39,28 @@ def few_values(
         segment, positions = together
         getters = [_getter(txn, group, segment, column) for column in columns]
         return [[getter(position) for position in positions] for getter in getters]
-    out: list[list[Any]] = [[] for _ in columns]
-    for found, position in group.find_each(txn, rowids):
-        for values, column in zip(out, columns, strict=True):
-            if found is not None:
-                values.append(_getter(txn, group, found, column)(position))
+    return values_at(txn, group, group.find_each(txn, rowids), columns)
+
+
+def values_at(
+    txn: ReadTxn,
+    group: GroupState,
+    places: Sequence[tuple[Segment | None, int]],
+    columns: Sequence[ColumnDef],
+) -> list[list[Any]]:
+    """Return storage values at places from ``find_each``, a list for each scalar column."""
+    out = []
+    for column in columns:
+        values, column_id = [], column.id
+        for segment, position in places:
+            if segment is not None:
+                getter = segment.getters.get(column_id) or _getter(txn, group, segment, column)
+                values.append(getter(position))
             elif position >= 0:
                 values.append(group.delta.value(position, column))
             else:
                 values.append(None)
+        out.append(values)
     return out
 
 

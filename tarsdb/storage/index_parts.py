@@ -10,6 +10,7 @@ data: losing one loses no row. Knows no algorithm.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,14 +54,15 @@ class IndexPart:
 def read_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
     """Return the parts of an index as a snapshot shows them, by commits; none when not built."""
     raw = txn.get("meta", _key(index))
-    return () if raw is None else _decode(_key(index), raw)
+    return () if raw is None else _decode(_key(index), bytes(raw))
 
 
 def _key(index: int) -> bytes:
     return _PREFIX + keys.index_prefix(index)
 
 
-def _decode(key: bytes, raw: memoryview | bytes) -> tuple[IndexPart, ...]:
+@functools.lru_cache(256)  # every search asks
+def _decode(key: bytes, raw: bytes) -> tuple[IndexPart, ...]:
     payload, _, _ = unpack(ValueType.META, key, raw, "parts of a vector index")
     try:
         return tuple(IndexPart(*fields) for fields in json.loads(bytes(payload)))
@@ -116,7 +118,7 @@ def all_digests(txn: ReadTxn) -> set[str]:
     found: set[str] = set()
     for key, raw in txn.range("meta", _PREFIX, keys.successor(_PREFIX)):
         with contextlib.suppress(CorruptionError):  # what cannot be read is rebuilt, not kept
-            found.update(part.digest for part in _decode(key, raw))
+            found.update(part.digest for part in _decode(key, bytes(raw)))
     return found
 
 

@@ -165,6 +165,11 @@ class OwnIndex:
             else:
                 self._rows[entry[0]] = {known, rowid}
 
+    def add_all(self, rowids: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Add the entries of own rows."""
+        for rowid, entry in zip(rowids, entries, strict=True):
+            self.add(rowid, entry)
+
     def remove(self, rowid: int) -> None:
         """Remove the entry of an own row, if it has one."""
         entry = self.new.pop(rowid, None)
@@ -177,6 +182,11 @@ class OwnIndex:
                 del self._rows[entry[0]]
         else:
             del self._rows[entry[0]]
+
+    def remove_all(self, rowids: Sequence[int]) -> None:
+        """Remove the entries of own rows."""
+        for rowid in rowids:
+            self.remove(rowid)
 
     def rows(self, key: bytes) -> list[int]:
         """Return the rowids of own rows with a key."""

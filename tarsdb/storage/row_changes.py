@@ -6,17 +6,18 @@ snapshot through a TableView and changes only :class:`OwnRows`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.columns import from_list
 from tarsdb.errors import InternalError
 from tarsdb.schema import ColumnDef
-from tarsdb.storage import keys
+from tarsdb.storage import gather, keys
 from tarsdb.storage.index_keys import null_rows
-from tarsdb.storage.own_rows import OwnRows
-from tarsdb.storage.unique import IndexPlan, index_plans, require_unique
+from tarsdb.storage.own_rows import Entry, OwnRows
+from tarsdb.storage.unique import IndexPlan, index_plans, is_taken, violation
 
 if TYPE_CHECKING:
     from tarsdb.storage.view import TableView
@@ -34,8 +35,8 @@ def insert(own: OwnRows, view: TableView, rows: Sequence[tuple[Any, ...]]) -> li
     for row in rows:
         for plan, entries in plans:
             entry = plan.entry(row)
-            if entry[1]:
-                require_unique(view, own, plan, entry[0], row)
+            if entry[1] and is_taken(view, own, plan.index.id, entry[0]):
+                raise violation(table, plan.index, [row[at] for at in plan.ordinals])
             entries.add(rowid, entry)
         own.rows[rowid] = dict(zip(ids, row, strict=True))
         rowid += 1
@@ -45,69 +46,112 @@ def insert(own: OwnRows, view: TableView, rows: Sequence[tuple[Any, ...]]) -> li
 
 
 def update(
-    own: OwnRows, view: TableView, rowids: Sequence[int], rows: Sequence[tuple[Any, ...]]
+    own: OwnRows, view: TableView, rowids: Sequence[int], changed: Mapping[int, Sequence[Any]]
 ) -> None:
-    """Replace rows by full new rows."""
+    """Give columns of live rows new values, by column id a value for each row.
+
+    A row's scalars are one version and are carried over. Vectors that are not named are neither
+    read nor compared; one that is given again as it was stays where it is.
+    """
     plans = index_plans(view, view.table)
     wanted = [int(rowid) for rowid in rowids]
-    _hide_base(own, view, np.array(wanted, dtype=np.int64), plans, whole=False)
-    for rowid, row in zip(wanted, rows, strict=True):
-        own.journal.append(own.save_row(rowid))
-        _replace(own, view, rowid, row)
-    for rowid, row in zip(wanted, rows, strict=True):
-        for plan in plans:
-            entry = plan.entry(row)
-            if entry[1]:
-                require_unique(view, own, plan, entry[0], row)
-            own.index(plan.index.id).add(rowid, entry)
+    _adopt(own, view, wanted, plans)
+    touched = [plan for plan in plans if not changed.keys().isdisjoint(plan.index.column_ids)]
+    for plan in touched:
+        own.index(plan.index.id).remove_all(wanted)
+    scalars = {c.id: changed[c.id] for c in view.table.scalar_columns if c.id in changed}
+    for at, rowid in enumerate(wanted):  # new dicts: an undo may put the ones before back
+        own.rows[rowid] = {**own.rows[rowid], **{c: new[at] for c, new in scalars.items()}}
+    for column in view.table.vector_columns:
+        if column.id in changed:
+            _set_vectors(own, view, column, wanted, changed[column.id])
+    for plan in touched:
+        _index_again(own, view, plan, wanted)
     own.touch()
 
 
-def _replace(own: OwnRows, view: TableView, rowid: int, row: tuple[Any, ...]) -> None:
-    """Put new values of one row in place and take its own index entries out."""
-    for entries in own.indexes.values():
-        entries.remove(rowid)
-    table = view.table
-    if rowid >= keys.PROVISIONAL:
-        if rowid not in own.rows:
-            own.end_block_rows(np.array([rowid], dtype=np.int64))
-        own.rows[rowid] = dict(zip((c.id for c in table.columns), row, strict=True))
-        return
-    values = {c.id: row[table.ordinals[c.id]] for c in table.scalar_columns}
-    known, groups = own.rows.get(rowid, {}), dict(own.hidden[rowid])
-    for column in table.vector_columns:
-        value = row[table.ordinals[column.id]]
-        if column.id in known:
-            values[column.id] = value
-        elif _vector_changed(view, rowid, column, value):
-            values[column.id] = value
-            created = _version(view, rowid, column)
-            if created:
-                groups[column.id] = created
-    own.hidden[rowid] = groups
-    own.rows[rowid] = values
+def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan]) -> None:
+    """Make rows the transaction's own, as they are; undone by what the journal then holds."""
+    columns, in_blocks = view.table.columns, []
+    for rowid in rowids:
+        if own.covers(rowid):
+            if not own.is_live(rowid):
+                raise _not_live(view)
+            own.journal.append(own.save_row(rowid))
+            if rowid not in own.rows:
+                in_blocks.append(rowid)
+    if in_blocks:
+        rows = [{c.id: own.value(rowid, c) for c in columns} for rowid in in_blocks]
+        own.end_block_rows(np.array(in_blocks, dtype=np.int64))
+        own.rows.update(zip(in_blocks, rows, strict=True))
+        for plan in plans:
+            own.index(plan.index.id).add_all(in_blocks, _entries(own, view, plan, in_blocks))
+    hidden, values = _hide_base(own, view, rowids, plans, whole=False)
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    own.rows.update(zip(hidden, rows or [{} for _ in hidden], strict=True))
+    for plan in plans:
+        entries = own.index(plan.index.id)
+        entries.add_all(hidden, [entries.old[rowid] for rowid in hidden])
 
 
-def _vector_changed(view: TableView, rowid: int, column: ColumnDef, value: Any) -> bool:
-    group = view.vector_group(column)
-    hit = group.find(view.txn, rowid)
-    if hit is None:
-        return value is not None
-    if value is None:
-        return True
-    segment, position = hit
-    if segment is None:
-        before = group.delta.vectors(group.count)[position]
-    else:
-        before = segment.column(view.txn, column, group.name).values[position]
-    return bool(before.tobytes() != np.ascontiguousarray(value, dtype=before.dtype).tobytes())
+def _not_live(view: TableView) -> InternalError:
+    return InternalError(f"table {view.table.name}: UPDATE of a row that is not live")
 
 
-def _version(view: TableView, rowid: int, column: ColumnDef) -> int:
-    """Return the creating commit of a row's vector, 0 when it has none."""
-    group = view.vector_group(column)
-    hit = group.find(view.txn, rowid)
-    return 0 if hit is None else group.created_one(view.txn, *hit)
+def _entries(own: OwnRows, view: TableView, plan: IndexPlan, rowids: list[int]) -> list[Entry]:
+    """Return the index entries of own rows."""
+    columns = [view.table.column_by_id(column_id) for column_id in plan.index.column_ids]
+    return _encoded(plan, columns, [[own.value(r, c) for r in rowids] for c in columns])
+
+
+def _encoded(
+    plan: IndexPlan, columns: Sequence[ColumnDef], values: Sequence[Sequence[Any]]
+) -> list[Entry]:
+    parts = [from_list(c.type, items) for c, items in zip(columns, values, strict=True)]
+    encoded, nulls = plan.codec.encode_columns(parts), null_rows(parts)
+    if nulls is None or not plan.index.unique:
+        return [(key, plan.index.unique) for key in encoded]
+    return list(zip(encoded, (~nulls).tolist(), strict=True))
+
+
+def _index_again(own: OwnRows, view: TableView, plan: IndexPlan, rowids: list[int]) -> None:
+    """Put own rows back into an index, once the old entries of all of them are out."""
+    entries = own.index(plan.index.id)
+    for rowid, entry in zip(rowids, _entries(own, view, plan, rowids), strict=True):
+        if entry[1] and is_taken(view, own, plan.index.id, entry[0]):
+            columns = [view.table.column_by_id(c) for c in plan.index.column_ids]
+            raise violation(view.table, plan.index, [own.value(rowid, c) for c in columns])
+        entries.add(rowid, entry)
+
+
+def _set_vectors(
+    own: OwnRows, view: TableView, column: ColumnDef, rowids: list[int], values: Sequence[Any]
+) -> None:
+    """Give own rows vectors; a committed one that stays the same is not written again."""
+    group, in_base = view.vector_group(column), []
+    for rowid, value in zip(rowids, values, strict=True):
+        if rowid >= keys.PROVISIONAL or column.id in own.rows[rowid]:
+            own.rows[rowid][column.id] = value
+        else:
+            in_base.append((rowid, value))
+    hits = group.find_each(view.txn, [rowid for rowid, _ in in_base])
+    for (rowid, value), (segment, position) in zip(in_base, hits, strict=True):
+        if position >= 0:
+            if segment is None:
+                before = group.delta.vectors(group.count)[position]
+            else:
+                before = segment.column(view.txn, column, group.name).values[position]
+            if value is not None and _is_same(before, value):
+                continue
+            created = group.created_one(view.txn, segment, position)
+            own.hidden[rowid] = {**own.hidden[rowid], column.id: created}
+        elif value is None:
+            continue
+        own.rows[rowid][column.id] = value
+
+
+def _is_same(before: np.ndarray, value: Any) -> bool:
+    return before.tobytes() == np.ascontiguousarray(value, dtype=before.dtype).tobytes()
 
 
 def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
@@ -116,7 +160,7 @@ def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
     plans = index_plans(view, view.table)
     mine = wanted[own.covers_many(wanted)]
     base = wanted[~own.covers_many(wanted)]
-    gone = _hide_base(own, view, base, plans, whole=True)
+    gone = len(_hide_base(own, view, base.tolist(), plans, whole=True)[0])
     singles = [rowid for rowid in mine.tolist() if rowid in own.rows]
     for rowid in singles:
         own.journal.append(own.save_row(rowid))
@@ -141,72 +185,64 @@ def _forget(own: OwnRows, view: TableView, rowid: int) -> None:
     groups = dict(own.hidden[rowid])
     for column in view.table.vector_columns:
         if column.id not in groups:
-            created = _version(view, rowid, column)
-            if created:
-                groups[column.id] = created
+            group = view.vector_group(column)
+            hit = group.find(view.txn, rowid)
+            if hit is not None:
+                groups[column.id] = group.created_one(view.txn, *hit)
     own.hidden[rowid] = groups
 
 
 def _hide_base(
-    own: OwnRows, view: TableView, rowids: np.ndarray, plans: list[IndexPlan], whole: bool
-) -> int:
+    own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan], whole: bool
+) -> tuple[list[int], dict[int, list[Any]]]:
     """Hide committed rows not hidden yet: note their versions and old index keys.
 
     With ``whole`` every column group ends (DELETE), else only the scalars (UPDATE adds vectors).
-    Returns the number of rows hidden.
+    Returns the rows hidden and values of them by column id: of all scalar columns for an UPDATE.
     """
-    fresh = rowids[rowids < keys.PROVISIONAL]
-    if own.hidden:
-        fresh = fresh[~np.isin(fresh, own.hidden_rowids())]
-    if not len(fresh):
-        return 0
+    fresh = [r for r in rowids if r < keys.PROVISIONAL and r not in own.hidden]
     group = view.scalars()
-    sources, positions = group.locate(view.txn, fresh)
-    if not whole and bool((sources < 0).any()):
-        raise InternalError(f"table {view.table.name}: UPDATE of a row that is not live")
-    fresh, positions, sources = fresh[sources >= 0], positions[sources >= 0], sources[sources >= 0]
-    versions = [{0: made} for made in group.created(view.txn, sources, positions).tolist()]
+    hits = group.find_each(view.txn, fresh)
+    if any(position < 0 for _, position in hits):
+        if not whole:
+            raise _not_live(view)
+        live = [at for at, (_, position) in enumerate(hits) if position >= 0]
+        fresh, hits = [fresh[at] for at in live], [hits[at] for at in live]
+    versions = [{0: group.created_one(view.txn, *hit)} for hit in hits]
     for column in view.table.vector_columns if whole else ():
         _add_versions(view, column, fresh, versions)
-    old_keys = _old_entries(view, plans, fresh)
-    found = fresh.tolist()
-    own.journal.append(_unhide(own, found))
-    for plan, entries in zip(plans, old_keys, strict=True):
-        own.index(plan.index.id).old.update(zip(found, entries, strict=True))
-    own.hidden.update(zip(found, versions, strict=True))
+    keyed = {column_id for plan in plans for column_id in plan.index.column_ids}
+    read = [c for c in view.table.scalar_columns if not whole or c.id in keyed]
+    found = gather.values_at(view.txn, group, hits, read)
+    values = {c.id: items for c, items in zip(read, found, strict=True)}
+    own.journal.append(_unhide(own, fresh))
+    for plan in plans:
+        columns = [view.table.column_by_id(column_id) for column_id in plan.index.column_ids]
+        old = _encoded(plan, columns, [values[c.id] for c in columns])
+        own.index(plan.index.id).old.update(zip(fresh, old, strict=True))
+    own.hidden.update(zip(fresh, versions, strict=True))
     own.touch()
-    return len(found)
+    return fresh, values
 
 
 def _add_versions(
-    view: TableView, column: ColumnDef, rowids: np.ndarray, versions: list[dict[int, int]]
+    view: TableView, column: ColumnDef, rowids: list[int], versions: list[dict[int, int]]
 ) -> None:
     group = view.vector_group(column)
-    created = group.created(view.txn, *group.locate(view.txn, rowids))
-    for row in np.flatnonzero(created).tolist():
-        versions[row][column.id] = int(created[row])
-
-
-def _old_entries(
-    view: TableView, plans: list[IndexPlan], rowids: np.ndarray
-) -> list[list[tuple[bytes, bool]]]:
-    """Return the stored index entries of committed rows, per plan."""
-    out = []
-    for plan in plans:
-        columns = view.base_rows(rowids, plan.index.column_ids)
-        nulls = null_rows(columns)
-        stored = np.full(len(rowids), plan.index.unique)
-        if nulls is not None:
-            stored &= ~nulls
-        out.append(list(zip(plan.codec.encode_columns(columns), stored.tolist(), strict=True)))
-    return out
+    for ends, hit in zip(versions, group.find_each(view.txn, rowids), strict=True):
+        if hit[1] >= 0:
+            ends[column.id] = group.created_one(view.txn, *hit)
 
 
 def _unhide(own: OwnRows, rowids: list[int]) -> Any:
+    """Return a function that gives rows back to the snapshot."""
+
     def undo() -> None:
         for rowid in rowids:
             own.hidden.pop(rowid, None)
+            own.rows.pop(rowid, None)
             for entries in own.indexes.values():
+                entries.remove(rowid)
                 entries.old.pop(rowid, None)
         own.touch()
 

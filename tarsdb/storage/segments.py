@@ -162,7 +162,7 @@ class Segment:
     """
 
     __slots__ = (
-        "_parsed", "base", "columns", "created_high", "created_low", "deleted",
+        "_live", "_parsed", "base", "columns", "created_high", "created_low", "deleted",
         "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs",
         "verify",
     )  # fmt: skip
@@ -181,6 +181,8 @@ class Segment:
         self.deleted: np.ndarray | None = None
         self.tombs = (-1, 0)  # tombstone generation and how many of its log are in `deleted`
         self.verify = check
+        # `deleted`, the newest number in it, which rows none deleted
+        self._live: tuple[np.ndarray, int, np.ndarray | None] | None = None
         self._parsed: dict[int, Column] = {}
         self.getters: dict[int, Callable[[int], Any]] = {}
 
@@ -293,10 +295,21 @@ class Segment:
         return np.full(self.rows, ALIVE, dtype=np.int64)
 
     def live(self, commit: int) -> np.ndarray | None:
-        """Return which rows are live at a commit, or None when all are."""
-        if self.deleted is None:
+        """Return which rows are live at a commit, or None when all are.
+
+        The same array as before while no tombstone up to the commit is added.
+        """
+        deleted = self.deleted
+        if deleted is None:
             return None
-        mask: np.ndarray = self.deleted > commit
+        known = self._live
+        if known is None or known[0] is not deleted:
+            alive = deleted == ALIVE
+            newest = 0 if alive.all() else int(deleted[~alive].max())
+            known = self._live = (deleted, newest, None if alive.all() else alive)
+        if commit >= known[1]:
+            return known[2]
+        mask: np.ndarray = deleted > commit
         return None if mask.all() else mask
 
 

@@ -23,6 +23,7 @@ from tarsdb.storage import keys
 from tarsdb.storage.delta import DeltaLog
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.index_keys import KeyCodec
+from tarsdb.storage.places import SegmentList
 from tarsdb.storage.segments import Segment
 from tarsdb.storage.tombstones import TombstoneLog
 from tarsdb.storage.transaction import ReadTxn
@@ -46,19 +47,20 @@ class GroupState:
         Versions deleted after it are live.
     """
 
-    __slots__ = (
-        "_blocks", "_lows", "_ranges", "_reach", "commit", "count", "delta", "name", "segments",
-    )  # fmt: skip
+    __slots__ = ("_blocks", "_list", "commit", "count", "delta", "name", "segments")
 
     def __init__(self, name: str, segments: SegmentList, delta: DeltaLog, commit: int) -> None:
         self.name = name
         self.segments = segments.items
-        self._lows, self._reach = segments.lows, segments.reach
-        self._ranges = segments.ranges
+        self._list = segments
         self.delta = delta
         self.commit = commit
-        self.count = int(np.searchsorted(delta.created.prefix(delta.count), commit, "right"))
+        self.count = delta.count_at(commit)
         self._blocks: list[VectorBlock] | None = None
+
+    def is_of(self, name: str, segments: SegmentList, delta: DeltaLog) -> bool:
+        """Return whether these are what the group is made of."""
+        return self.name == name and self._list is segments and self.delta is delta
 
     def find(self, txn: ReadTxn, rowid: int) -> tuple[Segment | None, int] | None:
         """Return (segment or None for the delta, position) of a row's live version, or None."""
@@ -66,27 +68,39 @@ class GroupState:
             position = self.delta.find(rowid, self.count, self.commit)
             if position >= 0:
                 return None, position
-        at = bisect_right(self._lows, rowid) - 1
-        while at >= 0 and self._reach[at] >= rowid:
-            segment = self.segments[at]
+        segment = self._list.apart_at(rowid)
+        if segment is not None:
             position = segment.find(txn, self.name, rowid, self.commit)
             if position >= 0:
                 return segment, position
-            at -= 1
-        return None
+        if not self._list.overlapping:
+            return None
+        return self._list.overlapping_at(txn, self.name, [rowid], self.commit)[0]
 
     def find_each(self, txn: ReadTxn, rowids: list[int]) -> list[tuple[Segment | None, int]]:
-        """Return :meth:`find` of each of a few rows; (None, -1) for none."""
+        """Return :meth:`find` of each of some rows; (None, -1) for none."""
         found: list[tuple[Segment | None, int]] = []
-        lows, segments, alone = self._lows, self.segments, not self.count
+        starts, apart, count, commit = self._list.starts, self._list.apart, self.count, self.commit
+        missing = []
         for rowid in rowids:
-            at = bisect_right(lows, rowid) - 1
-            if alone and at >= 0:  # the usual case, without a call
-                segment = segments[at]
-                if segment.base is not None and segment.deleted is None and rowid <= segment.high:
-                    found.append((segment, rowid - segment.base))
-                    continue
-            found.append(self.find(txn, rowid) or (None, -1))
+            position = self.delta.find(rowid, count, commit) if count else -1
+            at = bisect_right(starts, rowid) - 1
+            if position >= 0 or at < 0:
+                found.append((None, position))
+            else:
+                segment = apart[at]
+                if segment.base is not None and segment.deleted is None:  # without a call
+                    position = rowid - segment.base if rowid <= segment.high else -1
+                else:
+                    position = segment.find(txn, self.name, rowid, commit)
+                found.append((segment if position >= 0 else None, position))
+            if position < 0:
+                missing.append(len(found) - 1)
+        if missing and self._list.overlapping:
+            asked = [rowids[at] for at in missing]
+            others = self._list.overlapping_at(txn, self.name, asked, commit)
+            for at, hit in zip(missing, others, strict=True):
+                found[at] = hit or (None, -1)
         return found
 
     def find_together(self, rowids: list[int]) -> tuple[Segment, list[int]] | None:
@@ -97,7 +111,7 @@ class GroupState:
         if self.count or not rowids:
             return None
         first, last = min(rowids), max(rowids)
-        lows = self._lows
+        lows = self._list.lows
         at = bisect_right(lows, first)
         if not at or (at < len(lows) and lows[at] <= last):
             return None
@@ -119,13 +133,14 @@ class GroupState:
         positions = np.zeros(len(rowids), dtype=np.int64)
         order = np.argsort(rowids, kind="stable")
         wanted = rowids[order]
-        starts = np.searchsorted(wanted, self._ranges[0], "left")
-        stops = np.searchsorted(wanted, self._ranges[1], "right")
+        starts = np.searchsorted(wanted, self._list.ranges[0], "left")
+        stops = np.searchsorted(wanted, self._list.ranges[1], "right")
         for at in np.flatnonzero(stops > starts).tolist():
             part = slice(int(starts[at]), int(stops[at]))
-            found = _find_sorted(self.segments[at], txn, self.name, wanted[part], self.commit)
+            segment = self._list.apart[at]
+            found = _find_sorted(segment, txn, self.name, wanted[part], self.commit)
             hit = found >= 0
-            sources[order[part][hit]] = at
+            sources[order[part][hit]] = self._list.index(segment)
             positions[order[part][hit]] = found[hit]
         if self.count:
             find, count, commit = self.delta.find, self.count, self.commit
@@ -133,6 +148,12 @@ class GroupState:
             hit = found >= 0
             sources[hit] = len(self.segments)
             positions[hit] = found[hit]
+        missing = np.flatnonzero(sources < 0).tolist() if self._list.overlapping else []
+        asked = rowids[missing].tolist()
+        others = self._list.overlapping_at(txn, self.name, asked, self.commit) if missing else []
+        for row, place in zip(missing, others, strict=True):
+            if place is not None:
+                sources[row], positions[row] = self._list.index(place[0]), place[1]
         return sources, positions
 
     def created(self, txn: ReadTxn, sources: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -167,12 +188,13 @@ class GroupState:
                 if live is None or live.any():
                     rowids = segment.rowids(txn, self.name)
                     created = segment.created(txn, self.name)
-                    found.append(VectorBlock(rowids, data, live, created))
+                    found.append(VectorBlock(rowids, data, live, created, segment))
             if self.count:
                 live = self.delta_live()
                 rowids = self.delta.rowids.prefix(self.count)
                 made = self.delta.created.prefix(self.count)
-                found.append(VectorBlock(rowids, self.delta.vectors(self.count), live, made))
+                data = self.delta.vectors(self.count)
+                found.append(VectorBlock(rowids, data, live, made, self.delta))
             self._blocks = found
         return self._blocks
 
@@ -202,23 +224,6 @@ def _find_sorted(
     return np.where(hit, found, -1)
 
 
-class SegmentList:
-    """The segments of one group in one layout, ordered for look-ups by rowid."""
-
-    __slots__ = ("items", "lows", "ranges", "reach")
-
-    def __init__(self, items: list[Segment]) -> None:
-        self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
-        self.lows = [segment.low for segment in self.items]
-        self.ranges = np.array([[s.low, s.high] for s in self.items], dtype=np.int64)
-        self.ranges = self.ranges.reshape(-1, 2).T.copy()
-        self.reach: list[int] = []  # greatest rowid in this segment or any before it
-        highest = -1
-        for segment in self.items:
-            highest = max(highest, segment.high)
-            self.reach.append(highest)
-
-
 class _GroupCache:
     """Everything this process decoded of one column group."""
 
@@ -227,6 +232,23 @@ class _GroupCache:
         self.lists: OrderedDict[int, SegmentList] = OrderedDict()
         self.deltas: OrderedDict[int, DeltaLog] = OrderedDict()
         self.tombs: OrderedDict[int, TombstoneLog] = OrderedDict()
+        self._state: GroupState | None = None
+
+    def state_at(
+        self, name: str, segments: SegmentList, delta: DeltaLog, tombs: TombstoneLog, commit: int
+    ) -> GroupState:
+        """Return the group at a commit: the last one given out where no commit between changed it.
+
+        What is kept with it (blocks of vectors, and what is made of them) stays in use then.
+        """
+        state = self._state
+        if state is None or not (
+            state.is_of(name, segments, delta)
+            and tombs.first_after(state.commit) == tombs.first_after(commit)
+            and delta.count_at(state.commit) == delta.count_at(commit)
+        ):
+            state = self._state = GroupState(name, segments, delta, commit)
+        return state
 
 
 class TableCache:
@@ -277,8 +299,9 @@ class TableCache:
                     delta.extend(txn, commit, name, column)
                 if counters.tombstones:
                     tombs.extend(txn, commit)
-                _apply(txn, segments.items, delta, tombs, counters.tomb_generation, name)
-                return GroupState(name, segments, delta, commit)
+                segments.apply_tombstones(txn, name, tombs, counters.tomb_generation)
+                _apply_to_delta(delta, tombs, counters.tomb_generation)
+                return cache.state_at(name, segments, delta, tombs, commit)
             except BaseException:  # Ctrl-C or damage: a log cut short is not to be continued
                 cache.deltas.pop(counters.delta_generation, None)
                 cache.tombs.pop(counters.tomb_generation, None)
@@ -304,7 +327,8 @@ class TableCache:
         if not cache.lists or layout > max(cache.lists):
             for number in [n for n in cache.segments if n not in listed]:
                 del cache.segments[number]
-        known = cache.lists[layout] = SegmentList(items)
+        newest = cache.lists[max(cache.lists)] if cache.lists else None
+        known = cache.lists[layout] = SegmentList(items, newest)
         while len(cache.lists) > _KEPT_LOGS:
             cache.lists.popitem(last=False)
         return known
@@ -319,31 +343,14 @@ def _recent(logs: OrderedDict[int, Any], generation: int, make: Any) -> Any:
     return log
 
 
-def _apply(
-    txn: ReadTxn,
-    segments: list[Segment],
-    delta: DeltaLog,
-    tombs: TombstoneLog,
-    generation: int,
-    name: str,
-) -> None:
-    """Bring the ``deleted`` arrays of segments and delta up to date with the tombstones."""
-    done = (generation, tombs.count)
-    pending: dict[int, np.ndarray] = {}
-    targets: list[Segment | DeltaLog] = [*segments, delta]
-    for target in targets:
-        if target.tombs == done:
-            continue
-        start = target.tombs[1] if target.tombs[0] == generation else 0
-        if start not in pending:
-            pending[start] = tombs.since(start)
-        rows = pending[start]
-        if len(rows):
-            if isinstance(target, DeltaLog):
-                target.apply_tombstones(rows)
-            else:
-                target.apply_tombstones(txn, name, rows)
-        target.tombs = done
+def _apply_to_delta(delta: DeltaLog, tombs: TombstoneLog, generation: int) -> None:
+    """Bring the ``deleted`` array of a delta up to date with the tombstones."""
+    known, start = delta.tombs
+    if known != generation and delta.count:
+        start = tombs.first_after(int(delta.created.data[0]))
+    if start < tombs.count:
+        delta.apply_tombstones(tombs.since(start))
+    delta.tombs = (generation, tombs.count)
 
 
 class TableState:

@@ -7,6 +7,7 @@ segments: callers hand in rowids and creating commits.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tarsdb.storage import keys
 
 ALIVE = np.iinfo(np.int64).max
 """``deleted`` of a version that nobody deleted."""
+_FEW = 8  # tombstones that are matched one by one
 
 
 class GrowingArray:
@@ -71,6 +73,10 @@ class TombstoneLog:
             self._log.extend(decode_tombstones(found))
         self.loaded = commit
 
+    def first_after(self, commit: int) -> int:
+        """Return the position of the first tombstone of a commit after this one."""
+        return bisect_right(self._log.prefix(self.count)[:, 0], commit)
+
     def since(self, position: int) -> np.ndarray:
         """Return ``(n, 3)`` int64 rows (deleted, rowid, created) from a position on."""
         return self._log.prefix(self._log.count)[position:]
@@ -103,6 +109,8 @@ def match_versions(
     positions, deleted : int64 arrays
         Row positions hit and the deleting commit of each.
     """
+    if len(tombs) <= _FEW:
+        return _match_each(rowids, created, tombs)
     first = np.searchsorted(rowids, tombs[:, 1], side="left")
     last = np.searchsorted(rowids, tombs[:, 1], side="right")
     positions, deleted = [], []
@@ -121,3 +129,17 @@ def match_versions(
     if not positions:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(positions), np.concatenate(deleted)
+
+
+def _match_each(
+    rowids: np.ndarray, created: np.ndarray | int, tombs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    positions, found = [], []
+    for deleted, rowid, made in tombs.tolist():
+        at = int(rowids.searchsorted(rowid))
+        while at < len(rowids) and rowids[at] == rowid:
+            if (created if isinstance(created, int) else created[at]) == made:
+                positions.append(at)
+                found.append(deleted)
+            at += 1
+    return np.array(positions, dtype=np.int64), np.array(found, dtype=np.int64)

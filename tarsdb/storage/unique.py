@@ -56,16 +56,14 @@ def index_plans(view: TableView, table: TableDef) -> list[IndexPlan]:
     ]
 
 
-def require_unique(
-    view: TableView, own: OwnRows, plan: IndexPlan, key: bytes, row: Sequence[Any]
-) -> None:
-    """Raise IntegrityError when a live row has this key already."""
-    taken = bool(own.find_key(plan.index.id, key))
-    if not taken and not is_rebuilt(own, plan.index.id):
-        raw = view.txn.get("index", keys.index_prefix(plan.index.id) + key)
-        taken = raw is not None and keys.read_rowid(raw) not in own.hidden
-    if taken:
-        raise violation(view.table, plan.index, [row[at] for at in plan.ordinals])
+def is_taken(view: TableView, own: OwnRows, index_id: int, key: bytes) -> bool:
+    """Return True when a live row has a key already."""
+    if own.find_key(index_id, key):
+        return True
+    if is_rebuilt(own, index_id):
+        return False
+    raw = view.txn.get("index", keys.index_prefix(index_id) + key)
+    return raw is not None and keys.read_rowid(raw) not in own.hidden
 
 
 def is_rebuilt(own: OwnRows, index_id: int) -> bool:

@@ -7,7 +7,7 @@ may already lie on disk, unreferenced. Knows no SQL: rows come as storage values
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -114,16 +114,18 @@ class WriteSet:
         table: TableDef,
         view: TableView,
         rowids: Sequence[int],
-        rows: Sequence[tuple[Any, ...]],
+        changed: Mapping[int, Sequence[Any]],
     ) -> None:
-        """Replace rows by full new rows; unchanged vectors are not written again.
+        """Give columns of live rows new storage values, by column id one for each row.
+
+        Vectors that are not named are not read, those that stay the same not written again.
 
         Raises
         ------
         IntegrityError
         """
         own = self.rows_of(table)
-        self._atomically(lambda: row_changes.update(own, view, rowids, rows))
+        self._atomically(lambda: row_changes.update(own, view, rowids, changed))
 
     def delete(self, table: TableDef, view: TableView, rowids: np.ndarray) -> int:
         """Delete rows; return how many were live."""

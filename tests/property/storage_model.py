@@ -198,7 +198,13 @@ class Transaction:
             return
         if len(chosen) == 2:  # exchange the keys of two rows
             rows = [random_row(self.rng, self.model[rowid][0]) for rowid in reversed(chosen)]
-        self.writes.update(self.table, self.view(), chosen, rows)
+        named = self.rng.random() < 0.5  # name all columns, or those that change
+        changed = {
+            c.id: [row[i] for row in rows]
+            for i, c in enumerate(self.table.columns)
+            if named or not all(map(same, (self.model[r][i] for r in chosen), (r[i] for r in rows)))
+        }
+        self.writes.update(self.table, self.view(), chosen, changed)
         self.model.update(zip(chosen, rows, strict=True))
 
     def delete(self) -> None:

@@ -1,7 +1,7 @@
 """Coders of float32 vectors: int8 codes, and numbers that bound what they lose.
 
-Rows are laid in tiles of 16 with constants; queries one after the other, with the factors that the
-sieve in ``coded`` multiplies these constants by. ``index/coded`` derives the bounds. Norms and
+Rows are laid in two planes with constants, as ``coded`` says; queries one after the other, with the
+factors that the sieves multiply these constants by. ``index/sieve`` derives the bounds. Norms and
 residuals are summed in float64, so that rounding them up by a millionth is enough.
 """
 
@@ -18,24 +18,37 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tarsdb.kernels.cpu.candidates import (
+    CONSTANTS,
+    CORRECTION,
+    COSINE,
+    IP,
+    L2,
+    LIMIT,
+    NEVER,
+    ROUGH_CORRECTION,
+    TILE,
+)
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
 from tarsdb.kernels.cpu.memory import put_int, put_real, read_double
 
-TILE, CONSTANTS = 16, 5  # as in coded.py; a test compares them
-L2, IP, COSINE = range(3)  # as in reference.py
+ZERO = 136  # the byte of zero: its higher four bits, 8, stand for zero as well
+LOWEST, HIGHEST = -136.0, 119.0  # codes of a row
+MOST = 127.0  # largest magnitude of a query's code
 TINY_SCALE = 2.0**-100  # below, a row is coded as zero and all of it is residual
 HUGE = 1e36  # squares of distances beyond it are left to the float kernel
 UPWARD = 1 + 2.0**-18  # more than the rounding of a product to float32 takes
-SIGNATURE = types.int64(*[types.int64] * 6)
-QUERY_SIGNATURE = types.int64(*[types.int64] * 11)
+SIGNATURE = types.int64(*[types.int64] * 7)
+QUERY_SIGNATURE = types.int64(*[types.int64] * 10)
 
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
-_F16, _D16, _W16 = (ir.VectorType(kind, TILE) for kind in (_FLOAT, _DOUBLE, _I32))
+_F16, _D16, _W16, _B16 = (ir.VectorType(kind, TILE) for kind in (_FLOAT, _DOUBLE, _I32, _I8))
+_W4 = ir.VectorType(_I32, 4)
 
 
 class _RowCoder:
-    """Emits the coding of one row: largest element, codes, and norms in float64."""
+    """Emits the coding of one row: its extremes, codes, and norms in float64."""
 
     def __init__(self, b: Any, row: Any, width: Any) -> None:
         self.b, self.row, self.width = b, row, width
@@ -58,22 +71,25 @@ class _RowCoder:
                 store(b, load(b, source, _FLOAT), b.add(base, offset))
             body(b.load(self.buffer), done)
 
-    def largest_and_square(self) -> tuple[Any, Any]:
-        """Return the largest magnitude (float32) and the squared norm (float64)."""
+    def extremes_and_square(self) -> tuple[Any, Any, Any]:
+        """Return how far elements go below and above zero (float32), the squared norm (float64)."""
         b = self.b
-        top = cgutils.alloca_once_value(b, ir.Constant(_F16, None))
+        below, above = (cgutils.alloca_once_value(b, ir.Constant(_F16, None)) for _ in range(2))
         square = cgutils.alloca_once_value(b, ir.Constant(_D16, None))
 
         def body(x: Any, _: Any) -> None:
-            size = call(b, "llvm.fabs.v16f32", _F16, x)
-            larger = b.fcmp_ordered(">", size, b.load(top))
-            b.store(b.select(larger, size, b.load(top)), top)
+            for pointer, value in ((below, b.fneg(x)), (above, x)):
+                larger = b.fcmp_ordered(">", value, b.load(pointer))
+                b.store(b.select(larger, value, b.load(pointer)), pointer)
             wide = b.fpext(x, _D16)
             b.store(fma(b, wide, wide, b.load(square)), square)
 
         self.steps(body)
-        largest = call(b, "llvm.vector.reduce.fmax.v16f32", _FLOAT, b.load(top))
-        return largest, self.total(square)
+        least, most = (
+            call(b, "llvm.vector.reduce.fmax.v16f32", _FLOAT, b.load(each))
+            for each in (below, above)
+        )
+        return least, most, self.total(square)
 
     def total(self, pointer: Any) -> Any:
         """Return the sum of the lanes of a float64 vector."""
@@ -83,62 +99,101 @@ class _RowCoder:
             whole = b.fadd(whole, b.extract_element(value, ir.Constant(_I32, lane)))
         return whole
 
-    def scale(self, largest: Any, limit: Any) -> tuple[Any, Any]:
+    def larger(self, one: Any, two: Any) -> Any:
+        """Return the larger of two numbers."""
+        return self.b.select(self.b.fcmp_ordered(">", one, two), one, two)
+
+    def usable(self, scale: Any) -> tuple[Any, Any]:
         """Return scale and its inverse, float32; both zero for a vector too small to code."""
         b = self.b
         one, zero = ir.Constant(_FLOAT, 1.0), ir.Constant(_FLOAT, 0.0)
-        scale = b.fdiv(largest, limit)
-        usable = b.fcmp_ordered(">=", scale, ir.Constant(_FLOAT, TINY_SCALE))
+        size = call(b, "llvm.fabs.f32", _FLOAT, scale)
+        usable = b.fcmp_ordered(">=", size, ir.Constant(_FLOAT, TINY_SCALE))
         inverse = b.select(usable, b.fdiv(one, scale), zero)
         return b.select(usable, scale, zero), inverse
 
-    def code(self, scale: Any, inverse: Any, limit: Any, put: Any) -> tuple[Any, Any, Any]:
-        """Give codes to ``put(int8 vector, first element)``.
+    def sums(self, count: int) -> list[Any]:
+        """Return so many float64 vectors to sum in, zeros."""
+        zero = ir.Constant(_D16, None)
+        return [cgutils.alloca_once_value(self.b, zero) for _ in range(count)]
 
-        Returns the squared norms of codes and of the residual, and the sum of codes; float64.
+    def add_rest(self, sums: Any, x: Any, value: Any, back: Any) -> None:
+        """Add the squares of x + back * value, float64."""
+        b = self.b
+        rest = fma(b, value, back, b.fpext(x, _D16))
+        b.store(fma(b, rest, rest, b.load(sums)), sums)
+
+    def code(self, scale: Any, inverse: Any, limits: tuple[float, float], put: Any) -> Any:
+        """Give codes to ``put(int32 vector, elements, minus scale float64, first element)``.
+
+        Returns the squared norm of the residual, float64.
         """
         b = self.b
-        coded, residual, sums = (
-            cgutils.alloca_once_value(b, ir.Constant(_D16, None)) for _ in range(3)
-        )
-        factor, back = splat(b, inverse), splat(b, b.fpext(b.fsub(
-            ir.Constant(_FLOAT, -0.0), scale), _DOUBLE))  # fmt: skip
-        top = splat(b, limit)
+        (residual,) = self.sums(1)
+        factor, back = splat(b, inverse), splat(b, b.fpext(b.fneg(scale), _DOUBLE))
+        least, most = (ir.Constant(_F16, [limit] * TILE) for limit in limits)
 
         def body(x: Any, done: Any) -> None:
             value = call(b, "llvm.rint.v16f32", _F16, b.fmul(x, factor))
-            value = call(b, "llvm.minnum.v16f32", _F16, value, top)
-            value = call(b, "llvm.maxnum.v16f32", _F16, value, b.fneg(top))
-            put(b.trunc(b.fptosi(value, _W16), ir.VectorType(_I8, TILE)), done)
-            wide = b.fpext(value, _D16)
-            rest = fma(b, wide, back, b.fpext(x, _D16))
-            b.store(fma(b, wide, wide, b.load(coded)), coded)
-            b.store(fma(b, rest, rest, b.load(residual)), residual)
-            b.store(b.fadd(b.load(sums), wide), sums)
+            value = call(b, "llvm.minnum.v16f32", _F16, value, most)
+            value = call(b, "llvm.maxnum.v16f32", _F16, value, least)
+            self.add_rest(residual, x, b.fpext(value, _D16), back)
+            put(b.fptosi(value, _W16), x, back, done)
 
         self.steps(body)
-        return self.total(coded), self.total(residual), self.total(sums)
+        return self.total(residual)
+
+
+def _row_scale(coder: _RowCoder) -> tuple[Any, Any, Any]:
+    """Emit a row's scale and its inverse, and its squared norm.
+
+    Codes reach further below zero than above: the sign of the scale puts the larger side there.
+    """
+    b = coder.b
+    below, above, square = coder.extremes_and_square()
+    low, high = (ir.Constant(_FLOAT, size) for size in (-LOWEST, HIGHEST))
+    upright = coder.larger(b.fdiv(below, low), b.fdiv(above, high))
+    turned = coder.larger(b.fdiv(above, low), b.fdiv(below, high))
+    better = b.fcmp_ordered("<=", upright, turned)
+    return *coder.usable(b.select(better, upright, b.fneg(turned))), square
 
 
 @intrinsic
-def _encode_row(typingctx, row, width, target, constants):  # type: ignore[no-untyped-def]
-    """Code one row: bytes go to ``target``, a lane of the tile's constants to ``constants``."""
+def _encode_row(typingctx, row, width, high, low, constants):  # type: ignore[no-untyped-def]
+    """Code one row: four bits go to each plane, a lane of the tile's constants to ``constants``."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        row, width, target, constants = args
+        row, width, high, low, constants = args
         coder = _RowCoder(b, row, width)
-        zero, limit = ir.Constant(_FLOAT, 0.0), ir.Constant(_FLOAT, 127.0)
-        largest, square = coder.largest_and_square()
-        scale, inverse = coder.scale(largest, limit)
-        flip = ir.Constant(ir.VectorType(_I8, TILE), [-128] * TILE)
+        scale, inverse, square = _row_scale(coder)
+        (rough,) = coder.sums(1)
+        four, lower, higher = (
+            ir.Constant(_I32, value) for value in (4, 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32))
+        )
+        nothing = ir.Constant(_I64, 0)
 
-        def put(codes: Any, done: Any) -> None:
-            words = b.bitcast(b.xor(codes, flip), ir.VectorType(_I32, 4))
-            line = b.add(target, b.mul(done, ir.Constant(_I64, TILE)))
-            for word in range(4):
-                store(b, b.extract_element(words, ir.Constant(_I32, word)), line, 64 * word)
+        def put(values: Any, x: Any, back: Any, done: Any) -> None:
+            codes = b.add(values, ir.Constant(_W16, [ZERO] * TILE))
+            steps = b.and_(codes, ir.Constant(_W16, [-16] * TILE))
+            middle = b.sub(steps, ir.Constant(_W16, [ZERO - 8] * TILE))
+            coder.add_rest(rough, x, b.sitofp(middle, _D16), back)
+            small = b.trunc(codes, _B16)
+            together = b.bitcast(small, _W4)
+            words = [b.extract_element(together, ir.Constant(_I32, word)) for word in range(4)]
+            line = b.add(high, b.shl(done, ir.Constant(_I64, 3)))
+            for pair in range(2):
+                even, odd = words[2 * pair], words[2 * pair + 1]
+                upper = b.or_(b.and_(b.lshr(even, four), lower), b.and_(odd, higher))
+                store(b, upper, line, 64 * pair)
+            # 32 elements in the lower halves of 32 bytes, then 32 in the higher ones
+            is_first = b.icmp_unsigned("==", b.and_(done, ir.Constant(_I64, 32)), nothing)
+            block = b.lshr(b.and_(done, ir.Constant(_I64, -64)), ir.Constant(_I64, 1))
+            at = b.add(block, b.and_(done, ir.Constant(_I64, 16)))
+            under = b.and_(small, ir.Constant(_B16, [15] * TILE))
+            both = b.or_(load(b, b.add(low, at), _B16), b.shl(under, ir.Constant(_B16, [4] * TILE)))
+            store(b, b.select(is_first, under, both), b.add(low, at))
 
-        coded, residual, _ = coder.code(scale, inverse, limit, put)
+        residual = coder.code(scale, inverse, (LOWEST, HIGHEST), put)
 
         def root(value: Any) -> Any:
             return call(b, "llvm.sqrt.f64", _DOUBLE, value)
@@ -151,37 +206,46 @@ def _encode_row(typingctx, row, width, target, constants):  # type: ignore[no-un
         inverse_norm = b.fptrunc(b.fdiv(ir.Constant(_DOUBLE, 1.0), norm), _FLOAT)
         none = b.fcmp_ordered("==", square, ir.Constant(_DOUBLE, 0.0))
         found = (
-            scale, b.fptrunc(square, _FLOAT), upward(b.fmul(root(coded), b.fpext(scale, _DOUBLE))),
-            upward(root(residual)), b.select(none, zero, inverse_norm),
+            scale, b.fptrunc(square, _FLOAT), upward(norm), upward(root(coder.total(rough))),
+            upward(root(residual)), b.select(none, ir.Constant(_FLOAT, 0.0), inverse_norm),
         )  # fmt: skip
         for line, value in enumerate(found):
             store(b, value, constants, 4 * TILE * line)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(*[types.int64] * 5), codegen
 
 
 @intrinsic
-def _encode_query(typingctx, query, width, limit, target, found):  # type: ignore[no-untyped-def]
+def _encode_query(typingctx, query, width, target, found):  # type: ignore[no-untyped-def]
     """Code one query to int8 ``target``, which holds zeros to the next multiple of 16.
 
-    Scale, squared norm, squared norm of the residual and sum of codes go to ``found``, float64.
+    Scale, squared norm, squared norm of the residual, squared norm and sum of codes go to
+    ``found``, float64.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        query, width, limit, target, found = args
+        query, width, target, found = args
         coder = _RowCoder(b, query, width)
-        largest, square = coder.largest_and_square()
-        most = b.sitofp(limit, _FLOAT)
-        scale, inverse = coder.scale(largest, most)
-        _, residual, total = coder.code(
-            scale, inverse, most, lambda codes, done: store(b, codes, b.add(target, done))
-        )
-        for number, value in enumerate((b.fpext(scale, _DOUBLE), square, residual, total)):
+        below, above, square = coder.extremes_and_square()
+        most = ir.Constant(_FLOAT, MOST)
+        scale, inverse = coder.usable(b.fdiv(coder.larger(below, above), most))
+        coded, total = coder.sums(2)
+
+        def put(values: Any, x: Any, back: Any, done: Any) -> None:
+            store(b, b.trunc(values, _B16), b.add(target, done))
+            wide = b.sitofp(values, _D16)
+            b.store(fma(b, wide, wide, b.load(coded)), coded)
+            b.store(b.fadd(b.load(total), wide), total)
+
+        residual = coder.code(scale, inverse, (-MOST, MOST), put)
+        for number, value in enumerate((
+            b.fpext(scale, _DOUBLE), square, residual, coder.total(coded), coder.total(total)
+        )):  # fmt: skip
             store(b, value, found, 8 * number)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), codegen
+    return types.void(*[types.int64] * 4), codegen
 
 
 def make_query_coder() -> Any:
@@ -192,19 +256,18 @@ def make_query_coder() -> Any:
     queries, count, width : address of (count, width) float32
     padded : bytes of a coded query, a multiple of 64
     codes : address of (count, padded) int8
-    numbers, pitch : address of (8, pitch) 4-byte numbers, see ``coded``: column j is of query j
+    numbers, pitch : address of (8, pitch) 4-byte numbers, see ``candidates``: column j is of
+        query j
     metric : L2, IP or COSINE
-    limit : largest magnitude of a code
     extremes : address of 2 float64, the largest and the smallest squared norm of the rows
-    work : 32 bytes of memory
+    work : 40 bytes of memory
 
     Returns how many queries are usable; no row is within the limit of the others.
     """
 
     @njit(nogil=True)
     def code_queries(  # type: ignore[no-untyped-def]
-        queries, count, width, padded, codes, numbers, pitch, metric, limit, extremes,
-        work,
+        queries, count, width, padded, codes, numbers, pitch, metric, extremes, work,
     ):  # fmt: skip
         largest, smallest = read_double(extremes, 0), read_double(extremes, 1)
         kappa = 4 * 2.0**-24 * (width / 8 + 32)
@@ -213,33 +276,36 @@ def make_query_coder() -> Any:
             target = codes + j * padded
             for word in range(width // TILE * TILE // 4, padded // 4):
                 put_int(target, word, 0)
-            _encode_query(queries + 4 * width * j, width, limit, target, work)
+            _encode_query(queries + 4 * width * j, width, target, work)
             scale, square = read_double(work, 0), read_double(work, 1)
             norm, lost = math.sqrt(square), math.sqrt(read_double(work, 2)) * (1 + 1e-9)
-            of_dot, of_coded, of_residual = scale, lost, norm
+            coded = scale * math.sqrt(read_double(work, 3)) * (1 + 1e-9)
+            of_dot, of_norm, of_residual = scale, lost, coded
             of_square, always = 0.0, 0.0
             if metric == L2:
-                of_dot, of_coded, of_residual = 2 * scale, 2 * lost, 2 * norm
+                of_dot, of_norm, of_residual = 2 * scale, 2 * lost, 2 * coded
                 of_square, always = kappa, kappa * square
             elif metric == IP:
-                of_coded, of_residual = lost + kappa * norm, norm * (1 + kappa)
+                of_norm = lost + kappa * norm
             else:
                 safe = norm if norm > 0 else 1.0
-                of_dot, of_coded, of_residual, always = scale / safe, lost / safe, 1.0, kappa
+                of_dot, of_norm, of_residual = scale / safe, lost / safe, coded / safe
+                always = kappa
             known = (norm + math.sqrt(largest)) ** 2 < HUGE
             if metric == COSINE:
                 known = known and square >= TINY_SCALE and smallest >= TINY_SCALE
             usable += known
             if not known:
-                of_dot = of_coded = of_residual = of_square = always = 0.0
+                of_dot = of_norm = of_residual = of_square = always = 0.0
             put_real(numbers, j, of_dot)
-            put_real(numbers, pitch + j, of_coded * UPWARD)
+            put_real(numbers, pitch + j, of_norm * UPWARD)
             put_real(numbers, 2 * pitch + j, of_residual * UPWARD)
             put_real(numbers, 3 * pitch + j, of_square * UPWARD)
             put_real(numbers, 4 * pitch + j, (always + width * TINY_SCALE) * UPWARD)
-            put_real(numbers, 5 * pitch + j, math.inf if known else -3.0e38)
-            put_int(numbers, 6 * pitch + j, int(128 * read_double(work, 3)) if known else 0)
-            put_int(numbers, 7 * pitch + j, 0)
+            put_real(numbers, LIMIT * pitch + j, math.inf if known else NEVER)
+            total = int(read_double(work, 4)) if known else 0
+            put_int(numbers, CORRECTION * pitch + j, ZERO * total)
+            put_int(numbers, ROUGH_CORRECTION * pitch + j, (ZERO - 8) * total)
         return usable
 
     return code_queries
@@ -249,16 +315,19 @@ def make_encode() -> Any:
     """Return the (not yet compiled) coder.
 
     Parameters, all int64: address of (rows, width) float32 data; rows; width; padded width, a
-    multiple of 64; address of the codes, padded * 16 bytes a tile; address of the constants,
-    (tiles, 5, 16) float32. Lanes past the last row are left alone.
+    multiple of 64; addresses of the high plane, (tiles, padded / 8, 16, 4) bytes, of the low one,
+    (rows, padded / 2), and of the constants, (tiles, 6, 16) float32. Lanes past the last row are
+    left alone.
     """
 
     @njit(nogil=True)
-    def encode(data, rows, width, padded, codes, constants):  # type: ignore[no-untyped-def]
+    def encode(data, rows, width, padded, high, low, constants):  # type: ignore[no-untyped-def]
+        half = padded // 2
         for row in range(rows):
             tile, lane = row // TILE, row % TILE
-            _encode_row(data + 4 * width * row, width, codes + tile * padded * TILE + 4 * lane,
-                        constants + 4 * (tile * CONSTANTS * TILE + lane))  # fmt: skip
+            place = constants + 4 * (tile * CONSTANTS * TILE + lane)
+            _encode_row(data + 4 * width * row, width, high + tile * half * TILE + 4 * lane,
+                        low + row * half, place)  # fmt: skip
         return rows
 
     return encode

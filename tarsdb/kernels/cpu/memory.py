@@ -154,3 +154,13 @@ def float_of(typingctx, bits):  # type: ignore[no-untyped-def]
         return b.bitcast(b.trunc(args[0], _I32), _FLOAT)
 
     return types.float32(types.int64), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, bits):  # type: ignore[no-untyped-def]
+    """Return the number of the lowest bit that is set; 64 if none is."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return call(b, "llvm.cttz.i64", _I64, args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), codegen

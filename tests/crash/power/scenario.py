@@ -86,7 +86,7 @@ def take_step(env: Environment, thread: int, step: int) -> int:
             ledger, items = table_of(snapshot, "ledger"), table_of(snapshot, "items")
             books, goods = snapshot.table(ledger, writes), snapshot.table(items, writes)
             counter = books.find(ledger.indexes[0], (-1 - thread,)).tolist()
-            writes.update(ledger, books, counter, [(-1 - thread, step)])
+            writes.update(ledger, books, counter, {ledger.columns[1].id: [step]})
             rows = items_of(token)
             writes.insert(ledger, books, [(token, len(rows))])
             columns = [from_list(c.type, [r[i] for r in rows]) for i, c in enumerate(items.columns)]
@@ -94,7 +94,8 @@ def take_step(env: Environment, thread: int, step: int) -> int:
             if step % 4 == 0:
                 changed = items_of(token - 1)[0]
                 rowid = goods.find(items.indexes[0], changed[:1]).tolist()
-                writes.update(items, goods, rowid, [(*changed[:3], vector(changed[0], 1))])
+                new = {items.columns[3].id: [vector(changed[0], 1)]}
+                writes.update(items, goods, rowid, new)
             if step % 5 == 0:
                 gone = token - 3
                 writes.delete(ledger, books, books.find(ledger.indexes[0], (gone,)))

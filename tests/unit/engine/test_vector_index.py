@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine import index_build, vector_index
+from tarsdb.engine.index_methods import METHODS, Hnsw
 from tarsdb.errors import CatalogError, DataError, NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.kernels import graph, ivf
@@ -503,3 +504,36 @@ def placed_part(db: tarsdb.Connection) -> Any:
     (found,) = db._require_session().env.caches["placed"].values()
     (part,) = found[2].parts
     return part.part
+
+
+def test_a_small_part_is_searched_as_long_as_it_matters(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most neighbours of a query lie in the smaller part: a short list alone misses some."""
+    rng = np.random.default_rng(8)
+    topic = (3 + 0.3 * rng.standard_normal((1500, DIM))).astype(np.float32)
+    with tarsdb.connect(path) as db:
+        fill(db, "hnsw")
+        monkeypatch.setattr(index_build, "TIER", 0)  # parts stay apart
+        ids = np.arange(ROWS, ROWS + len(topic))
+        db.table("t").insert({"id": ids, "kind": ids % 100, "emb": topic})
+        index_build.wait(db._require_session().env)
+        db.execute("SET ef_search = 96")
+        sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 40"
+        assert "2 parts, 0 fresh" in str(db.execute(f"EXPLAIN {sql}", (topic[0],)).fetchall())
+        queries = (3 + 0.3 * rng.standard_normal((60, DIM))).astype(np.float32)
+
+        def recall() -> float:
+            hits = 0
+            for query in queries:
+                right = ids[np.argsort(np.linalg.norm(topic - query, axis=1))[:40]].tolist()
+                found = [row[0] for row in db.execute(sql, (query,)).fetchall()]
+                hits += len(set(found) & set(right))
+            return hits / (40 * len(queries))
+
+        longer = recall()
+        monkeypatch.setattr(Hnsw, "first_effort", lambda self, effort, k: effort)
+        assert longer == recall()  # both search that part with the whole list
+        monkeypatch.undo()
+        monkeypatch.setattr(vector_index, "_important", lambda *given: [])
+        assert recall() < longer

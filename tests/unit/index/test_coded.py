@@ -23,7 +23,7 @@ from tests.unit.index.levels import forced
 
 OPERATORS = {"<->": reference.L2, "<#>": reference.IP, "<=>": reference.COSINE}
 ROWS = 700
-DIMS = (1, 2, 7, 33, 64, 100, 255, 1025)
+DIMS = (1, 2, 7, 33, 63, 64, 65, 255, 384, 1024)
 
 
 @pytest.fixture(scope="module", params=["avx512", "avx2"])
@@ -81,7 +81,18 @@ def integers(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
     return rng.integers(-2, 3, (rows, dim))
 
 
-KINDS = (random, clustered, duplicated, equal, zeros, outlier, tiny, mixed, spiky, integers)
+def sparse(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) * (rng.random((rows, dim)) < 3 / dim)
+
+
+def one_sided(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return 5 + rng.standard_normal((rows, dim))
+
+
+KINDS = (
+    random, clustered, duplicated, equal, zeros, outlier, tiny, mixed, spiky, integers, sparse,
+    one_sided,
+)  # fmt: skip
 Maker = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
@@ -129,7 +140,7 @@ def test_answers_are_the_scans(level: str, small_blocks: None, maker: Maker, dim
         for op in OPERATORS:
             for k in (1, 10, 300, ROWS + 9):
                 assert_same(flat, with_codes, queries, k, op)
-                assert_same(flat, with_codes, queries[:3], k, op)
+                assert_same(flat, with_codes, queries[:6], k, op)
                 assert_same(flat, with_codes, queries[-1:], k, op)
 
 
@@ -144,20 +155,40 @@ def test_most_searches_are_certified(level: str, maker: Maker) -> None:
     assert counted("certified") - before >= 118
 
 
-def bounds(rows: np.ndarray, queries: np.ndarray, op: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the kernel's lower and upper bounds, float64 (rows, q), of what they bound."""
+SHIFTS: dict[str, Callable[[np.ndarray], np.ndarray | float]] = {
+    "<->": lambda queries: (queries.astype(np.float64) ** 2).sum(axis=1),
+    "<#>": lambda queries: 0.0,
+    "<=>": lambda queries: 1.0,
+}
+"""What to add to the kernels' bounds, which leave the query's own part out."""
+
+
+def bounds(
+    rows: np.ndarray, queries: np.ndarray, op: str, limits: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the kernel's lower and upper bounds, float64 (rows, q), of what they bound.
+
+    And whether the kernel let the row pass ``limits``, float64 (rows, q); infinite unless given.
+    """
     metric, encoder, kernel = OPERATORS[op], dispatch.get("encode"), dispatch.get("sieve")
     coder = dispatch.get("code_queries")
     assert coder is not None
     assert encoder is not None
     assert kernel is not None
-    found = np.empty((2, len(rows), len(queries)))
-    scratch = sieve.aligned(sieve._SCRATCH)
+    found, passed = (
+        np.empty((2, len(rows), len(queries))),
+        np.empty((len(rows), len(queries)), bool),
+    )
+    scratch, shift = sieve.aligned(sieve._SCRATCH), SHIFTS[op](queries)
     for at in range(len(rows)):
         made = sieve.encode(rows[at : at + 1], encoder)
         codes, numbers = sieve.Sieve([(made, 0, 0)])._code(coder, metric, queries, len(queries))
         usable = numbers[5] > 0
-        table = np.array([[address(made.codes), address(made.constants), 1, 0, 0]])
+        if limits is not None:
+            with np.errstate(over="ignore"):
+                given = np.nextafter((limits[at] - shift).astype(np.float32), np.float32(np.inf))
+            numbers[5, usable] = given[usable]
+        table = np.array([[*map(address, (made.high, made.low, made.constants)), 1, 0, 0]])
         places, lows = np.empty(len(queries), np.int64), np.empty(len(queries), np.float32)
         highs, state = np.empty(len(queries), np.float32), np.zeros((len(queries), 2), np.int64)
         kernel(address(table), 1, address(codes), len(queries), codes.shape[1],
@@ -165,13 +196,16 @@ def bounds(rows: np.ndarray, queries: np.ndarray, op: str) -> tuple[np.ndarray, 
                1, address(state), address(scratch))  # fmt: skip
         found[:, at] = lows, highs
         found[:, at, ~usable] = [[-np.inf], [np.inf]]
-    shift = {"<->": (queries.astype(np.float64) ** 2).sum(axis=1), "<#>": 0.0, "<=>": 1.0}[op]
-    return found[0] + shift, found[1] + shift
+        passed[at] = (state[:, 1] > 0) | ~usable
+    return found[0] + shift, found[1] + shift, passed
 
 
 def violations(rows: np.ndarray, queries: np.ndarray, op: str) -> int:
-    """Count distances, true ones and the scan's, that lie outside the bounds."""
-    low, high = bounds(rows, queries, op)
+    """Count distances, true ones and the scan's, that lie outside the bounds.
+
+    And rows that do not pass a limit which is their own distance.
+    """
+    low, high, _ = bounds(rows, queries, op)
     index = FlatIndex(
         [VectorBlock(np.arange(len(rows)), rows)], parse_type(f"VECTOR({rows.shape[1]})")
     )
@@ -191,7 +225,8 @@ def violations(rows: np.ndarray, queries: np.ndarray, op: str) -> int:
     if op != "<=>":
         slack = 1e-12 * (a**2).sum(axis=1)[:, None] + 1e-12 * (b**2).sum(axis=1)
     bad = [(value < low - slack) | (value > high + slack) for value in (true, scanned)]
-    return int(np.count_nonzero(bad[0]) + np.count_nonzero(bad[1]))
+    passed = [bounds(rows, queries, op, value + slack)[2] for value in (true, scanned)]
+    return int(sum(map(np.count_nonzero, bad)) + sum(np.count_nonzero(~each) for each in passed))
 
 
 @pytest.mark.parametrize("maker", KINDS, ids=lambda maker: maker.__name__)
@@ -215,7 +250,20 @@ def adversarial(dim: int = 65) -> tuple[np.ndarray, np.ndarray]:
     rows = np.full((200, dim), 0.01, np.float32)
     rows[0], rows[1:21] = 20.49, 20.45
     rows[1:21, 1 : dim // 2 + 1] = 20.51
-    rows[:21, 0] = 127
+    rows[:21, 0] = 136
+    return rows, query
+
+
+def adversarial_to_rough(dim: int = 65) -> tuple[np.ndarray, np.ndarray]:
+    """The same for the higher four bits, of which 24 is the farthest from its 16.
+
+    Whole codes lose nothing. The last row is nearest, when the limit is set already.
+    """
+    query = np.ones((1, dim), np.float32)
+    query[0, 0] = 0
+    rows = np.full((200, dim), 0.01, np.float32)
+    rows[-1], rows[1:21] = 24, 23
+    rows[[*range(1, 21), -1], 0] = 136
     return rows, query
 
 
@@ -240,6 +288,30 @@ def test_half_the_bound_is_noticed(
     monkeypatch.setitem(dispatch._kernels, ("code_queries", level), halved)
     assert violations(rows, query, "<#>") > 0
     assert right.search(query, 1, "<#>")[0][0, 0] != 0
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize(
+    ("line", "make", "nearest"), [(3, adversarial_to_rough, 199), (4, adversarial, 0)]
+)
+def test_half_a_residual_is_noticed(
+    level: str,
+    small_blocks: None,
+    line: int,
+    make: Callable[[], tuple[np.ndarray, np.ndarray]],
+    nearest: int,
+    count: int,
+) -> None:
+    rows, query = make()
+    flat, right = pair([VectorBlock(np.arange(200), rows)], rows.shape[1])
+    queries = np.repeat(query, count, axis=0)
+    assert_same(flat, right, queries, 1, "<#>")
+    assert (right.search(queries, 1, "<#>")[0] == nearest).all()
+    assert right._coded is not None
+    right._coded._sieve._held[0].constants[:, line] /= 2
+    found = right.search(queries, 1, "<#>")[0]
+    looks_at_whole_codes = line == 3 and count == 40 and dispatch.get("sieve_many") is not None
+    assert (found == nearest).all() if looks_at_whole_codes else (found != nearest).all()
 
 
 def test_too_many_candidates_fall_back(level: str) -> None:
@@ -286,7 +358,7 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
     assert found is not None
     assert not again
     assert cache.get(data, data.shape, make)[0] is found
-    assert cache.nbytes == found.nbytes == 2000 * (64 + 20)
+    assert cache.nbytes == found.nbytes == 2000 * (64 + 24)
     assert cache.get(data[:], data.shape, make) == (None, True)  # another array
     del data, make
     gc.collect()
@@ -297,11 +369,11 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
 def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
     rows = random(np.random.default_rng(0), 6000, 64).astype(np.float32)
     blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
-    cache = CodeCache(budget=2100 * 84)
+    cache = CodeCache(budget=2100 * 88)
     flat, limited = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, cache)
     for _ in range(3):
         assert_same(flat, limited, rows[:20], 10, "<->")
-    assert 0 < cache.nbytes <= 2100 * 84
+    assert 0 < cache.nbytes <= 2100 * 88
     assert limited._coded is not None
     assert limited._coded.coded == [True, False, False]
 

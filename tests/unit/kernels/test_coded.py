@@ -11,25 +11,30 @@ from tarsdb.index import sieve as index_sieve
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import address
 
+candidates = pytest.importorskip("tarsdb.kernels.cpu.candidates")
 coded = pytest.importorskip("tarsdb.kernels.cpu.coded")
+coded_batch = pytest.importorskip("tarsdb.kernels.cpu.coded_batch")
 encode = pytest.importorskip("tarsdb.kernels.cpu.encode")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
+memory = pytest.importorskip("tarsdb.kernels.cpu.memory")
+njit = pytest.importorskip("numba").njit
 
 WIDTHS = (1, 3, 16, 17, 63, 64, 65, 384, 385, 1025)
 
 
-def sieve(variant: str) -> Any:
+def sieve(variant: str, many: bool) -> Any:
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
     lacking = {
         coded.VNNI: not features.get("avx512vnni"),
         coded.MADDUBS: not features.get("avx2"),
-        coded.AMX: not (features.get("amx-int8") and coded.amx_allowed()),
+        coded_batch.AMX: not (features.get("amx-int8") and coded_batch.amx_allowed()),
     }
     if lacking[variant]:
         pytest.skip(f"this processor has no {variant}")
-    return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
+    make = coded_batch.make_sieve_many if many else coded.make_sieve
+    return disk_cache.compiled(make(variant), coded.SIEVE_SIGNATURE, variant if many else "")
 
 
 def coder() -> Any:
@@ -38,24 +43,52 @@ def coder() -> Any:
     return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
 
 
+def bytes_of(made: index_sieve.Codes) -> np.ndarray:
+    """Put the planes of codes together: whole bytes, uint8 (tiles * 16, padded)."""
+    rows, half = made.low.shape
+    high = made.high.transpose(0, 2, 1, 3).reshape(rows, half // 4, 1, 4)
+    low = made.low.reshape(rows, half // 32, 1, 32)
+    upper = np.concatenate([high & 15, high >> 4], axis=2).reshape(rows, 2 * half)
+    under = np.concatenate([low & 15, low >> 4], axis=2).reshape(rows, 2 * half)
+    return (upper << 4 | under).astype(np.uint8)
+
+
+def in_planes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the planes of whole bytes, uint8 (tiles * 16, padded)."""
+    rows, padded = codes.shape
+    high, low = (index_sieve.aligned(rows * padded // 2) for _ in range(2))
+    upper = (codes >> 4).reshape(rows, padded // 8, 2, 4)
+    packed = (upper[:, :, 0] | upper[:, :, 1] << 4).reshape(rows // 16, 16, padded // 8, 4)
+    high[:] = packed.transpose(0, 2, 1, 3).reshape(-1)
+    under = (codes & 15).reshape(rows, padded // 64, 2, 32)
+    low[:] = (under[:, :, 0] | under[:, :, 1] << 4).reshape(-1)
+    return high, low
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
     rows = np.random.default_rng(width).standard_normal((37, width)).astype(np.float32)
     rows[3] = 0
     rows[4] *= np.float32(1e-38)
+    rows[5] = np.abs(rows[5])
+    rows[6, 1:] = 0
     made = index_sieve.encode(rows, coder())
-    scale, square, norm, residual, inverse = made.constants.transpose(1, 0, 2).reshape(5, -1)[
-        :, :37
-    ]
-    integers = made.codes.transpose(0, 2, 1, 3).reshape(48, -1)[:37, :width].astype(int) - 128
-    expected = np.abs(rows).max(axis=1) / np.float32(127)
-    expected[expected < encode.TINY_SCALE] = 0
+    scale, square, norm, rough, residual, inverse = made.constants.transpose(1, 0, 2).reshape(
+        6, -1)[:, :37]  # fmt: skip
+    codes = bytes_of(made)[:37, :width].astype(int)
+    below, above = -rows.min(axis=1).clip(max=0), rows.max(axis=1).clip(min=0)
+    low, high = np.float32(136), np.float32(119)
+    upright, turned = np.maximum(below / low, above / high), np.maximum(above / low, below / high)
+    expected = np.where(upright <= turned, upright, -turned)
+    expected[np.abs(expected) < encode.TINY_SCALE] = 0
     np.testing.assert_array_equal(scale, expected)
     with np.errstate(all="ignore"):
-        factor = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
-    np.testing.assert_array_equal(integers, np.rint(rows * factor[:, None]).clip(-127, 127))
-    back, wide = scale[:, None].astype(np.float64) * integers, rows.astype(np.float64)
-    for rounded, exact in ((norm, back), (residual, wide - back)):
+        factor = np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    np.testing.assert_array_equal(codes - 136, np.rint(rows * factor[:, None]).clip(-136, 119))
+    wide = rows.astype(np.float64)
+    back = scale[:, None].astype(np.float64) * (codes - 136)
+    upper = scale[:, None].astype(np.float64) * ((codes & ~15) - 128)
+    for rounded, exact in ((norm, wide), (residual, wide - back), (rough, wide - upper)):
         true = np.linalg.norm(exact, axis=1)
         assert (rounded >= true).all()
         assert (rounded <= true * 1.00001 + 1e-41).all()
@@ -63,99 +96,171 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
     assert inverse[3] == 0
     assert made.smallest == square[square > 0].min() or square[4] == 0
     assert np.isinf(made.constants[-1, 1, 37 % 16 :]).all()
-    assert address(made.codes) % 64 == 0
+    assert address(made.high) % 64 == 0
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS, coded.AMX])
-def test_inner_products_are_exact(variant: str, width: int) -> None:
-    kernel, rng = sieve(variant), np.random.default_rng(width)
-    limit = 63 if variant == coded.MADDUBS else 127
+@pytest.mark.parametrize("width", [*WIDTHS, 65_536])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
+def test_inner_products_are_exact(
+    variant: str, dense: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dense:  # all rows pass: after the first tile they are taken whole
+        monkeypatch.setattr(coded, "STRETCH", 1)
+        monkeypatch.setattr(disk_cache, "kernel_folder", lambda: None)
+    assert_exact(sieve(variant, many=False), width, many=False)
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, 65_536])
+@pytest.mark.parametrize("variant", [coded.VNNI, coded_batch.AMX])
+def test_inner_products_of_many_are_exact(variant: str, width: int) -> None:
+    assert_exact(sieve(variant, many=True), width, many=True)
+
+
+@njit(nogil=True)
+def emulated_square(first, second, queries, padded, out):  # type: ignore[no-untyped-def]
+    """Do what tile registers do: products of two tiles and 32 queries, one by one."""
+    for q in range(32):
+        query = queries + q // 16 * 16 * padded + q % 16 * 64
+        for row in range(32):
+            codes, total = (first if row < 16 else second) + row % 16 * 4, 0
+            for at in range(padded):
+                code = memory.read_byte(codes + at // 4 * 64, at % 4)
+                total += code * memory.read_signed(query + at // 64 * 1024, at % 64)
+            memory.put_int(out, 32 * q + row, total)
+
+
+@pytest.mark.parametrize("width", [1, 65, 384])
+def test_what_is_around_tile_registers_is_exact(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder()
+    monkeypatch.setattr(coded_batch, "_square", emulated_square)
+    mark = njit(nogil=True)(coded_batch._by_tile_registers.py_func)
+    kernel = coded_batch._marking(mark, coded_batch.GROUP)
+    kernel.compile(coded.SIEVE_SIGNATURE)
+    assert_exact(kernel, width, many=True)
+
+
+def assert_exact(kernel: Any, width: int, many: bool) -> None:
+    """Compare the bounds of 53 rows, which are made the inner products, with NumPy's."""
+    rng = np.random.default_rng(width)
     rows, count, padded = 53, 32, index_sieve.padded_width(width)
-    integers = rng.integers(-127, 128, (64, padded))
-    integers[:2, :] = [[127], [-127]]
+    codes = rng.integers(0, 256, (64, padded)).astype(np.uint8)
+    codes[:2] = [[255], [0]]
     queries = np.zeros((count, padded), np.int8)
-    queries[:, :width] = rng.integers(-limit, limit + 1, (count, width))
-    queries[:2, :width] = [[limit], [-limit]]
-    codes = index_sieve.aligned(64 * padded).reshape(4, padded // 4, 16, 4)
-    codes[:] = (integers + 128).reshape(4, 16, padded // 4, 4).transpose(0, 2, 1, 3)
-    constants = np.zeros((4, 5, 16), np.float32)
+    queries[:, :width] = rng.integers(-127, 128, (count, width))
+    queries[:2, :width] = [[127], [-127]]
+    high, low = in_planes(codes)
+    constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
     constants[:, 0] = 1
-    numbers = np.zeros((8, count), np.float32)
+    numbers = np.zeros((candidates.PARAMETERS, count), np.float32)
     numbers[0], numbers[5] = -1, np.inf  # the bound is the inner product itself
-    numbers.view(np.int32)[6] = 128 * queries.sum(axis=1, dtype=np.int64)
-    table = np.array([[address(codes), address(constants), rows, 0, 1000]])
+    sums = queries.sum(axis=1, dtype=np.int64)
+    numbers.view(np.int32)[6], numbers.view(np.int32)[7] = 136 * sums, 128 * sums
+    table = np.array([[*map(address, (high, low, constants)), rows, 0, 1000]])
     places, lows = np.empty((count, 64), np.int64), np.empty((count, 64), np.float32)
     heaps, state = np.empty((count, 60), np.float32), np.zeros((count, 2), np.int64)
-    scratch = np.empty(coded.SCRATCH, np.uint8)
-    for asked in {count, 32 if variant == coded.AMX else 11}:
+    scratch = index_sieve.aligned(coded_batch.SCRATCH + 32 * padded)
+    for asked in (32,) if many else (32, 11, 1):
         state[:] = 0
         some = numbers[:, :asked].copy()
-        laid = queries
-        if variant == coded.AMX:
-            laid = index_sieve.side_by_side(queries)
+        laid = index_sieve.side_by_side(queries) if many else queries
         kernel(address(table), 1, address(laid), asked, padded, address(some), 60,
                address(heaps), reference.IP, address(places), address(lows), 64, address(state),
                address(scratch))  # fmt: skip
-        expected = queries[:asked].astype(np.int64) @ integers[:rows].T
+        expected = queries[:asked].astype(np.int64) @ (codes[:rows].astype(np.int64) - 136).T
         assert (state[:asked] == rows).all()
         np.testing.assert_array_equal(places[:asked, :rows], [np.arange(1000, 1053)] * asked)
         np.testing.assert_array_equal(lows[:asked, :rows], expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
+def test_rough_bounds_are_those_of_the_higher_bits(variant: str) -> None:
+    """Rows pass exactly where NumPy's rough bound is within the limit."""
+    kernel, rng = sieve(variant, many=False), np.random.default_rng(5)
+    for width in (1, 63, 65, 384):
+        padded = index_sieve.padded_width(width)
+        codes = rng.integers(0, 256, (64, padded)).astype(np.uint8)
+        query = np.zeros((1, padded), np.int8)
+        query[0, :width] = rng.integers(-127, 128, width)
+        high, low = in_planes(codes)
+        constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
+        constants[:, 0], constants[:, 4] = 1, 1e9
+        constants[:, 3] = rng.integers(1, 5000, (4, 16))
+        products = query[0].astype(np.int64) @ ((codes & 240).astype(np.int64) - 128).T
+        bounds = products - constants[:, 3].reshape(-1)
+        numbers = np.zeros((candidates.PARAMETERS, 1), np.float32)
+        numbers[0], numbers[2], numbers[5] = -1, 1, np.median(bounds)
+        total = query.sum(dtype=np.int64)
+        numbers.view(np.int32)[6], numbers.view(np.int32)[7] = 136 * total, 128 * total
+        expected = np.flatnonzero(bounds <= numbers[5])
+        table = np.array([[*map(address, (high, low, constants)), 64, 0, 0]])
+        places, lows = np.empty(64, np.int64), np.empty(64, np.float32)
+        heap, state = np.empty(64, np.float32), np.zeros((1, 2), np.int64)
+        scratch = index_sieve.aligned(coded.SCRATCH)
+        kernel(address(table), 1, address(query), 1, padded, address(numbers), 64, address(heap),
+               reference.IP, address(places), address(lows), 64, address(state),
+               address(scratch))  # fmt: skip
+        np.testing.assert_array_equal(places[: state[0, 1]], expected)
+
+
 def test_constants_agree() -> None:
-    assert coded.TILE == encode.TILE == index_sieve._TILE
-    assert coded.CONSTANTS == encode.CONSTANTS == index_sieve._LINES
-    assert coded.GROUP == index_sieve.GROUP
+    assert index_sieve._TILE == candidates.TILE
+    assert index_sieve._LINES == candidates.CONSTANTS
+    assert index_sieve._NUMBERS == candidates.PARAMETERS
+    assert 8 * index_sieve._ENTRY == candidates.ENTRY
+    assert index_sieve._LIMIT == candidates.LIMIT
+    assert candidates.NEVER == index_sieve._NEVER
+    assert coded_batch.GROUP == index_sieve.GROUP
     assert coded.SCRATCH == index_sieve._SCRATCH
-    assert list(index_sieve.METRICS) == [coded.L2, coded.IP, coded.COSINE]
-    assert set(dispatch.CODE_LIMITS) == {coded.VNNI, coded.MADDUBS}
-    assert (encode.L2, encode.IP, encode.COSINE) == (coded.L2, coded.IP, coded.COSINE)
+    assert coded_batch.SCRATCH == index_sieve._SCRATCH_MANY
+    assert list(index_sieve.METRICS) == [candidates.L2, candidates.IP, candidates.COSINE]
     assert index_sieve.HUGE == encode.HUGE
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("metric", [coded.L2, coded.IP, coded.COSINE])
-@pytest.mark.parametrize("limit", [63, 127])
-def test_queries_are_coded_as_the_formulas_say(width: int, metric: int, limit: int) -> None:
+@pytest.mark.parametrize("metric", [reference.L2, reference.IP, reference.COSINE])
+def test_queries_are_coded_as_the_formulas_say(width: int, metric: int) -> None:
     rng = np.random.default_rng(width)
     queries = rng.standard_normal((9, width)).astype(np.float32)
     queries[3], queries[4, 0], queries[5, -1] = 0, np.nan, np.inf
     queries[6] *= np.float32(1e-38)
     queries[7] = np.float32(1e19)
-    codes, numbers, usable = index_coded_queries(queries, metric, limit)
+    codes, numbers, usable = index_coded_queries(queries, metric)
     wide = queries.astype(np.float64)
     expected = np.ones(9, bool)
     expected[[4, 5, 7]] = False
-    if metric == coded.COSINE:
+    if metric == reference.COSINE:
         expected[[3, 6]] = False
     assert usable == expected.sum()
     np.testing.assert_array_equal(numbers[5] > 0, expected)
     assert (numbers[:4, ~expected] == 0).all()
-    scale = np.abs(queries).max(axis=1) / np.float32(limit)
+    scale = np.abs(queries).max(axis=1) / np.float32(127)
     scale[scale < encode.TINY_SCALE] = 0
     with np.errstate(all="ignore"):
         factor = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
-        digits = np.rint(queries * factor[:, None]).clip(-limit, limit)
+        digits = np.rint(queries * factor[:, None]).clip(-127, 127)
     np.testing.assert_array_equal(codes[expected, :width], digits[expected])
     assert (codes[expected, width:] == 0).all()
     for j in np.flatnonzero(expected):
-        lost = np.linalg.norm(wide[j] - scale[j].astype(np.float64) * digits[j])
+        back = scale[j].astype(np.float64) * digits[j]
+        lost, coded_norm = np.linalg.norm(wide[j] - back), np.linalg.norm(back)
         norm, kappa = np.linalg.norm(wide[j]), 4 * 2.0**-24 * (width / 8 + 32)
+        safe = norm or 1
         exact = {
-            coded.L2: (2 * scale[j], 2 * lost, 2 * norm, kappa, kappa * norm**2),
-            coded.IP: (scale[j], lost + kappa * norm, norm * (1 + kappa), 0, 0),
-            coded.COSINE: (scale[j] / norm if norm else 0, lost / norm if norm else 0, 1, 0, kappa),
+            reference.L2: (2 * scale[j], 2 * lost, 2 * coded_norm, kappa, kappa * norm**2),
+            reference.IP: (scale[j], lost + kappa * norm, coded_norm, 0, 0),
+            reference.COSINE: (scale[j] / safe, lost / safe, coded_norm / safe, 0, kappa),
         }[metric]
         assert numbers[0, j] == pytest.approx(exact[0], rel=1e-6)
         for line in range(1, 5):  # rounded up, by little
             assert exact[line] <= numbers[line, j] <= exact[line] * (1 + 1e-5) + 1e-20
-        assert numbers.view(np.int32)[6, j] == 128 * digits[j].sum()
+        assert numbers.view(np.int32)[6, j] == 136 * digits[j].sum()
+        assert numbers.view(np.int32)[7, j] == 128 * digits[j].sum()
 
 
-def index_coded_queries(
-    queries: np.ndarray, metric: int, limit: int
-) -> tuple[np.ndarray, np.ndarray, int]:
+def index_coded_queries(queries: np.ndarray, metric: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Code queries for rows whose squared norms are 1; codes, numbers, how many are usable."""
     coder()
     kernel = disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
@@ -163,7 +268,7 @@ def index_coded_queries(
     padded = index_sieve.padded_width(width)
     codes = np.full((count, padded), 77, np.int8)
     numbers = np.full((8, count), 7, np.float32)
-    extremes, work = np.ones(2), np.empty(4)
+    extremes, work = np.ones(2), np.empty(5)
     usable = kernel(address(queries), count, width, padded, address(codes), address(numbers), count,
-                    metric, limit, address(extremes), address(work))  # fmt: skip
+                    metric, address(extremes), address(work))  # fmt: skip
     return codes, numbers, usable

@@ -73,11 +73,16 @@ def columns_of(table: TableDef, new: list[tuple[Any, ...]]) -> list[Column]:
     return [from_list(c.type, [row[i] for row in new]) for i, c in enumerate(table.columns)]
 
 
+def changed(table: TableDef, new: list[tuple[Any, ...]]) -> dict[int, list[Any]]:
+    """Return full new rows as what ``WriteSet.update`` takes."""
+    return {c.id: [row[i] for row in new] for i, c in enumerate(table.columns)}
+
+
 def update(env: Environment, table: TableDef, rowid: int, row: tuple[Any, ...]) -> None:
     """Update one row in a transaction of its own."""
     with Snapshot(env) as snapshot:
         writes = WriteSet(env, snapshot.commit)
-        writes.update(table, snapshot.table(table, writes), [rowid], [row])
+        writes.update(table, snapshot.table(table, writes), [rowid], changed(table, [row]))
         writes.commit()
 
 

@@ -74,7 +74,7 @@ def test_first_committer_wins_on_a_row(env: Environment) -> None:
     with Snapshot(env) as snapshot:
         writes = WriteSet(env, snapshot.commit)
         view = snapshot.table(table, writes)
-        writes.update(table, view, [rowid], [(1, "mine", None)])
+        writes.update(table, view, [rowid], tables.changed(table, [(1, "mine", None)]))
         tables.update(env, table, rowid, (1, "theirs", None))
         with pytest.raises(ConflictError, match=f"row {rowid} was changed by commit") as caught:
             writes.commit()
@@ -100,7 +100,12 @@ def test_vacuum_makes_older_updates_conflict(env: Environment) -> None:
     first, second = tables.insert(env, table, tables.rows(1, 2))
     with Snapshot(env) as snapshot:
         writes = WriteSet(env, snapshot.commit)
-        writes.update(table, snapshot.table(table, writes), [first], [(1, "mine", None)])
+        writes.update(
+            table,
+            snapshot.table(table, writes),
+            [first],
+            tables.changed(table, [(1, "mine", None)]),
+        )
         tables.update(env, table, first, (1, "theirs", None))
         tables.delete(env, table, [second])
         vacuum(env)

@@ -1,0 +1,231 @@
+"""Where the rows of a column group lie among its segments.
+
+Segments of loaded rows are disjoint ranges of rowids, so a look at one of them finds a row. Updates
+leave versions in segments that overlap all of these. Of such segments :class:`Places` remembers,
+row by row, which one holds the version that is live now. That is a hint: whoever follows it checks
+that the version is live in its snapshot, and looks everywhere when it is not.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from tarsdb.storage.segments import Segment
+from tarsdb.storage.tombstones import ALIVE, TombstoneLog
+from tarsdb.storage.transaction import ReadTxn
+
+FEW = 3
+"""So many overlapping segments are looked at one by one."""
+_NONE = np.empty(0, dtype=np.int64)
+
+
+class Places:
+    """Segment and position of rows, by rowid.
+
+    Attributes
+    ----------
+    rowids : int64 (n,)
+        Ascending.
+    numbers, positions : int64 (n,)
+        Number of the segment, position in it.
+    segments : dict
+        Number -> Segment.
+    """
+
+    __slots__ = ("numbers", "positions", "rowids", "segments")
+
+    def __init__(self) -> None:
+        self.rowids = self.numbers = self.positions = _NONE
+        self.segments: dict[int, Segment] = {}
+
+    @staticmethod
+    def of(txn: ReadTxn, name: str, segments: Sequence[Segment], before: Places | None) -> Places:
+        """Return the places of the rows that are live now; ``before`` knows some segments."""
+        made = Places()
+        made.segments = {segment.id: segment for segment in segments}
+        known = {} if before is None else before.segments
+        new = [s for s in segments if known.get(s.id) is not s]
+        parts = [_live_rows(txn, name, segment) for segment in new]
+        rowids = np.concatenate([part[0] for part in parts]) if parts else _NONE
+        positions = np.concatenate([part[1] for part in parts]) if parts else _NONE
+        numbers = np.repeat([s.id for s in new], [len(part[0]) for part in parts]).astype(np.int64)
+        order = np.argsort(rowids, kind="stable")
+        added = rowids[order], numbers[order], positions[order]
+        if before is not None:
+            gone = [number for number in known if made.segments.get(number) is not known[number]]
+            added = _merged(before, ~np.isin(before.numbers, gone) if gone else None, added)
+        made.rowids, made.numbers, made.positions = added
+        return made
+
+    def find(self, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return number of the segment and position in it of rows; -1 for rows not known."""
+        if not len(self.rowids):
+            nowhere = np.full(len(rowids), -1, dtype=np.int64)
+            return nowhere, nowhere
+        at = np.minimum(self.rowids.searchsorted(rowids), len(self.rowids) - 1)
+        hit = self.rowids[at] == rowids
+        return np.where(hit, self.numbers[at], -1), np.where(hit, self.positions[at], -1)
+
+
+def _live_rows(txn: ReadTxn, name: str, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+    deleted = segment.deleted
+    live = np.arange(segment.rows) if deleted is None else np.flatnonzero(deleted == ALIVE)
+    return segment.rowids(txn, name)[live], live
+
+
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _merged(before: Places, kept: np.ndarray | None, added: _Rows) -> _Rows:
+    """Put rows that were added over the ones kept."""
+    known: _Rows = before.rowids, before.numbers, before.positions
+    if kept is not None:
+        known = known[0][kept], known[1][kept], known[2][kept]
+    if not len(known[0]) or not len(added[0]):
+        return known if len(known[0]) else added
+    at = known[0].searchsorted(added[0])
+    same = known[0][np.minimum(at, len(known[0]) - 1)] == added[0]
+    merged = []
+    for old, new in zip(known, added, strict=True):
+        values = old.copy()
+        values[at[same]] = new[same]
+        merged.append(np.insert(values, at[~same], new[~same]))
+    return merged[0], merged[1], merged[2]
+
+
+class SegmentList:
+    """The segments of one group in one layout, ordered for look-ups by rowid.
+
+    Attributes
+    ----------
+    items : list of Segment
+        By least rowid.
+    lows : list of int
+        Their least rowids.
+    apart : list of Segment
+        Some of them, with disjoint ranges of rowids, ascending.
+    starts : list of int
+        The least rowids of these.
+    overlapping : list of Segment
+        The others.
+    """
+
+    __slots__ = ("_before", "_commits", "_done", "_index", "_places", "apart", "items", "lows",
+                 "overlapping", "ranges", "starts")  # fmt: skip
+
+    def __init__(self, items: list[Segment], before: SegmentList | None = None) -> None:
+        self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
+        self.lows = [segment.low for segment in self.items]
+        self.apart = _disjoint(self.items)
+        self.starts = [segment.low for segment in self.apart]
+        chosen = {segment.id for segment in self.apart}
+        self.overlapping = [segment for segment in self.items if segment.id not in chosen]
+        self.ranges = _pairs([[s.low, s.high] for s in self.apart])
+        self._commits = _pairs([[s.created_low, s.created_high] for s in self.items])
+        self._index = {segment.id: at for at, segment in enumerate(self.items)}
+        self._places: Places | None = None
+        self._before: Places | None = None
+        self._done: tuple[int, int] | None = None  # as Segment.tombs, of all items
+        if before is not None:
+            self._before = before._places or before._before
+            before._hand_on()
+
+    def index(self, segment: Segment) -> int:
+        """Return the position of a segment among all."""
+        return self._index[segment.id]
+
+    def apart_at(self, rowid: int) -> Segment | None:
+        """Return the segment of the disjoint ones that may hold a row."""
+        at = bisect_right(self.starts, rowid) - 1
+        return self.apart[at] if at >= 0 else None
+
+    def overlapping_at(
+        self, txn: ReadTxn, name: str, rowids: list[int], commit: int
+    ) -> list[tuple[Segment, int] | None]:
+        """Return where versions of rows that are live at a commit lie among overlapping ones."""
+        if len(self.overlapping) <= FEW:
+            return [self._walk(txn, name, rowid, commit) for rowid in rowids]
+        places = self._places
+        if places is None:
+            places = self._places = Places.of(txn, name, self.overlapping, self._before)
+            self._before = None
+        numbers, positions = places.find(np.array(rowids, dtype=np.int64))
+        found: list[tuple[Segment, int] | None] = []
+        for number, position, rowid in zip(
+            numbers.tolist(), positions.tolist(), rowids, strict=True
+        ):
+            segment = places.segments.get(number)
+            deleted = None if segment is None else segment.deleted
+            if segment is not None and (deleted is None or deleted[position] > commit):
+                found.append((segment, position))
+            else:  # deleted, or live in an older snapshot only
+                found.append(self._walk(txn, name, rowid, commit))
+        return found
+
+    def _walk(self, txn: ReadTxn, name: str, rowid: int, commit: int) -> tuple[Segment, int] | None:
+        for segment in self.overlapping:
+            if segment.low <= rowid <= segment.high:
+                position = segment.find(txn, name, rowid, commit)
+                if position >= 0:
+                    return segment, position
+        return None
+
+    # --- tombstones ---
+
+    def apply_tombstones(self, txn: ReadTxn, name: str, log: TombstoneLog, generation: int) -> None:
+        """Bring the ``deleted`` arrays of all segments up to date."""
+        done = (generation, log.count)
+        if self._done == done:
+            return
+        if self._done is not None and self._done[0] == generation:
+            self._mark(txn, name, log.since(self._done[1]), None)
+        else:
+            self._mark_each(txn, name, log, generation)
+        self._done = done
+
+    def _mark_each(self, txn: ReadTxn, name: str, log: TombstoneLog, generation: int) -> None:
+        """Look where each segment stands; what it held before then has no later tombstones."""
+        behind: dict[int, list[int]] = {}
+        for at, segment in enumerate(self.items):
+            known, start = segment.tombs
+            if known != generation:
+                start = log.first_after(segment.created_low)
+            if start < log.count:
+                behind.setdefault(start, []).append(at)
+        for start, chosen in behind.items():
+            self._mark(txn, name, log.since(start), np.array(chosen))
+
+    def _mark(self, txn: ReadTxn, name: str, tombs: np.ndarray, chosen: np.ndarray | None) -> None:
+        """Apply tombstones to the segments that hold versions of the commits they name."""
+        if not len(tombs):
+            return
+        tombs = tombs[np.argsort(tombs[:, 2], kind="stable")]
+        made = np.ascontiguousarray(tombs[:, 2])
+        low, high = self._commits if chosen is None else self._commits[:, chosen]
+        first, last = made.searchsorted(low, "left"), made.searchsorted(high, "right")
+        for at in np.flatnonzero(last > first).tolist():
+            segment = self.items[at if chosen is None else chosen[at]]
+            segment.apply_tombstones(txn, name, tombs[first[at] : last[at]])
+
+    def _hand_on(self) -> None:
+        """Note in the segments how far they are, for the list that comes next."""
+        if self._done is not None:
+            for segment in self.items:
+                segment.tombs = self._done
+
+
+def _pairs(rows: list[list[int]]) -> np.ndarray:
+    """Return int64 (2, n)."""
+    return np.array(rows, dtype=np.int64).reshape(-1, 2).T.copy()
+
+
+def _disjoint(items: list[Segment]) -> list[Segment]:
+    """Choose as many segments as possible whose ranges do not overlap, ascending."""
+    chosen: list[Segment] = []
+    for segment in sorted(items, key=lambda segment: (segment.high, segment.id)):
+        if not chosen or segment.low > chosen[-1].high:
+            chosen.append(segment)
+    return chosen
