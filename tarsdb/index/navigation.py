@@ -1,10 +1,10 @@
 """How graphs and inverted lists answer every operator over every type of vector.
 
 They know the squared Euclidean distance, inner product and cosine of rows of numbers. An operator
-is *navigated* by one of these: by it candidates are found, which the exact index then compares by the
-operator itself on the stored vectors. Bits are numbers 0 and 1: their squared Euclidean distance
-is the Hamming distance, and where all rows have as many bits set, the nearest by cosine are those
-by Jaccard distance. Knows no index.
+is *navigated* by one of these: by it candidates are found, which the exact index then compares by
+the operator itself on the stored vectors. Bits are numbers 0 and 1: their squared Euclidean
+distance is the Hamming distance, and where all rows have as many bits set, the nearest by cosine
+are those by Jaccard distance. Knows no index.
 """
 
 from __future__ import annotations

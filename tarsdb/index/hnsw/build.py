@@ -14,6 +14,7 @@ from tarsdb.errors import NotSupportedError
 from tarsdb.index.hnsw.codes import AT_ONCE, Space, padded_width
 from tarsdb.index.hnsw.graph import Graph
 from tarsdb.index.hnsw.options import GraphOptions
+from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import LIST_ROOM, GraphKernels
 from tarsdb.kernels.native import address
@@ -121,7 +122,9 @@ def build_graph(
         work.link(done, stop)
         done = stop
     progress(nodes, nodes)
-    return _relabelled(graph, _connected(found, graph, lambda node: vectors[shuffled[node]]))
+    return _relabelled(
+        graph, _connected(found, graph, lambda node: as_numbers(vectors[shuffled[node]]))
+    )
 
 
 def _connected(

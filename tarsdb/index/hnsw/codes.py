@@ -1,9 +1,9 @@
 """Vectors as codes of 8 or 4 bits in a space where the nearest by Euclidean distance are wanted.
 
-Cosine distance becomes Euclidean between unit vectors, and rows without a direction lie farther from
-every query than any of these; inner product becomes Euclidean by one more
-dimension that makes all norms equal (Bachrach et al. 2014). The mean is taken off, and every
-vector has a scale of its own, so that one long vector does not coarsen the others.
+Cosine distance becomes Euclidean between unit vectors, and rows without a direction lie farther
+from every query than any of these; inner product becomes Euclidean by one more dimension that makes
+all norms equal (Bachrach et al. 2014). The mean is taken off, and every vector has a scale of its
+own, so that one long vector does not coarsen the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tarsdb.index.navigation import as_numbers
 LINE = 64
 AT_ONCE = 1 << 14
 FAR = 3.0
-"""Norm of what stands for a zero row by ``<=>``: no unit vectors are as far apart as it is from one."""
+"""Norm of what stands for a zero row by ``<=>``: unit vectors are at most 2 apart, it is at least 2
+from each."""
 CLIP = 2.8
 """Root mean squares of a row beyond which a code of 4 bits is cut; of normal numbers, the error is
 least near here."""

@@ -73,7 +73,7 @@ def estimated_bytes(
     rest = {"none": temporary, "int8": coded, "bits": temporary + 2 * 4 * lists * width}
     filling = filled + rest[codes]
     turning = 4 * width * padded if codes == "bits" and not is_bits else 0
-    coding = min(rows, _AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
+    coding = min(rows, _AT_ONCE) * width * 2 * 4  # float32 rows, and moved ones
     memory = rows * (stored + 3 * 8) + coded + max(coding, training, filling)
     return memory, filled + centroids + turning + 8 * rows
 

@@ -64,8 +64,9 @@ class Ivf:
         In order of the lists.
     codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
         Codes + 128, the rows in the space, or bits: rows of bits themselves, else RaBitQ's signs of
-        the rotated difference to the list's centroid; the rows of a tile side by side. As :class:`Runs` they stay in somebody
-        else's memory, such as a memory map, and the owner says how long a search may be made.
+        the rotated difference to the list's centroid; the rows of a tile side by side. As
+        :class:`Runs` they stay in somebody else's memory, such as a memory map, and the owner says
+        how long a search may be made.
     constants : float32 (tiles, 2, 16), for bits (tiles, 3, 16)
         Squared norms and scales; infinite and 0 where there is no row. For bits base, slope
         and number of set bits, see ``build.py``.

@@ -21,6 +21,7 @@ from tarsdb.index import navigation
 from tarsdb.index.navigation import Navigation, as_numbers
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.metrics import METRICS
+from tarsdb.storage import Snapshot, read_parts
 
 DIM, ROWS, K = 64, 1500, 10
 OPERATORS = {
@@ -184,6 +185,50 @@ def _batches_and_reports(db: tarsdb.Connection, life: Life, path: pathlib.Path) 
     assert db.execute(sql, (life.queries,)).fetchall() == singly
     ((recall, reason),) = db.execute("SELECT recall, reason FROM tars_recall_stats").fetchall()
     assert recall >= 0.9, reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("VECTOR", "l1"), ("HALFVEC", "cosine"), ("INT8VEC", "l2"), *(("BIT", m) for m in BITS)],
+)
+def test_sentence_embeddings(
+    tmp_path: pathlib.Path, shared_data: pathlib.Path, method: str, kind: str, metric: str
+) -> None:
+    """Queries that are no rows of the table; found is what is no farther than the last of ten."""
+    rows, queries = (
+        np.load(shared_data / "minilm384" / name)[:count].astype(np.float32)
+        for name, count in (("base.f16.npy", 30_000), ("query.f16.npy", 200))
+    )
+    if kind == "BIT":
+        rows, queries = rows > 0, queries > 0
+    elif kind == "INT8VEC":
+        rows, queries = ((500 * each).clip(-128, 127).astype(np.int8) for each in (rows, queries))
+    sql = f"SELECT emb {OPERATORS[metric]} ? AS d FROM t ORDER BY d LIMIT {K}"
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb {kind}(384))")
+        db.table("t").insert({"id": np.arange(len(rows)), "emb": rows})
+        exactly = db.execute(sql, (queries,)).numpy()["d"].reshape(-1, K)
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb) WITH (metric = '{metric}')")
+        assert f"index tv ({method})" in str(db.execute(f"EXPLAIN {sql}", (queries[0],)).fetchall())
+        found = db.execute(sql, (queries,)).numpy()["d"].reshape(-1, K)
+        last = exactly[:, -1:]
+        assert (found <= last + 1e-5 * abs(last)).mean() >= 0.92
+
+
+@pytest.mark.parametrize(("method", "kind", "metric"), CASES)
+def test_sizes_are_told_before(method: str, kind: str, metric: str) -> None:
+    with tarsdb.connect(":memory:") as db:
+        told: list[Any] = []
+        db.on_progress(lambda done, total: None, told.append)
+        life = Life(db, method, kind, metric)
+        with Snapshot(db._require_session().env) as snapshot:
+            table = snapshot.catalog.table("t")
+            assert table is not None
+            (part,) = read_parts(snapshot.txn, next(i for i in table.indexes if i.name == "tv").id)
+        assert len(life.rows) == ROWS
+        assert 0.75 * part.nbytes <= told[-1].disk_bytes <= 1.4 * part.nbytes
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("HALFVEC", "l1"), ("BIT", "jaccard")])

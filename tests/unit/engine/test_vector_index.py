@@ -333,7 +333,11 @@ def test_rows_without_a_vector(path: pathlib.Path, method: str) -> None:
         ("USING m (emb) WITH (seed = -1)", DataError, "option seed"),
         ("USING hnsw (emb) WITH (quantization = 'pq')", NotSupportedError, "quantization"),
         ("USING hnsw (emb) WITH (lists = 3)", NotSupportedError, "option 'lists'"),
-        ("USING ivf (emb) WITH (codes = 'pq')", DataError, "'pq', expected auto or none or int8 or bits"),
+        (
+            "USING ivf (emb) WITH (codes = 'pq')",
+            DataError,
+            "'pq', expected auto or none or int8 or bits",
+        ),
         ("USING ivf (emb) WITH (lists = 3.5)", DataError, "option lists"),
         ("USING fts (emb)", NotSupportedError, "not built yet"),
     ],

@@ -121,12 +121,13 @@ def test_bits_in_lists_of_the_nearest_centroids() -> None:
     hits = []
     for query in packed(60, 96, 4):
         true = flat.search(query[None], 10, "<~>")[1][0]
-        for effort in (2, ivf.lists // 3):
+        for effort in (2, ivf.lists // 2):
             near = np.sort(ivf.rowids[ivf.search(as_numbers(query), 20, effort)])
             found = flat.search(query[None], 10, "<~>", positions=near)[1][0]
             hits.append((found <= true[-1]).mean())
     few, more = np.mean(hits[::2]), np.mean(hits[1::2])
-    assert few < 0.9 < 0.95 < more
+    assert few < 0.9
+    assert more > 0.95
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
