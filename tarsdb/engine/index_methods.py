@@ -20,8 +20,11 @@ from tarsdb.types import SqlType
 
 EXTRA = 8
 """Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
-EXACT_WORK = 9.0
-"""Exact search of m of n rows costs what a graph search of list size ef does at m*m = 9*ef*n."""
+EXACT_WORK, CODED_WORK = 4.5, 95.0
+"""Exact search of m of n rows costs what a graph search of list size ef does at m*m = work*ef*n:
+where vectors are read, and where codes of these rows lie side by side."""
+VECTOR_WORK = 10
+"""Codes in a list that are read in the time of one vector elsewhere."""
 FIRST_EF = 16
 """List size that is short, but long enough for the few of the nearest a small graph has."""
 REACH = 8
@@ -176,8 +179,14 @@ class Method(ABC):
         """Return how many nodes an effort makes known, to be compared by another distance."""
 
     @abstractmethod
-    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
-        """Return whether comparing the allowed ones of all rows is cheaper than a search."""
+    def prefers_exact(
+        self, effort: int, share: tuple[int, int], parts: Sequence[Part], is_coded: bool
+    ) -> bool:
+        """Return whether comparing the allowed ones of all rows is cheaper than a search.
+
+        ``share`` is how many are allowed and how many there are; ``is_coded`` tells whether codes
+        of the allowed ones lie side by side.
+        """
 
     @abstractmethod
     def reach(self, effort: int, allowed: int | None) -> int:
@@ -270,9 +279,12 @@ class Hnsw(Method):
         """Return the size of the whole list."""
         return max(effort, k)
 
-    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+    def prefers_exact(
+        self, effort: int, share: tuple[int, int], parts: Sequence[Part], is_coded: bool
+    ) -> bool:
         """Return whether comparing all allowed rows is cheaper."""
-        return allowed**2 <= EXACT_WORK * effort * rows
+        allowed, rows = share
+        return allowed**2 <= (CODED_WORK if is_coded else EXACT_WORK) * effort * rows
 
     def reach(self, effort: int, allowed: int | None) -> int:
         """Return how many nodes may be kept in sight."""
@@ -346,10 +358,13 @@ class Lists(Method):
         """Return how many nodes the lists looked at hold, about."""
         return max(self.candidates(part, k, effort), self._looked_at(part, effort))
 
-    def prefers_exact(self, effort: int, allowed: int, rows: int, parts: Sequence[Part]) -> bool:
+    def prefers_exact(
+        self, effort: int, share: tuple[int, int], parts: Sequence[Part], is_coded: bool
+    ) -> bool:
         """Return whether comparing all allowed rows is cheaper."""
-        # exact search reads a code of each, as the lists do
-        return allowed <= sum(self._looked_at(part, effort) for part in parts)
+        # exact search reads a code of each, as the lists do, or the vector
+        work = share[0] if is_coded else VECTOR_WORK * share[0]
+        return work <= sum(self._looked_at(part, effort) for part in parts)
 
     def reach(self, effort: int, allowed: int | None) -> int:
         """Return 0: all lists may be looked at."""

@@ -131,7 +131,7 @@ def measure(context: Context, placed: Placed | None, sample: Sample, effort: int
     effort = effort or settings[placed.method.setting]
     target, k = settings["target_recall"], sample.k + 1
     asks = [Ask(query[np.newaxis], k, None, effort, target) for query in sample.queries]
-    used, why = vector_index.choose(placed, asks[0], sample.flat.rows)
+    used, why = vector_index.choose(placed, sample.flat, asks[0])
     if not used:
         return Measured(None, None, None, why)
 

@@ -87,11 +87,32 @@ class Placed:
     """Live nodes of all parts."""
     placement: Placement
     scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
+    _filter: tuple[np.ndarray, list[np.ndarray | None], np.ndarray] | None = None
 
     @property
     def method(self) -> Method:
         """How the parts are searched."""
         return METHODS[self.index.method]
+
+    def filtered(
+        self, positions: np.ndarray, rows: int
+    ) -> tuple[list[np.ndarray | None], np.ndarray]:
+        """Return which nodes of each part a filter leaves, and the fresh rows it leaves.
+
+        What was asked last is kept, by the identity of ``positions``.
+        """
+        known = self._filter
+        if known is not None and known[0] is positions:
+            return known[1], known[2]
+        allowed = np.zeros(rows, dtype=np.uint8)
+        allowed[positions] = 1
+        masks: list[np.ndarray | None] = [
+            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
+            for part in self.parts
+        ]
+        fresh = self.fresh[allowed[self.fresh] != 0]
+        self._filter = positions, masks, fresh
+        return masks, fresh
 
 
 def place(context: Context, index: IndexDef, flat: FlatIndex) -> Placed | None:
@@ -194,9 +215,9 @@ class Ask:
     """Compares the candidates in place of the index's own metric."""
 
 
-def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
+def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
     """Return the effort to search with, 0 for exact search, and the reason in words."""
-    method, parts = placed.method, [each.part for each in placed.parts]
+    method, parts, rows = placed.method, [each.part for each in placed.parts], flat.rows
     if not parts or not all(part.is_ready() for part in parts):
         return 0, f"exact: the {method.noun}'s kernels are not compiled yet"
     if ask.k * 4 >= rows:
@@ -213,7 +234,11 @@ def choose(placed: Placed, ask: Ask, rows: int) -> tuple[int, str]:
     if ask.positions is None:
         return effort, f"{method.noun}, {effort_text}"
     allowed = len(ask.positions)
-    if allowed <= 4 * ask.k or method.prefers_exact(effort, allowed, rows, parts):
+    share = allowed, rows
+    is_exact = allowed <= 4 * ask.k or method.prefers_exact(effort, share, parts, is_coded=False)
+    if not is_exact and method.prefers_exact(effort, share, parts, is_coded=True):
+        is_exact = flat.is_coded(ask.positions)
+    if is_exact:
         return 0, f"exact over the {allowed} matching rows"
     how = f"{method.noun} with the filter inside, {effort_text}"
     return effort, f"{how}, {allowed} matching rows"
@@ -290,7 +315,7 @@ def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
 
 
 def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
-    effort, _ = choose(placed, ask, flat.rows)
+    effort, _ = choose(placed, flat, ask)
     if not effort:
         return None
     method = placed.method
@@ -298,13 +323,7 @@ def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     fresh = placed.fresh
     reachable = placed.live + len(fresh)
     if ask.positions is not None:
-        allowed = np.zeros(flat.rows + 1, dtype=np.uint8)  # position -1 reads the last: not live
-        allowed[ask.positions] = 1
-        masks = [
-            allowed[part.positions] if part.live is None else allowed[part.positions] & part.live
-            for part in placed.parts
-        ]
-        fresh = fresh[allowed[fresh] != 0]
+        masks, fresh = placed.filtered(ask.positions, flat.rows)
         reachable = len(ask.positions)
     compared = _compared(placed, ask, effort, flat.rows)
     efforts = [effort] * len(placed.parts)
@@ -402,8 +421,8 @@ def _important(scope: _Scope, found: list[np.ndarray], answer: np.ndarray) -> li
     short = [at for at, effort in enumerate(scope.efforts) if effort < scope.effort]
     if not short:
         return short
-    places = set(scope.flat.positions(answer).tolist())
+    rows = set(answer.tolist())
     return [
         at for at in short
-        if len(places.intersection(found[at].tolist())) * MANY > len(places)
+        if len(rows.intersection(scope.flat.rowids(found[at]).tolist())) * MANY > len(rows)
     ]  # fmt: skip

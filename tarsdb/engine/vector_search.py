@@ -148,7 +148,7 @@ def explained(context: Context, plan: Knn) -> str:
     k = 10 if limit is None else count_of(limit, "LIMIT")
     query = np.empty((1, plan.column.type.width), np.float32)
     ask = _ask(context, definition, query, k, positions)
-    effort, why = vector_index.choose(placed, ask, flat.rows)
+    effort, why = vector_index.choose(placed, flat, ask)
     shape = f"{len(placed.parts)} parts, {len(placed.fresh)} fresh rows searched exactly"
     return f"index {definition.name} ({definition.method}): {why}; {shape}" if effort else why
 

@@ -26,6 +26,8 @@ _Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
 HEAP_LIMIT = 1024
 """Up to this k a heap is used whatever the number of rows; above, when k is a small part."""
 
+_FEW = 64  # positions that are looked up one by one
+
 _KERNEL_KINDS = {Kind.VECTOR: "f32", Kind.HALFVEC: "f16", Kind.INT8VEC: "i8", Kind.BIT: "bit"}
 
 
@@ -132,6 +134,10 @@ class FlatIndex:
             return self.search(query, k, op, positions=positions)
         scan = Scan(kernel, self._table, metric_code(op, self._type))
         return scan.among_one(self._checked(query), positions, k)
+
+    def is_coded(self, positions: np.ndarray) -> bool:
+        """Return whether codes of these rows lie side by side: when asked for again, mostly."""
+        return self._codes is not None and coded_rows(self._codes, positions, self) is not None
 
     def search_by(
         self,
@@ -243,6 +249,15 @@ class FlatIndex:
 
     def rowids(self, positions: np.ndarray) -> np.ndarray:
         """Return the row ids at positions; int64."""
+        if len(positions) <= _FEW:
+            numbers = self._starts.searchsorted(positions, "right") - 1
+            return np.array(
+                [
+                    self._blocks[number].rowids[at - self._starts[number]]
+                    for number, at in zip(numbers.tolist(), positions.tolist(), strict=True)
+                ],
+                dtype=np.int64,
+            )
         every = [block.rowids for block in self._blocks]
         return np.concatenate(every)[positions] if every else np.empty(0, np.int64)
 

@@ -138,8 +138,19 @@ def test_no_more_lists_are_looked_at_than_there_are() -> None:
 
 def test_few_allowed_rows_are_compared_exactly(method: Method) -> None:
     part, _ = built(method, gaussian(3000))
-    answers = [method.prefers_exact(100, allowed, 3000, [part]) for allowed in (10, 500, 3000)]
-    assert answers == [True, True, False]
+
+    def most(is_coded: bool) -> int:
+        """Return how many rows are compared exactly at most."""
+        exact = [
+            allowed
+            for allowed in range(0, 3001, 10)
+            if method.prefers_exact(50, (allowed, 30_000), [part], is_coded=is_coded)
+        ]
+        assert exact == list(range(0, len(exact) * 10, 10))
+        return exact[-1]
+
+    assert 10 <= most(is_coded=False) < most(is_coded=True)
+    assert not method.prefers_exact(50, (29_000, 30_000), [part], is_coded=True)
 
 
 def test_words_are_of_any_case() -> None:
