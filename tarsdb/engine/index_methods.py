@@ -30,9 +30,9 @@ FIRST_EF = 16
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
-
 LOOSE = 16
-"""Comparing a row by its full vector costs as much as reading so many codes of lists, about."""
+"""Of the rows in the lists looked at one in so many is compared where another metric navigates:
+that takes about as long as reading the codes of all."""
 
 
 class Part(Protocol):
@@ -350,7 +350,7 @@ class Lists(Method):
         return part.candidates(k)
 
     def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
-        """Return so many that comparing them takes about as long as reading the lists."""
+        """Return a share of the rows in the lists looked at."""
         some = int(share * self._looked_at(part, effort)) // LOOSE
         return max(self.candidates(part, k, effort), some)
 

@@ -286,7 +286,7 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> N
         raise CorruptionError(f"the mean of inverted lists has {width} elements")
     _require_starts(arrays["starts"], nodes)
     _require_shapes(arrays, codes, width)
-    for name in ("mean", "rotation"):
+    for name in ("mean", "rotation", "largest"):
         if not np.isfinite(arrays[name]).all():
             raise CorruptionError(f"array {name} of inverted lists is not finite")
     for name in ("constants", "shapes", "radii"):
