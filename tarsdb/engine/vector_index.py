@@ -199,7 +199,7 @@ def _make_room(kept: dict[str, _Kept], nbytes: int) -> None:
 # --- searching ---
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """One search: queries (q, width) for the exact index, rows wanted, rows allowed (None: all)."""
 
@@ -306,7 +306,7 @@ def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
         return _scope(placed, flat, ask)
     key = ask.k, ask.effort, ask.target_recall
     known = placed.scopes.get(key)
-    if known is not None and all(each.part.is_ready() for each in placed.parts):
+    if known is not None and placed.parts[0].part.is_ready():  # all are of one method
         return known
     made = _scope(placed, flat, ask)
     if made is not None:

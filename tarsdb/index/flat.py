@@ -59,6 +59,7 @@ class FlatIndex:
         self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._run_bounds: tuple[_Runs | None] | None = None
+        self._scans: dict[str, Scan] = {}
 
     def search(
         self,
@@ -132,7 +133,9 @@ class FlatIndex:
         kernel = dispatch.get(self._kind)
         if kernel is None or len(positions) > HEAP_LIMIT or k <= 0:
             return self.search(query, k, op, positions=positions)
-        scan = Scan(kernel, self._table, metric_code(op, self._type))
+        scan = self._scans.get(op)
+        if scan is None or scan.kernel is not kernel:
+            scan = self._scans[op] = Scan(kernel, self._table, metric_code(op, self._type))
         return scan.among_one(self._checked(query), positions, k)
 
     def is_coded(self, positions: np.ndarray) -> bool:
