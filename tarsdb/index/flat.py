@@ -16,6 +16,7 @@ from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
+from tarsdb.index.navigation import elements
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -243,6 +244,11 @@ class FlatIndex:
     def width(self) -> int:
         """Elements of a vector."""
         return self._type.width
+
+    @property
+    def elements(self) -> int:
+        """Numbers of a vector, see :mod:`tarsdb.index.navigation`."""
+        return elements(self._type)
 
     def rowids(self, positions: np.ndarray) -> np.ndarray:
         """Return the row ids at positions; int64."""

@@ -195,6 +195,7 @@ class Graph:
         return np.array([
             *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
             self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
+            self.space.norm.view(np.int32),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
@@ -265,5 +266,5 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
         raise CorruptionError(f"a graph's entries are outside its {nodes} nodes")
     if len(np.unique(entries)) != len(entries):
         raise CorruptionError("a graph has an entry twice")
-    if not np.isfinite(arrays["constants"]).all() or not np.isfinite(arrays["mean"]).all():
+    if not all(np.isfinite(arrays[name]).all() for name in ("constants", "mean", "largest")):
         raise CorruptionError("a graph's constants are not finite")
