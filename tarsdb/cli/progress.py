@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from tarsdb.database import Connection
+from tarsdb.engine.progress import size
 
 if TYPE_CHECKING:
     from tarsdb.engine.progress import Work
@@ -100,6 +101,7 @@ class _Line:
             self._err.write(
                 f"{work.what}: {work.total:,} {work.unit}, about {size(work.memory_bytes)} of "
                 f"memory, {size(work.disk_bytes)} of disk\n"
+                + (f"  {work.why}\n" if work.why else "")
             )
             self._err.flush()
         self._progress = Progress(work.total, work.unit, self._err)
@@ -116,13 +118,3 @@ class _Line:
         progress, self._progress = self._progress, None
         if progress is not None and progress.is_begun:
             progress.end()
-
-
-def size(nbytes: int) -> str:
-    """Return a number of bytes in the unit a reader expects (powers of 1000)."""
-    amount = float(nbytes)
-    for unit in ("B", "kB", "MB"):
-        if amount < 999.5:
-            return f"{amount:.0f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"

@@ -1,0 +1,172 @@
+"""USING auto: what an index of vectors is made by, from what it holds and may take, and why.
+
+The rules come from measurements, see docs/tuning-index.md. Knows shapes and what was measured of a
+part; builds nothing and reads no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_methods import METHODS, Part
+from tarsdb.engine.progress import size
+from tarsdb.engine.settings import size_bytes
+from tarsdb.errors import DataError
+from tarsdb.storage import IndexPart
+from tarsdb.types import SqlType
+
+AUTO, FLAT = "auto", "flat"
+"""The word after USING, and what is chosen where exact search does best."""
+FEWEST_ROWS = 10_000
+"""Below, a statement through an index takes more than half of the time of an exact one."""
+INT4_DIM, BITS_DIM = 96, 256
+"""Dimensions from which codes of 4 bits, and of one bit, tell near rows apart as bytes do."""
+GROWN = 2
+"""Rows that no method is good at are tried again when there are so many times as many."""
+K = 10
+"""Neighbours the recall is promised for."""
+_INT4 = {"quantization": "int4"}
+_LARGER = (FLAT, "hnsw", "ivf")
+"""What is chosen as an index grows, in order."""
+
+
+@dataclass(frozen=True)
+class AutoOptions:
+    """What an index has to reach and may take.
+
+    Parameters
+    ----------
+    target_recall : float
+        Searches find at least this share of the true neighbours, or are exact.
+    memory : str
+        Size of what searches read of the index, for it to stay in memory.
+
+    Raises
+    ------
+    DataError
+        An option is outside its range.
+    """
+
+    target_recall: float = 0.95
+    memory: str = "1GiB"
+
+    def __post_init__(self) -> None:
+        recall = self.target_recall
+        if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+            raise DataError(f"option target_recall is {recall!r}, expected more than 0, at most 1")
+        size_bytes("option memory", self.memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The size in bytes."""
+        return size_bytes("option memory", self.memory)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an index is to hold: so many vectors of a type, for an operator."""
+
+    rows: int
+    type: SqlType
+    op: str
+
+    def searched_bytes(self, method: str, options: dict[str, Any]) -> int:
+        """Return what searches of a part of this shape read."""
+        made = METHODS[method].options()(**options)
+        width, itemsize = self.type.width, self.type.dtype.itemsize
+        return METHODS[method].searched_bytes(self.rows, width, itemsize, self.op, made)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What makes a part, and why.
+
+    Attributes
+    ----------
+    method : str
+        Of ``METHODS``, or ``FLAT``: nothing is made, search is exact.
+    options : dict
+        Of the method.
+    reason : str
+        In words; empty where the statement named the method.
+    target : float
+        Recall the part has to reach, else another choice is made; 0: it stays whatever it reaches.
+    """
+
+    method: str
+    options: dict[str, Any]
+    reason: str = ""
+    target: float = 0.0
+
+
+def promised(target: float) -> float:
+    """Return the recall to search with for a promise: half of what may be missed.
+
+    A part is measured with its own rows; other queries are harder.
+    """
+    return (1 + target) / 2
+
+
+def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
+    """Return what an index over all its rows is made by."""
+    if shape.rows < FEWEST_ROWS:
+        return Choice(FLAT, {}, f"{shape.rows:,} rows, an index pays from {FEWEST_ROWS:,}")
+    options = _graph_options(shape, wanted)
+    held = size(shape.searched_bytes("hnsw", options))
+    told = (
+        f"a graph of {shape.rows:,} rows takes up to {held}, memory is {size(wanted.memory_bytes)}"
+    )
+    if shape.searched_bytes("hnsw", options) <= wanted.memory_bytes:
+        return Choice("hnsw", options, told, promised(wanted.target_recall))
+    return _lists(shape, wanted, told)
+
+
+def _graph_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
+    """Return those of a graph that fits; where none does, of the smallest."""
+    fits = shape.searched_bytes("hnsw", {}) <= wanted.memory_bytes
+    return {} if fits or shape.type.width < INT4_DIM else _INT4
+
+
+def _lists_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
+    fits = shape.searched_bytes("ivf", {}) <= wanted.memory_bytes
+    return {} if fits or shape.type.width < BITS_DIM else {"codes": "bits"}
+
+
+def _lists(shape: Shape, wanted: AutoOptions, why: str) -> Choice:
+    options, target = _lists_options(shape, wanted), promised(wanted.target_recall)
+    return Choice("ivf", options, why, target)
+
+
+def more_of(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> Choice:
+    """Return what makes a part beside others of an index of that shape: their method."""
+    last = stored[-1]
+    options = {"hnsw": _graph_options, "ivf": _lists_options}[last.method](shape, wanted)
+    return Choice(last.method, options, last.reason)
+
+
+def suffices(choice: Choice, part: Part, calibration: Calibration) -> bool:
+    """Return whether a part reaches the recall of a choice, looking at less than half its rows."""
+    if not choice.target:
+        return True
+    effort = calibration.effort_for(choice.target, K)
+    return effort > 0 and 2 * METHODS[choice.method].pool(part, K, effort) < len(part)
+
+
+def instead(failed: Choice, shape: Shape, wanted: AutoOptions) -> Choice:
+    """Return what is tried after a choice that did not suffice: lists, then exact search."""
+    target = f"a recall of {wanted.target_recall} within half of the rows"
+    if failed.method == "hnsw":
+        return _lists(shape, wanted, f"a graph does not reach {target}")
+    others = f"{failed.reason}, and " if "does not reach" in failed.reason else ""
+    return Choice(FLAT, {}, f"{others}lists do not reach {target}")
+
+
+def has_outgrown(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> bool:
+    """Return whether an index of that shape had better be made anew by another method."""
+    last, choice = stored[-1], chosen(shape, wanted)
+    if last.method == FLAT and last.rows >= FEWEST_ROWS and shape.rows < GROWN * last.rows:
+        return False  # no method was good at these rows
+    return _LARGER.index(choice.method) > _LARGER.index(last.method)
