@@ -109,8 +109,8 @@ def _index_rows(context: Context, index: IndexDef, sample: recall.Sample) -> Ite
         found = recall.measure(context, index, sample, effort)
         note = found.reason
         if not effort:
-            target = vector_index.target_of(index, context.engines.settings["target_recall"])
-            note = f"by target_recall {target}: {note}"
+            target = context.engines.settings["target_recall"]
+            note = f"by target_recall {max(target, index.options.get('target_recall', 0))}: {note}"
         if found.us is None:
             yield (index.name, sample.op, effort or None, *[None] * 4, note)
         else:

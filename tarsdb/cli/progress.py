@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from tarsdb.database import Connection
-from tarsdb.engine.progress import size
 
 if TYPE_CHECKING:
     from tarsdb.engine.progress import Work
@@ -118,3 +117,13 @@ class _Line:
         progress, self._progress = self._progress, None
         if progress is not None and progress.is_begun:
             progress.end()
+
+
+def size(nbytes: int) -> str:
+    """Return a number of bytes in the unit a reader expects (powers of 1000)."""
+    amount = float(nbytes)
+    for unit in ("B", "kB", "MB"):
+        if amount < 999.5:
+            return f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"

@@ -163,14 +163,16 @@ def _built(
     source: Rows, index: IndexDef, choice: Choice, build: Build
 ) -> tuple[Choice, dict[str, np.ndarray]]:
     """Build a part by a choice, or by another where that does not suffice; return its arrays."""
+    tried: list[str] = []
     while choice.method != FLAT:
         method = METHODS[choice.method]
         part = method.build(source, method.options()(**choice.options))
         steps = calibration.measured(part, method, source, build.check)
         if index_choice.suffices(choice, part, Calibration(steps, method)):
             return choice, {**part.to_arrays(), "calibration": steps}
+        tried.append(choice.method)
         shape = Shape(len(source.rowids), source.type, source.op)
-        choice = index_choice.instead(choice, shape, AutoOptions(**_options(index)))
+        choice = index_choice.instead(tried, shape, AutoOptions(**_options(index)))
         _announce(index, shape, choice, build)
     return choice, {}
 

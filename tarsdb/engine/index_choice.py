@@ -12,7 +12,6 @@ from typing import Any
 
 from tarsdb.engine.calibration import Calibration
 from tarsdb.engine.index_methods import METHODS, Part
-from tarsdb.engine.progress import size
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import DataError
 from tarsdb.storage import IndexPart
@@ -26,6 +25,9 @@ INT4_DIM, BITS_DIM = 96, 256
 """Dimensions from which codes of 4 bits, and of one bit, tell near rows apart as bytes do."""
 GROWN = 2
 """Rows that no method is good at are tried again when there are so many times as many."""
+MISSED = {"hnsw": 0.4}
+"""Share of what searches may miss that a part may miss of its own rows. In a graph each of these
+is a node whose edges lead to the answer; other queries miss more."""
 K = 10
 """Neighbours the recall is promised for."""
 _INT4 = {"quantization": "int4"}
@@ -102,12 +104,9 @@ class Choice:
     target: float = 0.0
 
 
-def promised(target: float) -> float:
-    """Return the recall to search with for a promise: half of what may be missed.
-
-    A part is measured with its own rows; other queries are harder.
-    """
-    return (1 + target) / 2
+def asked_for(target: float, method: str) -> float:
+    """Return the recall to ask a part for, so that queries unlike its rows are promised another."""
+    return 1 - MISSED.get(method, 1) * (1 - target)
 
 
 def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
@@ -115,13 +114,15 @@ def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
     if shape.rows < FEWEST_ROWS:
         return Choice(FLAT, {}, f"{shape.rows:,} rows, an index pays from {FEWEST_ROWS:,}")
     options = _graph_options(shape, wanted)
-    held = size(shape.searched_bytes("hnsw", options))
-    told = (
-        f"a graph of {shape.rows:,} rows takes up to {held}, memory is {size(wanted.memory_bytes)}"
-    )
-    if shape.searched_bytes("hnsw", options) <= wanted.memory_bytes:
-        return Choice("hnsw", options, told, promised(wanted.target_recall))
+    held, memory = shape.searched_bytes("hnsw", options), wanted.memory_bytes
+    told = f"a graph of {shape.rows:,} rows takes up to {_mb(held)}, memory is {_mb(memory)}"
+    if held <= memory:
+        return Choice("hnsw", options, told, asked_for(wanted.target_recall, "hnsw"))
     return _lists(shape, wanted, told)
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def _graph_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _lists_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
 
 
 def _lists(shape: Shape, wanted: AutoOptions, why: str) -> Choice:
-    options, target = _lists_options(shape, wanted), promised(wanted.target_recall)
+    options, target = _lists_options(shape, wanted), asked_for(wanted.target_recall, "ivf")
     return Choice("ivf", options, why, target)
 
 
@@ -148,20 +149,24 @@ def more_of(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> C
 
 
 def suffices(choice: Choice, part: Part, calibration: Calibration) -> bool:
-    """Return whether a part reaches the recall of a choice, looking at less than half its rows."""
+    """Return whether a part reaches the recall of a choice, and faster than exact search."""
     if not choice.target:
         return True
-    effort = calibration.effort_for(choice.target, K)
-    return effort > 0 and 2 * METHODS[choice.method].pool(part, K, effort) < len(part)
+    method, rows = METHODS[choice.method], len(part)
+    reached = calibration.effort_for(choice.target, K)
+    effort = method.settled(reached, K, [part])
+    if not reached or 2 * method.pool(part, K, effort) > rows:
+        return False
+    return not method.prefers_exact(effort, (rows, rows), [part], is_coded=True)
 
 
-def instead(failed: Choice, shape: Shape, wanted: AutoOptions) -> Choice:
-    """Return what is tried after a choice that did not suffice: lists, then exact search."""
-    target = f"a recall of {wanted.target_recall} within half of the rows"
-    if failed.method == "hnsw":
+def instead(tried: Sequence[str], shape: Shape, wanted: AutoOptions) -> Choice:
+    """Return what is made where methods did not suffice: lists after a graph, else nothing."""
+    target = f"a recall of {wanted.target_recall} faster than exact search"
+    if tried[-1] == "hnsw":
         return _lists(shape, wanted, f"a graph does not reach {target}")
-    others = f"{failed.reason}, and " if "does not reach" in failed.reason else ""
-    return Choice(FLAT, {}, f"{others}lists do not reach {target}")
+    nouns = " and ".join("a graph" if method == "hnsw" else "lists" for method in tried)
+    return Choice(FLAT, {}, f"{nouns} do not reach {target}")
 
 
 def has_outgrown(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> bool:

@@ -61,13 +61,3 @@ class Listener:
 
 
 SILENT = Listener()
-
-
-def size(nbytes: int) -> str:
-    """Return a number of bytes in the unit a reader expects (powers of 1000)."""
-    amount = float(nbytes)
-    for unit in ("B", "kB", "MB"):
-        if amount < 999.5:
-            return f"{amount:.0f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"

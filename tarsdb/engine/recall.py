@@ -128,7 +128,7 @@ def measure(context: Context, index: IndexDef, sample: Sample, effort: int = 0) 
         return Measured(None, None, None, f"exact: {vector_index.unplaced(context, index)}")
     settings = context.engines.settings
     effort = effort or settings[placed.method.setting]
-    target, k = vector_index.target_of(index, settings["target_recall"]), sample.k + 1
+    target, k = vector_index.target_of(placed, settings["target_recall"]), sample.k + 1
     asks = [Ask(query[np.newaxis], k, None, effort, target) for query in sample.queries]
     used, why = vector_index.choose(placed, sample.flat, asks[0])
     if not used:

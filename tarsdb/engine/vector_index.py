@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.engine.calibration import Calibration
-from tarsdb.engine.index_choice import AUTO, promised
+from tarsdb.engine.index_choice import AUTO, asked_for
 from tarsdb.engine.index_methods import METHODS, Method, Part
 from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
@@ -67,11 +67,12 @@ def method_of(index: IndexDef, stored: Sequence[IndexPart]) -> Method | None:
     return METHODS.get(names.pop()) if len(names) == 1 else None
 
 
-def target_of(index: IndexDef, wanted: float) -> float:
+def target_of(placed: Placed, wanted: float) -> float:
     """Return the recall to search with: what is wanted, or more where the index promises more."""
-    if index.method != AUTO:
+    if placed.index.method != AUTO:
         return wanted
-    return promised(max(wanted, float(index.options.get("target_recall", 0))))
+    least = float(placed.index.options.get("target_recall", 0))
+    return asked_for(max(wanted, least), placed.method.name)
 
 
 def unplaced(context: Context, index: IndexDef) -> str:

@@ -100,7 +100,7 @@ _Asked = tuple[np.ndarray, int, np.ndarray | None]
 
 def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector_index.Ask:
     settings = context.engines.settings
-    target = vector_index.target_of(placed.index, settings["target_recall"])
+    target = vector_index.target_of(placed, settings["target_recall"])
     return vector_index.Ask(*asked, settings[placed.method.setting], target, settings["threads"])
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.cli.progress import watched
+from tarsdb.cli.progress import size, watched
 from tarsdb.cli.shell import Shell
-from tarsdb.engine.progress import size
 from tarsdb.kernels import graph as kernels
 
 
