@@ -23,6 +23,7 @@ from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.navigation import operators
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
@@ -78,23 +79,30 @@ def checked_options(
     Raises
     ------
     NotSupportedError
-        The column's type, the metric or an option is none the method can do.
+        The metric is not defined for the column's type, the operator class is for another type, or
+        an option is not known.
     DataError
         An option is outside its range.
     """
-    options = {k: v for k, v in given.items() if k != "opclass"}
-    if sql_type.kind is not Kind.VECTOR:
+    options = {k: v for k, v in given.items() if k not in ("opclass", "metric")}
+    defined = [each for each, op in OPERATORS.items() if op in operators(sql_type)]
+    kind = sql_type.kind.value.lower()
+    classes = ", ".join(f"{kind}_{each}_ops" for each in defined)
+    metric = str(given.get("metric", "hamming" if sql_type.kind is Kind.BIT else "l2")).lower()
+    if metric not in defined:
         raise NotSupportedError(
-            f"index {name}: USING {method} over {sql_type} is not built yet",
-            hint="a VECTOR column; without an index, nearest neighbours are searched exactly",
+            f"index {name}: metric {metric!r} is not defined for {sql_type}, "
+            f"expected {' or '.join(defined)}",
+            hint=f"operator classes: {classes}",
         )
-    metric = str(options.pop("metric", "l2")).lower()
-    if metric not in OPERATORS:
+    opclass = given.get("opclass", "")
+    if opclass not in ("", f"{metric}_ops", f"{kind}_{metric}_ops"):
         raise NotSupportedError(
-            f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
+            f"index {name}: operator class {opclass} is not for metric {metric!r} of {sql_type}",
+            hint=f"operator classes: {classes}",
         )
-    kind = AutoOptions if method == AUTO else METHODS[method].options()
-    return {"metric": metric, **checked(kind, options, name)}
+    known = AutoOptions if method == AUTO else METHODS[method].options()
+    return {"metric": metric, **checked(known, options, name)}
 
 
 # --- one part ---
@@ -150,10 +158,8 @@ def _announce(index: IndexDef, shape: Shape, choice: Choice, build: Build) -> No
     if not shape.rows or choice.method == FLAT:
         return
     method = METHODS[choice.method]
-    memory, disk = method.estimated_bytes(
-        shape.rows, shape.type.width, shape.type.dtype.itemsize, shape.op,
-        method.options()(**choice.options),
-    )  # fmt: skip
+    options = method.options()(**choice.options)
+    memory, disk = method.estimated_bytes(shape.rows, shape.type, shape.op, options)
     build.listener.start(
         Work(f"index {index.name}", "vectors", shape.rows, memory, disk, choice.reason)
     )
@@ -163,15 +169,14 @@ def _built(
     source: Rows, index: IndexDef, choice: Choice, build: Build
 ) -> tuple[Choice, dict[str, np.ndarray]]:
     """Build a part by a choice, or by another where that does not suffice; return its arrays."""
-    tried: list[str] = []
+    shape, tried = Shape(len(source.rowids), source.type, source.op), list[str]()
     while choice.method != FLAT:
         method = METHODS[choice.method]
         part = method.build(source, method.options()(**choice.options))
         steps = calibration.measured(part, method, source, build.check)
-        if index_choice.suffices(choice, part, Calibration(steps, method)):
+        if index_choice.suffices(choice, part, Calibration(steps, method), shape):
             return choice, {**part.to_arrays(), "calibration": steps}
         tried.append(choice.method)
-        shape = Shape(len(source.rowids), source.type, source.op)
         choice = index_choice.instead(tried, shape, AutoOptions(**_options(index)))
         _announce(index, shape, choice, build)
     return choice, {}
@@ -246,6 +251,7 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
     with Lease(env) as lease:
         with Snapshot(env) as snapshot:
             stored = known_parts(snapshot.txn, index.id)
+            whole = whole or not all(part.digest for part in stored)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
             source, choice = _source(snapshot, table, index, commits, kept, build)

@@ -14,8 +14,9 @@ from tarsdb.engine.calibration import Calibration
 from tarsdb.engine.index_methods import METHODS, Part
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import DataError
+from tarsdb.index.navigation import NAVIGATIONS
 from tarsdb.storage import IndexPart
-from tarsdb.types import SqlType
+from tarsdb.types import Kind, SqlType
 
 AUTO, FLAT = "auto", "flat"
 """The word after USING, and what is chosen where exact search does best."""
@@ -25,7 +26,7 @@ INT4_DIM, BITS_DIM = 96, 256
 """Dimensions from which codes of 4 bits, and of one bit, tell near rows apart as bytes do."""
 GROWN = 2
 """Rows that no method is good at are tried again when there are so many times as many."""
-MISSED = {"hnsw": 0.4}
+MISSED = {"hnsw": 0.25}
 """Share of what searches may miss that a part may miss of its own rows. In a graph each of these
 is a node whose edges lead to the answer; other queries miss more."""
 K = 10
@@ -78,8 +79,7 @@ class Shape:
     def searched_bytes(self, method: str, options: dict[str, Any]) -> int:
         """Return what searches of a part of this shape read."""
         made = METHODS[method].options()(**options)
-        width, itemsize = self.type.width, self.type.dtype.itemsize
-        return METHODS[method].searched_bytes(self.rows, width, itemsize, self.op, made)
+        return METHODS[method].searched_bytes(self.rows, self.type, self.op, made)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def more_of(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> C
     return Choice(last.method, options, last.reason)
 
 
-def suffices(choice: Choice, part: Part, calibration: Calibration) -> bool:
+def suffices(choice: Choice, part: Part, calibration: Calibration, shape: Shape) -> bool:
     """Return whether a part reaches the recall of a choice, and faster than exact search."""
     if not choice.target:
         return True
@@ -157,7 +157,8 @@ def suffices(choice: Choice, part: Part, calibration: Calibration) -> bool:
     effort = method.settled(reached, K, [part])
     if not reached or 2 * method.pool(part, K, effort) > rows:
         return False
-    return not method.prefers_exact(effort, (rows, rows), [part], is_coded=True)
+    is_coded = shape.type.kind is Kind.VECTOR and not NAVIGATIONS[shape.op].is_loose
+    return not method.prefers_exact(effort, (rows, rows), [part], is_coded)
 
 
 def instead(tried: Sequence[str], shape: Shape, wanted: AutoOptions) -> Choice:

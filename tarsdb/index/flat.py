@@ -16,6 +16,7 @@ from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
+from tarsdb.index.navigation import elements
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -58,6 +59,7 @@ class FlatIndex:
         self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._run_bounds: tuple[_Runs | None] | None = None
+        self._scans: dict[str, Scan] = {}
 
     def search(
         self,
@@ -131,7 +133,9 @@ class FlatIndex:
         kernel = dispatch.get(self._kind)
         if kernel is None or len(positions) > HEAP_LIMIT or k <= 0:
             return self.search(query, k, op, positions=positions)
-        scan = Scan(kernel, self._table, metric_code(op, self._type))
+        scan = self._scans.get(op)
+        if scan is None or scan.kernel is not kernel:
+            scan = self._scans[op] = Scan(kernel, self._table, metric_code(op, self._type))
         return scan.among_one(self._checked(query), positions, k)
 
     def is_coded(self, positions: np.ndarray) -> bool:
@@ -240,6 +244,11 @@ class FlatIndex:
     def width(self) -> int:
         """Elements of a vector."""
         return self._type.width
+
+    @property
+    def elements(self) -> int:
+        """Numbers of a vector, see :mod:`tarsdb.index.navigation`."""
+        return elements(self._type)
 
     def rowids(self, positions: np.ndarray) -> np.ndarray:
         """Return the row ids at positions; int64."""

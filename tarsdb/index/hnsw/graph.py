@@ -132,8 +132,9 @@ class Graph:
         found = kernels.current()
         if found is None:
             raise OperationalError("the graph's kernels are not compiled yet")
+        table, fixed, dim = self._place
         given = np.ascontiguousarray(query, np.float32)
-        if given.shape != (self.dim,):
+        if given.shape != (dim,):
             raise DimensionMismatchError(
                 f"the query has shape {given.shape}, the graph is of {self.dim} elements"
             )
@@ -141,7 +142,6 @@ class Graph:
         if allowed is not None:
             ef = max(ef, wanted)
             room, mask = max(reach, 2 * ef), address(allowed)
-        table, fixed = self._place
         count = found.search(
             table, address(given), wanted, ef, room, mask, 0 if places is None else address(places),
             address(out), _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
@@ -155,14 +155,14 @@ class Graph:
         return np.array([
             *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
             self.padded, sketch_bytes(self.padded), len(self.space.mean),
-            OPERATORS.index(self.space.op),
+            OPERATORS.index(self.space.op), self.space.norm.view(np.int32),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
-    def _place(self) -> tuple[int, int]:
-        """Return the address of the table, and the bytes of a search besides its lists."""
+    def _place(self) -> tuple[int, int, int]:
+        """Return the address of the table, bytes of a search besides its lists, dimension."""
         marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
-        return address(self.table), self.padded + near + marks
+        return address(self.table), self.padded + near + marks, self.dim
 
     @cached_property
     def _sketches(self) -> np.ndarray:
@@ -226,5 +226,5 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
         raise CorruptionError(f"a graph's entries are outside its {nodes} nodes")
     if len(np.unique(entries)) != len(entries):
         raise CorruptionError("a graph has an entry twice")
-    if not np.isfinite(arrays["constants"]).all() or not np.isfinite(arrays["mean"]).all():
+    if not all(np.isfinite(arrays[name]).all() for name in ("constants", "mean", "largest")):
         raise CorruptionError("a graph's constants are not finite")

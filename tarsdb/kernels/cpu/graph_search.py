@@ -45,12 +45,14 @@ from tarsdb.kernels.cpu.sorted_list import (
     start_list,
 )
 
-CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND = (
-    range(13)
-)
+(
+    CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND,
+    NORM,
+) = range(14)  # fmt: skip
 """The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of
 a node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0
-for ``<->``, 1 ``<#>``, 2 ``<=>``."""
+for ``<->``, 1 ``<#>``, 2 ``<=>``, and the norm that queries are brought to unless by ``<->``, the
+bits of a float32."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
 SCREEN = np.float32(0.7)
@@ -74,11 +76,12 @@ def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
     mean, width, kind = read_long(graph, MEAN), read_long(graph, WIDTH), read_long(graph, KIND)
     given = width - (kind == 1)
     factor = np.float32(1)
-    if kind == 2:
+    if kind:
         square = np.float32(0)
         for i in range(given):
             square += read_real(query, i) * read_real(query, i)
-        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+        norm = float_of(read_long(graph, NORM))
+        factor = norm / np.sqrt(square) if square > 0 else np.float32(0)
     top = np.int64(0)  # as bits: they order as the numbers do
     for i in range(given):
         value = read_real(query, i) * factor - read_real(mean, i)
