@@ -178,6 +178,20 @@ class Method(ABC):
         effort, which is calibrated.
         """
 
+    def search_batch(
+        self,
+        part: Part,
+        queries: np.ndarray,
+        how: tuple[int, int, int],
+        allowed: np.ndarray | None,
+        places: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Search a part for many queries in one call: places (q, wanted) and how many of each.
+
+        ``how`` is what is wanted, the effort and the reach. None: parts have no such search.
+        """
+        return None
+
     @abstractmethod
     def pool(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes an effort makes known, to be compared by another distance."""
@@ -287,6 +301,21 @@ class Hnsw(Method):
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes are compared by their full vectors."""
         return min(max(effort, k), max(k + k // 2, k + EXTRA))
+
+    def search_batch(
+        self,
+        part: Part,
+        queries: np.ndarray,
+        how: tuple[int, int, int],
+        allowed: np.ndarray | None,
+        places: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Search a graph for many queries."""
+        from tarsdb.index.hnsw import Graph
+
+        assert isinstance(part, Graph)
+        wanted, ef, reach = how
+        return part.search_batch(queries, wanted, ef, allowed, reach, places)
 
     def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
         """Return the size of the whole list: comparing it costs little beside filling it."""

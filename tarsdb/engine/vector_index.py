@@ -387,6 +387,9 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
     failed = threading.Event()
 
     def part(start: int) -> list[Found]:
+        together = _many(scope, queries[start : start + step], op)
+        if together is not None:
+            return [together]
         found = []
         for query in queries[start : start + step]:
             one = None if failed.is_set() else _one(scope, query, op)
@@ -398,6 +401,25 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
 
     parts = in_threads(part, range(0, len(queries), max(step, 1)), ask.threads)
     return None if failed.is_set() else [one for part in parts for one in part]
+
+
+def _many(scope: _Scope, queries: np.ndarray, op: str) -> Found | None:
+    """Return the answers of some queries by few calls; None where each is to be looked at alone."""
+    if scope.distance is not None:
+        return None
+    found, method, asked = [], scope.placed.method, as_numbers(queries)
+    for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
+        how = compared, scope.effort, scope.reach
+        near = method.search_batch(placed.part, asked, how, mask, placed.positions)
+        if near is None or int(near[1].min()) < compared:
+            return None
+        found.append(near[0])
+    if len(scope.fresh):
+        found.append(np.tile(scope.fresh, (len(queries), 1)))
+    positions = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+    if positions.shape[1] < scope.wanted:
+        return None
+    return scope.flat.among(queries, positions, scope.wanted, op)
 
 
 def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
@@ -414,7 +436,7 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     if scope.distance is not None:
         ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
         return ids[np.newaxis], values[np.newaxis]
-    answer = scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+    answer = scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
     again = _important(scope, found, answer[0][0])
     for at in again:
         near = _near(scope, at, asked, scope.effort)
@@ -422,7 +444,7 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     if not again:
         return answer
     positions = _together(found, scope.fresh)
-    return scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+    return scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
 
 
 def _near(scope: _Scope, at: int, query: np.ndarray, effort: int) -> np.ndarray | None:
