@@ -176,6 +176,7 @@ def _built(
         steps = calibration.measured(part, method, source, build.check)
         if index_choice.suffices(choice, part, Calibration(steps, method), shape):
             return choice, {**part.to_arrays(), "calibration": steps}
+        del part  # the next one needs the memory
         tried.append(choice.method)
         choice = index_choice.instead(tried, shape, AutoOptions(**_options(index)))
         _announce(index, shape, choice, build)

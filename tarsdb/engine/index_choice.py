@@ -31,6 +31,7 @@ MISSED = {"hnsw": 0.25}
 is a node whose edges lead to the answer; other queries miss more."""
 K = 10
 """Neighbours the recall is promised for."""
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _INT4 = {"quantization": "int4"}
 _LARGER = (FLAT, "hnsw", "ivf")
 """What is chosen as an index grows, in order."""
@@ -115,14 +116,17 @@ def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
         return Choice(FLAT, {}, f"{shape.rows:,} rows, an index pays from {FEWEST_ROWS:,}")
     options = _graph_options(shape, wanted)
     held, memory = shape.searched_bytes("hnsw", options), wanted.memory_bytes
-    told = f"a graph of {shape.rows:,} rows takes up to {_mb(held)}, memory is {_mb(memory)}"
+    told = (
+        f"a graph of {shape.rows:,} rows takes up to {_amount(held)}, memory is {_amount(memory)}"
+    )
     if held <= memory:
         return Choice("hnsw", options, told, asked_for(wanted.target_recall, "hnsw"))
     return _lists(shape, wanted, told)
 
 
-def _mb(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
+def _amount(nbytes: int) -> str:
+    unit, one = next((u for u in _UNITS if nbytes >= u[1]), _UNITS[-1])
+    return f"{nbytes / one:.1f} {unit}"
 
 
 def _graph_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
@@ -175,4 +179,6 @@ def has_outgrown(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions)
     last, choice = stored[-1], chosen(shape, wanted)
     if last.method == FLAT and last.rows >= FEWEST_ROWS and shape.rows < GROWN * last.rows:
         return False  # no method was good at these rows
+    if last.method not in _LARGER:
+        return True  # made by another version
     return _LARGER.index(choice.method) > _LARGER.index(last.method)

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import index_build, index_choice
+from tarsdb.engine import index_build, index_choice, vector_index
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.progress import Work
 from tarsdb.errors import DataError, NotSupportedError
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.metrics import METRICS
+from tarsdb.schema import IndexDef
 from tarsdb.storage import IndexPart, Snapshot, read_parts
+from tarsdb.types import parse_type
 
 DIM, ROWS, K = 24, 8000, 10
 GRAPH_BYTES = ROWS * 400
@@ -123,18 +126,19 @@ def test_few_rows_are_left_to_exact_search(db: tarsdb.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "method", "noun", "counter"),
-    [(1, "hnsw", "graph", "index.graph_searches"), (0.1, "ivf", "lists", "index.list_searches")],
+    ("share", "budget", "method", "noun"),
+    [(1, "3.2 MB", "hnsw", "graph"), (0.1, "320.0 kB", "ivf", "lists")],
 )
 def test_a_graph_where_it_fits_else_lists(
-    path: pathlib.Path, db: tarsdb.Connection, share: float, method: str, noun: str, counter: str
+    path: pathlib.Path, db: tarsdb.Connection, share: float, budget: str, method: str, noun: str
 ) -> None:
+    counter = METHODS[method].counter
     insert(db, clustered(ROWS, 1))
     chosen, reason = create(db, memory(share))
     assert (chosen, reason) == listed(db)
     assert chosen == method
     assert reason.startswith("a graph of 8,000 rows takes up to ")
-    assert reason.endswith(f" MB, memory is {share * GRAPH_BYTES / 1e6:.1f} MB")
+    assert reason.endswith(f", memory is {budget}")
     before = counted(counter)
     assert recall(db) >= 0.95
     assert counted(counter) == before + len(QUERIES)
@@ -319,3 +323,45 @@ def test_what_is_not_known_is_refused(
     with pytest.raises(kind, match=message):
         create(db, f"WITH ({options})")
     assert db.execute("SELECT count(*) FROM tars_indexes WHERE name = 'tv'").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "op", "budget", "method"),
+    [
+        ("HALFVEC", "<=>", "1GB", "hnsw"), ("INT8VEC", "<->", "1KB", "ivf"),
+        ("BIT", "<~>", "1KB", "ivf"), ("VECTOR", "<+>", "1GB", "hnsw"),
+    ],
+)  # fmt: skip
+def test_any_type_and_operator(
+    path: pathlib.Path, kind: str, op: str, budget: str, method: str
+) -> None:
+    metric = {"<=>": "cosine", "<->": "l2", "<~>": "hamming", "<+>": "l1"}[op]
+    of: dict[str, Any] = {"INT8VEC": np.int8, "BIT": np.uint8}
+
+    def made(rows: np.ndarray) -> np.ndarray:
+        scaled = rows > 0 if kind == "BIT" else 20 * rows
+        return scaled.astype(of.get(kind, np.float32))
+
+    search = f"SELECT id, emb {op} ? AS d FROM t ORDER BY d LIMIT {K}"
+    with tarsdb.connect(path) as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb {kind}({DIM}))")
+        insert(db, made(clustered(ROWS, 1)))
+        true = [db.execute(search, (query,)).fetchall() for query in made(QUERIES)]
+        assert create(db, f"WITH (metric = '{metric}', memory = '{budget}')")[0] == method
+        before = counted(METHODS[method].counter)
+        found = [db.execute(search, (query,)).fetchall() for query in made(QUERIES)]
+        assert counted(METHODS[method].counter) == before + len(QUERIES)
+    near = [
+        distance <= right[-1][1] + 1e-6
+        for rows, right in zip(found, true, strict=True)
+        for _, distance in rows
+    ]
+    assert np.mean(near) >= 0.95
+
+
+def test_a_method_of_another_version_is_exact_until_upkeep() -> None:
+    stored = (IndexPart("", ROWS, 0, 0, 1, "newer", "it said so"),)
+    shape = index_choice.Shape(ROWS, parse_type(f"VECTOR({DIM})"), "<->")
+    assert index_choice.has_outgrown(stored, shape, index_choice.AutoOptions())
+    index = IndexDef(1, "tv", "t", (2,), method="auto", options={"metric": "l2"})
+    assert vector_index.method_of(index, stored) is None
