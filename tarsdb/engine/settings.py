@@ -79,12 +79,18 @@ def _duration_ms(name: str, value: Any) -> int:
 
 
 def _size(name: str, value: Any) -> str:
+    size_bytes(f"setting {name}", value)
+    return str(value).strip().upper().replace(" ", "")
+
+
+def size_bytes(what: str, value: Any) -> int:
+    """Return the bytes of a size such as ``'512MB'``; DataError, naming ``what``, if it is none."""
     text = str(value).strip().upper().replace(" ", "")
     digits = text.rstrip("KMGIB")
     known = digits.replace(".", "", 1).isdigit() and text[len(digits) :] in _UNITS
     if not known or not float(digits) > 0:
-        raise DataError(f"setting {name}: {value!r} is not a size", hint="write '512MB' or '2GB'")
-    return text
+        raise DataError(f"{what}: {value!r} is not a size", hint="write '512MB' or '2GB'")
+    return int(float(digits) * _UNITS[text[len(digits) :]])
 
 
 SETTINGS: dict[str, Setting] = {
