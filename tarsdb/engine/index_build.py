@@ -20,6 +20,7 @@ from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
+from tarsdb.kernels.gpu.device import Device, choose
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
@@ -53,12 +54,15 @@ class Build:
     check: Callable[[], None] = lambda: None
     """Called now and then; raises to stop."""
     listener: Listener = SILENT
+    device: Device | None = None
 
     @staticmethod
     def of(context: Context) -> Build:
         """Return how a statement's connection builds."""
         engines = context.engines
-        return Build(engines.settings["threads"], engines.interrupt.check, engines.listener)
+        settings = engines.settings
+        device = choose(settings["device"])
+        return Build(settings["threads"], engines.interrupt.check, engines.listener, device)
 
     def show(self, done: int, total: int) -> None:
         """Tell how far a build is, and stop where that was asked for."""
@@ -115,7 +119,7 @@ def _source(
 
     return Rows(
         flat.rowids(positions), flat.vectors(positions), column.type,
-        OPERATORS[index.options["metric"]], build.threads, progress,
+        OPERATORS[index.options["metric"]], build.threads, progress, build.device,
     )  # fmt: skip
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
+from tarsdb.errors import DataError, DeviceError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import on_device, own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.native import BlockTable, Scan
+from tarsdb.metrics import METRICS
 from tarsdb.types import Kind, SqlType, to_storage
 
 _Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -119,7 +120,7 @@ class FlatIndex:
         ----------
         device : Device
             It is asked for large batches over VECTOR, and never answers without proof: see
-            ``on_device``. What it cannot prove the processor searches.
+            ``on_device``. What it cannot prove the processor searches, and all when it fails.
         queries : (q, width)
         k : int
         op : str
@@ -132,7 +133,11 @@ class FlatIndex:
         if kernel is None or not fitting or not on_device.is_worth(matrix, self._rows, k, metric):
             return self.search(matrix, k, op, threads=threads)
         scan = Scan(kernel, self._table, metric)
-        found = on_device.search(device, self._blocks, scan, matrix, k)
+        try:
+            found = on_device.search(device, self._blocks, scan, matrix, k)
+        except DeviceError:  # out of memory, mostly; the answer can be had without it
+            METRICS.add("index.device_failures")
+            found = None
         if found is None or not found[1].any():
             return self.search(matrix, k, op, threads=threads)
         (rowids, values), certified = found

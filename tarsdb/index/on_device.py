@@ -73,8 +73,13 @@ def search(
         too large for float32, or are fewer than k.
     certified : bool (q,)
         Where it does; the others must be searched by the scan.
+
+    Raises
+    ------
+    DeviceError
+        The device failed.
     """
-    with device.lock:
+    with device.working():
         rows = _resident(device, blocks)
         if rows is None:
             return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,15 +35,28 @@ class Device:
         What was brought to the device.
     merge : callable
         See :data:`tarsdb.kernels.gpu.select.Merge`.
-    lock : lock
-        Held while a search or a build computes: one at a time fills a device.
     """
 
     name: str
     xp: Any
     arrays: DeviceArrays
     merge: Merge
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep the device for one caller: a search or a part of a build fills it.
+
+        Raises
+        ------
+        DeviceError
+            In place of whatever failed: memory ran out, or the driver gave up.
+        """
+        with self._lock:
+            try:
+                yield
+            except Exception as error:
+                raise DeviceError(f"device {self.name}: {type(error).__name__}: {error}") from error
 
     def host(self, array: Any) -> np.ndarray:
         """Return an array of the device as one of NumPy."""

@@ -97,8 +97,8 @@ def test_limits_hold_for_every_row(level: str, op: str) -> None:
             rows = np.clip(maker(rng, 300, dim), -1e16, 1e16).astype(np.float32)
             queries = np.concatenate([rows[::50] * 1.001, maker(rng, 4, dim)]).astype(np.float32)
             norms = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
-            queries, norms = queries[(norms > 1e-10) & (norms < 1e17)], norms[
-                (norms > 1e-10) & (norms < 1e17)]  # fmt: skip
+            usable = (norms > 1e-10) & (norms < 1e17)
+            queries, norms = queries[usable], norms[usable]
             known = nearest.upload(numpy_device(), rows)
             offsets, factors = on_device._terms(np, metric, known, None)
             products = on_device._scaled(metric, queries, norms) @ rows.T
@@ -161,6 +161,18 @@ def test_what_a_device_is_not_asked(
     rows = np.random.default_rng(1).standard_normal((ROWS, 64)).astype(sql_type.dtype)
     flat = FlatIndex([VectorBlock(np.arange(ROWS), rows)], sql_type)
     assert_same(flat, numpy_device(), rows[:queries].astype(np.float32), k, op)
+
+
+def test_a_device_that_fails_is_done_without(level: str, small_batches: None) -> None:
+    def full(*_: object) -> tuple[np.ndarray, np.ndarray]:
+        raise MemoryError("the device is full")
+
+    rows = np.random.default_rng(1).standard_normal((ROWS, 64)).astype(np.float32)
+    flat, before = FlatIndex(blocks_of(rows, False), parse_type("VECTOR(64)")), counted("failures")
+    device = Device("NumPy", np, DeviceArrays(1 << 30), full)
+    for _ in range(2):  # it is not left locked
+        assert assert_same(flat, device, rows[:20], 5, "<->") == (0, 0)
+    assert counted("failures") == before + 2
 
 
 @pytest.mark.gpu
