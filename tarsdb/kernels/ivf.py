@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tarsdb.kernels.background import Compiled
 
 TILE = 16
-PLAN, PLANES, SCRATCH = 11, 6, 1664  # as in kernels/cpu/ivf.py; a test compares
+PLAN, PLANES, SCRATCH = 12, 6, 1664  # as in kernels/cpu/ivf.py; a test compares
 STEP = 8
 """Assignments start at multiples of this, so that threads do not change what is done together."""
 

@@ -29,6 +29,7 @@ _SHAPES = {
 }  # fmt: skip
 OPERATORS = ("<->", "<#>", "<=>")
 _FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u8"): 2}  # as in kernels/cpu/ivf.py
+_SETS = 3
 _WIDER = 4
 
 
@@ -62,11 +63,12 @@ class Ivf:
     rowids : int64 (n,)
         In order of the lists.
     codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
-        Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
-        list's centroid; the rows of a tile side by side. As :class:`Runs` they stay in somebody
-        else's memory, such as a memory map, and the owner says how long a search may be made.
-    constants : float32 (tiles, 2, 16), for sign bits (tiles, 3, 16)
-        Squared norms and scales; infinite and 0 where there is no row. For sign bits base, slope
+        Codes + 128, the rows in the space, or bits: rows of bits themselves, else RaBitQ's signs of
+        the rotated difference to the list's centroid; the rows of a tile side by side. As
+        :class:`Runs` they stay in somebody else's memory, such as a memory map, and the owner says
+        how long a search may be made.
+    constants : float32 (tiles, 2, 16), for bits (tiles, 3, 16)
+        Squared norms and scales; infinite and 0 where there is no row. For bits base, slope
         and number of set bits, see ``build.py``.
     starts : int64 (lists + 1,)
         First node of each list, and the end. Each list begins a tile.
@@ -77,7 +79,7 @@ class Ivf:
         No row of a list is farther from its centroid; infinite where that is not known.
     space : Space
     rotation : float32 (d', padded)
-        Of sign bits; otherwise (0, 0).
+        Of signs; otherwise (0, 0).
     """
 
     rowids: np.ndarray
@@ -117,7 +119,7 @@ class Ivf:
 
     def candidates(self, k: int) -> int:
         """Return how many nodes to compare by their full vectors for the k nearest."""
-        few, more = (8, 64) if self.codes.dtype == np.uint64 else (2, 10)
+        few, more = (8, 64) if self.rotation.size else (2, 10)
         return min(len(self), max(few * k, k + more))
 
     def search(
@@ -182,7 +184,7 @@ class Ivf:
             memory, probes, scratch = _scratch.of(moved, effort)
             count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
             if effort >= most or (count == wanted and not missed):
-                nodes = heap[:count] & 0xFFFFFFFF
+                nodes: np.ndarray = heap[:count] & 0xFFFFFFFF
                 return nodes if places is None else places[nodes]
             missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
@@ -191,6 +193,11 @@ class Ivf:
     def _plan(self) -> tuple[int, int]:
         """Return the address of the numbers a search wants, and the bytes of a moved query."""
         return address(self._table[0]), self._room
+
+    @property
+    def _form(self) -> int:
+        is_sets = self.codes.dtype == np.uint64 and not self.rotation.size
+        return _SETS if is_sets else _FORMS[self.codes.dtype]
 
     @property
     def _room(self) -> int:
@@ -217,7 +224,8 @@ class Ivf:
         plan[:] = (
             address(places), address(self.centroids), address(self.shapes), address(self.radii),
             address(self.space.mean), self.lists, self._padded, len(self.space.mean),
-            OPERATORS.index(self.space.op), _FORMS[self.codes.dtype], address(self.rotation),
+            OPERATORS.index(self.space.op), self._form, address(self.rotation),
+            self.space.norm.view(np.int32),
         )  # fmt: skip
         return plan, places, copies
 
@@ -278,7 +286,7 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> N
         raise CorruptionError(f"the mean of inverted lists has {width} elements")
     _require_starts(arrays["starts"], nodes)
     _require_shapes(arrays, codes, width)
-    for name in ("mean", "rotation"):
+    for name in ("mean", "rotation", "largest"):
         if not np.isfinite(arrays[name]).all():
             raise CorruptionError(f"array {name} of inverted lists is not finite")
     for name in ("constants", "shapes", "radii"):
@@ -301,7 +309,7 @@ def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, wid
     padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint64
     wanted = {
         "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
-        "rotation": (width, padded) if is_bits else (0, 0),
+        "rotation": (width, padded) if is_bits and arrays["rotation"].size else (0, 0),
         "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
     }  # fmt: skip
     for name, shape in wanted.items():

@@ -48,13 +48,14 @@ SEVERAL = {"vnni": 8, "avx2": 2, "plain": 1}
 _NUMBERS, _DOTS, _BEST, _NAMES = 96, 128, 640, 1152
 SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
-(PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION) = (
-    range(11)
-)
+(
+    PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION,
+    NORM,
+) = range(12)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 11
-BYTES, FLOATS, BITS = range(3)
-"""Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
+PLAN = 12
+BYTES, FLOATS, BITS, SETS = range(4)
+"""Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
 
 
 @njit(nogil=True)
@@ -96,15 +97,15 @@ def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _move(query, width, mean, kind, moved):  # type: ignore[no-untyped-def]
+def _move(query, width, mean, kind, norm, moved):  # type: ignore[no-untyped-def]
     """Bring a query into the index's space, as ``index/hnsw/codes.py`` says."""
     given = width - 1 if kind == 1 else width
     factor = np.float32(1)
-    if kind == 2:
+    if kind:
         square = np.float32(0)
         for at in range(given):
             square += read_real(query, at) * read_real(query, at)
-        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+        factor = norm / np.sqrt(square) if square > 0 else np.float32(0)
     for at in range(width):
         value = read_real(query, at) * factor if at < given else np.float32(0)
         put_real(moved, at, value - read_real(mean, at))
@@ -161,7 +162,8 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
     search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, form of the rows, address of the rotation. The first address is of int64
+        for the operator, form of the rows, address of the rotation, bits of the norm (float32) that
+        queries are brought to unless by the first operator. The first address is of int64
         (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
         Writes (key, node) to ``heap`` int64 (wanted,), ascending by key, then node; returns how
         many. ``allowed`` uint8 (n,) or 0; scratch: ``probes`` int64 (effort,), then holding the
@@ -221,13 +223,18 @@ def make_kernels(variant: str) -> dict[str, Any]:
             read_long(plan, LISTS),
         )
         code, dots = moved + 4 * width, scratch + _DOTS
-        _move(query, width, read_long(plan, MEAN), read_long(plan, KIND), moved)
+        norm = float_of(read_long(plan, NORM))
+        _move(query, width, read_long(plan, MEAN), read_long(plan, KIND), norm, moved)
         scale, squares = _code(moved, width, padded, code)
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
-        if read_long(plan, FORM) == BITS:
-            turned = code + padded
+        form, turned = read_long(plan, FORM), code + padded
+        if form == BITS:
             rotate(moved, read_long(plan, ROTATION), width, padded, turned)
+        elif form == SETS:
+            for at in range(padded):
+                put_real(turned, at, read_real(moved, at) if at < width else np.float32(0))
+        if form >= BITS:
             _plane(turned, padded, turned + 4 * padded, scratch + _NUMBERS)
         count, limit = 0, np.float32(np.inf)
         line, shapes = read_long(plan, CENTROIDS), read_long(plan, CENTROID_CONSTANTS)
@@ -248,6 +255,9 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
             put_int(scratch + _NUMBERS, 3, key_bits(read_long(probes, probe)))
+            if form == SETS:  # what counts is neither half the bits nor the centroid
+                put_real(scratch + _NUMBERS, 2, np.float32(0))
+                put_real(scratch + _NUMBERS, 3, np.float32(0))
             size = scan(plan, at, moved, factor, correction, wanted, allowed, heap, size, scratch)
             limit = top(heap, size, wanted)
         sort(heap, size)
@@ -264,13 +274,13 @@ def make_kernels(variant: str) -> dict[str, Any]:
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
-        elif form == BITS:
+        elif form >= BITS:
             pitch, lines = TILE * padded // 8, 192
         planes = moved + 4 * width + 5 * padded
         limit = top(heap, size, wanted)
         while first < stop:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
-                if form == BITS:
+                if form >= BITS:
                     bits = bit_passing(line, constants, planes, padded // 64, scratch + _NUMBERS,
                                         limit, scratch)  # fmt: skip
                 elif form == FLOATS:

@@ -16,6 +16,7 @@ from numba import float32, int32, int64
 
 cuda: Any = numba.cuda  # its names are not all declared
 THREADS = 128
+_BLOCKS = 128  # Numba warns of fewer; those beyond the rows end at once
 MAX_SIZE = 1024
 """Keys kept at most: list and buffer take 24 KiB of a block's shared memory."""
 
@@ -32,7 +33,7 @@ class TopK:
     def __call__(self, found: Any, first: int, keys: Any, places: Any) -> tuple[Any, Any]:
         """Merge in place; returns ``keys`` and ``places``."""
         kernel = _kernel(keys.shape[1], self._threads)
-        kernel[len(found), self._threads](found, first, keys, places)
+        kernel[max(_BLOCKS, len(found)), self._threads](found, first, keys, places)
         return keys, places
 
 
@@ -63,6 +64,8 @@ def _kernel(size: int, threads: int) -> Any:
         place = cuda.shared.array(total, int64)
         waiting = cuda.shared.array(1, int32)
         row, lane = cuda.blockIdx.x, cuda.threadIdx.x
+        if row >= found.shape[0]:
+            return
         for at in range(lane, total, threads):
             key[at] = keys[row, at] if at < size else float32(np.inf)
             place[at] = places[row, at] if at < size else -1

@@ -12,7 +12,7 @@ import pytest
 import tarsdb
 from tarsdb import storage
 from tarsdb.columns import VectorBlock
-from tarsdb.engine import placing, vector_index
+from tarsdb.engine import index_build, placing, vector_index
 from tarsdb.engine.placing import Cover, Placement
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import graph as kernels
@@ -245,6 +245,43 @@ class Table:
     def search(self, db: tarsdb.Connection) -> list[int]:
         sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 5"
         return [row[0] for row in db.execute(sql, (self.vector(),)).fetchall()]
+
+
+def test_a_search_after_a_commit_sorts_no_rows(
+    tmp_path: pathlib.Path, placed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels.wait()
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        table = Table(db, 6)
+        db.execute("SET ef_search = 64")
+        monkeypatch.setattr(index_build, "TIER", 0)
+        monkeypatch.setattr(index_build, "FRESH_ROWS", 20)
+        ids = sorted(table.ids)[:60]
+        db.executemany("UPDATE t SET emb = ? WHERE id = ?", [(table.vector(), i) for i in ids])
+        index_build.wait(db._require_session().env)
+        table.merge()
+        table.search(db)
+        monkeypatch.setattr(FlatIndex, "_sorted_places", None)
+        for _ in range(5):
+            table.vectors()
+            table.search(db)
+        (kept,) = db._require_session().env.caches["placed"].values()
+        assert len(kept[2].parts) == 2
+        assert kept[2].fresh.size
+        with pytest.raises(TypeError):  # a filter looks its rows up
+            db.execute("SELECT id FROM t WHERE n = 0 ORDER BY emb <-> ? LIMIT 5",
+                       (table.vector(),)).fetchall()  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_row_ids_at_positions(rows: int) -> None:
+    history = History(1)
+    for _ in range(30):
+        history.step()
+    flat = FlatIndex(history.blocks(), tarsdb.types.parse_type(f"VECTOR({DIM})"))
+    every = np.concatenate([block.rowids for block in flat.blocks])
+    positions = np.random.default_rng(rows).integers(0, flat.rows, rows)
+    assert np.array_equal(flat.rowids(positions), every[positions])
 
 
 @pytest.mark.parametrize("seed", range(3))
