@@ -16,7 +16,8 @@ from numba import float32, int32, int64
 
 cuda: Any = numba.cuda  # its names are not all declared
 THREADS = 128
-_BLOCKS = 128  # Numba warns of fewer; those beyond the rows end at once
+BLOCKS = 128
+"""Blocks at least, as Numba warns of fewer; those beyond the rows end at once."""
 MAX_SIZE = 1024
 """Keys kept at most: list and buffer take 24 KiB of a block's shared memory."""
 
@@ -27,13 +28,13 @@ class TopK:
     The number of keys kept is a power of two up to :data:`MAX_SIZE`.
     """
 
-    def __init__(self, threads: int = THREADS) -> None:
-        self._threads = threads
+    def __init__(self, threads: int = THREADS, blocks: int = BLOCKS) -> None:
+        self._threads, self._blocks = threads, blocks
 
     def __call__(self, found: Any, first: int, keys: Any, places: Any) -> tuple[Any, Any]:
         """Merge in place; returns ``keys`` and ``places``."""
         kernel = _kernel(keys.shape[1], self._threads)
-        kernel[max(_BLOCKS, len(found)), self._threads](found, first, keys, places)
+        kernel[max(self._blocks, len(found)), self._threads](found, first, keys, places)
         return keys, places
 
 
