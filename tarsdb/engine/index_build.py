@@ -24,6 +24,7 @@ from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import operators
+from tarsdb.kernels.gpu.device import Device, choose
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
@@ -57,12 +58,15 @@ class Build:
     check: Callable[[], None] = lambda: None
     """Called now and then; raises to stop."""
     listener: Listener = SILENT
+    device: Device | None = None
 
     @staticmethod
     def of(context: Context) -> Build:
         """Return how a statement's connection builds."""
         engines = context.engines
-        return Build(engines.settings["threads"], engines.interrupt.check, engines.listener)
+        settings = engines.settings
+        device = choose(settings["device"])
+        return Build(settings["threads"], engines.interrupt.check, engines.listener, device)
 
     def show(self, done: int, total: int) -> None:
         """Tell how far a build is, and stop where that was asked for."""
@@ -132,7 +136,13 @@ def _source(
         build.show(min(done, total - 1), total)  # the last one is told when all is stored
 
     rows = Rows(
-        flat.rowids(positions), flat.vectors(positions), column.type, op, build.threads, progress
+        flat.rowids(positions),
+        flat.vectors(positions),
+        column.type,
+        op,
+        build.threads,
+        progress,
+        build.device,
     )
     return rows, choice
 

@@ -16,6 +16,7 @@ import numpy as np
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.index.navigation import NAVIGATIONS, elements
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import SqlType
 
 EXTRA = 8
@@ -96,6 +97,8 @@ class Rows:
     threads : int
     progress : callable
         Told rows done and all rows now and then; may raise to stop the building.
+    device : Device, optional
+        For a method that has work for one.
     """
 
     rowids: np.ndarray
@@ -104,6 +107,7 @@ class Rows:
     op: str
     threads: int
     progress: Callable[[int, int], None]
+    device: Device | None = None
 
     @property
     def space(self) -> str:
@@ -364,11 +368,11 @@ class Lists(Method):
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build inverted lists."""
-        from tarsdb.index.ivf import build_ivf
+        from tarsdb.index.ivf import Resources, build_ivf
 
         return build_ivf(
             rows.vectors, rows.rowids, rows.space, options,
-            threads=rows.threads, progress=rows.progress,
+            resources=Resources(rows.threads, rows.device), progress=rows.progress,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:

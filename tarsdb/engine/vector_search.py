@@ -19,6 +19,7 @@ from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.kernels.gpu.device import choose
 from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
@@ -81,11 +82,23 @@ def _answer(
     found = None
     if shape.index is not None:
         found = _by_index(context, shape.index, index, (queries, k, positions))
-    rowids, distances = found or index.search(
-        queries, k, plan.distance.op, positions=positions, descending=plan.descending,
-        threads=context.engines.settings["threads"],
-    )  # fmt: skip
+    rowids, distances = found or _exact(context, plan, index, (queries, positions), k)
     return _flatten(rowids, distances, skip, is_batch)
+
+
+def _exact(
+    context: Context, plan: Knn, index: FlatIndex, asked: tuple[np.ndarray, np.ndarray | None],
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    settings, (queries, positions), op = context.engines.settings, asked, plan.distance.op
+    if settings["device"] != "cpu" and positions is None and not plan.descending:
+        device = choose(settings["device"])
+        if device is not None:
+            return index.search_on(device, queries, k, op, threads=settings["threads"])
+    return index.search(
+        queries, k, op, positions=positions, descending=plan.descending,
+        threads=settings["threads"],
+    )  # fmt: skip
 
 
 def _window(context: Context, plan: Knn) -> tuple[int, int]:
