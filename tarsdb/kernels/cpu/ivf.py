@@ -77,7 +77,7 @@ def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
     """Code float32 (width,); return scale and sum of squared codes."""
     top = np.int64(0)  # as bits: they order as the numbers do
     for at in range(width):
-        top = max(top, bits_of(read_real(row, at)) & 0x7FFFFFFF)
+        top = max(top, bits_of(read_real(row, at)) & np.int64(0x7FFFFFFF))
     scale = float_of(top) / np.float32(127) if top > 0 else np.float32(1)
     inverse = np.float32(1) / scale
     squares = np.int64(0)
@@ -239,8 +239,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
     def scan(  # type: ignore[no-untyped-def]
         plan, list_, following, moved, factor, correction, wanted, allowed, best, size, scratch
     ):
-        """Put the rows of a list among the best, asking for the following list's; return how many.
-        """
+        """Put rows of a list among the best, asking for the following list; return how many."""
         padded, width, form = read_long(plan, PADDED), read_long(plan, WIDTH), read_long(plan, FORM)
         dots = scratch + _DOTS
         table = read_long(plan, PLACES)

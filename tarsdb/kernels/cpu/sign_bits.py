@@ -29,8 +29,6 @@ PLANES = 6
 """Bits of a rotated query's element."""
 BLOCK, ROUNDS = 64, 3
 """Elements that a Hadamard matrix mixes, and how often; between, blocks are dealt out anew."""
-NUMBERS = 4
-"""Float32 that :func:`number` writes, and the key of a centroid."""
 _PARTS = range(0, 4 * BLOCK, 64)
 
 _FLOAT = ir.FloatType()

@@ -22,7 +22,6 @@ from numba.extending import intrinsic
 from tarsdb.kernels.cpu.emit import call, load, splat, store
 from tarsdb.kernels.cpu.memory import emit_prefetch
 
-
 _FLOAT = ir.FloatType()
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _W16, _B64 = (ir.VectorType(kind, n) for kind, n in ((_FLOAT, 16), (_I32, 16), (_I8, 64)))
