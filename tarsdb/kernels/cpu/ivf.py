@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from tarsdb.kernels.cpu.heap import offer, sort
 from tarsdb.kernels.cpu.memory import (
     bits_of,
     float_of,
@@ -49,6 +50,8 @@ SCRATCH = 1664
 """Places in a search's plan; see :func:`make_kernels`."""
 PLAN = 11
 _AHEAD = 4096
+_SHORT = 1024
+"""Entries up to which moving those behind a new one costs less than a heap."""
 BYTES, FLOATS, BITS = range(3)
 """Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
 
@@ -136,7 +139,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Writes nodes, or what int64 ``places`` (n,) has for them, to ``out`` int64 (wanted,),
         ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0. Scratch:
         ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code; ``probes``
-        and ``best``, lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
+        and ``best``, room for lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
     """
     form, several = VARIANTS.index(variant), SEVERAL[variant]
     by_tables = int(variant == "vnni" and has_tables())
@@ -215,6 +218,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             if bits:
                 count = _keep(bits, scratch, tile * TILE, 0, lists, probes, count, effort)
                 limit = _limit(probes, count, effort)
+        _ordered(probes, count, effort)
         size, limit = 0, np.float32(np.inf)
         for probe in range(count):
             entry = read_long(probes, probe)
@@ -230,6 +234,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 plan, at, following, moved, factor, correction, wanted, allowed, best, size, scratch
             )
             limit = _limit(best, size, wanted)
+        _ordered(best, size, wanted)
         for at in range(size):
             node = node_of(read_long(best, at))
             put_long(out, at, read_long(places, node) if places else node)
@@ -307,8 +312,17 @@ def _any(allowed, count):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _limit(entries, size, limit):  # type: ignore[no-untyped-def]
-    """Return the key above which nothing enters a list."""
-    return key_of(read_long(entries, size - 1)) if size == limit else np.float32(np.inf)
+    """Return the key above which nothing enters a list, or a heap if it is longer than short."""
+    if size < limit:
+        return np.float32(np.inf)
+    return key_of(read_long(entries, size - 1 if limit <= _SHORT else 0))
+
+
+@njit(nogil=True)
+def _ordered(entries, size, limit):  # type: ignore[no-untyped-def]
+    """Make entries ascend."""
+    if limit > _SHORT:
+        sort(entries, size)
 
 
 @njit(nogil=True)
@@ -319,6 +333,9 @@ def _keep(bits, keys, first, allowed, stop, entries, size, limit):  # type: igno
         bits &= bits - 1
         row = first + lane
         if row < stop and (allowed == 0 or read_byte(allowed, row)):
-            at = insert_into(entries, size, limit, pack(read_real(keys, lane), row))
-            size = min(size + (at < limit), limit)
+            entry = pack(read_real(keys, lane), row)
+            if limit > _SHORT:
+                size = offer(entries, size, limit, entry)
+            else:
+                size = min(size + (insert_into(entries, size, limit, entry) < limit), limit)
     return size

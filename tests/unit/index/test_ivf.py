@@ -117,6 +117,20 @@ def test_as_many_as_match() -> None:
     assert len(ivf.search(query, 0, 1)) == 0
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_more_wanted_begins_with_the_same(code: str) -> None:
+    """Nodes and lists that are many are kept in another way than few."""
+    rows = clustered(3000, 24, 1)
+    ivf = built(rows, codes=code, lists=1300)
+    for query in rows[:5]:
+        every = ivf.search(query, len(rows), 1)
+        assert sorted(every.tolist()) == list(range(len(rows)))
+        for wanted in (1, 20, 1023, 1024, 1025, 2999):
+            np.testing.assert_array_equal(ivf.search(query, wanted, ivf.lists), every[:wanted])
+    near = ivf.search(rows[0], 20, 3)
+    assert not np.array_equal(near, ivf.search(rows[9], 20, 3))  # a control: it can differ
+
+
 def test_passing_over_far_lists_loses_nothing() -> None:
     """Where clusters are far apart the triangle inequality ends searches early."""
     rng = np.random.default_rng(1)
