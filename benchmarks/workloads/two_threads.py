@@ -1,7 +1,9 @@
 """Searches per second of two threads beside one: a connection each, one process, two cores.
 
 Both ask by SQL for the ten nearest of 60,000 indexed rows in a file. One thread and two take turns;
-figures are wall time, medians over turns. Writes ``results/two_threads.json``.
+figures are wall time, medians over turns. Single queries share the interpreter's lock for half of
+their time; batches (``SET threads``) are a call for many queries each. Writes
+``results/two_threads.json``.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ def run(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     for _ in range(given.repeats):
         for threads, found in speeds.items():
             found.append(_together(stores[:threads], queries, given.seconds))
+    batches = _batches(stores[0], queries, given)
     for store in stores:
         store.close()
     medians = {str(threads): statistics.median(found) for threads, found in speeds.items()}
     return {
         "data": {"rows": given.rows, "dim": inputs.DIM, "source": inputs.vectors(1).source, "k": K},
         "queries_per_second": medians, "two_over_one": medians["2"] / medians["1"],
+        "batches_per_second": batches, "batches_two_over_one": batches["2"] / batches["1"],
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     }  # fmt: skip
 
@@ -60,6 +64,21 @@ def _searches(store: ours.Store, queries: np.ndarray, seconds: float) -> int:
         store.search(queries[done % len(queries)], K, "unfiltered")
         done += 1
     return done
+
+
+def _batches(store: ours.Store, queries: np.ndarray, given: argparse.Namespace) -> dict[str, float]:
+    """Return queries per second of batches on one and on two threads, in turn."""
+    sql = "SELECT id FROM docs ORDER BY emb <-> ? LIMIT 10"
+    speeds: dict[str, list[float]] = {"1": [], "2": []}
+    for _ in range(given.repeats + 1):
+        for threads, found in speeds.items():
+            store.db.execute(f"SET threads = {threads}")
+            stop, done = (start := time.perf_counter()) + given.seconds, 0
+            while time.perf_counter() < stop:
+                store.db.execute(sql, (queries,)).numpy()
+                done += len(queries)
+            found.append(done / (time.perf_counter() - start))
+    return {threads: statistics.median(found[1:]) for threads, found in speeds.items()}
 
 
 def _together(stores: list[ours.Store], queries: np.ndarray, seconds: float) -> float:

@@ -16,7 +16,8 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.engine.index_methods import Method, Part, Rows
 from tarsdb.errors import CorruptionError
-from tarsdb.index.flat import FlatIndex
+from tarsdb.index.flat import FlatIndex, query_dtype
+from tarsdb.index.navigation import NAVIGATIONS, as_numbers
 
 SAMPLE = 64
 ENOUGH = 0.9995
@@ -41,7 +42,7 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
     count, ks = len(rows.rowids), method.calibrated
     flat = FlatIndex([VectorBlock(rows.rowids, rows.vectors)], rows.type)
     sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
-    queries, own = rows.vectors[sample].astype(np.float32), rows.rowids[sample].tolist()
+    queries, own = rows.vectors[sample].astype(query_dtype(rows.type)), rows.rowids[sample].tolist()
     true = [
         _defined(others(ids, distances, rowid, ks[-1]))
         for ids, distances, rowid in zip(
@@ -49,15 +50,17 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
         )
     ]
     totals = np.array([sum(len(each[:k]) for each in true) for k in ks])
+    is_loose = NAVIGATIONS[rows.op].is_loose
+    compared = method.loosely if is_loose else method.candidates
     at = flat.positions(part.rowids)
     steps: list[tuple[float, ...]] = []
-    for effort in method.ladder(part):
+    for effort in method.ladder(part, is_loose):
         check()
         settled = method.settled(effort, ks[0] + 1, [part])
-        taken = [method.candidates(part, k + 1, settled) for k in ks]
+        taken = [compared(part, k + 1, settled) for k in ks]
         hits = np.zeros(len(ks))
         for query, near, rowid in zip(queries, true, own, strict=True):
-            nodes = part.search(query, taken[-1], settled, None, settled)
+            nodes = part.search(as_numbers(query), taken[-1], settled, None, settled)
             assert nodes is not None
             for column, k in enumerate(ks):
                 ids, distances = flat.search(

@@ -20,6 +20,7 @@ from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.navigation import operators
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
@@ -75,20 +76,27 @@ def checked_options(
     Raises
     ------
     NotSupportedError
-        The column's type, the metric or an option is none the method can do.
+        The metric is not defined for the column's type, the operator class is for another type, or
+        an option is not known.
     DataError
         An option is outside its range.
     """
-    options = {k: v for k, v in given.items() if k != "opclass"}
-    if sql_type.kind is not Kind.VECTOR:
+    options = {k: v for k, v in given.items() if k not in ("opclass", "metric")}
+    defined = [each for each, op in OPERATORS.items() if op in operators(sql_type)]
+    kind = sql_type.kind.value.lower()
+    classes = ", ".join(f"{kind}_{each}_ops" for each in defined)
+    metric = str(given.get("metric", "hamming" if sql_type.kind is Kind.BIT else "l2")).lower()
+    if metric not in defined:
         raise NotSupportedError(
-            f"index {name}: USING {method} over {sql_type} is not built yet",
-            hint="a VECTOR column; without an index, nearest neighbours are searched exactly",
+            f"index {name}: metric {metric!r} is not defined for {sql_type}, "
+            f"expected {' or '.join(defined)}",
+            hint=f"operator classes: {classes}",
         )
-    metric = str(options.pop("metric", "l2")).lower()
-    if metric not in OPERATORS:
+    opclass = given.get("opclass", "")
+    if opclass not in ("", f"{metric}_ops", f"{kind}_{metric}_ops"):
         raise NotSupportedError(
-            f"index {name}: metric {metric!r} is not built yet", hint=", ".join(sorted(OPERATORS))
+            f"index {name}: operator class {opclass} is not for metric {metric!r} of {sql_type}",
+            hint=f"operator classes: {classes}",
         )
     return {"metric": metric, **METHODS[method].checked(options, name)}
 
@@ -122,9 +130,8 @@ def _source(
 def _announced(index: IndexDef, rows: int, sql_type: SqlType) -> Work:
     """Return what is told before a part is built."""
     memory, disk = METHODS[index.method].estimated_bytes(
-        rows, sql_type.width, sql_type.dtype.itemsize,
-        OPERATORS[index.options["metric"]], _options(index),
-    )  # fmt: skip
+        rows, sql_type, OPERATORS[index.options["metric"]], _options(index)
+    )
     return Work(f"index {index.name}", "vectors", rows, memory, disk)
 
 

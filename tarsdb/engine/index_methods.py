@@ -15,6 +15,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
+from tarsdb.index.navigation import NAVIGATIONS, elements
 from tarsdb.types import SqlType
 
 EXTRA = 8
@@ -29,6 +30,9 @@ FIRST_EF = 16
 REACH = 8
 """A filtered search may keep one node in sight for so many rows that match: expanding one costs as
 much as comparing these."""
+LOOSE = 16
+"""Of the rows in the lists looked at one in so many is compared where another metric navigates:
+that takes about as long as reading the codes of all."""
 
 
 class Part(Protocol):
@@ -45,7 +49,7 @@ class Part(Protocol):
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors."""
+        """Elements of the vectors as numbers."""
         ...
 
     @property
@@ -88,7 +92,7 @@ class Rows:
     type : SqlType
         Of their column.
     op : str
-        The operator the part will answer.
+        The operator the part will answer, navigated as ``NAVIGATIONS`` says.
     threads : int
     progress : callable
         Told rows done and all rows now and then; may raise to stop the building.
@@ -100,6 +104,11 @@ class Rows:
     op: str
     threads: int
     progress: Callable[[int, int], None]
+
+    @property
+    def space(self) -> str:
+        """The operator of the space the part is built in."""
+        return NAVIGATIONS[self.op].op
 
 
 class Method(ABC):
@@ -129,7 +138,7 @@ class Method(ABC):
 
     @abstractmethod
     def estimated_bytes(
-        self, rows: int, width: int, itemsize: int, op: str, options: Any
+        self, rows: int, sql_type: SqlType, op: str, options: Any
     ) -> tuple[int, int]:
         """Return memory held at the peak of a build and bytes of its part, from shapes alone."""
 
@@ -142,7 +151,7 @@ class Method(ABC):
         """Return a part of arrays from outside; CorruptionError where they are unsound."""
 
     @abstractmethod
-    def ladder(self, part: Part) -> Sequence[int]:
+    def ladder(self, part: Part, is_loose: bool) -> Sequence[int]:
         """Return the efforts a calibration tries, ascending."""
 
     @abstractmethod
@@ -156,6 +165,28 @@ class Method(ABC):
     @abstractmethod
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes of a part are compared by their full vectors."""
+
+    @abstractmethod
+    def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
+        """Return how many are where another metric navigates; ``share`` of the rows may be found.
+
+        How many that takes differs by orders of magnitude between data, so it grows with the
+        effort, which is calibrated.
+        """
+
+    def search_batch(
+        self,
+        part: Part,
+        queries: np.ndarray,
+        how: tuple[int, int, int],
+        allowed: np.ndarray | None,
+        places: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Search a part for many queries in one call: places (q, wanted) and how many of each.
+
+        ``how`` is what is wanted, the effort and the reach. None: parts have no such search.
+        """
+        return None
 
     @abstractmethod
     def pool(self, part: Part, k: int, effort: int) -> int:
@@ -206,6 +237,7 @@ class Hnsw(Method):
     calibrated = (10,)
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    _LOOSE = (768, 1024)
 
     def options(self) -> type[Any]:
         """Return the options of a graph."""
@@ -214,19 +246,20 @@ class Hnsw(Method):
         return GraphOptions
 
     def estimated_bytes(
-        self, rows: int, width: int, itemsize: int, op: str, options: Any
+        self, rows: int, sql_type: SqlType, op: str, options: Any
     ) -> tuple[int, int]:
         """Return memory held at the peak of a build and bytes of its graph."""
         from tarsdb.index.hnsw import estimated_bytes
 
-        return estimated_bytes(rows, width, itemsize, op, options)
+        stored = sql_type.width * sql_type.dtype.itemsize
+        return estimated_bytes(rows, elements(sql_type), stored, NAVIGATIONS[op].op, options)
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build a graph."""
         from tarsdb.index.hnsw import build_graph
 
         return build_graph(
-            rows.vectors, rows.rowids, rows.op, options,
+            rows.vectors, rows.rowids, rows.space, options,
             threads=rows.threads, progress=rows.progress,
         )  # fmt: skip
 
@@ -236,9 +269,9 @@ class Hnsw(Method):
 
         return Graph.from_arrays(arrays)
 
-    def ladder(self, part: Part) -> Sequence[int]:
+    def ladder(self, part: Part, is_loose: bool) -> Sequence[int]:
         """Return the list sizes a calibration tries."""
-        return self._LADDER
+        return self._LADDER + self._LOOSE if is_loose else self._LADDER
 
     def settled(self, effort: int, k: int, parts: Sequence[Part]) -> int:
         """Return a list that has room for what is found."""
@@ -251,6 +284,25 @@ class Hnsw(Method):
     def candidates(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes are compared by their full vectors."""
         return min(max(effort, k), max(k + k // 2, k + EXTRA))
+
+    def search_batch(
+        self,
+        part: Part,
+        queries: np.ndarray,
+        how: tuple[int, int, int],
+        allowed: np.ndarray | None,
+        places: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Search a graph for many queries."""
+        from tarsdb.index.hnsw import Graph
+
+        assert isinstance(part, Graph)
+        wanted, ef, reach = how
+        return part.search_batch(queries, wanted, ef, allowed, reach, places)
+
+    def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
+        """Return the size of the whole list: comparing it costs little beside filling it."""
+        return self.pool(part, k, effort)
 
     def pool(self, part: Part, k: int, effort: int) -> int:
         """Return the size of the whole list."""
@@ -285,19 +337,20 @@ class Lists(Method):
         return IvfOptions
 
     def estimated_bytes(
-        self, rows: int, width: int, itemsize: int, op: str, options: Any
+        self, rows: int, sql_type: SqlType, op: str, options: Any
     ) -> tuple[int, int]:
         """Return memory held at the peak of a build and bytes of its lists."""
         from tarsdb.index.ivf import estimated_bytes
 
-        return estimated_bytes(rows, width, itemsize, op, options)
+        stored = sql_type.width * sql_type.dtype.itemsize
+        return estimated_bytes(rows, elements(sql_type), stored, NAVIGATIONS[op].op, options)
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build inverted lists."""
         from tarsdb.index.ivf import build_ivf
 
         return build_ivf(
-            rows.vectors, rows.rowids, rows.op, options,
+            rows.vectors, rows.rowids, rows.space, options,
             threads=rows.threads, progress=rows.progress,
         )  # fmt: skip
 
@@ -307,7 +360,7 @@ class Lists(Method):
 
         return Ivf.from_arrays({**arrays, **left})
 
-    def ladder(self, part: Part) -> Sequence[int]:
+    def ladder(self, part: Part, is_loose: bool) -> Sequence[int]:
         """Return numbers of lists up to all of them, each about 1.4 times the one before."""
         lists = self._lists(part)
         powers = (1 << n for n in range(lists.bit_length()))
@@ -324,6 +377,11 @@ class Lists(Method):
 
         assert isinstance(part, Ivf)
         return part.candidates(k)
+
+    def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
+        """Return a share of the rows in the lists looked at."""
+        some = int(share * self._looked_at(part, effort)) // LOOSE
+        return max(self.candidates(part, k, effort), some)
 
     def pool(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes the lists looked at hold, about."""

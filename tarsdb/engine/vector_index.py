@@ -23,6 +23,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
+from tarsdb.index.navigation import NAVIGATIONS, Navigation, as_numbers
 from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
@@ -32,7 +33,9 @@ from tarsdb.storage import IndexPart, part_places, part_runs, read_parts
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
 
-OPERATORS = {"l2": "<->", "ip": "<#>", "cosine": "<=>"}
+OPERATORS = {
+    "l2": "<->", "ip": "<#>", "cosine": "<=>", "l1": "<+>", "hamming": "<~>", "jaccard": "<%>",
+}  # fmt: skip
 """Metric of an index -> the operator it answers."""
 KEPT_BYTES = 1 << 30
 """Parts a process keeps in memory for the next search, whatever snapshot they belong to."""
@@ -150,7 +153,7 @@ def _place(
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
-        if flat.width != read[-1][0].dim:
+        if flat.elements != read[-1][0].dim:
             return None
     if before is None:
         covers = [
@@ -196,9 +199,9 @@ def _make_room(kept: dict[str, _Kept], nbytes: int) -> None:
 # --- searching ---
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
-    """One search: queries (q, dim) float32, rows wanted, rows allowed (None: all)."""
+    """One search: queries (q, width) for the exact index, rows wanted, rows allowed (None: all)."""
 
     queries: np.ndarray
     k: int
@@ -224,8 +227,12 @@ def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
         reached = f"does not reach a recall of {ask.target_recall} on this data"
         return 0, f"exact: the {method.noun} {reached}"
     effort = method.settled(effort, ask.k, parts)
+    effort_text = f"{method.effort} {effort}"
+    navigation = _navigation(placed)
+    if navigation.is_loose:
+        effort_text += f", candidates by {navigation.op}"
     if ask.positions is None:
-        return effort, f"{method.noun}, {method.effort} {effort}"
+        return effort, f"{method.noun}, {effort_text}"
     allowed = len(ask.positions)
     share = allowed, rows
     is_exact = allowed <= 4 * ask.k or method.prefers_exact(effort, share, parts, is_coded=False)
@@ -233,7 +240,7 @@ def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
         is_exact = flat.is_coded(ask.positions)
     if is_exact:
         return 0, f"exact over the {allowed} matching rows"
-    how = f"{method.noun} with the filter inside, {method.effort} {effort}"
+    how = f"{method.noun} with the filter inside, {effort_text}"
     return effort, f"{how}, {allowed} matching rows"
 
 
@@ -299,7 +306,7 @@ def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
         return _scope(placed, flat, ask)
     key = ask.k, ask.effort, ask.target_recall
     known = placed.scopes.get(key)
-    if known is not None and all(each.part.is_ready() for each in placed.parts):
+    if known is not None and placed.parts[0].part.is_ready():  # all are of one method
         return known
     made = _scope(placed, flat, ask)
     if made is not None:
@@ -318,17 +325,31 @@ def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     if ask.positions is not None:
         masks, fresh = placed.filtered(ask.positions, flat.rows)
         reachable = len(ask.positions)
-    compared = method.candidates if ask.distance is None else method.pool
+    compared = _compared(placed, ask, effort, flat.rows)
     efforts = [effort] * len(placed.parts)
-    if ask.positions is None and ask.distance is None:
+    if ask.positions is None and ask.distance is None and not _navigation(placed).is_loose:
         largest = max(len(each.part) for each in placed.parts)
         first = method.first_effort(effort, ask.k)
         efforts = [effort if len(each.part) == largest else first for each in placed.parts]
     return _Scope(
         placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort, efforts,
-        [compared(each.part, ask.k, effort) for each in placed.parts],
-        method.reach(effort, None if ask.positions is None else reachable),
+        compared, method.reach(effort, None if ask.positions is None else reachable),
     )  # fmt: skip
+
+
+def _compared(placed: Placed, ask: Ask, effort: int, rows: int) -> list[int]:
+    """Return how many nodes of each part are compared by their full vectors."""
+    method, parts = placed.method, [each.part for each in placed.parts]
+    if ask.distance is not None:
+        return [method.pool(part, ask.k, effort) for part in parts]
+    if not _navigation(placed).is_loose:
+        return [method.candidates(part, ask.k, effort) for part in parts]
+    share = 1 if ask.positions is None else len(ask.positions) / rows
+    return [method.loosely(part, ask.k, effort, share) for part in parts]
+
+
+def _navigation(placed: Placed) -> Navigation:
+    return NAVIGATIONS[operator(placed.index)]
 
 
 def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
@@ -341,6 +362,9 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
     failed = threading.Event()
 
     def part(start: int) -> list[Found]:
+        together = _many(scope, queries[start : start + step], op)
+        if together is not None:
+            return [together]
         found = []
         for query in queries[start : start + step]:
             one = None if failed.is_set() else _one(scope, query, op)
@@ -354,10 +378,30 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
     return None if failed.is_set() else [one for part in parts for one in part]
 
 
+def _many(scope: _Scope, queries: np.ndarray, op: str) -> Found | None:
+    """Return the answers of some queries by few calls; None where each is to be looked at alone."""
+    if scope.distance is not None:
+        return None
+    found, method, asked = [], scope.placed.method, as_numbers(queries)
+    for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
+        how = compared, scope.effort, scope.reach
+        near = method.search_batch(placed.part, asked, how, mask, placed.positions)
+        if near is None or int(near[1].min()) < compared:
+            return None
+        found.append(near[0])
+    if len(scope.fresh):
+        found.append(np.tile(scope.fresh, (len(queries), 1)))
+    positions = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+    if positions.shape[1] < scope.wanted:
+        return None
+    return scope.flat.among(queries, positions, scope.wanted, op)
+
+
 def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     found: list[np.ndarray] = []
+    asked = as_numbers(query)
     for at, effort in enumerate(scope.efforts):
-        near = _near(scope, at, query, effort)
+        near = _near(scope, at, asked, effort)
         if near is None:
             return None
         found.append(near)
@@ -367,15 +411,15 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     if scope.distance is not None:
         ids, values = scope.flat.search_by(scope.distance, query, scope.wanted, positions)
         return ids[np.newaxis], values[np.newaxis]
-    answer = scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+    answer = scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
     again = _important(scope, found, answer[0][0])
     for at in again:
-        near = _near(scope, at, query, scope.effort)
+        near = _near(scope, at, asked, scope.effort)
         found[at] = found[at] if near is None else near
     if not again:
         return answer
     positions = _together(found, scope.fresh)
-    return scope.flat.among(query[np.newaxis], positions, scope.wanted, op)
+    return scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
 
 
 def _near(scope: _Scope, at: int, query: np.ndarray, effort: int) -> np.ndarray | None:

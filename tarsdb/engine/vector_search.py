@@ -57,7 +57,8 @@ def search(context: Context, plan: Knn) -> Neighbors:
     queries, is_batch = query_matrix(query, plan.column.type, plan.column.name)
     answer = _answer(context, plan, view, index, (queries, is_batch))
     if not len(answer.distances) or not math.isfinite(answer.distances[0]):
-        for row in queries:  # the cause may be a query that is not finite
+        # the cause may be a query that is not finite; queries of bits are prepared, and packed
+        for row in queries if plan.column.type.kind is not Kind.BIT else ():
             prepare_query(row, plan.column.type)
     return answer
 

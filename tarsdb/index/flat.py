@@ -16,6 +16,7 @@ from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
+from tarsdb.index.navigation import elements
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.types import Kind, SqlType, to_storage
@@ -58,6 +59,7 @@ class FlatIndex:
         self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._run_bounds: tuple[_Runs | None] | None = None
+        self._scans: dict[str, Scan] = {}
 
     def search(
         self,
@@ -111,28 +113,38 @@ class FlatIndex:
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
         return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
 
-    def among(self, query: np.ndarray, positions: np.ndarray, k: int, op: str) -> Found:
-        """Return the k nearest of some live rows, as :meth:`search` does but sooner.
+    def among(self, queries: np.ndarray, positions: np.ndarray, k: int, op: str) -> Found:
+        """Return the k nearest of some live rows to each query, as :meth:`search` does but sooner.
 
         Parameters
         ----------
-        query : (1, width)
-            As :func:`prepare_query` makes it.
-        positions : int64 (m,), m >= k
-            Each once, all of live vectors.
+        queries : (q, width)
+            As :func:`prepare_query` makes them.
+        positions : int64 (q, m), m >= k
+            Of each query its own, each once, all of live vectors.
         k : int
         op : str
 
         Returns
         -------
-        rowids : int64 (1, k)
-        distances : float32 (1, k)
+        rowids : int64 (q, k)
+        distances : float32 (q, k)
         """
         kernel = dispatch.get(self._kind)
-        if kernel is None or len(positions) > HEAP_LIMIT or k <= 0:
-            return self.search(query, k, op, positions=positions)
-        scan = Scan(kernel, self._table, metric_code(op, self._type))
-        return scan.among_one(self._checked(query), positions, k)
+        if kernel is None or positions.shape[1] > HEAP_LIMIT or k <= 0:
+            found = [
+                self.search(query[np.newaxis], k, op, positions=own)
+                for query, own in zip(queries, positions, strict=True)
+            ]
+            return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+        scan = self._scans.get(op)
+        if scan is None or scan.kernel is not kernel:
+            scan = self._scans[op] = Scan(kernel, self._table, metric_code(op, self._type))
+        checked = self._checked(queries)
+        if len(queries) == 1:
+            return scan.among_one(checked, positions[0], k)
+        places = np.ascontiguousarray(positions)
+        return scan.among(checked, places, [places.shape[1]] * len(places), k)
 
     def is_coded(self, positions: np.ndarray) -> bool:
         """Return whether codes of these rows lie side by side: when asked for again, mostly."""
@@ -240,6 +252,11 @@ class FlatIndex:
     def width(self) -> int:
         """Elements of a vector."""
         return self._type.width
+
+    @property
+    def elements(self) -> int:
+        """Numbers of a vector, see :mod:`tarsdb.index.navigation`."""
+        return elements(self._type)
 
     def rowids(self, positions: np.ndarray) -> np.ndarray:
         """Return the row ids at positions; int64."""

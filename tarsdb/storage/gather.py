@@ -49,6 +49,10 @@ def values_at(
     columns: Sequence[ColumnDef],
 ) -> list[list[Any]]:
     """Return storage values at places from ``find_each``, a list for each scalar column."""
+    try:  # mostly all lie in segments that were read before
+        return [[s.getters[c.id](at) for s, at in places] for c in columns]  # type: ignore[union-attr]
+    except (AttributeError, KeyError):
+        pass
     out = []
     for column in columns:
         values, column_id = [], column.id

@@ -26,7 +26,7 @@ FILTERS: dict[str, tuple[str, str, int] | None] = {
     "ten_percent": ("sel", "<", 100), "half": ("sel", "<", 500), "label": ("label", "=", 0),
 }  # fmt: skip
 """Kinds of searches: column, operator and value of the filter. Label 0 is the rare one."""
-SIZES = (10, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512)
+SIZES = (10, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _SIGNS = {"<": "$lt", "=": "$eq"}
 class Store:
     """One collection."""
 
-    sizes = SIZES[6:]
+    sizes = SIZES[7:]
 
     def __init__(self, folder: pathlib.Path, dim: int) -> None:
         import chromadb

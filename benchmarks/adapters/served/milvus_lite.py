@@ -19,7 +19,7 @@ BATCH = 2000
 class Store:
     """One collection."""
 
-    sizes = SIZES[6:]
+    sizes = SIZES[7:]
 
     def __init__(self, folder: pathlib.Path, dim: int) -> None:
         import pymilvus

@@ -14,6 +14,7 @@ from tarsdb.errors import NotSupportedError
 from tarsdb.index.hnsw.codes import AT_ONCE, Space, padded_width
 from tarsdb.index.hnsw.graph import Graph
 from tarsdb.index.hnsw.options import GraphOptions
+from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import LIST_ROOM, GraphKernels
 from tarsdb.kernels.native import address
@@ -29,16 +30,16 @@ Progress = Callable[[int, int], None]
 
 
 def estimated_bytes(
-    rows: int, width: int, itemsize: int, op: str, options: GraphOptions
+    rows: int, width: int, stored: int, op: str, options: GraphOptions
 ) -> tuple[int, int]:
     """Return memory held at the peak of a build and bytes of its graph, from shapes alone.
 
     Parameters
     ----------
     rows, width : int
-        Shape of the vectors.
-    itemsize : int
-        Bytes of one element of the stored vectors.
+        Shape of the vectors as numbers.
+    stored : int
+        Bytes of a vector as it is stored.
     op : str
     options : GraphOptions
 
@@ -53,7 +54,7 @@ def estimated_bytes(
     bits = 4 if options.quantization == "int4" else 8
     code = padded_width(width + (op == "<#>"), bits) * bits // 8
     node = code + 8 + 4 * options.degree  # code, constants, edges
-    vectors = rows * width * itemsize
+    vectors = rows * stored
     temporary = min(rows, AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
     coding = 2 * vectors + rows * code + temporary
     ordering = vectors + 2 * rows * node
@@ -73,7 +74,8 @@ def build_graph(
 
     Parameters
     ----------
-    vectors : (n, dim) of any float or integer dtype, n >= 1
+    vectors : (n, width), n >= 1
+        As :func:`~tarsdb.index.navigation.as_numbers` takes them.
     rowids : int64 (n,)
     op : str
         The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
@@ -120,7 +122,9 @@ def build_graph(
         work.link(done, stop)
         done = stop
     progress(nodes, nodes)
-    return _relabelled(graph, _connected(found, graph, lambda node: vectors[shuffled[node]]))
+    return _relabelled(
+        graph, _connected(found, graph, lambda node: as_numbers(vectors[shuffled[node]]))
+    )
 
 
 def _connected(

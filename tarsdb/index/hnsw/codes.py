@@ -1,8 +1,9 @@
 """Vectors as codes of 8 or 4 bits in a space where the nearest by Euclidean distance are wanted.
 
-Cosine distance becomes Euclidean between unit vectors; inner product becomes Euclidean by one more
-dimension that makes all norms equal (Bachrach et al. 2014). The mean is taken off, and every
-vector has a scale of its own, so that one long vector does not coarsen the others.
+Cosine distance becomes Euclidean between unit vectors, and rows without a direction lie farther
+from every query than any of these; inner product becomes Euclidean by one more dimension that makes
+all norms equal (Bachrach et al. 2014). The mean is taken off, and every vector has a scale of its
+own, so that one long vector does not coarsen the others.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tarsdb.index.navigation import as_numbers
+
 LINE = 64
 AT_ONCE = 1 << 14
+FAR = 3.0
+"""Norm of what stands for a zero row by ``<=>``: unit vectors are at most 2 apart, it is at least 2
+from each."""
 CLIP = 2.8
 """Root mean squares of a row beyond which a code of 4 bits is cut; of normal numbers, the error is
 least near here."""
@@ -43,11 +49,22 @@ class Space:
     mean: np.ndarray
     largest: float
 
+    @property
+    def norm(self) -> np.float32:
+        """The norm that queries are brought to, unless by ``<->``.
+
+        By ``<#>`` any would find the same rows, but one far below the rows' is lost in the codes.
+        """
+        return np.float32(self.largest if self.op == "<#>" else 1)
+
     @staticmethod
     def of(vectors: np.ndarray, op: str) -> Space:
-        """Find mean and largest norm of rows."""
-        largest = 0.0
-        total = np.zeros(vectors.shape[1] + (op == "<#>"), dtype=np.float64)
+        """Find mean and largest norm of rows; rows of uint8 are packed bits."""
+        largest, is_bits = 0.0, vectors.dtype == np.uint8
+        width = vectors.shape[1] * 8 if is_bits else vectors.shape[1]
+        if is_bits and op == "<->":  # numbers of -1/2 and 1/2: their codes are exact
+            return Space(op, np.full(width, 0.5, np.float32), largest)
+        total = np.zeros(width + (op == "<#>"), dtype=np.float64)
         if op == "<#>":
             largest = max(
                 float(np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64)).max())
@@ -55,20 +72,27 @@ class Space:
             )
         plain = Space(op, np.zeros(len(total), np.float32), largest)
         for part in _parts(vectors):
-            total += plain.moved(part).sum(axis=0, dtype=np.float64)
+            total += plain._placed(part).sum(axis=0, dtype=np.float64)
         return Space(op, (total / len(vectors)).astype(np.float32), largest)
 
     def moved(self, rows: np.ndarray) -> np.ndarray:
         """Return rows in the space, float32 (n, d')."""
-        wide = rows.astype(np.float32)
+        wide = self._placed(rows)
+        if self.op == "<=>":  # the same everywhere, which codes of 4 bits do not cut
+            wide[~wide.any(axis=1)] = FAR / np.sqrt(wide.shape[1])
+        moved: np.ndarray = wide - self.mean
+        return moved
+
+    def _placed(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows before the mean is taken off."""
+        wide: np.ndarray = as_numbers(rows)
         if self.op == "<=>":
             wide = _unit(wide)
         elif self.op == "<#>":
             squares = np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
             rest = np.sqrt(np.maximum(self.largest**2 - squares, 0)).astype(np.float32)
             wide = np.concatenate([wide, rest[:, None]], axis=1)
-        moved: np.ndarray = wide - self.mean
-        return moved
+        return wide
 
     def coded(self, vectors: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """Return codes and constants of rows.
@@ -121,10 +145,10 @@ class Space:
     def query(self, vector: np.ndarray, padded: int) -> tuple[np.ndarray, np.float32]:
         """Return a query's code, int8 (padded,), and twice its scale."""
         row = np.array(vector, dtype=np.float32)
-        if self.op == "<=>":
+        if self.op != "<->":
             norm = np.sqrt(np.dot(row, row))
-            row *= np.float32(1) / norm if norm > 0 else np.float32(0)
-        elif self.op == "<#>":
+            row *= self.norm / norm if norm > 0 else np.float32(0)
+        if self.op == "<#>":
             row = np.append(row, np.float32(0))
         row -= self.mean
         top = np.abs(row).max()

@@ -129,24 +129,64 @@ class Graph:
         -------
         int64 (<= wanted,), or None when ``reach`` did not suffice
         """
+        out = np.empty(wanted + 1, np.int64)  # the last word for how many
+        given = np.ascontiguousarray(query, np.float32)
+        at = address(out)
+        how = 1, wanted, ef, reach
+        count = self._search(given, how, allowed, places, (at, at + 8 * wanted))
+        return out[:count] if count >= 0 else None
+
+    def search_batch(
+        self,
+        queries: np.ndarray,
+        wanted: int,
+        ef: int,
+        allowed: np.ndarray | None = None,
+        reach: int = 0,
+        places: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what :meth:`search` does for each of some queries, float32 (q, dim).
+
+        Returns
+        -------
+        nodes : int64 (q, wanted)
+        counts : int64 (q,)
+            How many of each line count; -1 where ``reach`` did not suffice.
+        """
+        rows = len(queries)
+        out, counts = np.empty((rows, wanted), np.int64), np.empty(rows, np.int64)
+        given = np.ascontiguousarray(queries, np.float32)
+        how = rows, wanted, ef, reach
+        self._search(given, how, allowed, places, (address(out), address(counts)))
+        return out, counts
+
+    def _search(
+        self,
+        queries: np.ndarray,
+        how: tuple[int, int, int, int],
+        allowed: np.ndarray | None,
+        places: np.ndarray | None,
+        out: tuple[int, int],
+    ) -> int:
         found = kernels.current()
         if found is None:
             raise OperationalError("the graph's kernels are not compiled yet")
-        given = np.ascontiguousarray(query, np.float32)
-        if given.shape != (self.dim,):
+        rows, wanted, ef, reach = how
+        table, fixed, dim = self._place
+        if queries.shape[-1] != dim:
             raise DimensionMismatchError(
-                f"the query has shape {given.shape}, the graph is of {self.dim} elements"
+                f"the query has shape {queries.shape}, the graph is of {dim} elements"
             )
-        out, room, mask = np.empty(wanted, np.int64), ef, 0
+        room, mask = ef, 0
         if allowed is not None:
             ef = max(ef, wanted)
             room, mask = max(reach, 2 * ef), address(allowed)
-        table, fixed = self._place
-        count = found.search(
-            table, address(given), wanted, ef, room, mask, 0 if places is None else address(places),
-            address(out), _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
+        count: int = found.search(
+            table, address(queries), rows, wanted, ef, room, mask,
+            0 if places is None else address(places), *out,
+            _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
         )  # fmt: skip
-        return out[:count] if count >= 0 else None
+        return count
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -155,13 +195,14 @@ class Graph:
         return np.array([
             *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
             self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
+            self.space.norm.view(np.int32),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
-    def _place(self) -> tuple[int, int]:
-        """Return the address of the table, and the bytes of a search besides its lists."""
+    def _place(self) -> tuple[int, int, int]:
+        """Return the address of the table, bytes of a search besides its lists, dimension."""
         marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
-        return address(self.table), self.padded + near + marks
+        return address(self.table), self.padded + near + marks, self.dim
 
     @cached_property
     def _sketches(self) -> np.ndarray:
@@ -225,5 +266,5 @@ def _require_sound(arrays: dict[str, np.ndarray]) -> None:
         raise CorruptionError(f"a graph's entries are outside its {nodes} nodes")
     if len(np.unique(entries)) != len(entries):
         raise CorruptionError("a graph has an entry twice")
-    if not np.isfinite(arrays["constants"]).all() or not np.isfinite(arrays["mean"]).all():
+    if not all(np.isfinite(arrays[name]).all() for name in ("constants", "mean", "largest")):
         raise CorruptionError("a graph's constants are not finite")

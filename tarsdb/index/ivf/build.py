@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import private
-from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.hnsw.codes import FAR, Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import (
     Rows,
@@ -38,16 +38,16 @@ Progress = Callable[[int, int], None]
 
 
 def estimated_bytes(
-    rows: int, width: int, itemsize: int, op: str, options: IvfOptions
+    rows: int, width: int, stored: int, op: str, options: IvfOptions
 ) -> tuple[int, int]:
     """Return memory held at the peak of a build and bytes of its lists, from shapes alone.
 
     Parameters
     ----------
     rows, width : int
-        Shape of the vectors.
-    itemsize : int
-        Bytes of one element of the stored vectors.
+        Shape of the vectors as numbers.
+    stored : int
+        Bytes of a vector as it is stored.
     op : str
     options : IvfOptions
 
@@ -59,10 +59,12 @@ def estimated_bytes(
     disk : int
         What :meth:`Ivf.to_arrays` holds.
     """
+    is_bits = 8 * stored == width
+    codes = options.codes_for(is_bits)
     width += op == "<#>"
     padded, lists = padded_width(width), options.lists_for(rows)
     sample = min(rows, lists * options.sample)
-    lane = {"none": 4 * width + 8, "int8": padded + 8, "bits": padded // 8 + 12}[options.codes]
+    lane = {"none": 4 * width + 8, "int8": padded + 8, "bits": padded // 8 + 12}[codes]
     filled = round(TILE * (rows / TILE + _EMPTY_TILE * lists)) * lane
     centroids = lists * (padded + 8 + 12)
     coded = rows * (padded + 8)
@@ -71,10 +73,10 @@ def estimated_bytes(
     temporary = min(rows, _FILLED_AT_ONCE) * padded * 4 * 8  # rows and what is coded of them
     turning = 4 * padded * (width + 2 * lists)  # a matrix, centroids decoded and rotated
     rest = {"none": temporary, "int8": coded, "bits": temporary + turning}
-    filling = filled + rest[options.codes]
-    signs = 4 * ROUNDS * padded if options.codes == "bits" else 0
-    coding = min(rows, _AT_ONCE) * width * 3 * 4  # float32 rows, scaled ones, rounded ones
-    memory = rows * (width * itemsize + 3 * 8) + coded + max(coding, training, filling)
+    filling = filled + rest[codes]
+    signs = 4 * ROUNDS * padded if codes == "bits" and not is_bits else 0
+    coding = min(rows, _AT_ONCE) * width * 2 * 4  # float32 rows, and moved ones
+    memory = rows * (stored + 3 * 8) + coded + max(coding, training, filling)
     return memory, filled + centroids + signs + 8 * rows
 
 
@@ -109,7 +111,8 @@ def build_ivf(
 
     Parameters
     ----------
-    vectors : (n, dim) of any float or integer dtype, n >= 1
+    vectors : (n, width), n >= 1
+        As :func:`~tarsdb.index.navigation.as_numbers` takes them.
     rowids : int64 (n,)
     op : str
         The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
@@ -138,7 +141,8 @@ def build_ivf(
             "inverted lists are built by compiled kernels, and Numba is not usable here"
         )
     options = options or IvfOptions()
-    space, lists = Space.of(vectors, op), options.lists_for(len(vectors))
+    is_bits, lists = vectors.dtype == np.uint8, options.lists_for(len(vectors))
+    space = _space(vectors, op)
     sample = min(len(vectors), lists * options.sample)
     told = _Told(len(vectors), options.iterations * sample, progress)
     work = Work(found, threads, told.advance)
@@ -152,10 +156,14 @@ def build_ivf(
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
     radii, rotation = np.zeros(lists, np.float32), np.empty((0, 0), np.float32)
-    if options.codes == "none":
+    chosen = options.codes_for(is_bits)
+    if chosen == "none":
         radii[:] = np.inf  # of rows, not of their codes
         codes, constants = _floats(vectors, space, _Places.of(order, starts), told)
-    elif options.codes == "bits":
+    elif chosen == "bits" and is_bits:
+        np.maximum.at(radii, labels, np.sqrt(distances))
+        codes, constants = _sets(vectors, space, _Places.of(order, starts), told)
+    elif chosen == "bits":
         np.maximum.at(radii, labels, np.sqrt(distances))
         means, rotation = centroids.decoded(), _signs(padded_width(rows.width), options.seed)
         coder = _coder(rotation, rows.width)
@@ -194,6 +202,13 @@ def rotation_matrix(signs: np.ndarray, width: int) -> np.ndarray:
 def _coder(signs: np.ndarray, width: int) -> RaBitQ:
     matrix, none = rotation_matrix(signs, width), np.zeros(signs.shape[1], np.float32)
     return RaBitQ(matrix, none[:width], none, reference.L2, bits=1)
+
+
+def _space(vectors: np.ndarray, op: str) -> Space:
+    """Return the space of the rows; that of bits is around zero, where a bit says all."""
+    if vectors.dtype == np.uint8:
+        return Space(op, np.zeros(8 * vectors.shape[1], np.float32), 0.0)
+    return Space.of(vectors, op)
 
 
 def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndarray:
@@ -275,4 +290,33 @@ def _bits(
         constants[part.tiles, 1, part.lanes] = factors[:, 1]
         constants[part.tiles, 2, part.lanes] = factors[:, 3]
         told.advance(len(signs))
+    return tiles, constants
+
+
+def _sets(
+    vectors: np.ndarray, space: Space, places: _Places, told: _Told
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of bits in tiles, and their constants.
+
+    Of numbers 0 and 1 (``<=>``: 0 and 1 / norm) |q - x|**2 - |q|**2 is base + slope <bits, q>.
+    """
+    width = padded_width(len(space.mean))
+    tiles = private(np.zeros((places.count, width // 32, TILE), np.uint32))
+    constants = np.zeros((places.count, 3, TILE), np.float32)
+    constants[:, 0] = np.inf
+    for part in places.parts():
+        rows = vectors[part.order]
+        bits = np.zeros((len(rows), width // 8), np.uint8)
+        bits[:, : rows.shape[1]] = np.packbits(
+            np.unpackbits(rows, axis=1), axis=1, bitorder="little"
+        )
+        ones = np.bitwise_count(rows).sum(axis=1, dtype=np.int64).astype(np.float32)
+        squares, norms = ones, np.ones_like(ones)
+        if space.op == "<=>":
+            squares, norms = np.where(ones, 1, FAR**2), np.sqrt(np.maximum(ones, 1))
+        tiles[part.tiles, :, part.lanes] = bits.view(np.uint32)
+        constants[part.tiles, 0, part.lanes] = squares
+        constants[part.tiles, 1, part.lanes] = -2 / norms
+        constants[part.tiles, 2, part.lanes] = ones
+        told.advance(len(rows))
     return tiles, constants

@@ -30,6 +30,7 @@ _SHAPES = {
 }  # fmt: skip
 OPERATORS = ("<->", "<#>", "<=>")
 _FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u4"): 2}  # as in kernels/cpu/ivf.py
+_SETS = 3
 _WIDER = 4
 
 
@@ -60,11 +61,12 @@ class Ivf:
     rowids : int64 (n,)
         In order of the lists.
     codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint32 (tiles, padded/32, 16)
-        Codes + 128, the rows in the space, or RaBitQ's sign bits of the rotated difference to the
-        list's centroid; the rows of a tile side by side. As :class:`Runs` they stay in somebody
-        else's memory, such as a memory map, and the owner says how long a search may be made.
-    constants : float32 (tiles, 2, 16), for sign bits (tiles, 3, 16)
-        Squared norms and scales; infinite and 0 where there is no row. For sign bits base, slope
+        Codes + 128, the rows in the space, or bits: rows of bits themselves, else RaBitQ's signs of
+        the rotated difference to the list's centroid; the rows of a tile side by side. As
+        :class:`Runs` they stay in somebody else's memory, such as a memory map, and the owner says
+        how long a search may be made.
+    constants : float32 (tiles, 2, 16), for bits (tiles, 3, 16)
+        Squared norms and scales; infinite and 0 where there is no row. For bits base, slope
         and number of set bits, see ``build.py``.
     starts : int64 (lists + 1,)
         First node of each list, and the end. Each list begins a tile.
@@ -75,7 +77,7 @@ class Ivf:
         No row of a list is farther from its centroid; infinite where that is not known.
     space : Space
     rotation : float32 (3, padded)
-        Of sign bits, see ``build.py``; otherwise (0, 0).
+        Of signs, see ``build.py``; otherwise (0, 0).
     """
 
     rowids: np.ndarray
@@ -115,7 +117,7 @@ class Ivf:
 
     def candidates(self, k: int) -> int:
         """Return how many nodes to compare by their full vectors for the k nearest."""
-        few, more = (8, 64) if self.codes.dtype == np.uint32 else (2, 10)
+        few, more = (8, 64) if self.rotation.size else (2, 10)
         return min(len(self), max(few * k, k + more))
 
     def search(
@@ -195,6 +197,11 @@ class Ivf:
         return address(self._table[0]), self._room
 
     @property
+    def _form(self) -> int:
+        is_sets = self.codes.dtype == np.uint32 and not self.rotation.size
+        return _SETS if is_sets else _FORMS[self.codes.dtype]
+
+    @property
     def _room(self) -> int:
         return SCRATCH + 4 * len(self.space.mean) + 10 * self._padded
 
@@ -219,7 +226,8 @@ class Ivf:
         plan[:] = (
             address(places), address(self.centroids), address(self.shapes), address(self.radii),
             address(self.space.mean), self.lists, self._padded, len(self.space.mean),
-            OPERATORS.index(self.space.op), _FORMS[self.codes.dtype], address(self.rotation),
+            OPERATORS.index(self.space.op), self._form, address(self.rotation),
+            self.space.norm.view(np.int32),
         )  # fmt: skip
         return plan, places, copies
 
@@ -280,7 +288,7 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> N
         raise CorruptionError(f"the mean of inverted lists has {width} elements")
     _require_starts(arrays["starts"], nodes)
     _require_shapes(arrays, codes, width)
-    for name in ("mean", "rotation"):
+    for name in ("mean", "rotation", "largest"):
         if not np.isfinite(arrays[name]).all():
             raise CorruptionError(f"array {name} of inverted lists is not finite")
     for name in ("constants", "shapes", "radii"):
@@ -303,7 +311,7 @@ def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, wid
     padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint32
     wanted = {
         "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
-        "rotation": (ROUNDS, padded) if is_bits else (0, 0),
+        "rotation": (ROUNDS, padded) if is_bits and arrays["rotation"].size else (0, 0),
         "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
     }  # fmt: skip
     for name, shape in wanted.items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tarsdb.errors import DataError
 
-CODES = ("none", "int8", "bits")
+CODES = ("auto", "none", "int8", "bits")
 MOST_LISTS = 1 << 20
 _LIMITS: dict[str, tuple[int, int]] = {
     "lists": (0, MOST_LISTS), "iterations": (0, 1000), "sample": (1, 4096), "seed": (0, 2**63 - 1),
@@ -22,8 +22,9 @@ class IvfOptions:
     lists : int
         How many; 0 chooses :data:`LISTS_PER_ROOT` times the square root of the rows.
     codes : str
-        What the lists hold of a row: ``int8`` (a byte an element), ``bits`` (RaBitQ, a bit an
-        element) or ``none`` (float32).
+        What the lists hold of a row: ``int8`` (a byte an element), ``bits`` (a bit an element: of
+        rows of bits themselves, else by RaBitQ), ``none`` (float32) or ``auto``: ``bits`` of rows
+        of bits, else ``int8``.
     iterations : int
         Of k-means, at most; it stops when no row changes its cluster.
     sample : int
@@ -38,7 +39,7 @@ class IvfOptions:
     """
 
     lists: int = 0
-    codes: str = "int8"
+    codes: str = "auto"
     iterations: int = 10
     sample: int = 64
     seed: int = 1
@@ -54,6 +55,12 @@ class IvfOptions:
             raise DataError(
                 f"option codes of inverted lists is {self.codes!r}, expected {' or '.join(CODES)}"
             )
+
+    def codes_for(self, is_bits: bool) -> str:
+        """Return what lists of rows hold, given whether these are bits."""
+        if self.codes == "auto":
+            return "bits" if is_bits else "int8"
+        return self.codes
 
     def lists_for(self, rows: int) -> int:
         """Return how many lists an index of some rows has."""

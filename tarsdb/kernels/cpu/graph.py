@@ -40,7 +40,7 @@ _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
     "sketch": types.void(_CODES, _CONSTANTS, types.int64, types.int64, _CODES),
-    "search": types.int64(*[types.int64] * 9),
+    "search": types.int64(*[types.int64] * 11),
     "insert": types.void(types.int64, _EDGES, *[types.int64] * 4, _F4, _LIST, _MARKS),
     "link": types.void(
         types.int64, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
@@ -81,10 +81,11 @@ def make_kernels(variant: str) -> dict[str, Any]:
     sketch(codes, constants, bits, width, sketches)
         Writes of each node the signs of its codes, a bit each, then float32 squared norm, scale,
         factor of the estimate and its standard deviation a unit of the query's norm.
-    search(graph, query, wanted, ef, room, allowed, places, out, scratch)
-        ``graph`` is a table as ``graph_search.py`` says, ``query`` float32 (dim,), ``allowed``
-        uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (wanted,) gets nodes in order, or
-        their places. Returns how many. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
+    search(graph, queries, rows, wanted, ef, room, allowed, places, out, counts, scratch)
+        ``graph`` is a table as ``graph_search.py`` says, ``queries`` float32 (rows, dim),
+        ``allowed`` uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (rows, wanted) gets
+        nodes in order, or their places, ``counts`` int64 (rows,) how many; returns the last of
+        these. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
         the nearest allowed are looked for, the search goes on until what is left is farther, and
         ``room`` bounds its work: -1 when that did not suffice. ``scratch``: see ``Graph``.
     insert(graph, edges, done, start, stop, ef, alpha, beam, visited)

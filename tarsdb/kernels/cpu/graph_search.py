@@ -45,12 +45,14 @@ from tarsdb.kernels.cpu.sorted_list import (
     start_list,
 )
 
-CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND = (
-    range(13)
-)
+(
+    CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND,
+    NORM,
+) = range(14)  # fmt: skip
 """The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of
 a node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0
-for ``<->``, 1 ``<#>``, 2 ``<=>``."""
+for ``<->``, 1 ``<#>``, 2 ``<=>``, and the norm that queries are brought to unless by ``<->``, the
+bits of a float32."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
 SCREEN = np.float32(0.7)
@@ -74,11 +76,12 @@ def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
     mean, width, kind = read_long(graph, MEAN), read_long(graph, WIDTH), read_long(graph, KIND)
     given = width - (kind == 1)
     factor = np.float32(1)
-    if kind == 2:
+    if kind:
         square = np.float32(0)
         for i in range(given):
             square += read_real(query, i) * read_real(query, i)
-        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+        norm = float_of(read_long(graph, NORM))
+        factor = norm / np.sqrt(square) if square > 0 else np.float32(0)
     top = np.int64(0)  # as bits: they order as the numbers do
     for i in range(given):
         value = read_real(query, i) * factor - read_real(mean, i)
@@ -236,25 +239,28 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                 return size, taken
 
     @njit(nogil=True)
-    def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
+    def search(graph, queries, rows, wanted, ef, room, allowed, places, out, counts, scratch):  # type: ignore[no-untyped-def]
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
         best = beam + room_for(room)
         visited = best + room_for(ef)
-        factor = _code_query(query, graph, code)
-        offset = offset_of(code, read_long(graph, PADDED), read_long(graph, BITS))
-        size, taken = traverse(
-            graph, read_long(graph, NODES), code, factor, offset, allowed, beam, room, best,
-            ef if allowed else 0, visited, near,
-        )  # fmt: skip
-        if size < 0:
-            return size
-        found, count = (best, taken) if allowed else (beam, size)
-        count = min(count, wanted)
-        for i in range(count):
-            node = node_of(read_long(found + 8, i))
-            put_long(out, i, read_long(places, node) if places else node)
-        return count
+        padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
+        step = 4 * (read_long(graph, WIDTH) - (read_long(graph, KIND) == 1))
+        taken = np.int64(0)
+        for number in range(rows):
+            factor = _code_query(queries + number * step, graph, code)
+            size, taken = traverse(
+                graph, read_long(graph, NODES), code, factor, offset_of(code, padded, bits),
+                allowed, beam, room, best, ef if allowed else 0, visited, near,
+            )  # fmt: skip
+            found = (best if allowed else beam) + 8
+            taken = size if size < 0 else min(taken if allowed else size, wanted)
+            line = out + 8 * wanted * number
+            for i in range(taken):
+                node = node_of(read_long(found, i))
+                put_long(line, i, read_long(places, node) if places else node)
+            put_long(counts, number, taken)
+        return taken
 
     return search, traverse, apart

@@ -44,16 +44,17 @@ SEVERAL = {"vnni": 8, "avx2": 2, "plain": 1}
 _NUMBERS, _DOTS, _BEST, _NAMES = 96, 128, 640, 1152
 SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
-(PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION) = (
-    range(11)
-)
+(
+    PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION,
+    NORM,
+) = range(12)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 11
+PLAN = 12
 _AHEAD = 4096
 _SHORT = 1024
 """Entries up to which moving those behind a new one costs less than a heap."""
-BYTES, FLOATS, BITS = range(3)
-"""Forms of rows: int8 codes, float32, sign bits of rotated residuals."""
+BYTES, FLOATS, BITS, SETS = range(4)
+"""Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
 
 
 @njit(nogil=True)
@@ -95,15 +96,15 @@ def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _move(query, width, mean, kind, moved):  # type: ignore[no-untyped-def]
+def _move(query, width, mean, kind, norm, moved):  # type: ignore[no-untyped-def]
     """Bring a query into the index's space, as ``index/hnsw/codes.py`` says."""
     given = width - 1 if kind == 1 else width
     factor = np.float32(1)
-    if kind == 2:
+    if kind:
         square = np.float32(0)
         for at in range(given):
             square += read_real(query, at) * read_real(query, at)
-        factor = np.float32(1) / np.sqrt(square) if square > 0 else np.float32(0)
+        factor = norm / np.sqrt(square) if square > 0 else np.float32(0)
     for at in range(width):
         value = read_real(query, at) * factor if at < given else np.float32(0)
         put_real(moved, at, value - read_real(mean, at))
@@ -134,17 +135,18 @@ def make_kernels(variant: str) -> dict[str, Any]:
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
     search(plan, query, wanted, effort, allowed, places, moved, probes, best, out)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, form of the rows, address of the rotation's signs. The first address is of
+        for the operator, form of the rows, address of the rotation's signs, bits of the norm
+        (float32) that queries are brought to unless by the first operator. The first address is of
         int64 (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
         Writes nodes, or what int64 ``places`` (n,) has for them, to ``out`` int64 (wanted,),
         ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0. Scratch:
         ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code; ``probes``
         and ``best``, room for lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
     """
-    form, several = VARIANTS.index(variant), SEVERAL[variant]
+    number_of, several = VARIANTS.index(variant), SEVERAL[variant]
     by_tables = int(variant == "vnni" and has_tables())
-    one_dots = _plain_dots if variant == "plain" else _make_dots(form, 1)
-    many_dots = one_dots if several == 1 else _make_dots(form, several)
+    one_dots = _plain_dots if variant == "plain" else _make_dots(number_of, 1)
+    many_dots = one_dots if several == 1 else _make_dots(number_of, several)
 
     @njit(nogil=True)
     def encode(rows, count, width, padded, codes, constants):  # type: ignore[no-untyped-def]
@@ -196,15 +198,22 @@ def make_kernels(variant: str) -> dict[str, Any]:
         )
         scratch, moved = moved, moved + SCRATCH
         code, dots, numbers = moved + 4 * width, scratch + _DOTS, scratch + _NUMBERS
-        _move(query, width, read_long(plan, MEAN), read_long(plan, KIND), moved)
+        norm = float_of(read_long(plan, NORM))
+        _move(query, width, read_long(plan, MEAN), read_long(plan, KIND), norm, moved)
         scale, squares = _code(moved, width, padded, code)
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
-        if read_long(plan, FORM) == BITS:
+        form = read_long(plan, FORM)
+        if form >= BITS:
             bytes_of, small = code + padded, code + 2 * padded
             turned = small + 4 * padded
-            rotate(moved, width, read_long(plan, ROTATION), padded, turned, small)
+            for at in range(padded):
+                put_real(turned, at, read_real(moved, at) if at < width else np.float32(0))
+            if form == BITS:
+                rotate(turned, read_long(plan, ROTATION), padded, small)
             number(turned, padded, bytes_of, numbers, dots)
+            if form == SETS:  # what counts is neither half the bits nor the centroid
+                put_real(numbers, 2, np.float32(0))
             if by_tables:
                 tabulate(bytes_of, padded >> 5, small)
             else:
@@ -228,7 +237,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 gap = apart - read_real(read_long(plan, RADII), at)
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
-            put_real(numbers, 3, key)
+            put_real(numbers, 3, key if form == BITS else np.float32(0))
             following = node_of(read_long(probes, probe + 1)) if probe + 1 < count else at
             size = scan(
                 plan, at, following, moved, factor, correction, wanted, allowed, best, size, scratch
@@ -255,7 +264,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
-        elif form == BITS:
+        elif form >= BITS:
             pitch, lines = TILE * padded // 8, 192
         small = moved + 4 * width + 2 * padded
         limit = _limit(best, size, wanted)
@@ -263,7 +272,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
                 for at in range(0, lines, 64):
                     prefetch(constants + constants_ahead + at)
-                if form == BITS:
+                if form >= BITS:
                     bits = bit_passing(by_tables, line, constants, small, padded >> 5,
                                        scratch + _NUMBERS, limit, scratch, ahead)  # fmt: skip
                 elif form == FLOATS:

@@ -231,24 +231,20 @@ def tabulate(typingctx, numbers, lines, tables):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def rotate(row, width, signs, padded, turned, scratch):  # type: ignore[no-untyped-def]
-    """Rotate float32 (width,) to ``turned`` (padded,); ``signs`` are float32 (ROUNDS, padded).
+def rotate(row, signs, padded, scratch):  # type: ignore[no-untyped-def]
+    """Rotate float32 (padded,) in place; ``signs`` are float32 (ROUNDS, padded).
 
     Random signs and Hadamard matrices in turn mix nearly as a random rotation does (Ailon &
     Chazelle 2009; Andoni et al. 2015 for three rounds).
     """
     blocks = padded // BLOCK
-    for at in range(width):
-        put_real(turned, at, read_real(row, at))
-    for at in range(width, padded):
-        put_real(turned, at, 0)
     for turn in range(ROUNDS):
         for block in range(blocks):
             at = 4 * BLOCK * block
-            mix(turned + at, signs + 4 * padded * turn + at, scratch + at)
+            mix(row + at, signs + 4 * padded * turn + at, scratch + at)
         for at in range(BLOCK):
             for block in range(blocks):
-                put_real(turned, at * blocks + block, read_real(scratch, BLOCK * block + at))
+                put_real(row, at * blocks + block, read_real(scratch, BLOCK * block + at))
 
 
 @njit(nogil=True)

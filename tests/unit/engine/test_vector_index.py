@@ -342,12 +342,16 @@ def test_rows_without_a_vector(path: pathlib.Path, method: str) -> None:
     [
         ("USING m (kind)", NotSupportedError, "expected a vector column"),
         ("USING m (emb, kind)", NotSupportedError, "indexes one column"),
-        ("USING m (emb vector_l1_ops)", NotSupportedError, "metric 'l1'"),
+        ("USING m (emb bit_hamming_ops)", NotSupportedError, "metric 'hamming'"),
         ("USING m (emb) WITH (efc = 3)", NotSupportedError, "option 'efc'"),
         ("USING m (emb) WITH (seed = -1)", DataError, "option seed"),
         ("USING hnsw (emb) WITH (quantization = 'pq')", NotSupportedError, "quantization"),
         ("USING hnsw (emb) WITH (lists = 3)", NotSupportedError, "option 'lists'"),
-        ("USING ivf (emb) WITH (codes = 'pq')", DataError, "'pq', expected none or int8 or bits"),
+        (
+            "USING ivf (emb) WITH (codes = 'pq')",
+            DataError,
+            "'pq', expected auto or none or int8 or bits",
+        ),
         ("USING ivf (emb) WITH (lists = 3.5)", DataError, "option lists"),
         ("USING fts (emb)", NotSupportedError, "not built yet"),
     ],

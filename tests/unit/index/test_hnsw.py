@@ -17,6 +17,7 @@ from tarsdb.errors import (
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
 from tarsdb.index.hnsw.codes import Space
+from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
 from tarsdb.types import parse_type
@@ -173,6 +174,40 @@ def test_distances_of_codes_are_as_defined(quantization: str) -> None:
             assert np.allclose(np.sort(keys)[:5], keys[near], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [20, 200])
+def test_codes_of_bits_are_exact(dim: int) -> None:
+    """Distances by codes are Hamming distances; many bits take four bits each."""
+    rng = np.random.default_rng(5)
+    rows = np.packbits(rng.random((500, dim)) < rng.beta(1, 2, (500, 1)), axis=1)
+    graph = built(rows)
+    width = 8 * rows.shape[1]
+    assert graph.dim == width
+    assert graph.codes.shape[1] == (64 if dim == 20 else 128)
+    for query in np.packbits(rng.random((20, dim)) < 0.3, axis=1):
+        near = graph.search(as_numbers(query), 10, 500)
+        assert near is not None
+        apart = np.bitwise_count(rows ^ query).sum(1)
+        assert apart[graph.rowids[near]].tolist() == np.sort(apart)[:10].tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_the_length_of_a_query_says_nothing_by_inner_product(scale: float) -> None:
+    rows, queries = clustered(3000, 48, 1) + 1, clustered(30, 48, 2)
+    graph = built(rows, "<#>")
+    assert recall(graph, rows, "<#>", 100, queries * np.float32(scale)) >= 0.95
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_rows_without_a_direction_come_last(quantization: str) -> None:
+    rows = clustered(2000, 48, 1)
+    rows[::3] = 0
+    graph = built(rows, "<=>", quantization=quantization)
+    for query in np.random.default_rng(2).standard_normal((10, 48)):  # near to no row
+        near = graph.search(query, 500, 1000)
+        assert near is not None
+        assert (graph.rowids[near] % 3 != 0).all()
+
+
 @pytest.mark.parametrize(("bits", "steps"), [(8, 254), (4, 15)])
 def test_codes_reconstruct_the_vectors(bits: int, steps: int) -> None:
     rows = np.random.default_rng(3).uniform(-1, 1, (200, 130)).astype(np.float32)
@@ -218,6 +253,24 @@ def test_places_stand_for_nodes() -> None:
     found = graph.search(rows[3], 10, 30, places=places)
     assert found is not None
     assert found.tolist() == places[near].tolist()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_batch_is_answered_as_one_by_one(op: str) -> None:
+    rows = clustered(2000, 40, 1)
+    graph = built(rows, op)
+    queries, places = clustered(30, 40, 2), np.arange(2000) * 3
+    rng = np.random.default_rng(2)
+    masks = [None, (rng.random(2000) < 0.4).astype(np.uint8), np.arange(2000) > 1996]
+    for mask in masks:
+        allowed = None if mask is None else mask.astype(np.uint8)
+        found, counts = graph.search_batch(queries, 12, 40, allowed, 300, places)
+        for query, near, count in zip(queries, found, counts.tolist(), strict=True):
+            alone = graph.search(query, 12, 40, allowed, 300, places)
+            assert (alone is None) == (count < 0)
+            if alone is not None:
+                assert near[:count].tolist() == alone.tolist()
+    assert (graph.search_batch(queries, 12, 40, masks[2].astype(np.uint8), 50)[1] < 0).any()  # type: ignore[union-attr]
 
 
 def test_a_query_of_another_length_is_refused() -> None:

@@ -13,13 +13,14 @@ from tarsdb.errors import CorruptionError, DataError, DimensionMismatchError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.ivf import Ivf, IvfOptions, build_ivf
-from tarsdb.index.ivf.options import CODES
+from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import ivf as kernels
 from tarsdb.types import parse_type
 from tests.unit.index.levels import forced
 
 OPERATORS = ("<->", "<#>", "<=>")
+CODES = ("none", "int8", "bits")
 SHARED = pathlib.Path(__file__).parents[4] / "shared" / "data" / "minilm384"
 
 
@@ -83,6 +84,66 @@ def test_recall_on_sentence_embeddings() -> None:
     ivf = built(rows)
     assert recall(ivf, rows, queries, ivf.lists // 8) >= 0.93
     assert ivf.nbytes - ivf.codes.nbytes < 0.25 * rows.nbytes  # with the codes left in a file
+
+
+def packed(rows: int, dim: int, seed: int) -> np.ndarray:
+    """Return bits as they are stored, some rows with many set, some with few, one with none."""
+    rng = np.random.default_rng(seed)
+    found = rng.random((rows, dim)) < rng.beta(1, 2, (rows, 1))
+    found[rows // 2] = False
+    return np.packbits(found, axis=1)
+
+
+@pytest.mark.parametrize("dim", [3, 64, 65, 200])
+@pytest.mark.parametrize("op", ["<->", "<=>"])
+@pytest.mark.parametrize("level", dispatch.LEVELS)
+def test_bits_are_coded_exactly(level: str, op: str, dim: int) -> None:
+    """All lists give the order of full distances, on every level."""
+    rows, queries = packed(900, dim, 1), packed(30, dim, 2)
+    for _ in forced(level):
+        ivf = built(rows, op)
+        assert ivf.codes.dtype == np.uint32
+        assert ivf.codes.nbytes <= (len(rows) + 15 * ivf.lists) * 8 * -(-dim // 64)
+        wide = ivf.space.moved(rows)
+        for query in [*as_numbers(queries), *as_numbers(rows[:10])]:
+            unit = query / (np.linalg.norm(query) or 1) if op == "<=>" else query
+            apart = ((wide - unit) ** 2).sum(1)
+            if op == "<=>" and not query.any():
+                continue  # no direction: all rows but those without one are as near
+            found = ivf.rowids[ivf.search(query, 40, ivf.lists)]
+            np.testing.assert_allclose(apart[found], np.sort(apart)[:40], rtol=1e-5, atol=1e-5)
+
+
+def test_bits_in_lists_of_the_nearest_centroids() -> None:
+    rows = packed(5000, 96, 3)
+    flat = FlatIndex([VectorBlock(np.arange(5000), rows)], parse_type("BIT(96)"))
+    ivf = built(rows)
+    hits = []
+    for query in packed(60, 96, 4):
+        true = flat.search(query[None], 10, "<~>")[1][0]
+        for effort in (2, ivf.lists // 2):
+            near = np.sort(ivf.rowids[ivf.search(as_numbers(query), 20, effort)])
+            found = flat.search(query[None], 10, "<~>", positions=near)[1][0]
+            hits.append((found <= true[-1]).mean())
+    few, more = np.mean(hits[::2]), np.mean(hits[1::2])
+    assert few < 0.9
+    assert more > 0.95
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_the_length_of_a_query_says_nothing_by_inner_product(scale: float) -> None:
+    rows, queries = clustered(3000, 48, 1) + 1, clustered(30, 48, 2)
+    ivf = built(rows, "<#>")
+    assert recall(ivf, rows, queries * np.float32(scale), ivf.lists // 4) >= 0.97
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_rows_without_a_direction_come_last(code: str) -> None:
+    rows = clustered(2000, 48, 1)
+    rows[::3] = 0
+    ivf = built(rows, "<=>", codes=code)
+    for query in np.random.default_rng(2).standard_normal((10, 48)):  # near to no row
+        assert (ivf.rowids[ivf.search(query, 500, ivf.lists)] % 3 != 0).all()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.001])
