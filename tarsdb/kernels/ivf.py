@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tarsdb.kernels.background import Compiled
 
 TILE = 16
-PLAN, PLANES, SCRATCH = 12, 6, 1664  # as in kernels/cpu/ivf.py; a test compares
+PLAN, SCRATCH = 12, 1664  # as in kernels/cpu/ivf.py; a test compares
+BLOCK, ROUNDS = 64, 3  # as in kernels/cpu/sign_bits.py; a test compares
 STEP = 8
 """Assignments start at multiples of this, so that threads do not change what is done together."""
 

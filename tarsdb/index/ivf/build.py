@@ -30,11 +30,12 @@ from tarsdb.index.ivf.options import IvfOptions
 from tarsdb.index.quantization.rabitq import RaBitQ
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels import reference
-from tarsdb.kernels.ivf import TILE
+from tarsdb.kernels.ivf import BLOCK, ROUNDS, TILE
 
 _AT_ONCE, _FILLED_AT_ONCE = 1 << 14, 1 << 11
 _EMPTY_TILE = 0.47
 """Share of a tile a list leaves empty, about."""
+_STREAM = 0x7369676E  # apart from what k-means draws from the plain seed
 Progress = Callable[[int, int], None]
 
 
@@ -72,12 +73,13 @@ def estimated_bytes(
     means = lists * width * 28  # sums, and centroids as they were and are
     training = sample * (padded + 8) * (sample < rows) + means
     temporary = min(rows, _FILLED_AT_ONCE) * padded * 4 * 8  # rows and what is coded of them
-    rest = {"none": temporary, "int8": coded, "bits": temporary + 2 * 4 * lists * width}
+    turning = 4 * padded * (width + 2 * lists)  # a matrix, centroids decoded and rotated
+    rest = {"none": temporary, "int8": coded, "bits": temporary + turning}
     filling = filled + rest[codes]
-    turning = 4 * width * padded if codes == "bits" and not is_bits else 0
+    signs = 4 * ROUNDS * padded if codes == "bits" and not is_bits else 0
     coding = min(rows, _AT_ONCE) * width * 2 * 4  # float32 rows, and moved ones
     memory = rows * (stored + 3 * 8) + coded + max(coding, training, filling)
-    return memory, filled + centroids + turning + 8 * rows
+    return memory, filled + centroids + signs + 8 * rows
 
 
 class _Told:
@@ -166,16 +168,43 @@ def build_ivf(
         codes, constants = _sets(vectors, space, _Places.of(order, starts), told)
     elif chosen == "bits":
         np.maximum.at(radii, labels, np.sqrt(distances))
-        means = centroids.decoded()
-        coder = RaBitQ.train(means, reference.L2, seed=options.seed)
+        means, rotation = centroids.decoded(), _signs(padded_width(rows.width), options.seed)
+        coder = _coder(rotation, rows.width)
         codes, constants = _bits(vectors, space, _Places.of(order, starts), (means, coder), told)
-        rotation = np.ascontiguousarray(coder.rotation)
     else:
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
     head, shapes = tiled(centroids, np.array([0, lists]))
     ordered = rowids[order].astype(np.int64)
     return Ivf(ordered, codes, constants, starts, head, shapes, radii, space, rotation)
+
+
+def _signs(padded: int, seed: int) -> np.ndarray:
+    """Return the random signs of a rotation, float32 (3, padded), scaled so that it keeps norms."""
+    drawn = np.random.default_rng([seed, _STREAM]).integers(0, 2, (ROUNDS, padded))
+    signs: np.ndarray = (2 * drawn - 1).astype(np.float32) / np.float32(BLOCK**0.5)
+    return signs
+
+
+def rotation_matrix(signs: np.ndarray, width: int) -> np.ndarray:
+    """Return what a search's rotation multiplies by, float32 (width, padded), orthonormal rows.
+
+    Each round multiplies by signs, then each block of 64 elements by a Hadamard matrix, and deals
+    the elements of a block out to all blocks.
+    """
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < BLOCK:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    turned = np.eye(width, signs.shape[1])
+    for line in signs:
+        blocks = (turned * line).reshape(width, -1, BLOCK) @ hadamard
+        turned = blocks.swapaxes(1, 2).reshape(width, -1)
+    return np.ascontiguousarray(turned, np.float32)
+
+
+def _coder(signs: np.ndarray, width: int) -> RaBitQ:
+    matrix, none = rotation_matrix(signs, width), np.zeros(signs.shape[1], np.float32)
+    return RaBitQ(matrix, none[:width], none, reference.L2, bits=1)
 
 
 def _space(vectors: np.ndarray, op: str) -> Space:
@@ -250,7 +279,7 @@ def _bits(
     """
     means, coder = trained
     turned, width = coder.rotate(means), coder.width
-    tiles = private(np.zeros((places.count, width // 64, TILE), np.uint64))
+    tiles = private(np.zeros((places.count, width // 32, TILE), np.uint32))
     constants = np.zeros((places.count, 3, TILE), np.float32)
     constants[:, 0] = np.inf
     for part in places.parts():
@@ -259,7 +288,7 @@ def _bits(
         factors = np.ascontiguousarray(coded_rows[:, width // 8 :]).view(np.float32)
         y = np.unpackbits(signs, axis=1, bitorder="little") - np.float32(0.5)
         along = np.einsum("ij,ij->i", y, turned[part.lists])
-        tiles[part.tiles, :, part.lanes] = signs.view(np.uint64)
+        tiles[part.tiles, :, part.lanes] = signs.view(np.uint32)
         constants[part.tiles, 0, part.lanes] = factors[:, 0] - factors[:, 1] * along
         constants[part.tiles, 1, part.lanes] = factors[:, 1]
         constants[part.tiles, 2, part.lanes] = factors[:, 3]
@@ -275,7 +304,7 @@ def _sets(
     Of numbers 0 and 1 (``<=>``: 0 and 1 / norm) |q - x|**2 - |q|**2 is base + slope <bits, q>.
     """
     width = padded_width(len(space.mean))
-    tiles = private(np.zeros((places.count, width // 64, TILE), np.uint64))
+    tiles = private(np.zeros((places.count, width // 32, TILE), np.uint32))
     constants = np.zeros((places.count, 3, TILE), np.float32)
     constants[:, 0] = np.inf
     for part in places.parts():
@@ -288,7 +317,7 @@ def _sets(
         squares, norms = ones, np.ones_like(ones)
         if space.op == "<=>":
             squares, norms = np.where(ones, 1, FAR**2), np.sqrt(np.maximum(ones, 1))
-        tiles[part.tiles, :, part.lanes] = bits.view(np.uint64)
+        tiles[part.tiles, :, part.lanes] = bits.view(np.uint32)
         constants[part.tiles, 0, part.lanes] = squares
         constants[part.tiles, 1, part.lanes] = -2 / norms
         constants[part.tiles, 2, part.lanes] = ones

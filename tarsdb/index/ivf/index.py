@@ -17,9 +17,10 @@ from tarsdb.errors import (
 )
 from tarsdb.index.arrays import Runs
 from tarsdb.index.hnsw.codes import Space
-from tarsdb.index.ivf.kmeans import padded_width, tile_starts
+from tarsdb.index.ivf.kmeans import LINE, padded_width, tile_starts
 from tarsdb.kernels import ivf as kernels
-from tarsdb.kernels.ivf import PLAN, PLANES, SCRATCH, TILE
+from tarsdb.kernels.graph import LIST_ROOM
+from tarsdb.kernels.ivf import PLAN, ROUNDS, SCRATCH, TILE
 from tarsdb.kernels.native import address
 
 _SHAPES = {
@@ -28,27 +29,24 @@ _SHAPES = {
     "op": ("u1", 1), "rotation": ("f4", 2),
 }  # fmt: skip
 OPERATORS = ("<->", "<#>", "<=>")
-_FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u8"): 2}  # as in kernels/cpu/ivf.py
+_FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u4"): 2}  # as in kernels/cpu/ivf.py
 _SETS = 3
 _WIDER = 4
 
 
 class _Scratch(threading.local):
-    """Memory of one thread's searches, and its addresses."""
+    """Memory of one thread's searches, at whole cache lines."""
 
     def __init__(self) -> None:
-        self._fixed = np.empty(SCRATCH, np.uint8)
-        self._moved = np.empty(0, np.uint8)
-        self._probes = np.empty(0, np.int64)
-        self._addresses = (0, 0, address(self._fixed))
+        self._memory = np.empty(0, np.uint8)
+        self._start = 0
 
-    def of(self, moved: int, effort: int) -> tuple[int, int, int]:
-        """Return where a moved query, the probes of an effort and the rest have room."""
-        if len(self._moved) < moved or len(self._probes) < effort:
-            self._moved = np.empty(max(moved, len(self._moved)), np.uint8)
-            self._probes = np.empty(max(effort, len(self._probes)), np.int64)
-            self._addresses = address(self._moved), address(self._probes), self._addresses[2]
-        return self._addresses
+    def of(self, size: int) -> int:
+        """Return the address of some bytes."""
+        if len(self._memory) < size + LINE:
+            self._memory = np.empty(2 * size + LINE, np.uint8)
+            self._start = -(-address(self._memory) // LINE) * LINE
+        return self._start
 
 
 _scratch = _Scratch()
@@ -62,7 +60,7 @@ class Ivf:
     ----------
     rowids : int64 (n,)
         In order of the lists.
-    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint64 (tiles, padded/64, 16)
+    codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint32 (tiles, padded/32, 16)
         Codes + 128, the rows in the space, or bits: rows of bits themselves, else RaBitQ's signs of
         the rotated difference to the list's centroid; the rows of a tile side by side. As
         :class:`Runs` they stay in somebody else's memory, such as a memory map, and the owner says
@@ -78,8 +76,8 @@ class Ivf:
     radii : float32 (lists,)
         No row of a list is farther from its centroid; infinite where that is not known.
     space : Space
-    rotation : float32 (d', padded)
-        Of signs; otherwise (0, 0).
+    rotation : float32 (3, padded)
+        Of signs, see ``build.py``; otherwise (0, 0).
     """
 
     rowids: np.ndarray
@@ -146,7 +144,7 @@ class Ivf:
             them, they lie far away, and more lists are looked at than those they are found in.
         reach : int
             Lists to look at, at most, for ``wanted`` nodes; 0: all.
-        places : int64 (n,), optional
+        places : int64 (n,) in one piece, optional
             Return what stands here for the nodes found.
 
         Returns
@@ -175,17 +173,21 @@ class Ivf:
         mask = None if allowed is None else np.ascontiguousarray(allowed, np.uint8)
         if mask is not None and len(mask) != len(self):
             raise DataError(f"a mask of {len(mask)} for {len(self)} rows of inverted lists")
-        heap = np.empty(wanted, np.int64)
+        out = np.empty(wanted, np.int64)
         plan, moved = self._plan
-        at, out, filtered = address(given), address(heap), 0 if mask is None else address(mask)
+        at, filtered = address(given), 0 if mask is None else address(mask)
+        names = 0 if places is None else address(places)
+        best = moved + 8 * (wanted + LIST_ROOM)
         effort = max(1, min(effort, self.lists))
         missed = False
         while True:
-            memory, probes, scratch = _scratch.of(moved, effort)
-            count = found.search(plan, at, wanted, effort, filtered, memory, probes, out, scratch)
+            memory = _scratch.of(best + 8 * (effort + LIST_ROOM))
+            count = found.search(
+                plan, at, wanted, effort, filtered, names, memory, memory + best, memory + moved,
+                address(out),
+            )  # fmt: skip
             if effort >= most or (count == wanted and not missed):
-                nodes: np.ndarray = heap[:count] & 0xFFFFFFFF
-                return nodes if places is None else places[nodes]
+                return out[:count]
             missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
 
@@ -196,12 +198,12 @@ class Ivf:
 
     @property
     def _form(self) -> int:
-        is_sets = self.codes.dtype == np.uint64 and not self.rotation.size
+        is_sets = self.codes.dtype == np.uint32 and not self.rotation.size
         return _SETS if is_sets else _FORMS[self.codes.dtype]
 
     @property
     def _room(self) -> int:
-        return 4 * len(self.space.mean) + 5 * self._padded + self._padded // 8 * PLANES
+        return SCRATCH + 4 * len(self.space.mean) + 10 * self._padded
 
     @property
     def _padded(self) -> int:
@@ -306,10 +308,10 @@ def _require_starts(starts: np.ndarray, nodes: int) -> None:
 
 def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, width: int) -> None:
     lists, tiles = len(arrays["starts"]) - 1, int(tile_starts(arrays["starts"])[-1])
-    padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint64
+    padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint32
     wanted = {
         "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
-        "rotation": (width, padded) if is_bits and arrays["rotation"].size else (0, 0),
+        "rotation": (ROUNDS, padded) if is_bits and arrays["rotation"].size else (0, 0),
         "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
     }  # fmt: skip
     for name, shape in wanted.items():
@@ -319,7 +321,7 @@ def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, wid
             )
     shapes = {
         np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE),
-        np.dtype("u8"): (tiles, padded // 64, TILE),
+        np.dtype("u4"): (tiles, padded // 32, TILE),
     }  # fmt: skip
     if shapes.get(codes.dtype) != codes.shape:
         raise CorruptionError(

@@ -1,27 +1,13 @@
-"""The nearest so far: a max-heap of packed (key, number), int64 entries at an address."""
+"""The nearest so far as a max-heap of packed entries, int64 at an address: where they are many."""
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
 # mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
-from tarsdb.kernels.cpu.memory import float_of, put_long, read_long
-
-
-@njit(nogil=True)
-def pack(bits, number):  # type: ignore[no-untyped-def]
-    """Return an integer that orders as the key's float32 bits do, then by number."""
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | number
-
-
-@njit(nogil=True)
-def key_bits(entry):  # type: ignore[no-untyped-def]
-    """Return the float32 bits of an entry's key."""
-    bits = entry >> 32
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+from tarsdb.kernels.cpu.memory import put_long, read_long
 
 
 @njit(nogil=True)
@@ -63,11 +49,3 @@ def sort(heap, size):  # type: ignore[no-untyped-def]
         entry = read_long(heap, end)
         put_long(heap, end, read_long(heap, 0))
         sift(heap, end, entry)
-
-
-@njit(nogil=True)
-def top(heap, size, limit):  # type: ignore[no-untyped-def]
-    """Return the key above which nothing enters the heap."""
-    if size < limit:
-        return np.float32(np.inf)
-    return float_of(key_bits(read_long(heap, 0)))

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from tarsdb.kernels.cpu.heap import key_bits, offer, pack, sort, top
+from tarsdb.kernels.cpu.heap import offer, sort
 from tarsdb.kernels.cpu.memory import (
+    bits_of,
     float_of,
+    lowest_bit,
+    prefetch,
     put_byte,
     put_int,
     put_long,
@@ -29,16 +32,9 @@ from tarsdb.kernels.cpu.memory import (
     read_real,
     read_signed,
 )
-from tarsdb.kernels.cpu.tiles import (
-    PLANES,
-    bit_passing,
-    float_dots,
-    float_passing,
-    improve,
-    passing,
-    rotate,
-    tile_dots,
-)
+from tarsdb.kernels.cpu.sign_bits import bit_passing, cut, has_tables, number, rotate, tabulate
+from tarsdb.kernels.cpu.sorted_list import insert_into, key_of, node_of, pack, start_list
+from tarsdb.kernels.cpu.tiles import float_dots, float_passing, improve, passing, tile_dots
 
 VARIANTS = ("vnni", "avx2", "plain")
 """How inner products are made: 512-bit VNNI, 256-bit multiply-add, a plain loop."""
@@ -54,12 +50,15 @@ SCRATCH = 1664
 ) = range(12)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
 PLAN = 12
+_AHEAD = 4096
+_SHORT = 1024
+"""Entries up to which moving those behind a new one costs less than a heap."""
 BYTES, FLOATS, BITS, SETS = range(4)
 """Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
 
 
 @njit(nogil=True)
-def _plain_dots(tile, query, padded, out):  # type: ignore[no-untyped-def]
+def _plain_dots(tile, query, padded, out, ahead):  # type: ignore[no-untyped-def]
     for row in range(TILE):
         total = np.int64(0)
         for at in range(padded):
@@ -80,10 +79,10 @@ def _sum_of(code, padded):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
     """Code float32 (width,); return scale and sum of squared codes."""
-    top = np.float32(0)
+    top = np.int64(0)  # as bits: they order as the numbers do
     for at in range(width):
-        top = max(top, abs(read_real(row, at)))
-    scale = top / np.float32(127) if top > 0 else np.float32(1)
+        top = max(top, bits_of(read_real(row, at)) & np.int64(0x7FFFFFFF))
+    scale = float_of(top) / np.float32(127) if top > 0 else np.float32(1)
     inverse = np.float32(1) / scale
     squares = np.int64(0)
     for at in range(width):
@@ -111,32 +110,6 @@ def _move(query, width, mean, kind, norm, moved):  # type: ignore[no-untyped-def
         put_real(moved, at, value - read_real(mean, at))
 
 
-@njit(nogil=True)
-def _plane(row, width, planes, numbers):  # type: ignore[no-untyped-def]
-    """Cut a rotated query, float32 (width,), into bit planes, uint64 (words, PLANES)."""
-    low, high = read_real(row, 0), read_real(row, 0)
-    for at in range(width):
-        low, high = min(low, read_real(row, at)), max(high, read_real(row, at))
-    most = (1 << PLANES) - 1
-    step = (high - low) / np.float32(most)
-    inverse = np.float32(1) / step if step > 0 else np.float32(0)
-    total = np.int64(0)
-    for word in range(width // 64):
-        for plane in range(PLANES):
-            put_long(planes, word * PLANES + plane, 0)
-        for bit in range(64):
-            value = (read_real(row, 64 * word + bit) - low) * inverse
-            number = min(max(np.int64(value + np.float32(0.5)), 0), most)
-            total += number
-            for plane in range(PLANES):
-                place = word * PLANES + plane
-                put_long(planes, place, read_long(planes, place) | ((number >> plane & 1) << bit))
-    put_real(numbers, 0, step)
-    put_real(numbers, 1, low)
-    half = np.float32(-0.5) * (np.float32(width) * low + step * np.float32(total))
-    put_real(numbers, 2, half)
-
-
 _LONG = types.int64
 _CODES, _CONSTANTS = types.int8[:, ::1], types.float32[:, ::1]
 SIGNATURES = {
@@ -145,7 +118,7 @@ SIGNATURES = {
     "add": types.void(
         _CODES, _CONSTANTS, types.int32[::1], types.float64[:, ::1], types.int64[::1]
     ),
-    "search": types.int64(*[_LONG] * 9),
+    "search": types.int64(*[_LONG] * 10),
 }  # fmt: skip
 
 
@@ -160,19 +133,20 @@ def make_kernels(variant: str) -> dict[str, Any]:
         ``labels`` int32 (n,), and their squared distance to ``distances`` float32 (n,).
     add(rows, constants, labels, sums, numbers)
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
-    search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch)
+    search(plan, query, wanted, effort, allowed, places, moved, probes, best, out)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
-        for the operator, form of the rows, address of the rotation, bits of the norm (float32) that
-        queries are brought to unless by the first operator. The first address is of int64
-        (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
-        Writes (key, node) to ``heap`` int64 (wanted,), ascending by key, then node; returns how
-        many. ``allowed`` uint8 (n,) or 0; scratch: ``probes`` int64 (effort,), then holding the
-        lists looked at; ``moved`` float32 (d',), int8 (padded,), float32 (padded,) and uint64
-        (padded / 64, PLANES).
+        for the operator, form of the rows, address of the rotation's signs, bits of the norm
+        (float32) that queries are brought to unless by the first operator. The first address is of
+        int64 (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
+        Writes nodes, or what int64 ``places`` (n,) has for them, to ``out`` int64 (wanted,),
+        ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0. Scratch:
+        ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code; ``probes``
+        and ``best``, room for lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
     """
-    number, several = VARIANTS.index(variant), SEVERAL[variant]
-    one_dots = _plain_dots if variant == "plain" else _make_dots(number, 1)
-    many_dots = one_dots if several == 1 else _make_dots(number, several)
+    number_of, several = VARIANTS.index(variant), SEVERAL[variant]
+    by_tables = int(variant == "vnni" and has_tables())
+    one_dots = _plain_dots if variant == "plain" else _make_dots(number_of, 1)
+    many_dots = one_dots if several == 1 else _make_dots(number_of, several)
 
     @njit(nogil=True)
     def encode(rows, count, width, padded, codes, constants):  # type: ignore[no-untyped-def]
@@ -197,9 +171,9 @@ def make_kernels(variant: str) -> dict[str, Any]:
             for tile in range((lists + TILE - 1) // TILE):
                 line = centroids + tile * TILE * padded
                 if taken == 1:
-                    one_dots(line, rows + padded * at, padded, dots)
+                    one_dots(line, rows + padded * at, padded, dots, _AHEAD)
                 else:
-                    many_dots(line, rows + padded * at, padded, dots)
+                    many_dots(line, rows + padded * at, padded, dots, _AHEAD)
                 for j in range(taken):
                     factor = np.float32(2) * read_real(constants, 2 * (at + j) + 1)
                     improve(dots + 64 * j, shapes + 128 * tile, factor, read_long(scratch, j), tile,
@@ -216,82 +190,100 @@ def make_kernels(variant: str) -> dict[str, Any]:
             at += taken
 
     @njit(nogil=True)
-    def search(plan, query, wanted, effort, allowed, moved, probes, heap, scratch):  # type: ignore[no-untyped-def]
+    def search(plan, query, wanted, effort, allowed, places, moved, probes, best, out):  # type: ignore[no-untyped-def]
         padded, width, lists = (
             read_long(plan, PADDED),
             read_long(plan, WIDTH),
             read_long(plan, LISTS),
         )
-        code, dots = moved + 4 * width, scratch + _DOTS
+        scratch, moved = moved, moved + SCRATCH
+        code, dots, numbers = moved + 4 * width, scratch + _DOTS, scratch + _NUMBERS
         norm = float_of(read_long(plan, NORM))
         _move(query, width, read_long(plan, MEAN), read_long(plan, KIND), norm, moved)
         scale, squares = _code(moved, width, padded, code)
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
-        form, turned = read_long(plan, FORM), code + padded
-        if form == BITS:
-            rotate(moved, read_long(plan, ROTATION), width, padded, turned)
-        elif form == SETS:
+        form = read_long(plan, FORM)
+        if form >= BITS:
+            bytes_of, small = code + padded, code + 2 * padded
+            turned = small + 4 * padded
             for at in range(padded):
                 put_real(turned, at, read_real(moved, at) if at < width else np.float32(0))
-        if form >= BITS:
-            _plane(turned, padded, turned + 4 * padded, scratch + _NUMBERS)
+            if form == BITS:
+                rotate(turned, read_long(plan, ROTATION), padded, small)
+            number(turned, padded, bytes_of, numbers, dots)
+            if form == SETS:  # what counts is neither half the bits nor the centroid
+                put_real(numbers, 2, np.float32(0))
+            if by_tables:
+                tabulate(bytes_of, padded >> 5, small)
+            else:
+                cut(bytes_of, padded >> 5, small)
+        probes, best = start_list(probes, effort), start_list(best, wanted)
         count, limit = 0, np.float32(np.inf)
         line, shapes = read_long(plan, CENTROIDS), read_long(plan, CENTROID_CONSTANTS)
         for tile in range((lists + TILE - 1) // TILE):
-            one_dots(line + tile * TILE * padded, code, padded, dots)
+            one_dots(line + tile * TILE * padded, code, padded, dots, _AHEAD)
             bits = passing(dots, shapes + 128 * tile, factor, correction, limit, scratch)
             if bits:
                 count = _keep(bits, scratch, tile * TILE, 0, lists, probes, count, effort)
-                limit = top(probes, count, effort)
-        sort(probes, count)
+                limit = _limit(probes, count, effort)
+        _ordered(probes, count, effort)
         size, limit = 0, np.float32(np.inf)
         for probe in range(count):
-            at = read_long(probes, probe) & 0xFFFFFFFF
+            entry = read_long(probes, probe)
+            at, key = node_of(entry), key_of(entry)
             if size == wanted:
-                key = float_of(key_bits(read_long(probes, probe)))
                 apart = np.sqrt(max(key + square, np.float32(0)))
                 gap = apart - read_real(read_long(plan, RADII), at)
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
-            put_int(scratch + _NUMBERS, 3, key_bits(read_long(probes, probe)))
-            if form == SETS:  # what counts is neither half the bits nor the centroid
-                put_real(scratch + _NUMBERS, 2, np.float32(0))
-                put_real(scratch + _NUMBERS, 3, np.float32(0))
-            size = scan(plan, at, moved, factor, correction, wanted, allowed, heap, size, scratch)
-            limit = top(heap, size, wanted)
-        sort(heap, size)
+            put_real(numbers, 3, key if form == BITS else np.float32(0))
+            following = node_of(read_long(probes, probe + 1)) if probe + 1 < count else at
+            size = scan(
+                plan, at, following, moved, factor, correction, wanted, allowed, best, size, scratch
+            )
+            limit = _limit(best, size, wanted)
+        _ordered(best, size, wanted)
+        for at in range(size):
+            node = node_of(read_long(best, at))
+            put_long(out, at, read_long(places, node) if places else node)
         return size
 
     @njit(nogil=True)
-    def scan(plan, number, moved, factor, correction, wanted, allowed, heap, size, scratch):  # type: ignore[no-untyped-def]
-        """Offer the rows of a list to the heap; returns its size."""
+    def scan(  # type: ignore[no-untyped-def]
+        plan, list_, following, moved, factor, correction, wanted, allowed, best, size, scratch
+    ):
+        """Put rows of a list among the best, asking for the following list; return how many."""
         padded, width, form = read_long(plan, PADDED), read_long(plan, WIDTH), read_long(plan, FORM)
         dots = scratch + _DOTS
-        places = read_long(plan, PLACES)
-        first, stop = read_long(places, 3 * number), read_long(places, 3 * number + 3)
-        line, constants = read_long(places, 3 * number + 1), read_long(places, 3 * number + 2)
+        table = read_long(plan, PLACES)
+        first, stop = read_long(table, 3 * list_), read_long(table, 3 * list_ + 3)
+        line, constants = read_long(table, 3 * list_ + 1), read_long(table, 3 * list_ + 2)
+        ahead = read_long(table, 3 * following + 1) - line
+        constants_ahead = read_long(table, 3 * following + 2) - constants
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
         elif form >= BITS:
             pitch, lines = TILE * padded // 8, 192
-        planes = moved + 4 * width + 5 * padded
-        limit = top(heap, size, wanted)
+        small = moved + 4 * width + 2 * padded
+        limit = _limit(best, size, wanted)
         while first < stop:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
+                for at in range(0, lines, 64):
+                    prefetch(constants + constants_ahead + at)
                 if form >= BITS:
-                    bits = bit_passing(line, constants, planes, padded // 64, scratch + _NUMBERS,
-                                        limit, scratch)  # fmt: skip
+                    bits = bit_passing(by_tables, line, constants, small, padded >> 5,
+                                       scratch + _NUMBERS, limit, scratch, ahead)  # fmt: skip
                 elif form == FLOATS:
                     float_dots(line, moved, width, dots)
                     bits = float_passing(dots, constants, limit, scratch)
                 else:
-                    one_dots(line, moved + 4 * width, padded, dots)
+                    one_dots(line, moved + 4 * width, padded, dots, ahead)
                     bits = passing(dots, constants, factor, correction, limit, scratch)
                 if bits:
-                    size = _keep(bits, scratch, first, allowed, stop, heap, size, wanted)
-                    limit = top(heap, size, wanted)
+                    size = _keep(bits, scratch, first, allowed, stop, best, size, wanted)
+                    limit = _limit(best, size, wanted)
             first += TILE
             line += pitch
             constants += lines
@@ -310,8 +302,8 @@ def make_kernels(variant: str) -> dict[str, Any]:
 
 def _make_dots(number: int, several: int) -> Any:
     @njit(nogil=True)
-    def dots(tile, queries, padded, out):  # type: ignore[no-untyped-def]
-        tile_dots(number, several, tile, queries, padded, out)
+    def dots(tile, queries, padded, out, ahead):  # type: ignore[no-untyped-def]
+        tile_dots(number, several, tile, queries, padded, out, ahead)
 
     return dots
 
@@ -328,13 +320,31 @@ def _any(allowed, count):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _keep(bits, keys, first, allowed, stop, heap, size, limit):  # type: ignore[no-untyped-def]
-    """Offer the marked rows of a tile that exist and are allowed; returns the heap's size."""
-    lane = 0
+def _limit(entries, size, limit):  # type: ignore[no-untyped-def]
+    """Return the key above which nothing enters a list, or a heap if it is longer than short."""
+    if size < limit:
+        return np.float32(np.inf)
+    return key_of(read_long(entries, size - 1 if limit <= _SHORT else 0))
+
+
+@njit(nogil=True)
+def _ordered(entries, size, limit):  # type: ignore[no-untyped-def]
+    """Make entries ascend."""
+    if limit > _SHORT:
+        sort(entries, size)
+
+
+@njit(nogil=True)
+def _keep(bits, keys, first, allowed, stop, entries, size, limit):  # type: ignore[no-untyped-def]
+    """Put the marked rows of a tile that exist and are allowed into a list; returns its size."""
     while bits:
-        number = first + lane
-        if bits & 1 and number < stop and (allowed == 0 or read_byte(allowed, number)):
-            size = offer(heap, size, limit, pack(read_int(keys, lane), number))
-        bits >>= 1
-        lane += 1
+        lane = lowest_bit(bits)
+        bits &= bits - 1
+        row = first + lane
+        if row < stop and (allowed == 0 or read_byte(allowed, row)):
+            entry = pack(read_real(keys, lane), row)
+            if limit > _SHORT:
+                size = offer(entries, size, limit, entry)
+            else:
+                size = min(size + (insert_into(entries, size, limit, entry) < limit), limit)
     return size

@@ -22,10 +22,6 @@ from numba.extending import intrinsic
 from tarsdb.kernels.cpu.emit import call, load, splat, store
 from tarsdb.kernels.cpu.memory import emit_prefetch
 
-PLANES = 6
-"""Bits of a rotated query's element."""
-_AHEAD = 4096
-
 _FLOAT = ir.FloatType()
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _W16, _B64 = (ir.VectorType(kind, n) for kind, n in ((_FLOAT, 16), (_I32, 16), (_I8, 64)))
@@ -35,7 +31,8 @@ _W8, _H16, _B16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType
 # --- inner products of one tile --------------------------------------------------------------
 
 
-def _vnni(b: Any, sums: Any, codes: Any, word: Any) -> Any:
+def emit_vnni(b: Any, sums: Any, codes: Any, word: Any) -> Any:
+    """Emit sums of 16 rows and the products of four unsigned codes of each with a word's bytes."""
     query = b.bitcast(splat(b, word), _B64)
     if llvm.llvm_version_info[0] < 22:
         codes, query = b.bitcast(codes, _W16), b.bitcast(query, _W16)
@@ -58,14 +55,17 @@ def _pairs(b: Any, one: Any, two: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def tile_dots(typingctx, variant, several, tile, queries, padded, out):  # type: ignore[no-untyped-def]
-    """Inner products of a tile and some queries, int32 (queries, 16), to ``out``."""
+def tile_dots(typingctx, variant, several, tile, queries, padded, out, ahead):  # type: ignore[no-untyped-def]
+    """Inner products of a tile and some queries, int32 (queries, 16), to ``out``.
+
+    For one query, what lies ``ahead`` bytes behind the tile is asked for.
+    """
     wide = variant.literal_value == 0
     count = several.literal_value
     parts, sums_type, codes_type = (1, _W16, _B64) if wide else (4, _W8, _B16)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _, _, tile, queries, padded, out = args
+        _, _, tile, queries, padded, out, ahead = args
         chains = 4 if wide and count == 1 else 1
         zero = ir.Constant(sums_type, None)
         sums = [
@@ -80,13 +80,13 @@ def tile_dots(typingctx, variant, several, tile, queries, padded, out):  # type:
             at = b.shl(loop.index, ir.Constant(_I64, 4))
             for step in range(4):
                 if count == 1:
-                    emit_prefetch(b, b.add(line, ir.Constant(_I64, _AHEAD + 64 * step)))
+                    emit_prefetch(b, b.add(line, b.add(ahead, ir.Constant(_I64, 64 * step))))
                 codes = [load(b, line, codes_type, 64 * step + 16 * p) for p in range(parts)]
                 for j, row in enumerate(rows):
                     word = load(b, b.add(row, at), _I32, 4 * step)
                     for part, code in enumerate(codes):
                         chain = sums[j][part][step % chains]
-                        b.store((_vnni if wide else _avx2)(b, b.load(chain), code, word), chain)
+                        b.store((emit_vnni if wide else _avx2)(b, b.load(chain), code, word), chain)
         for j in range(count):
             totals = [[b.load(chain) for chain in part] for part in sums[j]]
             if wide:
@@ -100,7 +100,7 @@ def tile_dots(typingctx, variant, several, tile, queries, padded, out):  # type:
                     store(b, both, out, 64 * j + 32 * half)
         return context.get_dummy_value()
 
-    return types.void(variant, several, *[types.int64] * 4), codegen
+    return types.void(variant, several, *[types.int64] * 5), codegen
 
 
 @intrinsic
@@ -134,77 +134,6 @@ def float_dots(typingctx, tile, query, width, out):  # type: ignore[no-untyped-d
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
-
-
-@intrinsic
-def bit_passing(typingctx, tile, constants, planes, words, numbers, limit, keys):  # type: ignore[no-untyped-def]
-    """Write the keys of 16 rows of sign bits; return a bit for each that is at most ``limit``.
-
-    ``numbers`` float32 (4,): step and least element of the rotated query, minus half the sum of
-    its elements, and the key of the rows' centroid.
-    """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        tile, constants, planes, words, numbers, limit, keys = args
-        halves = [_common_bits(b, tile, planes, words, 64 * half) for half in range(2)]
-        order = ir.Constant(ir.VectorType(_I32, 16), list(range(16)))
-        common = b.sitofp(b.shuffle_vector(*halves, order), _F16)
-        base, slope, ones = (load(b, constants, _F16, 64 * line) for line in range(3))
-        step, low, always, of_list = (splat(b, load(b, numbers, _FLOAT, 4 * at)) for at in range(4))
-        product = b.fadd(b.fadd(b.fmul(step, common), b.fmul(low, ones)), always)
-        found = b.fadd(b.fadd(base, of_list), b.fmul(slope, product))
-        store(b, found, keys)
-        bits = b.bitcast(b.fcmp_ordered("<=", found, splat(b, limit)), _I16)
-        return b.zext(bits, _I64)
-
-    kinds = [*[types.int64] * 5, types.float32, types.int64]
-    return types.int64(*kinds), codegen
-
-
-def _common_bits(b: Any, tile: Any, planes: Any, words: Any, offset: int) -> Any:
-    """Emit sums over planes j of 2^j times the bits common to row and plane, for 8 rows."""
-    whole = ir.VectorType(_I64, 8)
-    sums = [cgutils.alloca_once_value(b, ir.Constant(whole, None)) for _ in range(PLANES)]
-    for each in sums:
-        b.store(ir.Constant(whole, None), each)
-    with cgutils.for_range(b, words) as loop:
-        line = b.add(tile, b.shl(loop.index, ir.Constant(_I64, 7)))
-        codes = load(b, line, whole, offset)
-        emit_prefetch(b, b.add(line, ir.Constant(_I64, _AHEAD + offset)))
-        at = b.add(planes, b.mul(loop.index, ir.Constant(_I64, 8 * PLANES)))
-        for j, each in enumerate(sums):
-            word = splat(b, load(b, at, _I64, 8 * j), 8)
-            ones = call(b, "llvm.ctpop.v8i64", whole, b.and_(codes, word))
-            b.store(b.add(b.load(each), ones), each)
-    total = b.load(sums[0])
-    for j, each in enumerate(sums[1:], 1):
-        total = b.add(total, b.shl(b.load(each), ir.Constant(whole, [j] * 8)))
-    return b.trunc(total, _W8)
-
-
-@intrinsic
-def rotate(typingctx, row, rotation, width, turned, out):  # type: ignore[no-untyped-def]
-    """Write a row of ``width`` times a float32 (width, turned) matrix; 64 divides ``turned``."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        row, rotation, width, turned, out = args
-        pitch = b.shl(turned, ir.Constant(_I64, 2))
-        sums = [cgutils.alloca_once_value(b, ir.Constant(_F16, None)) for _ in range(4)]
-        with cgutils.for_range(b, b.lshr(turned, ir.Constant(_I64, 6))) as block:
-            column = b.shl(block.index, ir.Constant(_I64, 8))
-            for each in sums:
-                b.store(ir.Constant(_F16, None), each)
-            with cgutils.for_range(b, width) as loop:
-                value = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 2))), _FLOAT)
-                line = b.add(b.add(rotation, column), b.mul(loop.index, pitch))
-                for part, each in enumerate(sums):
-                    product = b.fmul(splat(b, value), load(b, line, _F16, 64 * part))
-                    b.store(b.fadd(b.load(each), product), each)
-            for part, each in enumerate(sums):
-                store(b, b.load(each), b.add(out, column), 64 * part)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
 
 
 # --- keys ------------------------------------------------------------------------------------

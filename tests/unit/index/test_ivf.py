@@ -105,7 +105,7 @@ def test_bits_are_coded_exactly(level: str, op: str, dim: int) -> None:
     rows, queries = packed(900, dim, 1), packed(30, dim, 2)
     for _ in forced(level):
         ivf = built(rows, op)
-        assert ivf.codes.dtype == np.uint64
+        assert ivf.codes.dtype == np.uint32
         assert ivf.codes.nbytes <= (len(rows) + 15 * ivf.lists) * 8 * -(-dim // 64)
         wide = ivf.space.moved(rows)
         for query in [*as_numbers(queries), *as_numbers(rows[:10])]:
@@ -179,6 +179,20 @@ def test_as_many_as_match() -> None:
     assert sorted(ivf.search(query, 2000, 1).tolist()) == list(range(900))
     assert len(ivf.search(query, 2000, 1, reach=3)) < 900
     assert len(ivf.search(query, 0, 1)) == 0
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_more_wanted_begins_with_the_same(code: str) -> None:
+    """Nodes and lists that are many are kept in another way than few."""
+    rows = clustered(3000, 24, 1)
+    ivf = built(rows, codes=code, lists=1300)
+    for query in rows[:5]:
+        every = ivf.search(query, len(rows), 1)
+        assert sorted(every.tolist()) == list(range(len(rows)))
+        for wanted in (1, 20, 1023, 1024, 1025, 2999):
+            np.testing.assert_array_equal(ivf.search(query, wanted, ivf.lists), every[:wanted])
+    near = ivf.search(rows[0], 20, 3)
+    assert not np.array_equal(near, ivf.search(rows[9], 20, 3))  # a control: it can differ
 
 
 def test_passing_over_far_lists_loses_nothing() -> None:
