@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.vector_index import candidates
+from tarsdb.engine.index_methods import METHODS
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
 from tarsdb.kernels import dispatch
@@ -48,9 +48,10 @@ class TarsdbGraph:
 
     def search(self, query: np.ndarray, k: int, size: int) -> np.ndarray:
         """Return row numbers."""
-        at = self._graph.search(query, candidates(k, size), size, places=self._positions)
+        wanted = METHODS["hnsw"].candidates(self._graph, k, size)
+        at = self._graph.search(query, wanted, size, places=self._positions)
         assert at is not None
-        return self._flat.search(query[np.newaxis], k, "<->", positions=at)[0][0]
+        return self._flat.among(query[np.newaxis], at[np.newaxis], k, "<->")[0][0]
 
 
 class Hnswlib:

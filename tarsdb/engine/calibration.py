@@ -136,7 +136,9 @@ class Calibration:
             return self._method.default_effort
         efforts = self._known.get(recall)
         if efforts is None:
-            efforts = [_enough(self._steps, column, recall) for column in range(len(self._ks))]
+            missed = self._method.missed * (1 - recall)
+            columns = range(len(self._ks))
+            efforts = [_enough(self._steps, column, recall, missed) for column in columns]
             self._known[recall] = efforts
         if k <= self._ks[0] or len(efforts) == 1:
             return efforts[0]
@@ -154,13 +156,12 @@ class Calibration:
         return self._method.calibrated
 
 
-def _enough(steps: np.ndarray, column: int, recall: float) -> int:
-    """Return the least effort that missed half as much on the sample as is allowed, or 0.
+def _enough(steps: np.ndarray, column: int, recall: float, missed: float) -> int:
+    """Return the least effort that missed no more than that on the sample, or 0.
 
-    Rows of the data are easier to find than queries are. 0 as for inner products of vectors whose
-    norms differ by orders of magnitude.
+    0 as for inner products of vectors whose norms differ by orders of magnitude.
     """
     for effort, *recalls in steps.tolist():
-        if 1 - recalls[column] <= (1 - recall) / 2:
+        if 1 - recalls[column] <= missed:
             return int(effort)
     return int(2 * steps[-1, 0]) if steps[-1, 1 + column] >= recall else 0

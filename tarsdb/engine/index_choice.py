@@ -26,9 +26,6 @@ INT4_DIM, BITS_DIM = 96, 256
 """Dimensions from which codes of 4 bits, and of one bit, tell near rows apart as bytes do."""
 GROWN = 2
 """Rows that no method is good at are tried again when there are so many times as many."""
-MISSED = {"hnsw": 0.25}
-"""Share of what searches may miss that a part may miss of its own rows. In a graph each of these
-is a node whose edges lead to the answer; other queries miss more."""
 K = 10
 """Neighbours the recall is promised for."""
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -105,11 +102,6 @@ class Choice:
     target: float = 0.0
 
 
-def asked_for(target: float, method: str) -> float:
-    """Return the recall to ask a part for, so that queries unlike its rows are promised another."""
-    return 1 - MISSED.get(method, 1) * (1 - target)
-
-
 def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
     """Return what an index over all its rows is made by."""
     if shape.rows < FEWEST_ROWS:
@@ -120,7 +112,7 @@ def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
         f"a graph of {shape.rows:,} rows takes up to {_amount(held)}, memory is {_amount(memory)}"
     )
     if held <= memory:
-        return Choice("hnsw", options, told, asked_for(wanted.target_recall, "hnsw"))
+        return Choice("hnsw", options, told, wanted.target_recall)
     return _lists(shape, wanted, told)
 
 
@@ -141,8 +133,7 @@ def _lists_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
 
 
 def _lists(shape: Shape, wanted: AutoOptions, why: str) -> Choice:
-    options, target = _lists_options(shape, wanted), asked_for(wanted.target_recall, "ivf")
-    return Choice("ivf", options, why, target)
+    return Choice("ivf", _lists_options(shape, wanted), why, wanted.target_recall)
 
 
 def more_of(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> Choice:

@@ -133,6 +133,8 @@ class Method(ABC):
     """Numbers of neighbours that its effort is measured for, ascending."""
     shown: ClassVar[tuple[int, ...]]
     """Efforts worth measuring for people, ascending."""
+    missed: ClassVar[float]
+    """Share of what searches may miss that the sample may: rows are easier to find than queries."""
     left: ClassVar[tuple[str, ...]] = ()
     """Arrays of a part that are searched where the file has them, not copied into memory."""
 
@@ -249,6 +251,7 @@ class Hnsw(Method):
 
     name, noun, effort = "hnsw", "graph", "ef"
     setting, counter, default_effort = "ef_search", "index.graph_searches", 64
+    missed = 0.125  # each of them is a node whose edges lead to the answer
     calibrated = (10,)
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -347,6 +350,7 @@ class Lists(Method):
 
     name, noun, effort = "ivf", "lists", "probes"
     setting, counter, default_effort = "probes", "index.list_searches", 64
+    missed = 0.5
     calibrated = (10, 100)
     shown = tuple(1 << n for n in range(11))
     left = ("codes",)

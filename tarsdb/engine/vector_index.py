@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.engine.calibration import Calibration
-from tarsdb.engine.index_choice import AUTO, asked_for
+from tarsdb.engine.index_choice import AUTO
 from tarsdb.engine.index_methods import METHODS, Method, Part
 from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
@@ -75,7 +75,7 @@ def target_of(placed: Placed, wanted: float) -> float:
     if placed.index.method != AUTO:
         return wanted
     least = float(placed.index.options.get("target_recall", 0))
-    return asked_for(max(wanted, least), placed.method.name)
+    return max(wanted, least)
 
 
 def unplaced(context: Context, index: IndexDef) -> str:
@@ -249,7 +249,7 @@ def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
         return 0, "exact: most rows are wanted"
     effort = _effort(placed, ask, rows)
     if not effort:
-        reached = f"does not reach a recall of {ask.target_recall} on this data"
+        reached = f"cannot reach a recall of {ask.target_recall} on this data"
         return 0, f"exact: the {method.noun} {reached}"
     effort = method.settled(effort, ask.k, parts)
     effort_text = f"{method.effort} {effort}"

@@ -403,7 +403,7 @@ def test_data_the_graph_is_bad_at_is_searched_exactly(path: pathlib.Path) -> Non
         db.execute("SET target_recall = 1")
         lines = str(db.execute("EXPLAIN SELECT id FROM t ORDER BY emb <#> ? LIMIT 5",
                                (QUERIES[0],)).fetchall())  # fmt: skip
-        assert "exact: the graph does not reach a recall of 1.0 on this data" in lines
+        assert "exact: the graph cannot reach a recall of 1.0 on this data" in lines
         assert recall(db, "<#>") == 1.0
 
 
