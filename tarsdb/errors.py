@@ -20,6 +20,7 @@
         │   ├── SnapshotExpiredError   a read transaction outlived its limit (retryable)
         │   ├── StorageFullError       disk or quota
         │   ├── ReadOnlyError
+        │   ├── DeviceError            no GPU, or one that cannot be used
         │   ├── InterruptError         interrupt() or Ctrl-C
         │   └── StatementTimeoutError  statement_timeout
         ├── InternalError
@@ -167,6 +168,10 @@ class StorageFullError(OperationalError):
 
 class ReadOnlyError(OperationalError):
     """A write was asked of a database opened read-only."""
+
+
+class DeviceError(OperationalError):
+    """The GPU that was asked for is not there, or cannot be used."""
 
 
 class InterruptError(OperationalError):

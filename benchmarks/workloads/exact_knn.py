@@ -38,7 +38,7 @@ PACKAGES = ("numpy", "numba", "faiss-cpu", "sqlite-vec")
 
 def run(repeats: int = 7) -> dict[str, Any]:
     """Measure, print, and store the result; returns the record."""
-    base, queries, source = _data()
+    base, queries, source = data()
     record = harness.environment(PACKAGES)
     record["data"] = {"source": source, "rows": len(base), "dim": base.shape[1], "k": K}
     record["figures"] = {}
@@ -118,7 +118,8 @@ def _truth(base: np.ndarray, queries: np.ndarray, metric: str) -> np.ndarray:
     return np.argsort(keys, axis=1, kind="stable")[:, :K]
 
 
-def _data() -> tuple[np.ndarray, np.ndarray, str]:
+def data() -> tuple[np.ndarray, np.ndarray, str]:
+    """Return rows, queries and where they come from."""
     if DATA.is_dir():
         base, queries = (np.load(DATA / f"{n}.f16.npy").astype(np.float32)
                          for n in ("base", "query"))  # fmt: skip

@@ -15,7 +15,6 @@ from tarsdb.cli.running import interruptibly
 from tarsdb.database import connect
 from tarsdb.engine import recall, vector_index
 from tarsdb.engine.context import Context
-from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
@@ -86,7 +85,7 @@ def _column(context: Context, table_name: str, name: str | None) -> tuple[TableD
 def _rows(
     context: Context, table: TableDef, column: ColumnDef, size: tuple[int, int]
 ) -> Iterator[_Row]:
-    indexes = [i for i in table.indexes if i.method in METHODS and i.column_ids == (column.id,)]
+    indexes = [i for i in table.indexes if i.method != "btree" and i.column_ids == (column.id,)]
     operators = sorted({vector_index.operator(index) for index in indexes})
     for op in operators or ["<~>" if column.type.kind is Kind.BIT else "<->"]:
         sample = recall.draw(context, table, column, op, size)
@@ -101,13 +100,17 @@ def _rows(
 def _index_rows(context: Context, index: IndexDef, sample: recall.Sample) -> Iterator[_Row]:
     """Yield the row of what the settings choose, and one of each effort worth showing."""
     placed = vector_index.place(context, index, sample.flat)
-    method, parts = METHODS[index.method], [each.part for each in placed.parts] if placed else []
-    settled = (method.settled(effort, sample.k + 1, parts) for effort in method.shown)
-    for effort in (0, *dict.fromkeys(settled)):
-        found = recall.measure(context, placed, sample, effort)
+    settled: dict[int, None] = {}
+    if placed is not None:
+        parts = [each.part for each in placed.parts]
+        shown = placed.method.shown
+        settled = dict.fromkeys(placed.method.settled(n, sample.k + 1, parts) for n in shown)
+    for effort in (0, *settled):
+        found = recall.measure(context, index, sample, effort)
         note = found.reason
         if not effort:
-            note = f"by target_recall {context.engines.settings['target_recall']}: {note}"
+            target = context.engines.settings["target_recall"]
+            note = f"by target_recall {max(target, index.options.get('target_recall', 0))}: {note}"
         if found.us is None:
             yield (index.name, sample.op, effort or None, *[None] * 4, note)
         else:

@@ -100,6 +100,7 @@ class _Line:
             self._err.write(
                 f"{work.what}: {work.total:,} {work.unit}, about {size(work.memory_bytes)} of "
                 f"memory, {size(work.disk_bytes)} of disk\n"
+                + (f"  {work.why}\n" if work.why else "")
             )
             self._err.flush()
         self._progress = Progress(work.total, work.unit, self._err)

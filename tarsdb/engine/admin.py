@@ -165,29 +165,34 @@ def maintain(context: Context, plan: Maintain) -> Result:
         storage.vacuum(env, table)
     elif plan.action == "optimize":
         storage.merge(env, table, force=True)
-        _refresh_indexes(context, table)
+        return _refresh_indexes(context, table)
     elif plan.action == "checkpoint":
         env.sync()
     else:
-        _reindex(context, plan)
+        return _reindex(context, plan)
     return Result()
 
 
-def _refresh_indexes(context: Context, table: TableDef | None) -> None:
+def _refresh_indexes(context: Context, table: TableDef | None) -> Result:
     """Build vector indexes anew where rows were added or removed since."""
     env = context.snapshot.env
-    build = index_build.Build.of(context)
+    build, built = index_build.Build.of(context), []
     for each in storage.tables_of(env):
         if table is not None and each.id != table.id:
             continue
         for index in each.indexes:
             if index.method != "btree":
                 index_build.refresh(env, each, index, build, whole=True)
+                built.append(index)
+    with storage.Snapshot(env) as snapshot:
+        return index_build.choices(
+            (index, storage.known_parts(snapshot.txn, index.id)) for index in built
+        )
 
 
-def _reindex(context: Context, plan: Maintain) -> None:
+def _reindex(context: Context, plan: Maintain) -> Result:
     writes = context.require_writes()
-    rebuilt = 0
+    rebuilt, built = 0, []
     for table in context.catalog.tables():
         for index in table.indexes:
             named = (plan.name or "").lower()
@@ -195,7 +200,8 @@ def _reindex(context: Context, plan: Maintain) -> None:
                 if index.method == "btree":
                     writes.rebuild_index(table, index, context.view(table))
                 else:
-                    index_build.publish(context, table, index)
+                    built.append((index, index_build.publish(context, table, index)))
                 rebuilt += 1
     if plan.name is not None and not rebuilt:
         raise CatalogError(f"REINDEX {plan.name}: no such table or index")
+    return index_build.choices(built)

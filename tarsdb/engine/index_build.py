@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.engine import calibration
-from tarsdb.engine.index_methods import METHODS, Rows
+from tarsdb.engine import calibration, index_choice
+from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_choice import AUTO, FLAT, AutoOptions, Choice, Shape
+from tarsdb.engine.index_methods import METHODS, Rows, checked
 from tarsdb.engine.progress import SILENT, Listener, Work
+from tarsdb.engine.result import Result
 from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import operators
+from tarsdb.kernels.gpu.device import Device, choose
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
@@ -33,7 +37,7 @@ from tarsdb.storage import (
     put_blob,
     replace_parts,
 )
-from tarsdb.types import Kind, SqlType
+from tarsdb.types import TEXT, Kind, SqlType
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -54,12 +58,15 @@ class Build:
     check: Callable[[], None] = lambda: None
     """Called now and then; raises to stop."""
     listener: Listener = SILENT
+    device: Device | None = None
 
     @staticmethod
     def of(context: Context) -> Build:
         """Return how a statement's connection builds."""
         engines = context.engines
-        return Build(engines.settings["threads"], engines.interrupt.check, engines.listener)
+        settings = engines.settings
+        device = choose(settings["device"])
+        return Build(settings["threads"], engines.interrupt.check, engines.listener, device)
 
     def show(self, done: int, total: int) -> None:
         """Tell how far a build is, and stop where that was asked for."""
@@ -98,93 +105,150 @@ def checked_options(
             f"index {name}: operator class {opclass} is not for metric {metric!r} of {sql_type}",
             hint=f"operator classes: {classes}",
         )
-    return {"metric": metric, **METHODS[method].checked(options, name)}
+    known = AutoOptions if method == AUTO else METHODS[method].options()
+    return {"metric": metric, **checked(known, options, name)}
 
 
 # --- one part ---
 
 
 def _source(
-    snapshot: Snapshot, table: TableDef, index: IndexDef, commits: tuple[int, int], build: Build
-) -> Rows:
-    """Announce the build and copy its rows."""
+    snapshot: Snapshot,
+    table: TableDef,
+    index: IndexDef,
+    commits: tuple[int, int],
+    kept: Sequence[IndexPart],
+    build: Build,
+) -> tuple[Rows, Choice]:
+    """Choose how to build a part beside those kept, announce it, and copy its rows."""
     flat = _flat(snapshot, table, index)
     created = flat.created()
     chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
     positions = np.flatnonzero(chosen)
     column = table.column_by_id(index.column_ids[0])
+    op = OPERATORS[index.options["metric"]]
+    choice = _choice(index, Shape(len(positions), column.type, op), kept)
     build.check()
-    if len(positions):
-        build.listener.start(_announced(index, len(positions), column.type))
+    _announce(index, Shape(len(positions), column.type, op), choice, build)
     build.check()
 
     def progress(done: int, total: int) -> None:
         build.show(min(done, total - 1), total)  # the last one is told when all is stored
 
-    return Rows(
-        flat.rowids(positions), flat.vectors(positions), column.type,
-        OPERATORS[index.options["metric"]], build.threads, progress,
-    )  # fmt: skip
-
-
-def _announced(index: IndexDef, rows: int, sql_type: SqlType) -> Work:
-    """Return what is told before a part is built."""
-    memory, disk = METHODS[index.method].estimated_bytes(
-        rows, sql_type, OPERATORS[index.options["metric"]], _options(index)
+    rows = Rows(
+        flat.rowids(positions),
+        flat.vectors(positions),
+        column.type,
+        op,
+        build.threads,
+        progress,
+        build.device,
     )
-    return Work(f"index {index.name}", "vectors", rows, memory, disk)
+    return rows, choice
 
 
-def _options(index: IndexDef) -> Any:
-    """Return the options of an index as its method knows them."""
-    given = {k: v for k, v in index.options.items() if k != "metric"}
-    return METHODS[index.method].options()(**given)
+def _choice(index: IndexDef, shape: Shape, kept: Sequence[IndexPart]) -> Choice:
+    """Return what makes a part of that shape beside others of an index."""
+    given = _options(index)
+    if index.method != AUTO:
+        return Choice(index.method, given)
+    wanted = AutoOptions(**given)
+    if not kept:
+        return index_choice.chosen(shape, wanted)
+    whole = replace(shape, rows=shape.rows + sum(part.rows for part in kept))
+    return index_choice.more_of(kept, whole, wanted)
 
 
-def _pieces(source: Rows, index: IndexDef, build: Build) -> Iterator[Any]:
-    """Build a part and yield its packed bytes."""
-    method = METHODS[index.method]
-    part = method.build(source, _options(index))
-    steps = calibration.measured(part, method, source, build.check)
-    for piece in arrays.pack({**part.to_arrays(), "calibration": steps}):
-        build.check()
-        yield piece
+def _options(index: IndexDef) -> dict[str, Any]:
+    return {k: v for k, v in index.options.items() if k != "metric"}
+
+
+def _announce(index: IndexDef, shape: Shape, choice: Choice, build: Build) -> None:
+    """Tell what is going to be built, if anything."""
+    if not shape.rows or choice.method == FLAT:
+        return
+    method = METHODS[choice.method]
+    options = method.options()(**choice.options)
+    memory, disk = method.estimated_bytes(shape.rows, shape.type, shape.op, options)
+    build.listener.start(
+        Work(f"index {index.name}", "vectors", shape.rows, memory, disk, choice.reason)
+    )
+
+
+def _built(
+    source: Rows, index: IndexDef, choice: Choice, build: Build
+) -> tuple[Choice, dict[str, np.ndarray]]:
+    """Build a part by a choice, or by another where that does not suffice; return its arrays."""
+    shape, tried = Shape(len(source.rowids), source.type, source.op), list[str]()
+    while choice.method != FLAT:
+        method = METHODS[choice.method]
+        part = method.build(source, method.options()(**choice.options))
+        steps = calibration.measured(part, method, source, build.check)
+        if index_choice.suffices(choice, part, Calibration(steps, method), shape):
+            return choice, {**part.to_arrays(), "calibration": steps}
+        del part  # the next one needs the memory
+        tried.append(choice.method)
+        choice = index_choice.instead(tried, shape, AutoOptions(**_options(index)))
+        _announce(index, shape, choice, build)
+    return choice, {}
 
 
 def _make_part(
     source: Rows,
     index: IndexDef,
+    choice: Choice,
     commits: tuple[int, int],
     store: Callable[[Iterable[Any]], str],
     build: Build,
 ) -> list[IndexPart]:
-    """Build and store a part; none for no rows."""
-    if not len(source.rowids):
+    """Build and store a part; none for no rows, unless that was chosen."""
+    rows = len(source.rowids)
+    if not rows and choice.method != FLAT:
         return []
+    choice, made = _built(source, index, choice, build)
+    name = choice.method if index.method == AUTO else ""
+    if not made:
+        return [IndexPart("", rows, 0, *commits, name, choice.reason)]
     sizes: list[int] = []
 
     def counted() -> Iterator[Any]:
-        for piece in _pieces(source, index, build):
+        for piece in arrays.pack(made):
+            build.check()
             sizes.append(len(piece))
             yield piece
 
     digest = store(counted())
-    build.show(len(source.rowids), len(source.rowids))
+    build.show(rows, rows)
     METRICS.add("index.parts_built")
-    return [IndexPart(digest, len(source.rowids), sum(sizes), *commits)]
+    return [IndexPart(digest, rows, sum(sizes), *commits, name, choice.reason)]
 
 
 # --- publishing ---
 
 
-def publish(context: Context, table: TableDef, index: IndexDef) -> None:
-    """Build an index over everything the transaction's snapshot shows, to appear at its commit."""
+def publish(context: Context, table: TableDef, index: IndexDef) -> tuple[IndexPart, ...]:
+    """Build an index over everything the transaction's snapshot shows, to appear at its commit.
+
+    Returns its parts.
+    """
     writes = context.require_writes()
     writes.depend("table", table.name, table.version)  # the index may be dropped meanwhile
     commits = (0, context.snapshot.commit)
     build = Build.of(context)
-    source = _source(context.snapshot, table, index, commits, build)
-    writes.set_parts(index.id, _make_part(source, index, commits, writes.put_blob, build))
+    source, choice = _source(context.snapshot, table, index, commits, (), build)
+    parts = _make_part(source, index, choice, commits, writes.put_blob, build)
+    writes.set_parts(index.id, parts)
+    return tuple(parts)
+
+
+def choices(built: Iterable[tuple[IndexDef, Sequence[IndexPart]]]) -> Result:
+    """Return what was chosen for the indexes of a statement, and why; nothing to see if nothing."""
+    rows = [
+        (index.name, parts[-1].method, parts[-1].reason)
+        for index, parts in built
+        if parts and parts[-1].method
+    ]
+    return Result(("index", "method", "reason"), (TEXT,) * 3, rows=rows) if rows else Result()
 
 
 def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, whole: bool) -> bool:
@@ -198,11 +262,12 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
     with Lease(env) as lease:
         with Snapshot(env) as snapshot:
             stored = known_parts(snapshot.txn, index.id)
+            whole = whole or not all(part.digest for part in stored)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
-            source = _source(snapshot, table, index, commits, build)
+            source, choice = _source(snapshot, table, index, commits, kept, build)
         made = _make_part(
-            source, index, commits, lambda pieces: put_blob(env, pieces, lease), build
+            source, index, choice, commits, lambda pieces: put_blob(env, pieces, lease), build
         )
         return replace_parts(env, index.id, stored, [*kept, *made], lease)
 
@@ -278,6 +343,14 @@ def _is_due(env: Environment, table: TableDef, index: IndexDef) -> tuple[bool, b
         stored = known_parts(snapshot.txn, index.id)
         fresh = _fresh(snapshot, table, index, stored)
         covered = snapshot.table(table).count() - fresh
+        vectors = int(_flat(snapshot, table, index).live().sum())
+    if index.method == AUTO and stored:
+        column = table.column_by_id(index.column_ids[0])
+        shape = Shape(vectors, column.type, OPERATORS[index.options["metric"]])
+        if index_choice.has_outgrown(stored, shape, AutoOptions(**_options(index))):
+            return True, True
+        if not stored[-1].digest:
+            return False, False
     whole = sum(part.rows for part in stored) > 2 * max(covered, 0) + FRESH_ROWS
     return whole or fresh > FRESH_ROWS, whole
 

@@ -16,6 +16,7 @@ import numpy as np
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.index.navigation import NAVIGATIONS, elements
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import SqlType
 
 EXTRA = 8
@@ -96,6 +97,8 @@ class Rows:
     threads : int
     progress : callable
         Told rows done and all rows now and then; may raise to stop the building.
+    device : Device, optional
+        For a method that has work for one.
     """
 
     rowids: np.ndarray
@@ -104,6 +107,7 @@ class Rows:
     op: str
     threads: int
     progress: Callable[[int, int], None]
+    device: Device | None = None
 
     @property
     def space(self) -> str:
@@ -141,6 +145,10 @@ class Method(ABC):
         self, rows: int, sql_type: SqlType, op: str, options: Any
     ) -> tuple[int, int]:
         """Return memory held at the peak of a build and bytes of its part, from shapes alone."""
+
+    def searched_bytes(self, rows: int, sql_type: SqlType, op: str, options: Any) -> int:
+        """Return what searches of a part read, codes in the file included, from shapes alone."""
+        return self.estimated_bytes(rows, sql_type, op, options)[1]
 
     @abstractmethod
     def build(self, rows: Rows, options: Any) -> Part:
@@ -216,17 +224,24 @@ class Method(ABC):
         DataError
             One is outside its range.
         """
-        kind = self.options()
-        known = {each.name for each in fields(kind)}
-        unknown = sorted(set(given) - known)
-        if unknown:
-            raise NotSupportedError(
-                f"index {name}: option {unknown[0]!r} is not known",
-                hint=f"metric, {', '.join(sorted(known))}",
-            )
-        options = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
-        kind(**options)
-        return options
+        return checked(self.options(), given, name)
+
+
+def checked(kind: type[Any], given: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return options an index of that name is stored with, as :meth:`Method.checked` does.
+
+    ``kind`` is the dataclass of the options.
+    """
+    known = {each.name for each in fields(kind)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise NotSupportedError(
+            f"index {name}: option {unknown[0]!r} is not known",
+            hint=f"metric, {', '.join(sorted(known))}",
+        )
+    options = {k: v.lower() if isinstance(v, str) else v for k, v in given.items()}
+    kind(**options)
+    return options
 
 
 class Hnsw(Method):
@@ -253,6 +268,12 @@ class Hnsw(Method):
 
         stored = sql_type.width * sql_type.dtype.itemsize
         return estimated_bytes(rows, elements(sql_type), stored, NAVIGATIONS[op].op, options)
+
+    def searched_bytes(self, rows: int, sql_type: SqlType, op: str, options: Any) -> int:
+        """Return bytes of a graph and of the sketches beside it."""
+        from tarsdb.index.hnsw import searched_bytes
+
+        return searched_bytes(rows, elements(sql_type), NAVIGATIONS[op].op, options)
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build a graph."""
@@ -347,11 +368,11 @@ class Lists(Method):
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build inverted lists."""
-        from tarsdb.index.ivf import build_ivf
+        from tarsdb.index.ivf import Resources, build_ivf
 
         return build_ivf(
             rows.vectors, rows.rowids, rows.space, options,
-            threads=rows.threads, progress=rows.progress,
+            resources=Resources(rows.threads, rows.device), progress=rows.progress,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:

@@ -28,6 +28,8 @@ class Work:
         Estimate of the memory the work holds at its peak beyond what is held now; 0: not estimated.
     disk_bytes : int
         Estimate of what the file grows by; 0: not estimated.
+    why : str
+        Why it is done in this way, where that was chosen.
     """
 
     what: str
@@ -35,6 +37,7 @@ class Work:
     total: int
     memory_bytes: int = 0
     disk_bytes: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,16 @@ import numpy as np
 from tarsdb.engine import vector_index, vector_search
 from tarsdb.engine.calibration import count_right, others
 from tarsdb.engine.context import Context
-from tarsdb.engine.vector_index import Ask, Placed
+from tarsdb.engine.vector_index import Ask
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex, query_dtype
-from tarsdb.schema import ColumnDef, TableDef
+from tarsdb.schema import ColumnDef, IndexDef, TableDef
 
 Answer = TypeVar("Answer")
 K = 10
 """Neighbours of ``tars_recall_stats``."""
 _WARM = 3
 """Searches before the first that is timed: they read pages and have codes made."""
-_NO_PARTS = "exact: the index has no usable parts (REINDEX builds them)"
 TOO_FEW = "fewer than 2 rows have a vector to search with"
 
 
@@ -112,24 +111,24 @@ def draw(
     return Sample(flat, op, k, queries, rowids, true, exact_us)
 
 
-def measure(context: Context, placed: Placed | None, sample: Sample, effort: int = 0) -> Measured:
+def measure(context: Context, index: IndexDef, sample: Sample, effort: int = 0) -> Measured:
     """Search for every row of a sample through an index.
 
     Parameters
     ----------
     context : Context
         Of the sample.
-    placed : Placed or None
-        The index in the context's snapshot.
+    index : IndexDef
     sample : Sample
     effort : int
         0: by the connection's settings.
     """
+    placed = vector_index.place(context, index, sample.flat)
     if placed is None:
-        return Measured(None, None, None, _NO_PARTS)
+        return Measured(None, None, None, f"exact: {vector_index.unplaced(context, index)}")
     settings = context.engines.settings
     effort = effort or settings[placed.method.setting]
-    target, k = settings["target_recall"], sample.k + 1
+    target, k = vector_index.target_of(placed, settings["target_recall"]), sample.k + 1
     asks = [Ask(query[np.newaxis], k, None, effort, target) for query in sample.queries]
     used, why = vector_index.choose(placed, sample.flat, asks[0])
     if not used:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import DataError, ProgrammingError
+from tarsdb.kernels.gpu import device
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -31,6 +32,12 @@ def _choice(*allowed: str) -> Callable[[str, Any], str]:
         return text
 
     return read
+
+
+def _device(name: str, value: Any) -> str:
+    text = _choice(*device.CHOICES)(name, value)
+    device.choose(text)  # says now that there is none, not when a search wants it
+    return text
 
 
 def _switch(name: str, value: Any) -> bool:
@@ -79,12 +86,18 @@ def _duration_ms(name: str, value: Any) -> int:
 
 
 def _size(name: str, value: Any) -> str:
+    size_bytes(f"setting {name}", value)
+    return str(value).strip().upper().replace(" ", "")
+
+
+def size_bytes(what: str, value: Any) -> int:
+    """Return the bytes of a size such as ``'512MB'``; DataError, naming ``what``, if it is none."""
     text = str(value).strip().upper().replace(" ", "")
     digits = text.rstrip("KMGIB")
     known = digits.replace(".", "", 1).isdigit() and text[len(digits) :] in _UNITS
     if not known or not float(digits) > 0:
-        raise DataError(f"setting {name}: {value!r} is not a size", hint="write '512MB' or '2GB'")
-    return text
+        raise DataError(f"{what}: {value!r} is not a size", hint="write '512MB' or '2GB'")
+    return int(float(digits) * _UNITS[text[len(digits) :]])
 
 
 SETTINGS: dict[str, Setting] = {
@@ -101,6 +114,7 @@ SETTINGS: dict[str, Setting] = {
     "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
+    "device": Setting("cpu", _device, "what computes large exact searches and builds lists"),
     "isa": Setting(
         "auto", _choice("auto", "avx512", "avx2", "portable"), "instruction set of the kernels"
     ),

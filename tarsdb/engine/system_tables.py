@@ -11,7 +11,8 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine.context import Context
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
-from tarsdb.storage import commit_log
+from tarsdb.schema import IndexDef
+from tarsdb.storage import commit_log, known_parts
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
 
 Rows = list[tuple[Any, ...]]
@@ -36,22 +37,27 @@ def _columns(context: Context) -> Rows:
 def _indexes(context: Context) -> Rows:
     return [
         (i.name, t.name, ", ".join(t.column_by_id(c).name for c in i.column_ids), i.method,
-         i.unique, i.origin)
+         i.unique, i.origin, *_choice(context, i))
         for t in context.catalog.tables()
         for i in t.indexes
     ]  # fmt: skip
+
+
+def _choice(context: Context, index: IndexDef) -> tuple[str | None, str | None]:
+    """Return what an index is made by, and why, where that was chosen."""
+    stored = known_parts(context.snapshot.txn, index.id)
+    return (stored[-1].method, stored[-1].reason) if stored and stored[-1].method else (None, None)
 
 
 def _recall_stats(context: Context) -> Rows:
     """Search every vector index for rows of its table; see ``engine.recall``."""
     from tarsdb.engine import recall, vector_index
     from tarsdb.engine.calibration import SAMPLE
-    from tarsdb.engine.index_methods import METHODS
 
     rows: Rows = []
     for table in context.catalog.tables():
         for index in table.indexes:
-            if index.method not in METHODS:
+            if index.method == "btree":
                 continue
             column = table.column_by_id(index.column_ids[0])
             op = vector_index.operator(index)
@@ -61,7 +67,7 @@ def _recall_stats(context: Context) -> Rows:
                 rows.append((*head, 0, recall.K, *[None] * 4, None, None, recall.TOO_FEW))
                 continue
             placed = vector_index.place(context, index, sample.flat)
-            found = recall.measure(context, placed, sample)
+            found = recall.measure(context, index, sample)
             rows.append(
                 (
                     *head,
@@ -142,7 +148,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("primary_key", BOOLEAN)), _columns),
     "tars_indexes": (
         (("name", TEXT), ("table_name", TEXT), ("columns", TEXT), ("method", TEXT),
-         ("unique", BOOLEAN), ("origin", TEXT)), _indexes),
+         ("unique", BOOLEAN), ("origin", TEXT), ("chosen", TEXT), ("reason", TEXT)), _indexes),
     "tars_recall_stats": (
         (("index", TEXT), ("table_name", TEXT), ("column", TEXT), ("method", TEXT),
          ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("effort", BIGINT),

@@ -9,6 +9,7 @@ from typing import Any
 from tarsdb.engine import derive, index_build, models
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
+from tarsdb.engine.index_choice import AUTO
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
@@ -312,10 +313,10 @@ def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def create_index(context: Context, plan: CreateIndex) -> Result:
     """Run CREATE INDEX; its entries are written at commit."""
-    if plan.method != "btree" and plan.method not in METHODS:
+    if plan.method not in ("btree", AUTO, *METHODS):
         raise NotSupportedError(
             f"CREATE INDEX ... USING {plan.method} is not built yet",
-            hint=f"USING {' or '.join(METHODS)}; without one, searches are exact",
+            hint=f"USING {', '.join((*METHODS, AUTO))}; without one, searches are exact",
         )
     table = _require_table(context, plan.table)
     ids = _column_ids(table, plan.columns, "CREATE INDEX", vectors=plan.method != "btree")
@@ -334,9 +335,8 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
     _publish(context, changed)
     if plan.method == "btree":
         writes.rebuild_index(changed, index, view)
-    else:
-        index_build.publish(context, changed, index)
-    return DONE
+        return DONE
+    return index_build.choices([(index, index_build.publish(context, changed, index))])
 
 
 def _vector_options(

@@ -11,12 +11,14 @@ exact search.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.engine.calibration import Calibration
+from tarsdb.engine.index_choice import AUTO, asked_for
 from tarsdb.engine.index_methods import METHODS, Method, Part
 from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
@@ -28,7 +30,7 @@ from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
-from tarsdb.storage import IndexPart, part_places, part_runs, read_parts
+from tarsdb.storage import IndexPart, known_parts, part_places, part_runs, read_parts
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -48,7 +50,7 @@ QUERIES_AT_ONCE = 32
 def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
     """Return the index of a column that answers an operator, or None."""
     for index in table.indexes:
-        is_fitting = index.method in METHODS and index.column_ids == (column_id,)
+        is_fitting = index.method != "btree" and index.column_ids == (column_id,)
         if is_fitting and operator(index) == op:
             return index
     return None
@@ -57,6 +59,31 @@ def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
 def operator(index: IndexDef) -> str:
     """Return the operator an index answers."""
     return OPERATORS[index.options["metric"]]
+
+
+def method_of(index: IndexDef, stored: Sequence[IndexPart]) -> Method | None:
+    """Return how the parts of an index are searched; None for exact search.
+
+    Where the method is chosen (``USING auto``), all parts of an index are made by the same one.
+    """
+    names = {part.method or index.method for part in stored}
+    return METHODS.get(names.pop()) if len(names) == 1 else None
+
+
+def target_of(placed: Placed, wanted: float) -> float:
+    """Return the recall to search with: what is wanted, or more where the index promises more."""
+    if placed.index.method != AUTO:
+        return wanted
+    least = float(placed.index.options.get("target_recall", 0))
+    return asked_for(max(wanted, least), placed.method.name)
+
+
+def unplaced(context: Context, index: IndexDef) -> str:
+    """Return why an index answers no search, in words."""
+    stored = known_parts(context.snapshot.txn, index.id)
+    if stored and stored[0].reason and not stored[0].digest:
+        return f"index {index.name} ({index.method}): {stored[0].reason}"
+    return f"index {index.name} has no usable parts (REINDEX builds them)"
 
 
 # --- placing ---
@@ -80,6 +107,7 @@ class Placed:
     """All parts of an index in a snapshot, and the rows none of them covers."""
 
     index: IndexDef
+    method: Method
     parts: list[PlacedPart]
     fresh: np.ndarray  # int64 positions
     stored: tuple[IndexPart, ...]
@@ -88,11 +116,6 @@ class Placed:
     placement: Placement
     scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
     _filter: tuple[np.ndarray, list[np.ndarray | None], np.ndarray] | None = None
-
-    @property
-    def method(self) -> Method:
-        """How the parts are searched."""
-        return METHODS[self.index.method]
 
     def filtered(
         self, positions: np.ndarray, rows: int
@@ -146,10 +169,12 @@ def _place(
     stored: tuple[IndexPart, ...],
     before: Placement | None,
 ) -> Placed | None:
-    read = []
+    read, method = [], method_of(index, stored)
+    if method is None:
+        return None
     for part in stored:
         try:
-            read.append(_read(context, part, METHODS[index.method]))
+            read.append(_read(context, part, method))
         except CorruptionError:
             METRICS.add("index.damaged_parts")
             return None
@@ -169,7 +194,7 @@ def _place(
     ):
         parts.append(PlacedPart(found, positions, None if live.all() else live, calibration))
     nodes = sum(int(live.sum()) for live in placement.live)
-    return Placed(index, parts, placement.fresh, stored, nodes, placement)
+    return Placed(index, method, parts, placement.fresh, stored, nodes, placement)
 
 
 def _read(context: Context, part: IndexPart, method: Method) -> tuple[Part, Calibration]:

@@ -16,10 +16,10 @@ import numpy as np
 from tarsdb.columns import Column
 from tarsdb.engine import access, evaluate, project, vector_index
 from tarsdb.engine.context import Context
-from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.kernels.gpu.device import choose
 from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
@@ -81,13 +81,24 @@ def _answer(
     k = min(wanted + skip, view.count())
     found = None
     if shape.index is not None:
-        ask = _ask(context, shape.index, queries, k, positions)
-        found = _by_index(context, shape.index, index, ask)
-    rowids, distances = found or index.search(
-        queries, k, plan.distance.op, positions=positions, descending=plan.descending,
-        threads=context.engines.settings["threads"],
-    )  # fmt: skip
+        found = _by_index(context, shape.index, index, (queries, k, positions))
+    rowids, distances = found or _exact(context, plan, index, (queries, positions), k)
     return _flatten(rowids, distances, skip, is_batch)
+
+
+def _exact(
+    context: Context, plan: Knn, index: FlatIndex, asked: tuple[np.ndarray, np.ndarray | None],
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    settings, (queries, positions), op = context.engines.settings, asked, plan.distance.op
+    if settings["device"] != "cpu" and positions is None and not plan.descending:
+        device = choose(settings["device"])
+        if device is not None:
+            return index.search_on(device, queries, k, op, threads=settings["threads"])
+    return index.search(
+        queries, k, op, positions=positions, descending=plan.descending,
+        threads=settings["threads"],
+    )  # fmt: skip
 
 
 def _window(context: Context, plan: Knn) -> tuple[int, int]:
@@ -97,27 +108,24 @@ def _window(context: Context, plan: Knn) -> tuple[int, int]:
     return count_of(context.constant(plan.offset), "OFFSET"), wanted
 
 
-def _ask(
-    context: Context,
-    definition: IndexDef,
-    queries: np.ndarray,
-    k: int,
-    positions: np.ndarray | None,
-) -> vector_index.Ask:
+_Asked = tuple[np.ndarray, int, np.ndarray | None]
+"""Queries, rows wanted, positions allowed."""
+
+
+def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector_index.Ask:
     settings = context.engines.settings
-    effort = settings[METHODS[definition.method].setting]
-    return vector_index.Ask(
-        queries, k, positions, effort, settings["target_recall"], settings["threads"]
-    )
+    target = vector_index.target_of(placed, settings["target_recall"])
+    return vector_index.Ask(*asked, settings[placed.method.setting], target, settings["threads"])
 
 
 def _by_index(
-    context: Context, definition: IndexDef, flat: FlatIndex, ask: vector_index.Ask
+    context: Context, definition: IndexDef, flat: FlatIndex, asked: _Asked
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Search by an approximate index, where it can."""
     placed = vector_index.place(context, definition, flat)
     if placed is None:
         return None
+    ask = _ask(context, placed, asked)
     return vector_index.search(placed, flat, ask, vector_index.operator(definition))
 
 
@@ -138,7 +146,7 @@ def explained(context: Context, plan: Knn) -> str:
     flat = flat_index(context, view, plan.column.id, plan.column.type)
     placed = vector_index.place(context, definition, flat)
     if placed is None:
-        return f"exact (flat): index {definition.name} has no usable parts (REINDEX builds them)"
+        return f"exact (flat): {vector_index.unplaced(context, definition)}"
     try:
         filtered = Shape.of(plan).is_filtered
         positions = _positions(context, plan, view, flat) if filtered else None
@@ -147,10 +155,14 @@ def explained(context: Context, plan: Knn) -> str:
         return f"index {definition.name} ({definition.method}), or exact where few rows match"
     k = 10 if limit is None else count_of(limit, "LIMIT")
     query = np.empty((1, plan.column.type.width), np.float32)
-    ask = _ask(context, definition, query, k, positions)
+    ask = _ask(context, placed, (query, k, positions))
     effort, why = vector_index.choose(placed, flat, ask)
+    if not effort:
+        return why
     shape = f"{len(placed.parts)} parts, {len(placed.fresh)} fresh rows searched exactly"
-    return f"index {definition.name} ({definition.method}): {why}; {shape}" if effort else why
+    found = f"index {definition.name} ({definition.method}): {why}; {shape}"
+    reason = placed.stored[-1].reason
+    return f"{found}; chosen: {reason}" if reason else found
 
 
 def _within(

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.errors import DataError, DimensionMismatchError, NotSupportedError
-from tarsdb.index import own_metric
+from tarsdb.errors import DataError, DeviceError, DimensionMismatchError, NotSupportedError
+from tarsdb.index import on_device, own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.index.navigation import elements
 from tarsdb.kernels import dispatch, reference
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.native import BlockTable, Scan
+from tarsdb.metrics import METRICS
 from tarsdb.types import Kind, SqlType, to_storage
 
 _Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -112,6 +114,41 @@ class FlatIndex:
             return scan.nearest(matrix, k, threads)
         found = [_ordered(*scan.everything(query), k, descending) for query in matrix]
         return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
+
+    def search_on(
+        self, device: Device, queries: np.ndarray, k: int, op: str, *, threads: int = 1
+    ) -> Found:
+        """Return what :meth:`search` does of all rows, ascending, by a device where that may pay.
+
+        Parameters
+        ----------
+        device : Device
+            It is asked for large batches over VECTOR, and never answers without proof: see
+            ``on_device``. What it cannot prove the processor searches, and all when it fails.
+        queries : (q, width)
+        k : int
+        op : str
+        threads : int
+            Threads of the processor to use at most.
+        """
+        metric, matrix = metric_code(op, self._type), self._checked(queries)
+        kernel, k = dispatch.get(self._kind), min(k, self._rows)
+        fitting = self._type.kind is Kind.VECTOR and k > 0
+        if kernel is None or not fitting or not on_device.is_worth(matrix, self._rows, k, metric):
+            return self.search(matrix, k, op, threads=threads)
+        scan = Scan(kernel, self._table, metric)
+        try:
+            found = on_device.search(device, self._blocks, scan, matrix, k)
+        except DeviceError:  # out of memory, mostly; the answer can be had without it
+            METRICS.add("index.device_failures")
+            found = None
+        if found is None or not found[1].any():
+            return self.search(matrix, k, op, threads=threads)
+        (rowids, values), certified = found
+        if not certified.all():
+            rest = self.search(matrix[~certified], k, op, threads=threads)
+            rowids[~certified], values[~certified] = rest
+        return rowids, values
 
     def among(self, queries: np.ndarray, positions: np.ndarray, k: int, op: str) -> Found:
         """Return the k nearest of some live rows to each query, as :meth:`search` does but sooner.

@@ -238,4 +238,5 @@ def _check_parts(txn: ReadTxn, table: TableDef, index: IndexDef) -> Iterator[str
         yield f"{name}: {error.message}"
         return
     for part in parts:
-        yield from _check_blob(txn, part.digest, name)
+        if part.digest:
+            yield from _check_blob(txn, part.digest, name)

@@ -38,10 +38,12 @@ class IndexPart:
     Attributes
     ----------
     digest : str
-        Blob of its arrays.
+        Blob of its arrays; empty where its rows are left to exact search.
     rows, nbytes : int
     after, upto : int
         It covers the live versions created by commits in ``(after, upto]``.
+    method, reason : str
+        Of an index whose method is chosen: what this part was made by, and why, in words.
     """
 
     digest: str
@@ -49,6 +51,8 @@ class IndexPart:
     nbytes: int
     after: int
     upto: int
+    method: str = ""
+    reason: str = ""
 
 
 def read_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
@@ -83,7 +87,10 @@ def known_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
 def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
     """Store the list of parts."""
     key = _key(index)
-    fields = [[p.digest, p.rows, p.nbytes, p.after, p.upto] for p in parts]
+    fields = [
+        [p.digest, p.rows, p.nbytes, p.after, p.upto, *((p.method, p.reason) if p.method else ())]
+        for p in parts
+    ]
     payload = json.dumps(fields, separators=(",", ":")).encode()
     txn.put("meta", key, pack(ValueType.META, key, payload, len(fields), txn.commit_number))
 
@@ -118,7 +125,7 @@ def all_digests(txn: ReadTxn) -> set[str]:
     found: set[str] = set()
     for key, raw in txn.range("meta", _PREFIX, keys.successor(_PREFIX)):
         with contextlib.suppress(CorruptionError):  # what cannot be read is rebuilt, not kept
-            found.update(part.digest for part in _decode(key, bytes(raw)))
+            found.update(part.digest for part in _decode(key, bytes(raw)) if part.digest)
     return found
 
 

@@ -12,7 +12,7 @@ from tests.architecture import checks
 
 LAZY = {
     "numba", "llvmlite", "pyarrow", "duckdb", "sqlglot", "wasmtime", "tokenizers", "safetensors",
-    "pandas", "polars", "prompt_toolkit", "huggingface_hub",
+    "pandas", "polars", "prompt_toolkit", "huggingface_hub", "cupy",
 }  # fmt: skip
 ON_IMPORT = """
 import sys

@@ -4,8 +4,8 @@
 caller compares by their full vectors. Knows no storage, no transactions and no SQL.
 """
 
-from tarsdb.index.hnsw.build import build_graph, estimated_bytes
+from tarsdb.index.hnsw.build import build_graph, estimated_bytes, searched_bytes
 from tarsdb.index.hnsw.graph import Graph
 from tarsdb.index.hnsw.options import GraphOptions
 
-__all__ = ["Graph", "GraphOptions", "build_graph", "estimated_bytes"]
+__all__ = ["Graph", "GraphOptions", "build_graph", "estimated_bytes", "searched_bytes"]

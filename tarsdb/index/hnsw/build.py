@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.hnsw.codes import AT_ONCE, Space, padded_width
-from tarsdb.index.hnsw.graph import Graph
+from tarsdb.index.hnsw.graph import Graph, sketch_bytes
 from tarsdb.index.hnsw.options import GraphOptions
 from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import graph as kernels
@@ -51,7 +51,7 @@ def estimated_bytes(
     disk : int
         What :meth:`Graph.to_arrays` holds.
     """
-    bits = 4 if options.quantization == "int4" else 8
+    bits = _most_bits(options)
     code = padded_width(width + (op == "<#>"), bits) * bits // 8
     node = code + 8 + 4 * options.degree  # code, constants, edges
     vectors = rows * stored
@@ -59,6 +59,16 @@ def estimated_bytes(
     coding = 2 * vectors + rows * code + temporary
     ordering = vectors + 2 * rows * node
     return max(coding, ordering) + 3 * 8 * rows, rows * (node + 8)
+
+
+def searched_bytes(rows: int, width: int, op: str, options: GraphOptions) -> int:
+    """Return bytes a process that searches holds of a graph: itself, and the sketches beside it."""
+    sketches = rows * sketch_bytes(padded_width(width + (op == "<#>"), _most_bits(options)))
+    return estimated_bytes(rows, width, 0, op, options)[1] + sketches
+
+
+def _most_bits(options: GraphOptions) -> int:
+    return 4 if options.quantization == "int4" else 8
 
 
 def build_graph(

@@ -22,7 +22,7 @@ _SHAPES = {
 OPERATORS = ("<->", "<#>", "<=>")
 
 
-def _stride(padded: int) -> int:
+def sketch_bytes(padded: int) -> int:
     """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
     return -(-(padded // 8 + 16) // LINE) * LINE
 
@@ -78,7 +78,7 @@ class Graph:
     def nbytes(self) -> int:
         """Bytes held in memory: of the arrays, and of what searches derive from them."""
         kept = sum(array.nbytes for array in self.to_arrays().values())
-        return kept + len(self) * _stride(self.padded)
+        return kept + len(self) * sketch_bytes(self.padded)
 
     @property
     def bits(self) -> int:
@@ -194,8 +194,8 @@ class Graph:
         arrays = (self.codes, self._sketches, self.edges, self.entries, self.space.mean)
         return np.array([
             *map(address, arrays), len(self), len(self.entries), self.edges.shape[1], self.bits,
-            self.padded, _stride(self.padded), len(self.space.mean), OPERATORS.index(self.space.op),
-            self.space.norm.view(np.int32),
+            self.padded, sketch_bytes(self.padded), len(self.space.mean),
+            OPERATORS.index(self.space.op), self.space.norm.view(np.int32),
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
@@ -209,7 +209,7 @@ class Graph:
         """Signs of the codes with four numbers each; uint8 (n, a multiple of 64)."""
         found = kernels.current()
         assert found is not None
-        sketches = private(np.zeros((len(self), _stride(self.padded)), dtype=np.uint8))
+        sketches = private(np.zeros((len(self), sketch_bytes(self.padded)), dtype=np.uint8))
         found.sketch(self.codes, self.constants, self.bits, len(self.space.mean), sketches)
         return sketches
 

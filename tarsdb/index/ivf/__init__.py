@@ -6,6 +6,7 @@ compares by their full vectors. Knows no storage, no transactions and no SQL.
 
 from tarsdb.index.ivf.build import build_ivf, estimated_bytes
 from tarsdb.index.ivf.index import Ivf
+from tarsdb.index.ivf.kmeans import Resources
 from tarsdb.index.ivf.options import IvfOptions
 
-__all__ = ["Ivf", "IvfOptions", "build_ivf", "estimated_bytes"]
+__all__ = ["Ivf", "IvfOptions", "Resources", "build_ivf", "estimated_bytes"]

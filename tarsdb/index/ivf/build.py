@@ -1,6 +1,7 @@
 """Building inverted lists: centroids by k-means, rows in the order of their lists, codes.
 
-Deterministic: the same vectors and options give the same index, whatever the number of threads.
+Deterministic: the same vectors and options give the same index, whatever the number of threads
+and with a device or without.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tarsdb.index.arrays import private
 from tarsdb.index.hnsw.codes import FAR, Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import (
+    Resources,
     Rows,
     Work,
     assign,
@@ -104,7 +106,7 @@ def build_ivf(
     op: str,
     options: IvfOptions | None = None,
     *,
-    threads: int = 1,
+    resources: Resources | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Ivf:
     """Build inverted lists over vectors.
@@ -117,7 +119,8 @@ def build_ivf(
     op : str
         The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
     options : IvfOptions, optional
-    threads : int
+    resources : Resources, optional
+        One thread unless given.
     progress : callable
         Told rows done and all rows now and then; may raise to stop the building.
 
@@ -140,12 +143,12 @@ def build_ivf(
         raise NotSupportedError(
             "inverted lists are built by compiled kernels, and Numba is not usable here"
         )
-    options = options or IvfOptions()
+    options, resources = options or IvfOptions(), resources or Resources()
     is_bits, lists = vectors.dtype == np.uint8, options.lists_for(len(vectors))
     space = _space(vectors, op)
     sample = min(len(vectors), lists * options.sample)
     told = _Told(len(vectors), options.iterations * sample, progress)
-    work = Work(found, threads, told.advance)
+    work = Work(found, resources.threads, told.advance, resources.device)
     rows = Rows.empty(len(vectors), len(space.mean))
     for at in range(0, len(vectors), _AT_ONCE):
         told.advance(0)

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tarsdb.errors import DeviceError
 from tarsdb.index.arrays import private
+from tarsdb.kernels.gpu import assign as on_device
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.ivf import SCRATCH, STEP, TILE, IvfKernels
 from tarsdb.kernels.native import address
+from tarsdb.metrics import METRICS
 
 LINE = 64
 _AT_ONCE, _WORK = 1 << 14, 1 << 32
@@ -115,8 +119,16 @@ def tile_starts(starts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a build may use: threads of the processor, and a device that assigns rows."""
+
+    threads: int = 1
+    device: Device | None = None
+
+
+@dataclass(frozen=True)
 class Work:
-    """What does the work: kernels, threads, and whom to tell of it.
+    """What does the work: kernels, threads, a device, and whom to tell of it.
 
     ``advance`` is told how many more rows were assigned; it may raise to stop.
     """
@@ -124,6 +136,7 @@ class Work:
     kernels: IvfKernels
     threads: int = 1
     advance: Callable[[int], None] = lambda rows: None
+    device: Device | None = None
 
 
 def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +148,10 @@ def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndar
         The first of equals.
     distances : float32 (n,)
     """
+    if work.device is not None and _is_finite(rows) and _is_finite(centroids):
+        found = _assigned_on(work.device, rows, centroids, work)
+        if found is not None:
+            return found
     codes, shapes = tiled(centroids, np.array([0, len(centroids)]))
     labels, distances = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
 
@@ -161,6 +178,32 @@ def assign(rows: Rows, centroids: Rows, work: Work) -> tuple[np.ndarray, np.ndar
         for other in others:
             other.join()
         work.advance(end - at)
+    return labels, np.maximum(distances, 0)
+
+
+def _is_finite(rows: Rows) -> bool:
+    return bool(np.isfinite(rows.constants).all())
+
+
+def _assigned_on(
+    device: Device, rows: Rows, centroids: Rows, work: Work
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what :func:`assign` does, bit by bit; None where the device failed."""
+    parts = on_device.assign(
+        device, (rows.codes, rows.constants), (centroids.codes, centroids.constants)
+    )
+    labels, distances = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    at = 0
+    while at < len(rows):
+        try:
+            with device.working():
+                names, near = next(parts)
+        except DeviceError:  # out of memory, mostly
+            METRICS.add("index.device_failures")
+            return None
+        labels[at : at + len(names)], distances[at : at + len(names)] = names, near
+        at += len(names)
+        work.advance(len(names))
     return labels, np.maximum(distances, 0)
 
 

@@ -51,6 +51,18 @@ def test_a_terminal_sees_what_a_build_takes_and_how_far_it_is(
     assert err.getvalue().endswith("\n")
 
 
+def test_a_terminal_sees_why_a_method_was_chosen(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tarsdb.engine.index_choice.FEWEST_ROWS", 1000)
+    out, err = io.StringIO(), Terminal()
+    Shell(db, out, err).run_one("CREATE INDEX tv ON t USING auto (emb) WITH (memory = '1KB')")
+    announced, why, *_ = err.getvalue().splitlines()
+    assert announced.startswith("index tv: 3,000 vectors, about ")
+    assert why == "  a graph of 3,000 rows takes up to 816.0 kB, memory is 1.0 kB"
+    assert why.strip() in out.getvalue()
+
+
 @pytest.mark.usefixtures("hurried")
 def test_a_line_ends_before_an_error_is_printed(db: tarsdb.Connection) -> None:
     err = Terminal()

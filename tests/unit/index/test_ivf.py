@@ -12,10 +12,13 @@ from tarsdb.columns import VectorBlock
 from tarsdb.errors import CorruptionError, DataError, DimensionMismatchError
 from tarsdb.index import arrays
 from tarsdb.index.flat import FlatIndex
-from tarsdb.index.ivf import Ivf, IvfOptions, build_ivf
+from tarsdb.index.ivf import Ivf, IvfOptions, Resources, build_ivf
 from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels.gpu.device import Device
+from tarsdb.kernels.gpu.memory import DeviceArrays
+from tarsdb.kernels.gpu.select import partition
 from tarsdb.types import parse_type
 from tests.unit.index.levels import forced
 
@@ -247,13 +250,15 @@ def test_levels_agree(code: str) -> None:
         np.testing.assert_array_equal(near, found[0][1])
 
 
-def test_the_same_at_any_number_of_threads() -> None:
-    rows = clustered(5000, 33, 1)
-    alone, together = (
-        build_ivf(rows, np.arange(5000), "<=>", threads=threads).to_arrays() for threads in (1, 3)
+def test_the_same_at_any_number_of_threads_and_on_a_device() -> None:
+    rows, device = clustered(5000, 33, 1), Device("NumPy", np, DeviceArrays(1 << 30), partition(np))
+    alone, together, there = (
+        build_ivf(rows, np.arange(5000), "<=>", resources=resources).to_arrays()
+        for resources in (Resources(), Resources(3), Resources(1, device))
     )
     for name, array in alone.items():
         np.testing.assert_array_equal(array, together[name], err_msg=name)
+        np.testing.assert_array_equal(array, there[name], err_msg=name)
 
 
 def test_through_packed_bytes_used_where_they_lie() -> None:

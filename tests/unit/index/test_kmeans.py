@@ -11,6 +11,11 @@ from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import Rows, Work, assign, coded, kmeans, tile_starts, tiled
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import ivf as kernels
+from tarsdb.kernels.gpu import assign as on_device
+from tarsdb.kernels.gpu import device as devices
+from tarsdb.kernels.gpu.device import Device
+from tarsdb.kernels.gpu.memory import DeviceArrays
+from tarsdb.kernels.gpu.select import partition
 from tarsdb.kernels.ivf import IvfKernels
 from tests.unit.index.levels import forced
 
@@ -148,3 +153,91 @@ def test_sizes_are_those_of_the_kernels() -> None:
     assert own == (compiled.TILE, compiled.PLAN, compiled.SCRATCH, *of_bits)
     assert kernels.STEP % max(compiled.SEVERAL.values()) == 0
     assert Rows.empty(2, 65).codes.shape == (2, 128)
+
+
+ODD = ("plain", "equal", "zero", "large", "small")
+
+
+def odd(kind: str, rows: int, dim: int, seed: int) -> np.ndarray:
+    found = groups(rows, dim, seed)
+    if kind == "equal":
+        found[:] = found[0]
+    elif kind == "zero":
+        found[::2] = 0
+    elif kind == "large":
+        found[1::3] *= 1e19  # squares are no float32
+    elif kind == "small":
+        found *= 1e-24
+    return found
+
+
+def assert_assigned_alike(device: Device, rows: Rows, centroids: Rows) -> None:
+    told: list[int] = []
+    want = assign(rows, centroids, Work(ready()))
+    found = assign(rows, centroids, Work(ready(), 1, told.append, device))
+    np.testing.assert_array_equal(found[0], want[0])
+    np.testing.assert_array_equal(found[1].view(np.int32), want[1].view(np.int32))
+    assert found[0].dtype == want[0].dtype and sum(told) == len(rows)
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 0])
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize(("rows", "lists", "dim"), [(1, 1, 1), (133, 64, 384), (90, 7, 2100)])
+def test_a_device_assigns_as_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, rows: int, lists: int, dim: int, kind: str, budget: int
+) -> None:
+    monkeypatch.setattr(on_device, "KEYS", 1000)
+    device = Device("NumPy", np, DeviceArrays(budget), partition(np))
+    made, centroids = (coded(odd(kind, n, dim, n), ready()) for n in (rows, lists))
+    assert_assigned_alike(device, made, centroids)
+    assert device.arrays.nbytes <= budget
+
+
+def test_sums_beyond_float32_need_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: codes of one sign, so long that one product would round."""
+    rows = np.random.default_rng(1).uniform(0.9, 1, (600, 4100)).astype(np.float32)
+    made, centroids = coded(rows[:500], ready()), coded(rows[500:], ready())
+    device = Device("NumPy", np, DeviceArrays(1 << 30), partition(np))
+    assert_assigned_alike(device, made, centroids)
+    monkeypatch.setattr(on_device, "EXACT", 1 << 20)
+    with pytest.raises(AssertionError):
+        assert_assigned_alike(device, made, centroids)
+
+
+def test_a_device_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, centroids = (coded(groups(n, 30, n), ready()) for n in (90, 7))
+    monkeypatch.setattr(on_device, "KEYS", 7 * 40)
+    calls: list[int] = []
+
+    def products(*_: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("the device is full")
+        return whole(*_)  # type: ignore[arg-type]
+
+    whole = on_device._products
+    monkeypatch.setattr(on_device, "_products", products)
+    device = Device("NumPy", np, DeviceArrays(1 << 30), partition(np))
+    found = assign(made, centroids, Work(ready(), device=device))
+    assert len(calls) == 2
+    np.testing.assert_array_equal(found[0], assign(made, centroids, Work(ready()))[0])
+
+
+def test_who_is_told_may_stop_a_device() -> None:
+    def stop(rows: int) -> None:
+        raise RuntimeError("enough")
+
+    made = coded(groups(90, 30, 1), ready())
+    device = Device("NumPy", np, DeviceArrays(1 << 30), partition(np))
+    with pytest.raises(RuntimeError, match="enough"):
+        assign(made, made, Work(ready(), 1, stop, device))
+
+
+@pytest.mark.gpu
+def test_a_real_device_assigns_as_the_kernel() -> None:
+    device = devices.choose("auto")
+    if device is None:
+        pytest.skip("no CUDA device")
+    for kind in ODD:
+        made, centroids = (coded(odd(kind, n, 384, n), ready()) for n in (20_000, 500))
+        assert_assigned_alike(device, made, centroids)
