@@ -72,22 +72,42 @@ def test_several_threads_answer_as_one_does(
 def test_more_than_one_thread_searches(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    kind = KINDS[method]
-    real, names = kind.search, set()
+    kind, name = KINDS[method], "search_batch" if method == "hnsw" else "search"
+    real, names = getattr(kind, name), set()
     both = threading.Barrier(2, timeout=60)
 
     def watched(self: Any, *given: object) -> object:
-        name = threading.get_ident()
-        if name not in names:
-            names.add(name)
+        thread = threading.get_ident()
+        if thread not in names:
+            names.add(thread)
             both.wait()  # breaks unless a second thread comes
         return real(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kind, "search", watched)
+    monkeypatch.setattr(kind, name, watched)
     db.execute("SET threads = 2")
     db.execute(SQL, (queries(64),))
     assert len(names) == 2
     assert threading.get_ident() not in names
+
+
+@pytest.mark.parametrize("method", ["hnsw"], indirect=True)
+def test_queries_that_find_too_few_together_are_asked_alone(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, real = queries(100), Graph.search_batch
+    asked: list[int] = []
+
+    def short(self: Graph, given: np.ndarray, *how: Any) -> tuple[np.ndarray, np.ndarray]:
+        found, counts = real(self, given, *how)
+        found[5], counts[5] = -1, 3
+        asked.append(len(given))
+        return found, counts
+
+    db.execute("SET ef_search = 40")
+    expected = db.execute(SQL, (batch,)).fetchall()
+    monkeypatch.setattr(Graph, "search_batch", short)
+    assert db.execute(SQL, (batch,)).fetchall() == expected
+    assert sum(asked) == 100
 
 
 @pytest.mark.parametrize("fails_at", [0, 40, 99])
@@ -110,6 +130,7 @@ def test_one_query_without_an_answer_sends_all_to_exact_search(
     db.execute(f"SET {METHODS[method].setting} = {FEW[method]}")
     approximate = db.execute(SQL, (batch,)).fetchall()
     monkeypatch.setattr(kind, "search", failing)
+    monkeypatch.setattr(type(METHODS[method]), "search_batch", lambda *given: None)
     db.execute("SET threads = 3")
     before = count("index.exact_instead"), count(METHODS[method].counter)
     found = db.execute(SQL, (batch,)).fetchall()
