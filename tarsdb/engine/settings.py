@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tarsdb.errors import DataError, ProgrammingError
+from tarsdb.errors import DataError, NotSupportedError, ProgrammingError
 from tarsdb.kernels.gpu import device
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,6 +37,16 @@ def _choice(*allowed: str) -> Callable[[str, Any], str]:
 def _device(name: str, value: Any) -> str:
     text = _choice(*device.CHOICES)(name, value)
     device.choose(text)  # says now that there is none, not when a search wants it
+    return text
+
+
+def _isa(name: str, value: Any) -> str:
+    text = _choice("auto", "avx512", "avx2", "portable")(name, value)
+    if text != "auto":
+        raise NotSupportedError(
+            f"setting {name}: {text!r} cannot be had now, a process chooses its kernels once",
+            hint=f"start it with TARSDB_ISA={text}",
+        )
     return text
 
 
@@ -115,9 +125,7 @@ SETTINGS: dict[str, Setting] = {
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
     "device": Setting("cpu", _device, "what computes large exact searches and builds lists"),
-    "isa": Setting(
-        "auto", _choice("auto", "avx512", "avx2", "portable"), "instruction set of the kernels"
-    ),
+    "isa": Setting("auto", _isa, "instruction set of the kernels, by TARSDB_ISA"),
 }  # fmt: skip
 
 

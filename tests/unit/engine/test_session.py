@@ -233,3 +233,14 @@ def test_threads_share_a_connection(db: tarsdb.Connection) -> None:
     for thread in threads:
         thread.join()
     assert rows(db, "SELECT count(*), sum(a) FROM t")[0][0] == 120
+
+
+def test_an_instruction_set_is_chosen_before_the_process_starts() -> None:
+    with tarsdb.connect(":memory:") as db:
+        db.execute("SET isa = 'auto'")
+        with pytest.raises(errors.NotSupportedError, match="'avx2'") as caught:
+            db.execute("SET isa = 'avx2'")
+        assert "TARSDB_ISA=avx2" in str(caught.value.hint)
+        with pytest.raises(errors.DataError, match="'mmx'"):
+            db.execute("SET isa = 'mmx'")
+        assert db.execute("SHOW isa").fetchone()[0] == "auto"
