@@ -16,8 +16,10 @@ import numpy as np
 
 from tarsdb.columns import VectorBlock
 from tarsdb.engine.index_methods import METHODS
+from tarsdb.index.base import Look
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
+from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
 from tarsdb.types import parse_type
@@ -44,14 +46,23 @@ class TarsdbGraph:
         ]
         self._flat = FlatIndex(blocks, parse_type(f"VECTOR({base.shape[1]})"))
         self._positions = self._flat.positions(self._graph.rowids)
+        self._searches: dict[tuple[int, int], Nearest] = {}
         self.bytes_per_vector: float | None = self._graph.nbytes / len(base)
 
     def search(self, query: np.ndarray, k: int, size: int) -> np.ndarray:
         """Return row numbers."""
-        wanted = METHODS["hnsw"].candidates(self._graph, k, size)
-        at = self._graph.search(query, wanted, size, places=self._positions)
-        assert at is not None
-        return self._flat.among(query[np.newaxis], at[np.newaxis], k, "<->")[0][0]
+        found = self._prepared(k, size).search(query[np.newaxis])
+        assert found is not None
+        return found[0][0]
+
+    def _prepared(self, k: int, size: int) -> Nearest:
+        known = self._searches.get((k, size))
+        if known is None:
+            taken = METHODS["hnsw"].candidates(self._graph, k, size)
+            look = Look(self._graph, self._positions, None, taken, size, size, 0)
+            none = np.empty(0, np.int64)
+            known = self._searches[k, size] = Nearest([look], none, self._flat, "<->", k)
+        return known
 
 
 class Hnswlib:

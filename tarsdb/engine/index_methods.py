@@ -9,15 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
+from tarsdb.index.base import Found, Look
+from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, elements
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import SqlType
+
+if TYPE_CHECKING:
+    from tarsdb.index.hnsw import Graph
 
 EXTRA = 8
 """Candidates compared by their full vectors beyond k, at least: codes seldom err by more."""
@@ -79,6 +84,17 @@ class Part(Protocol):
 
         None where exact search is cheaper.
         """
+        ...
+
+
+class Prepared(Protocol):
+    """A search of all parts of an index by one call a query, or a share of a batch."""
+
+    level: str
+    """The instruction set level it is compiled for."""
+
+    def search(self, queries: np.ndarray, threads: int = 1) -> Found | None:
+        """Return the k nearest rows of each query; None where they are to be found otherwise."""
         ...
 
 
@@ -184,18 +200,10 @@ class Method(ABC):
         effort, which is calibrated.
         """
 
-    def search_batch(
-        self,
-        part: Part,
-        queries: np.ndarray,
-        how: tuple[int, int, int],
-        allowed: np.ndarray | None,
-        places: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Search a part for many queries in one call: places (q, wanted) and how many of each.
-
-        ``how`` is what is wanted, the effort and the reach. None: parts have no such search.
-        """
+    def prepare(
+        self, looks: Sequence[Look[Part]], fresh: np.ndarray, flat: FlatIndex, op: str, k: int
+    ) -> Prepared | None:
+        """Return a search of parts and fresh rows as one call; None where there is no such call."""
         return None
 
     @abstractmethod
@@ -309,20 +317,15 @@ class Hnsw(Method):
         """Return how many nodes are compared by their full vectors."""
         return min(max(effort, k), max(k + k // 2, k + EXTRA))
 
-    def search_batch(
-        self,
-        part: Part,
-        queries: np.ndarray,
-        how: tuple[int, int, int],
-        allowed: np.ndarray | None,
-        places: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Search a graph for many queries."""
-        from tarsdb.index.hnsw import Graph
+    def prepare(
+        self, looks: Sequence[Look[Part]], fresh: np.ndarray, flat: FlatIndex, op: str, k: int
+    ) -> Prepared | None:
+        """Return a search of graphs as one call, once its kernels are compiled."""
+        from tarsdb.index.hnsw.nearest import Nearest
 
-        assert isinstance(part, Graph)
-        wanted, ef, reach = how
-        return part.search_batch(queries, wanted, ef, allowed, reach, places)
+        if not Nearest.is_ready(flat, op, k):
+            return None
+        return Nearest(cast("Sequence[Look[Graph]]", looks), fresh, flat, op, k)
 
     def loosely(self, part: Part, k: int, effort: int, share: float = 1) -> int:
         """Return the size of the whole list: comparing it costs little beside filling it."""

@@ -19,15 +19,16 @@ import numpy as np
 
 from tarsdb.engine.calibration import Calibration
 from tarsdb.engine.index_choice import AUTO
-from tarsdb.engine.index_methods import METHODS, Method, Part
+from tarsdb.engine.index_methods import METHODS, Method, Part, Prepared
 from tarsdb.engine.placing import Cover, Placement
 from tarsdb.errors import CorruptionError
 from tarsdb.index import arrays
-from tarsdb.index.base import Found
+from tarsdb.index.base import Found, Look
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, Navigation, as_numbers
 from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
+from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, known_parts, part_places, part_runs, read_parts
@@ -299,14 +300,12 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     scope = _known_scope(placed, flat, ask)
     if scope is None:
         return None
-    found = _batch(scope, ask, op)
+    found = _answer(scope, ask, op)
     if found is None:
         METRICS.add("index.exact_instead")
         return None
     METRICS.add(placed.method.counter, len(ask.queries))
-    if len(found) == 1:
-        return found[0]
-    return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
+    return found
 
 
 @dataclass(slots=True)
@@ -315,14 +314,11 @@ class _Scope:
 
     placed: Placed
     flat: FlatIndex
-    masks: list[np.ndarray | None]  # uint8 (nodes,) of each part, None where all may be returned
+    looks: list[Look[Part]]
     fresh: np.ndarray  # int64 positions
     wanted: int
     distance: Distance | None
-    effort: int
-    efforts: list[int]  # that each part is searched with at first
-    compared: list[int]  # nodes to take of each part
-    reach: int
+    prepared: Prepared | None = None
 
 
 def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
@@ -346,20 +342,22 @@ def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     method = placed.method
     masks: list[np.ndarray | None] = [part.live for part in placed.parts]
     fresh = placed.fresh
-    reachable = placed.live + len(fresh)
+    reachable, allowed = placed.live + len(fresh), None
     if ask.positions is not None:
         masks, fresh = placed.filtered(ask.positions, flat.rows)
-        reachable = len(ask.positions)
-    compared = _compared(placed, ask, effort, flat.rows)
-    efforts = [effort] * len(placed.parts)
+        reachable = allowed = len(ask.positions)
+    first, largest = effort, max(len(each.part) for each in placed.parts)
     if ask.positions is None and ask.distance is None and not _navigation(placed).is_loose:
-        largest = max(len(each.part) for each in placed.parts)
         first = method.first_effort(effort, ask.k)
-        efforts = [effort if len(each.part) == largest else first for each in placed.parts]
-    return _Scope(
-        placed, flat, masks, fresh, min(ask.k, reachable), ask.distance, effort, efforts,
-        compared, method.reach(effort, None if ask.positions is None else reachable),
-    )  # fmt: skip
+    reach, compared = method.reach(effort, allowed), _compared(placed, ask, effort, flat.rows)
+    looks = [
+        Look(
+            each.part, each.positions, mask, taken,
+            effort if len(each.part) == largest else first, effort, reach,
+        )
+        for each, mask, taken in zip(placed.parts, masks, compared, strict=True)
+    ]  # fmt: skip
+    return _Scope(placed, flat, looks, fresh, min(ask.k, reachable), ask.distance)
 
 
 def _compared(placed: Placed, ask: Ask, effort: int, rows: int) -> list[int]:
@@ -377,19 +375,32 @@ def _navigation(placed: Placed) -> Navigation:
     return NAVIGATIONS[operator(placed.index)]
 
 
-def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
-    """Return the answer of each query; None as soon as one of them cannot be answered."""
-    queries = ask.queries
-    if len(queries) == 1:
-        only = _one(scope, queries[0], op)
-        return None if only is None else [only]
-    step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
-    failed = threading.Event()
+def _answer(scope: _Scope, ask: Ask, op: str) -> Found | None:
+    """Return the answers of all queries; None as soon as one of them cannot be answered."""
+    prepared = _prepared(scope, op)
+    if prepared is not None:
+        return prepared.search(ask.queries, ask.threads)
+    return one_by_one(scope, ask, op)
 
-    def part(start: int) -> list[Found]:
-        together = _many(scope, queries[start : start + step], op)
-        if together is not None:
-            return [together]
+
+def _prepared(scope: _Scope, op: str) -> Prepared | None:
+    """Return the search as one call, made at the first query; None where there is none."""
+    known = scope.prepared
+    if known is not None and known.level == dispatch.level():
+        return known
+    if scope.distance is None and scope.wanted:
+        method = scope.placed.method
+        known = method.prepare(scope.looks, scope.fresh, scope.flat, op, scope.wanted)
+        scope.prepared = known
+    return known
+
+
+def one_by_one(scope: _Scope, ask: Ask, op: str) -> Found | None:
+    """Answer part by part: for methods and distances that have no call for all of it."""
+    queries, failed = ask.queries, threading.Event()
+    step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
+
+    def some(start: int) -> list[Found]:
         found = []
         for query in queries[start : start + step]:
             one = None if failed.is_set() else _one(scope, query, op)
@@ -399,34 +410,20 @@ def _batch(scope: _Scope, ask: Ask, op: str) -> list[Found] | None:
             found.append(one)
         return found
 
-    parts = in_threads(part, range(0, len(queries), max(step, 1)), ask.threads)
-    return None if failed.is_set() else [one for part in parts for one in part]
-
-
-def _many(scope: _Scope, queries: np.ndarray, op: str) -> Found | None:
-    """Return the answers of some queries by few calls; None where each is to be looked at alone."""
-    if scope.distance is not None:
+    parts = in_threads(some, range(0, len(queries), max(step, 1)), ask.threads)
+    found = [one for part in parts for one in part]
+    if failed.is_set():
         return None
-    found, method, asked = [], scope.placed.method, as_numbers(queries)
-    for placed, mask, compared in zip(scope.placed.parts, scope.masks, scope.compared, strict=True):
-        how = compared, scope.effort, scope.reach
-        near = method.search_batch(placed.part, asked, how, mask, placed.positions)
-        if near is None or int(near[1].min()) < compared:
-            return None
-        found.append(near[0])
-    if len(scope.fresh):
-        found.append(np.tile(scope.fresh, (len(queries), 1)))
-    positions = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
-    if positions.shape[1] < scope.wanted:
-        return None
-    return scope.flat.among(queries, positions, scope.wanted, op)
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
 
 
 def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     found: list[np.ndarray] = []
     asked = as_numbers(query)
-    for at, effort in enumerate(scope.efforts):
-        near = _near(scope, at, asked, effort)
+    for look in scope.looks:
+        near = _near(look, asked, look.short)
         if near is None:
             return None
         found.append(near)
@@ -439,7 +436,7 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     answer = scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
     again = _important(scope, found, answer[0][0])
     for at in again:
-        near = _near(scope, at, asked, scope.effort)
+        near = _near(scope.looks[at], asked, scope.looks[at].whole)
         found[at] = found[at] if near is None else near
     if not again:
         return answer
@@ -447,12 +444,9 @@ def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
     return scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
 
 
-def _near(scope: _Scope, at: int, query: np.ndarray, effort: int) -> np.ndarray | None:
+def _near(look: Look[Part], query: np.ndarray, effort: int) -> np.ndarray | None:
     """Return positions of a part's candidates; None where exact search is cheaper."""
-    placed = scope.placed.parts[at]
-    return placed.part.search(
-        query, scope.compared[at], effort, scope.masks[at], scope.reach, placed.positions
-    )
+    return look.part.search(query, look.taken, effort, look.allowed, look.reach, look.positions)
 
 
 def _together(found: list[np.ndarray], fresh: np.ndarray) -> np.ndarray:
@@ -465,7 +459,7 @@ def _important(scope: _Scope, found: list[np.ndarray], answer: np.ndarray) -> li
 
     A part with few rows seldom holds more than some of the nearest, and a short list finds these.
     """
-    short = [at for at, effort in enumerate(scope.efforts) if effort < scope.effort]
+    short = [at for at, look in enumerate(scope.looks) if look.short < look.whole]
     if not short:
         return short
     rows = set(answer.tolist())

@@ -5,7 +5,8 @@ Knows no index kind. An index answers with row ids; what a row is, is the caller
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,37 @@ METRICS: dict[str, int] = {
 """Operator -> metric code of the kernels."""
 
 _BIT_METRICS = frozenset({reference.HAMMING, reference.JACCARD})
+
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Generic[Part]):
+    """What a search takes of one part of an index.
+
+    Attributes
+    ----------
+    part
+    positions : int64 (nodes,)
+        Of the nodes' vectors in the exact index.
+    allowed : uint8 (nodes,), optional
+        Nodes that may be named; all without it.
+    taken : int
+        Nodes to compare by their vectors.
+    short, whole : int
+        Effort at first, and where the part turns out to hold many of the nearest rows.
+    reach : int
+        How far a search among allowed nodes may go.
+    """
+
+    part: Part
+    positions: np.ndarray
+    allowed: np.ndarray | None
+    taken: int
+    short: int
+    whole: int
+    reach: int
 
 
 class VectorIndex(Protocol):

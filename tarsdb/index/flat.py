@@ -51,7 +51,7 @@ class FlatIndex:
         self, blocks: Sequence[VectorBlock], sql_type: SqlType, codes: CodeCache | None = None
     ) -> None:
         self._type = sql_type
-        self._query_dtype = query_dtype(sql_type)
+        self.query_dtype = query_dtype(sql_type)
         self._codes = codes if sql_type.kind is Kind.VECTOR else None
         self._coded: CodedBlocks | None = None
         self._blocks = [block for block in blocks if len(block.rowids)]
@@ -98,7 +98,7 @@ class FlatIndex:
             NaN last.
         """
         metric = metric_code(op, self._type)
-        matrix = self._checked(queries)
+        matrix = self.checked(queries)
         k = min(k, self._rows if positions is None else len(positions))
         if k <= 0 or not len(matrix):
             return np.empty((len(matrix), 0), np.int64), np.empty((len(matrix), 0), np.float32)
@@ -131,7 +131,7 @@ class FlatIndex:
         threads : int
             Threads of the processor to use at most.
         """
-        metric, matrix = metric_code(op, self._type), self._checked(queries)
+        metric, matrix = metric_code(op, self._type), self.checked(queries)
         kernel, k = dispatch.get(self._kind), min(k, self._rows)
         fitting = self._type.kind is Kind.VECTOR and k > 0
         if kernel is None or not fitting or not on_device.is_worth(matrix, self._rows, k, metric):
@@ -167,21 +167,26 @@ class FlatIndex:
         rowids : int64 (q, k)
         distances : float32 (q, k)
         """
-        kernel = dispatch.get(self._kind)
-        if kernel is None or positions.shape[1] > HEAP_LIMIT or k <= 0:
+        scan = self.scan(op)
+        if scan is None or positions.shape[1] > HEAP_LIMIT or k <= 0:
             found = [
                 self.search(query[np.newaxis], k, op, positions=own)
                 for query, own in zip(queries, positions, strict=True)
             ]
             return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-        scan = self._scans.get(op)
-        if scan is None or scan.kernel is not kernel:
-            scan = self._scans[op] = Scan(kernel, self._table, metric_code(op, self._type))
-        checked = self._checked(queries)
+        checked = self.checked(queries)
         if len(queries) == 1:
             return scan.among_one(checked, positions[0], k)
         places = np.ascontiguousarray(positions)
         return scan.among(checked, places, [places.shape[1]] * len(places), k)
+
+    def scan(self, op: str) -> Scan | None:
+        """Return the scan of all rows by an operator, or None while it is not compiled."""
+        kernel, known = dispatch.get(self._kind), self._scans.get(op)
+        if kernel is None or (known is not None and known.kernel is kernel):
+            return None if kernel is None else known
+        made = self._scans[op] = Scan(kernel, self._table, metric_code(op, self._type))
+        return made
 
     def is_coded(self, positions: np.ndarray) -> bool:
         """Return whether codes of these rows lie side by side: when asked for again, mostly."""
@@ -252,7 +257,7 @@ class FlatIndex:
         distances : float32 (m,)
         """
         metric = metric_code(op, self._type)
-        rowids, values = self._all(metric, self._checked(query[np.newaxis])[0], positions)
+        rowids, values = self._all(metric, self.checked(query[np.newaxis])[0], positions)
         keep = values <= radius if inclusive else values < radius
         return _ordered(rowids[keep], values[keep], len(rowids), descending=False)
 
@@ -429,14 +434,20 @@ class FlatIndex:
         chosen: np.ndarray = positions[(positions >= start) & (positions < stop)] - start
         return chosen if live is None else chosen[live[chosen]]
 
-    def _checked(self, queries: np.ndarray) -> np.ndarray:
+    def checked(self, queries: np.ndarray) -> np.ndarray:
+        """Return queries (q, width) as kernels read them.
+
+        Raises
+        ------
+        DimensionMismatchError
+        """
         if queries.ndim != 2 or queries.shape[1] != self._type.width:
             raise DimensionMismatchError(
                 f"the query has shape {queries.shape}, the vectors are {self._type}"
             )
-        if queries.dtype == self._query_dtype and queries.flags.c_contiguous:
+        if queries.dtype == self.query_dtype and queries.flags.c_contiguous:
             return queries
-        return np.ascontiguousarray(queries, dtype=self._query_dtype)
+        return np.ascontiguousarray(queries, dtype=self.query_dtype)
 
 
 def _runs_of(blocks: Sequence[VectorBlock], starts: np.ndarray) -> _Runs | None:

@@ -82,6 +82,13 @@ def get(kind: str) -> Kernel | None:
     return None if chosen is None else _kernels.get((kind, chosen))
 
 
+def entry(kernel: Kernel) -> int:
+    """Return the address by which compiled kernels call another one."""
+    from tarsdb.kernels.cpu import disk_cache
+
+    return disk_cache.entry(kernel)
+
+
 def prepare(kind: str) -> None:
     """Get the scan of an element kind ready in the background; returns at once."""
     global _thread

@@ -21,6 +21,8 @@ QUERIES_AT_ONCE = 256
 THREAD_BYTES = 1 << 21
 """Vector bytes below which another thread costs more than it saves."""
 _SCRATCH_FIXED, _SCRATCH_QUERY = 8 * 132, 256  # scan.scratch_bytes without importing Numba
+SCRATCH_ONE = _SCRATCH_FIXED + 2 * _SCRATCH_QUERY
+"""Bytes of scratch memory of a scan for one query."""
 
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -86,7 +88,7 @@ class _Scratch(threading.local):
     """Memory of one thread's searches for one query."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(_SCRATCH_FIXED + 2 * _SCRATCH_QUERY, np.uint8)
+        self._memory = np.empty(SCRATCH_ONE, np.uint8)
         self.address = address(self._memory)
 
 

@@ -43,7 +43,19 @@ class _Scratch(threading.local):
         return self._address
 
 
-_scratch = _Scratch()
+scratch = _Scratch()
+
+
+def list_and_room(how: tuple[int, int, int], is_filtered: bool) -> tuple[int, int]:
+    """Return the list size a search keeps, and how many nodes it keeps in sight.
+
+    ``how`` is the list size asked for, nodes wanted and the reach.
+    """
+    ef, wanted, reach = how
+    if not is_filtered:
+        return ef, ef
+    ef = max(ef, wanted)
+    return ef, max(reach, 2 * ef)
 
 
 @dataclass(frozen=True)
@@ -129,64 +141,28 @@ class Graph:
         -------
         int64 (<= wanted,), or None when ``reach`` did not suffice
         """
-        out = np.empty(wanted + 1, np.int64)  # the last word for how many
-        given = np.ascontiguousarray(query, np.float32)
-        at = address(out)
-        how = 1, wanted, ef, reach
-        count = self._search(given, how, allowed, places, (at, at + 8 * wanted))
-        return out[:count] if count >= 0 else None
-
-    def search_batch(
-        self,
-        queries: np.ndarray,
-        wanted: int,
-        ef: int,
-        allowed: np.ndarray | None = None,
-        reach: int = 0,
-        places: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what :meth:`search` does for each of some queries, float32 (q, dim).
-
-        Returns
-        -------
-        nodes : int64 (q, wanted)
-        counts : int64 (q,)
-            How many of each line count; -1 where ``reach`` did not suffice.
-        """
-        rows = len(queries)
-        out, counts = np.empty((rows, wanted), np.int64), np.empty(rows, np.int64)
-        given = np.ascontiguousarray(queries, np.float32)
-        how = rows, wanted, ef, reach
-        self._search(given, how, allowed, places, (address(out), address(counts)))
-        return out, counts
-
-    def _search(
-        self,
-        queries: np.ndarray,
-        how: tuple[int, int, int, int],
-        allowed: np.ndarray | None,
-        places: np.ndarray | None,
-        out: tuple[int, int],
-    ) -> int:
         found = kernels.current()
         if found is None:
             raise OperationalError("the graph's kernels are not compiled yet")
-        rows, wanted, ef, reach = how
-        table, fixed, dim = self._place
-        if queries.shape[-1] != dim:
+        given, out = np.ascontiguousarray(query, np.float32), np.empty(wanted, np.int64)
+        table, dim = self.place
+        if given.shape != (dim,):
             raise DimensionMismatchError(
-                f"the query has shape {queries.shape}, the graph is of {dim} elements"
+                f"the query has shape {given.shape}, the graph is of {dim} elements"
             )
-        room, mask = ef, 0
-        if allowed is not None:
-            ef = max(ef, wanted)
-            room, mask = max(reach, 2 * ef), address(allowed)
+        ef, room = list_and_room((ef, wanted, reach), is_filtered=allowed is not None)
         count: int = found.search(
-            table, address(queries), rows, wanted, ef, room, mask,
-            0 if places is None else address(places), *out,
-            _scratch.of(fixed + 8 * (room + ef + 2 * LIST_ROOM)),
+            table, address(given), wanted, ef, room, 0 if allowed is None else address(allowed),
+            0 if places is None else address(places), address(out),
+            scratch.of(self.scratch_bytes(ef, room)),
         )  # fmt: skip
-        return count
+        return out[:count] if count >= 0 else None
+
+    def scratch_bytes(self, ef: int, room: int) -> int:
+        """Return the scratch memory of a search with such a list; see ``kernels/cpu/graph.py``."""
+        marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
+        bytes_: int = self.padded + near + marks + 8 * (room + ef + 2 * LIST_ROOM)
+        return bytes_
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -199,10 +175,9 @@ class Graph:
         ], dtype=np.int64)  # fmt: skip
 
     @cached_property
-    def _place(self) -> tuple[int, int, int]:
-        """Return the address of the table, bytes of a search besides its lists, dimension."""
-        marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
-        return address(self.table), self.padded + near + marks, self.dim
+    def place(self) -> tuple[int, int]:
+        """Return the address of the table, and the dimension."""
+        return address(self.table), self.dim
 
     @cached_property
     def _sketches(self) -> np.ndarray:

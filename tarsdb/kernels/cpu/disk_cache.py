@@ -42,6 +42,13 @@ def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[...
     return kernel
 
 
+def entry(kernel: Any) -> int:
+    """Return the address of a kernel of :func:`compiled`, by Numba's calling convention."""
+    (made,) = kernel.overloads.values()
+    found: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    return found
+
+
 def kernel_folder() -> pathlib.Path | None:
     """Return the folder of this build's machine code, or None where there is none to trust."""
     base = os.environ.get(FOLDER_VARIABLE)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from tarsdb.kernels.cpu.graph_nearest import make_nearest
 from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
 from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
 from tarsdb.kernels.cpu.memory import (
@@ -40,7 +41,8 @@ _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
     "sketch": types.void(_CODES, _CONSTANTS, types.int64, types.int64, _CODES),
-    "search": types.int64(*[types.int64] * 11),
+    "search": types.int64(*[types.int64] * 9),
+    "nearest": types.int64(*[types.int64] * 7),
     "insert": types.void(types.int64, _EDGES, *[types.int64] * 4, _F4, _LIST, _MARKS),
     "link": types.void(
         types.int64, _EDGES, _NODES, _NODES, types.int64, types.int64, _F4, _LIST
@@ -81,13 +83,17 @@ def make_kernels(variant: str) -> dict[str, Any]:
     sketch(codes, constants, bits, width, sketches)
         Writes of each node the signs of its codes, a bit each, then float32 squared norm, scale,
         factor of the estimate and its standard deviation a unit of the query's norm.
-    search(graph, queries, rows, wanted, ef, room, allowed, places, out, counts, scratch)
-        ``graph`` is a table as ``graph_search.py`` says, ``queries`` float32 (rows, dim),
-        ``allowed`` uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (rows, wanted) gets
-        nodes in order, or their places, ``counts`` int64 (rows,) how many; returns the last of
-        these. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
+    search(graph, query, wanted, ef, room, allowed, places, out, scratch)
+        ``graph`` is a table as ``graph_search.py`` says, ``query`` float32 (dim,), ``allowed``
+        uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (wanted,) gets nodes in order, or
+        their places; returns how many. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
         the nearest allowed are looked for, the search goes on until what is left is farther, and
         ``room`` bounds its work: -1 when that did not suffice. ``scratch``: see ``Graph``.
+    nearest(words, numbers, queries, rows, ids, values, scratch)
+        Searches graphs and compares what they name by the vectors; ``graph_nearest.py`` says what
+        the words are. ``numbers`` are queries as float32, ``queries`` as the scan takes them.
+        ``ids`` int64 and ``values`` float32 (rows, k) get the answers by (distance, row id).
+        Returns the number of the first query that is to be answered otherwise, or ``rows``.
     insert(graph, edges, done, start, stop, ef, alpha, beam, visited)
         Nodes start..stop get their edges into the graph of nodes below ``done``.
     link(graph, edges, destinations, sources, start, stop, alpha, memory)
@@ -236,4 +242,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             count += 1
             apart += 1
 
-    return {"sketch": sketch, "search": search, "insert": insert, "link": link, "order": order}
+    return {
+        "sketch": sketch, "search": search, "nearest": make_nearest(search), "insert": insert,
+        "link": link, "order": order,
+    }  # fmt: skip

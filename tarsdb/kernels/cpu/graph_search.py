@@ -239,28 +239,25 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                 return size, taken
 
     @njit(nogil=True)
-    def search(graph, queries, rows, wanted, ef, room, allowed, places, out, counts, scratch):  # type: ignore[no-untyped-def]
+    def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
         best = beam + room_for(room)
         visited = best + room_for(ef)
         padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
-        step = 4 * (read_long(graph, WIDTH) - (read_long(graph, KIND) == 1))
-        taken = np.int64(0)
-        for number in range(rows):
-            factor = _code_query(queries + number * step, graph, code)
-            size, taken = traverse(
-                graph, read_long(graph, NODES), code, factor, offset_of(code, padded, bits),
-                allowed, beam, room, best, ef if allowed else 0, visited, near,
-            )  # fmt: skip
-            found = (best if allowed else beam) + 8
-            taken = size if size < 0 else min(taken if allowed else size, wanted)
-            line = out + 8 * wanted * number
-            for i in range(taken):
-                node = node_of(read_long(found, i))
-                put_long(line, i, read_long(places, node) if places else node)
-            put_long(counts, number, taken)
+        factor = _code_query(query, graph, code)
+        size, taken = traverse(
+            graph, read_long(graph, NODES), code, factor, offset_of(code, padded, bits), allowed,
+            beam, room, best, ef if allowed else 0, visited, near,
+        )  # fmt: skip
+        if size < 0:
+            return size
+        found = (best if allowed else beam) + 8
+        taken = min(taken if allowed else size, wanted)
+        for i in range(taken):
+            node = node_of(read_long(found, i))
+            put_long(out, i, read_long(places, node) if places else node)
         return taken
 
     return search, traverse, apart

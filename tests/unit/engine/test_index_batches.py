@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.engine import vector_index
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.index.hnsw import Graph
+from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.index.ivf import Ivf
 from tarsdb.index.threads import in_threads
 from tarsdb.kernels import graph, ivf
@@ -72,42 +74,22 @@ def test_several_threads_answer_as_one_does(
 def test_more_than_one_thread_searches(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    kind, name = KINDS[method], "search_batch" if method == "hnsw" else "search"
+    kind, name = (Nearest, "_ask") if method == "hnsw" else (Ivf, "search")
     real, names = getattr(kind, name), set()
     both = threading.Barrier(2, timeout=60)
 
-    def watched(self: Any, *given: object) -> object:
+    def watched(self: Any, *given: Any) -> object:
         thread = threading.get_ident()
         if thread not in names:
             names.add(thread)
             both.wait()  # breaks unless a second thread comes
-        return real(self, *given)  # type: ignore[arg-type]
+        return real(self, *given)
 
     monkeypatch.setattr(kind, name, watched)
     db.execute("SET threads = 2")
     db.execute(SQL, (queries(64),))
     assert len(names) == 2
     assert threading.get_ident() not in names
-
-
-@pytest.mark.parametrize("method", ["hnsw"], indirect=True)
-def test_queries_that_find_too_few_together_are_asked_alone(
-    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch, real = queries(100), Graph.search_batch
-    asked: list[int] = []
-
-    def short(self: Graph, given: np.ndarray, *how: Any) -> tuple[np.ndarray, np.ndarray]:
-        found, counts = real(self, given, *how)
-        found[-1], counts[-1] = -1, 3
-        asked.append(len(given))
-        return found, counts
-
-    db.execute("SET ef_search = 40")
-    expected = db.execute(SQL, (batch,)).fetchall()
-    monkeypatch.setattr(Graph, "search_batch", short)
-    assert db.execute(SQL, (batch,)).fetchall() == expected
-    assert sum(asked) == 100
 
 
 @pytest.mark.parametrize("fails_at", [0, 40, 99])
@@ -130,7 +112,7 @@ def test_one_query_without_an_answer_sends_all_to_exact_search(
     db.execute(f"SET {METHODS[method].setting} = {FEW[method]}")
     approximate = db.execute(SQL, (batch,)).fetchall()
     monkeypatch.setattr(kind, "search", failing)
-    monkeypatch.setattr(type(METHODS[method]), "search_batch", lambda *given: None)
+    monkeypatch.setattr(vector_index, "_prepared", lambda *given: None)
     db.execute("SET threads = 3")
     before = count("index.exact_instead"), count(METHODS[method].counter)
     found = db.execute(SQL, (batch,)).fetchall()

@@ -255,24 +255,6 @@ def test_places_stand_for_nodes() -> None:
     assert found.tolist() == places[near].tolist()
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-def test_a_batch_is_answered_as_one_by_one(op: str) -> None:
-    rows = clustered(2000, 40, 1)
-    graph = built(rows, op)
-    queries, places = clustered(30, 40, 2), np.arange(2000) * 3
-    rng = np.random.default_rng(2)
-    masks = [None, (rng.random(2000) < 0.4).astype(np.uint8), np.arange(2000) > 1996]
-    for mask in masks:
-        allowed = None if mask is None else mask.astype(np.uint8)
-        found, counts = graph.search_batch(queries, 12, 40, allowed, 300, places)
-        for query, near, count in zip(queries, found, counts.tolist(), strict=True):
-            alone = graph.search(query, 12, 40, allowed, 300, places)
-            assert (alone is None) == (count < 0)
-            if alone is not None:
-                assert near[:count].tolist() == alone.tolist()
-    assert (graph.search_batch(queries, 12, 40, masks[2].astype(np.uint8), 50)[1] < 0).any()  # type: ignore[union-attr]
-
-
 def test_a_query_of_another_length_is_refused() -> None:
     graph = built(clustered(100, 24, 1))
     with pytest.raises(DimensionMismatchError, match=r"\(25,\).*24"):

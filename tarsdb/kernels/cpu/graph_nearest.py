@@ -1,0 +1,150 @@
+"""The nearest rows of a query in one call: search of some graphs, then exact comparison.
+
+A graph names candidates by codes; the scan of the vectors' type compares them, and the fresh rows
+no graph has, where their vectors lie. The scan is called by its address, so every type of vector
+has the very distances of exact search. Small graphs are searched with a short list first, and with
+the whole list where they gave many of the nearest.
+
+All arguments are addresses and counts; memory belongs to the caller.
+"""
+
+# Numba's decorators tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tarsdb.kernels.cpu.memory import put_long, read_long
+
+(
+    SCAN, TABLE, BLOCKS, ROW_BYTES, WIDTH, QUERY_BYTES, NUMBER_BYTES, METRIC, K, FRESH, FRESH_ROWS,
+    SCAN_BYTES, LISTED, PARTS,
+) = range(14)  # fmt: skip
+"""The words of a search: address of the scan, table of blocks and their number (see ``scan.py``),
+bytes and elements of a row, bytes of a query as stored and as float32 numbers, metric, rows wanted,
+address and number of the positions of fresh rows, scratch memory of the scan, candidates of all
+parts at most, number of parts. Then of each part:"""
+GRAPH, SHORT, SHORT_ROOM, WHOLE, WHOLE_ROOM, ALLOWED, PLACES, TAKEN, PART = range(9)
+"""its table, list size and room (see ``graph.py``) at first and where it matters, ``allowed``, the
+positions of its nodes, candidates to take of it; the number of these words."""
+MANY = 3
+"""A part that gave more than one in so many of the answers is searched with the whole list."""
+
+
+@intrinsic
+def _call_at(typingctx, entry, given):  # type: ignore[no-untyped-def]
+    """Call a compiled kernel, int64 of a tuple of int64, by its address."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        count = signature.args[1].count
+        kind = context.call_conv.get_function_type(types.int64, [types.int64] * count)
+        out = cgutils.alloca_once(b, ir.IntType(64))
+        error = cgutils.alloca_once(b, kind.args[1].pointee)
+        kernel = b.inttoptr(args[0], kind.as_pointer())
+        b.call(kernel, [out, error, *cgutils.unpack_tuple(b, args[1], count)])
+        return b.load(out)
+
+    return types.int64(types.int64, given), codegen
+
+
+@njit(nogil=True)
+def _row_id(table, blocks, place):  # type: ignore[no-untyped-def]
+    """Return the row id at a position."""
+    low, high = 0, blocks - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if read_long(table, 4 * middle + 3) <= place:
+            low = middle
+        else:
+            high = middle - 1
+    return read_long(read_long(table, 4 * low + 1), place - read_long(table, 4 * low + 3))
+
+
+@njit(nogil=True)
+def _compare(words, query, slots, counts, places, ids, values, scratch):  # type: ignore[no-untyped-def]
+    """Compare the candidates of all parts and the fresh rows; return whether there were enough."""
+    size, slot = 0, slots
+    for part in range(read_long(words, PARTS)):
+        for i in range(read_long(counts, part)):
+            put_long(places, size, read_long(slot, i))
+            size += 1
+        slot += 8 * read_long(words + 8 * (PARTS + 1 + PART * part), TAKEN)
+    fresh = read_long(words, FRESH)
+    for i in range(read_long(words, FRESH_ROWS)):
+        put_long(places, size, read_long(fresh, i))
+        size += 1
+    k = read_long(words, K)
+    return size >= k and k == _call_at(read_long(words, SCAN), (
+        read_long(words, TABLE), read_long(words, BLOCKS), 0, size, places,
+        read_long(words, ROW_BYTES), read_long(words, WIDTH), query, 1,
+        read_long(words, QUERY_BYTES), read_long(words, METRIC), k, values, ids, scratch,
+    ))  # fmt: skip
+
+
+@njit(nogil=True)
+def _gave_many(words, slot, count, ids):  # type: ignore[no-untyped-def]
+    """Return whether many of the answers are among candidates."""
+    k, hits = read_long(words, K), 0
+    for i in range(count):
+        rowid = _row_id(read_long(words, TABLE), read_long(words, BLOCKS), read_long(slot, i))
+        for at in range(k):
+            if read_long(ids, at) == rowid:
+                hits += 1
+                break
+    return hits * MANY > k
+
+
+def make_nearest(search: Any) -> Any:
+    """Return ``nearest``; see ``graph.py``."""
+
+    @njit(nogil=True)
+    def look(line, size, numbers, slot, memory):  # type: ignore[no-untyped-def]
+        """Search one part with the list of a word (SHORT or WHOLE); return how many it gave."""
+        return search(
+            read_long(line, GRAPH), numbers, read_long(line, TAKEN), read_long(line, size),
+            read_long(line, size + 1), read_long(line, ALLOWED), read_long(line, PLACES), slot,
+            memory,
+        )  # fmt: skip
+
+    @njit(nogil=True)
+    def nearest(words, numbers, queries, rows, ids, values, scratch):  # type: ignore[no-untyped-def]
+        k, parts, first = read_long(words, K), read_long(words, PARTS), words + 8 * (PARTS + 1)
+        slots = scratch + read_long(words, SCAN_BYTES)
+        counts = slots + 8 * read_long(words, LISTED)
+        places = counts + 8 * parts
+        memory = places + 8 * (read_long(words, LISTED) + read_long(words, FRESH_ROWS))
+        memory += -memory % 64
+        for number in range(rows):
+            slot = slots
+            for part in range(parts):
+                line = first + 8 * PART * part
+                taken = look(line, SHORT, numbers, slot, memory)
+                if taken < 0:
+                    return number
+                put_long(counts, part, taken)
+                slot += 8 * read_long(line, TAKEN)
+            if not _compare(words, queries, slots, counts, places, ids, values, scratch):
+                return number
+            again, slot = 0, slots
+            for part in range(parts):
+                line, count = first + 8 * PART * part, read_long(counts, part)
+                is_short = read_long(line, SHORT) < read_long(line, WHOLE)
+                if is_short and _gave_many(words, slot, count, ids):
+                    again += 1
+                    taken = look(line, WHOLE, numbers, slot, memory)
+                    put_long(counts, part, count if taken < 0 else taken)  # else as at first
+                slot += 8 * read_long(line, TAKEN)
+            if again:
+                _compare(words, queries, slots, counts, places, ids, values, scratch)
+            numbers += read_long(words, NUMBER_BYTES)
+            queries += read_long(words, QUERY_BYTES)
+            ids, values = ids + 8 * k, values + 4 * k
+        return rows
+
+    return nearest
