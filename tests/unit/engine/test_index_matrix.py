@@ -18,6 +18,7 @@ from tarsdb.engine import index_build, vector_index
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.errors import NotSupportedError, SQLSyntaxError
 from tarsdb.index import navigation
+from tarsdb.index.hnsw import nearest
 from tarsdb.index.navigation import Navigation, as_numbers
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.metrics import METRICS
@@ -298,7 +299,8 @@ def test_candidates_for_a_wrong_query_are_noticed(
     """Control for bits: each is taken for its opposite."""
     with tarsdb.connect(tmp_path / "a.tars") as db:
         life = Life(db, method, "BIT", metric)
-        monkeypatch.setattr(vector_index, "as_numbers", lambda rows: 1 - as_numbers(rows))
+        for module in (vector_index, nearest):
+            monkeypatch.setattr(module, "as_numbers", lambda rows: 1 - as_numbers(rows))
         assert life.uses_index()
         assert life.recall() < 0.8
 

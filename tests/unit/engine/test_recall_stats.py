@@ -78,12 +78,13 @@ def test_recall_is_that_of_an_independent_count(db: tarsdb.Connection, method: s
 
 def test_a_sabotaged_index_is_seen(db: tarsdb.Connection, method: str) -> None:
     (sound,) = stats(db)
-    placed = db._require_session().env.caches["placed"]
-    (part,) = next(iter(placed.values()))[2].parts
+    placed = next(iter(db._require_session().env.caches["placed"].values()))[2]
+    (part,) = placed.parts
     name = {"hnsw": "edges", "ivf": "centroids"}[method]
     array = getattr(part.part, name)
     shuffled = np.random.default_rng(5).permutation(array.reshape(-1)).reshape(array.shape)
     part.part = dataclasses.replace(part.part, **{name: shuffled})
+    placed.scopes.clear()
     before = searches(method)
     (broken,) = stats(db)
     assert searches(method) > before
