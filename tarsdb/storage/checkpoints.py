@@ -33,7 +33,7 @@ KEPT_SECONDS = 7 * 24 * 3600
 
 
 def checkpoint_name(*inputs: Buffer) -> bytes:
-    """Return the name of a build of these inputs: 16 bytes, xxh3 of the length and bytes of each."""
+    """Return the name of a build of these inputs: 16 bytes of xxh3, of all lengths and bytes."""
     state = xxhash.xxh3_128()
     for given in inputs:
         view = memoryview(given).cast("B")
