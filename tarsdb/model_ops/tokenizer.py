@@ -86,6 +86,11 @@ class TextTokenizer:
         return self._ids([self._prepare(text)])[0]
 
     @property
+    def highest_id(self) -> int:
+        """Largest token id the tokenizer can make, -1 for an empty vocabulary."""
+        return max(self._tokenizer.get_vocab(True).values(), default=-1)
+
+    @property
     def _enough(self) -> int:
         return self.max_length * _CHARACTERS_PER_TOKEN + 1024
 
