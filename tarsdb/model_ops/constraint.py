@@ -69,14 +69,18 @@ class ConstraintCompiler:
 
     def _matcher(self, name: str, value: Any) -> Any:
         llguidance = _library()
+        grammar = _grammar(llguidance.LLMatcher, name, value)
         if self._loaded is None:
-            self._loaded = llguidance.LLTokenizer(
-                self._tokenizer.decode("utf-8"), n_vocab=self._vocabulary,
-                eos_token=self._end_tokens,
-            )  # fmt: skip
-        matcher = llguidance.LLMatcher(
-            self._loaded, _grammar(llguidance.LLMatcher, name, value), log_level=0
-        )
+            try:
+                self._loaded = llguidance.LLTokenizer(
+                    self._tokenizer.decode("utf-8"), n_vocab=self._vocabulary,
+                    eos_token=self._end_tokens,
+                )  # fmt: skip
+            except ValueError as error:
+                raise NotSupportedError(
+                    f"generate: llguidance cannot read this model's tokenizer: {error}"
+                ) from error
+        matcher = llguidance.LLMatcher(self._loaded, grammar, log_level=0)
         if matcher.is_error():
             raise ModelError(f"generate: {name} is not usable: {matcher.get_error():.300}")
         return matcher
@@ -90,21 +94,20 @@ class Constraint:
         self._vocabulary = vocabulary
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Return which tokens may come next, (vocabulary,) bool.
-
-        ModelError when none may: the rule cannot be followed with this tokenizer.
-        """
+        """Return which tokens may come next, (vocabulary,) bool."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
-        if self._matcher.is_error() or not mask.any():
-            raise ModelError(
-                f"generate: the rule of the text cannot go on: {self._matcher.get_error():.200}"
-            )
-        return mask
+        return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def advance(self, token: int) -> bool:
-        """Take in the token that was chosen; returns True when the text is complete with it."""
-        self._matcher.consume_token(token)
+        """Take in the token that was chosen; returns True when the text is complete with it.
+
+        ModelError when the text cannot go on: the tokenizer has no tokens for the rule.
+        """
+        if not self._matcher.consume_token(token):
+            raise ModelError(
+                "generate: no token of the model follows the rule of the text here",
+                hint=self._matcher.get_error()[:200] or None,
+            )
         return bool(self._matcher.is_stopped())
 
 

@@ -1,7 +1,7 @@
 """One running batch that the callers of several threads share.
 
-There is no thread of its own: of the callers that wait for texts one, the leader, steps the batch for
-all of them, and leaves it to another when its own texts are done, or when it is interrupted. A step
+There is no thread of its own: of the callers that wait for texts one, the leader, steps the batch
+for all of them, and leaves it to another when its own texts are done or it is interrupted. A step
 takes rows of every running text (Orca, Yu et al. 2022; vLLM, Kwon et al. 2023). Knows no text and
 no database.
 """
@@ -16,7 +16,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import DatabaseError, InternalError, ModelError, QueueFullError, StatementTimeoutError
+from tarsdb.errors import (
+    DatabaseError,
+    InternalError,
+    ModelError,
+    QueueFullError,
+    StatementTimeoutError,
+)
 from tarsdb.metrics import METRICS
 from tarsdb.model_ops.decoder import StepBatch
 from tarsdb.model_ops.kv_blocks import BlockPool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 from tarsdb.errors import ModelError
@@ -40,7 +39,7 @@ class GenerationOptions:
     """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    rules: Mapping[str, Any] = MappingProxyType({})
+    rules: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
     chat: bool | None = None
     special_tokens: bool = False
@@ -75,4 +74,4 @@ class GenerationOptions:
             own["timeout"] = float(number("timeout", own["timeout"], 0, 1e9, False))
         sampling = SamplingOptions(**{name: given[name] for name in _SAMPLING if name in given})
         rules = {name: given[name] for name in RULES if name in given}
-        return cls(sampling, MappingProxyType(rules), **own)
+        return cls(sampling, rules, **own)

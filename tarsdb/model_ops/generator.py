@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, QueueFullError
@@ -116,19 +115,17 @@ class Generator:
         """
         batch = self._require_batch()
         requests = self._requests(batch, prompts, options)
-        waiting, running, finished = deque(requests), list[Request](), 0
+        waiting, running = deque(requests), list[Request]()
         try:
             while waiting or running:
                 self._fill(batch, waiting, running)
-                now_running = tuple(running)
-                batch.run(lambda: any(r.finished for r in now_running), check)
-                running = [request for request in running if not request.finished]
-                for request in now_running:
+                batch.run(lambda: any(request.finished for request in running), check)
+                for request in running:
                     if request.error is not None:
                         raise request.error
-                finished += len(now_running) - len(running)
+                running[:] = [request for request in running if not request.finished]
                 if progress is not None:
-                    progress(finished, len(requests))
+                    progress(len(requests) - len(waiting) - len(running), len(requests))
         finally:
             batch.cancel([request for request in running if not request.finished])
         return [request.completion() for request in requests]
@@ -163,12 +160,12 @@ class Generator:
             length = min(len(tokens) + options.sampling.max_tokens, spec.max_positions)
             _check_length(number, len(tokens), length, spec.max_positions, batch)
             sequence = scheduler.Sequence(tokens, length, options.priority, deadline)
-            requests.append(
-                Request(
-                    sequence, options.sampling, self.prompts.decode, spec.end_tokens,
-                    self._constraints.compile(options.rules), options.speculate,
-                )  # fmt: skip
-            )
+            constraint = self._constraints.compile(options.rules)
+            request = Request(
+                sequence, options.sampling, self.prompts.decode, spec.end_tokens, constraint,
+                options.speculate,
+            )  # fmt: skip
+            requests.append(request)
         return requests
 
     def _fill(
@@ -192,9 +189,7 @@ class TextIterator(Iterator[str]):
     same model.
     """
 
-    def __init__(
-        self, batch: ContinuousBatch, request: Request, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, batch: ContinuousBatch, request: Request, check: Callable[[], None]) -> None:
         self._batch = batch
         self._request = request
         self._check = check

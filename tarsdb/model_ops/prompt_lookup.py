@@ -1,8 +1,9 @@
 """Guess the next tokens of a text from the text itself.
 
-Where the newest tokens stood before, what followed them there is likely to follow again: quotations,
-code, forms (prompt lookup decoding, Saxena 2023; a case of speculative decoding, Leviathan et al.
-2023). A guess is only a draft: the model checks it, so the text is what it would be without.
+Where the newest tokens stood before, what followed them there is likely to follow again:
+quotations, code, forms (prompt lookup decoding, Saxena 2023; a case of speculative decoding,
+Leviathan et al. 2023). A guess is only a draft: the model checks it, so the text is what it would
+be without.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ that was preempted or had its drafts rejected goes on as if nothing had happened
 from __future__ import annotations
 
 import decimal
+import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from tarsdb.errors import ModelError
 
 MAX_STOPS = 16
 _MASK = (1 << 64) - 1
-_NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class SamplingOptions:
         Divide positive and multiply negative logits of tokens that the prompt or the text has
         already by this (Keskar et al. 2019, CTRL).
     logit_bias : mapping of int to float
-        Added to the logits of tokens.
+        Added to the logits of tokens; a JSON text is read.
     seed : int, optional
         Same seed, same prompt: same text, whatever else runs. None draws a new one.
     stop : tuple of str
@@ -64,7 +63,7 @@ class SamplingOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = _NO_BIAS
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -209,12 +208,17 @@ def _stops(value: Any) -> tuple[str, ...]:
     return texts
 
 
-def _biases(value: Any) -> Mapping[int, float]:
-    if not isinstance(value, Mapping):
+def _biases(value: Any) -> dict[int, float]:
+    """Read biases; a text is JSON, whose keys are texts."""
+    try:
+        pairs = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, Mapping):
         raise ModelError(f"generate: logit_bias {value!r:.60} maps no tokens to numbers")
     found = {}
-    for token, bias in value.items():
-        digits = int(token) if isinstance(token, str) and token.isdigit() else token  # JSON keys
-        number = number("a token of logit_bias", digits, 0, 1 << 31, True)
-        found[int(number)] = float(number("a value of logit_bias", bias, -1e6, 1e6, False))
-    return MappingProxyType(found)
+    for key, bias in pairs.items():
+        token = int(key) if isinstance(key, str) and key.isdecimal() else key
+        token = int(number("a token of logit_bias", token, 0, 1 << 31, True))
+        found[token] = float(number("a value of logit_bias", bias, -1e6, 1e6, False))
+    return found

@@ -5,7 +5,8 @@ newest token and for drafts of the tokens after it; prompts are cut into chunks 
 sequence that needs a block takes it, when none is free, from the last one in the order that holds
 any: that one gives up all its blocks and is computed again later (preemption by recomputation).
 The order never changes, so the first sequence always goes on and every sequence ends. Names and
-policy follow vLLM (Kwon et al. 2023) and Orca (Yu et al. 2022). Knows no arrays, no model, no clock.
+policy follow vLLM (Kwon et al. 2023) and Orca (Yu et al. 2022). Knows no arrays, no model and no
+clock.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ class TextStream:
         if self.stopped:
             return ""
         piece = self._give(self._advance(self._decode(self._tokens)) if self._tokens else "")
-        if self.stopped:
-            return piece
-        rest, self._held = self._held, ""
+        rest, self._held = self._held, ""  # nothing once a stop string was met
         self.text += rest
         return piece + rest
 
