@@ -7,7 +7,7 @@ effort a search of them takes. ``METHODS`` has them by the word after USING. Kno
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
@@ -16,6 +16,7 @@ import numpy as np
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.index.base import Found, Look
+from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, elements
 from tarsdb.kernels.gpu.device import Device
@@ -111,8 +112,8 @@ class Rows:
     op : str
         The operator the part will answer, navigated as ``NAVIGATIONS`` says.
     threads : int
-    progress : callable
-        Told rows done and all rows now and then; may raise to stop the building.
+    course : Course
+        Whom the build tells how far it is, and what it goes on from.
     device : Device, optional
         For a method that has work for one.
     """
@@ -122,7 +123,7 @@ class Rows:
     type: SqlType
     op: str
     threads: int
-    progress: Callable[[int, int], None]
+    course: Course
     device: Device | None = None
 
     @property
@@ -292,7 +293,7 @@ class Hnsw(Method):
 
         return build_graph(
             rows.vectors, rows.rowids, rows.space, options,
-            threads=rows.threads, progress=rows.progress,
+            threads=rows.threads, course=rows.course,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
@@ -379,7 +380,7 @@ class Lists(Method):
 
         return build_ivf(
             rows.vectors, rows.rowids, rows.space, options,
-            resources=Resources(rows.threads, rows.device), progress=rows.progress,
+            resources=Resources(rows.threads, rows.device), course=rows.course,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
