@@ -13,6 +13,7 @@ from tarsdb.engine import (
     evaluate,
     point,
     project,
+    repeated_search,
     result_cache,
     system_tables,
     vector_search,
@@ -53,6 +54,9 @@ def run(context: Context, plan: Query) -> Result:
 
 
 def _knn(context: Context, plan: Knn) -> Result:
+    known = repeated_search.answer(context, plan)
+    if known is not None:
+        return known
     asked = result_cache.asked(context, plan)
     shape = vector_search.Shape.of(plan)
     if asked is not None:
@@ -64,6 +68,7 @@ def _knn(context: Context, plan: Knn) -> Result:
     if stored is not None:
         if asked is not None:
             context.engines.results.keep(asked, plan, shape, stored)
+        repeated_search.keep(context, plan)
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
     columns = [column.owned() for column in vector_search.outputs(context, plan, found)]
     if found.query_no is None:

@@ -98,6 +98,14 @@ class Prepared(Protocol):
         """Return the k nearest rows of each query; None where they are to be found otherwise."""
         ...
 
+    def fill(self, query: np.ndarray, to: tuple[int, int]) -> bool:
+        """Write the k nearest rows of one query, float32 (dim,), to where the caller says.
+
+        ``to`` is the address of int64 (k,) and of float32 (k,), row ids and distances; of vectors
+        of float32 only. False where they are to be found otherwise.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -115,7 +115,7 @@ class Placed:
     live: int
     """Live nodes of all parts."""
     placement: Placement
-    scopes: dict[tuple[int, int, float], _Scope] = field(default_factory=dict)
+    scopes: dict[tuple[int, int, float], Scope] = field(default_factory=dict)
     _filter: tuple[np.ndarray, list[np.ndarray | None], np.ndarray] | None = None
 
     def filtered(
@@ -297,7 +297,7 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     metric, and all fresh rows. A row that is near by the function but far by the index's metric is
     not among them.
     """
-    scope = _known_scope(placed, flat, ask)
+    scope = known_scope(placed, flat, ask)
     if scope is None:
         return None
     found = _answer(scope, ask, op)
@@ -308,8 +308,8 @@ def search(placed: Placed, flat: FlatIndex, ask: Ask, op: str) -> Found | None:
     return found
 
 
-@dataclass(slots=True)
-class _Scope:
+@dataclass(slots=True, weakref_slot=True)
+class Scope:
     """Where the queries of one ask look, the same for all of them."""
 
     placed: Placed
@@ -321,7 +321,7 @@ class _Scope:
     prepared: Prepared | None = None
 
 
-def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
+def known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> Scope | None:
     """Return where to look, kept for searches without a filter; None for exact search."""
     if ask.positions is not None or ask.distance is not None:
         return _scope(placed, flat, ask)
@@ -335,7 +335,7 @@ def _known_scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
     return made
 
 
-def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
+def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> Scope | None:
     effort, _ = choose(placed, flat, ask)
     if not effort:
         return None
@@ -357,7 +357,7 @@ def _scope(placed: Placed, flat: FlatIndex, ask: Ask) -> _Scope | None:
         )
         for each, mask, taken in zip(placed.parts, masks, compared, strict=True)
     ]  # fmt: skip
-    return _Scope(placed, flat, looks, fresh, min(ask.k, reachable), ask.distance)
+    return Scope(placed, flat, looks, fresh, min(ask.k, reachable), ask.distance)
 
 
 def _compared(placed: Placed, ask: Ask, effort: int, rows: int) -> list[int]:
@@ -375,15 +375,15 @@ def _navigation(placed: Placed) -> Navigation:
     return NAVIGATIONS[operator(placed.index)]
 
 
-def _answer(scope: _Scope, ask: Ask, op: str) -> Found | None:
+def _answer(scope: Scope, ask: Ask, op: str) -> Found | None:
     """Return the answers of all queries; None as soon as one of them cannot be answered."""
-    prepared = _prepared(scope, op)
-    if prepared is not None:
-        return prepared.search(ask.queries, ask.threads)
+    together = prepared(scope, op)
+    if together is not None:
+        return together.search(ask.queries, ask.threads)
     return one_by_one(scope, ask, op)
 
 
-def _prepared(scope: _Scope, op: str) -> Prepared | None:
+def prepared(scope: Scope, op: str) -> Prepared | None:
     """Return the search as one call, made at the first query; None where there is none."""
     known = scope.prepared
     if known is not None and known.level == dispatch.level():
@@ -395,7 +395,7 @@ def _prepared(scope: _Scope, op: str) -> Prepared | None:
     return known
 
 
-def one_by_one(scope: _Scope, ask: Ask, op: str) -> Found | None:
+def one_by_one(scope: Scope, ask: Ask, op: str) -> Found | None:
     """Answer part by part: for methods and distances that have no call for all of it."""
     queries, failed = ask.queries, threading.Event()
     step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
@@ -419,7 +419,7 @@ def one_by_one(scope: _Scope, ask: Ask, op: str) -> Found | None:
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
 
 
-def _one(scope: _Scope, query: np.ndarray, op: str) -> Found | None:
+def _one(scope: Scope, query: np.ndarray, op: str) -> Found | None:
     found: list[np.ndarray] = []
     asked = as_numbers(query)
     for look in scope.looks:
@@ -454,7 +454,7 @@ def _together(found: list[np.ndarray], fresh: np.ndarray) -> np.ndarray:
     return found[0] if len(found) == 1 and not len(fresh) else np.concatenate([*found, fresh])
 
 
-def _important(scope: _Scope, found: list[np.ndarray], answer: np.ndarray) -> list[int]:
+def _important(scope: Scope, found: list[np.ndarray], answer: np.ndarray) -> list[int]:
     """Return the parts that gave many of the nearest rows; a short list may have missed others.
 
     A part with few rows seldom holds more than some of the nearest, and a short list finds these.

@@ -129,6 +129,21 @@ def _by_index(
     return vector_index.search(placed, flat, ask, vector_index.operator(definition))
 
 
+def scope_of(
+    context: Context, plan: Knn, view: TableView, flat: FlatIndex
+) -> vector_index.Scope | None:
+    """Return where a search without a filter and with a fixed window looks; None: exact search."""
+    shape = Shape.of(plan)
+    assert shape.index is not None
+    assert shape.window is not None
+    placed = vector_index.place(context, shape.index, flat)
+    if placed is None:
+        return None
+    k = min(sum(shape.window), view.count())
+    ask = _ask(context, placed, (np.empty((0, flat.width), np.float32), k, None))
+    return vector_index.known_scope(placed, flat, ask)
+
+
 def explained(context: Context, plan: Knn) -> str:
     """Return how a search would be answered, and why, in words."""
     if plan.descending or plan.within is not None:

@@ -23,6 +23,8 @@ CODED = ("encode", "code_queries", "sieve", "sieve_many")
 """Kernels of int8 codes; a processor may lack the last."""
 QUANTIZED = ("rabitq", "fastscan")
 """Scans of quantised rows."""
+GATHER = "gather"
+"""Values of a few rows."""
 PAUSE_SECONDS = 0.05
 """How long the background thread lets the caller of the first query go on undisturbed."""
 
@@ -113,7 +115,7 @@ def wait(timeout_s: float | None = None) -> None:
 
 def warmup(progress: Callable[[str], None] | None = None) -> None:
     """Compile every kernel for this machine now, or load it from the disk cache."""
-    for kind in (*KINDS, *CODED, *QUANTIZED) if level() != "portable" else ():
+    for kind in (*KINDS, *CODED, *QUANTIZED, GATHER) if level() != "portable" else ():
         start = time.perf_counter()
         _make(kind)
         if progress is not None:
@@ -143,14 +145,25 @@ def _make(kind: str) -> None:
         if chosen == "portable" or key in _kernels or key in _failed or _stopping.is_set():
             return
         try:
-            make = _coded if kind in CODED else _quantized if kind in QUANTIZED else _scan
-            found = make(kind, chosen)
+            found = _maker(kind)(kind, chosen)
         except Exception:  # a compiler that fails must not fail the query
             found = None
         if found is None:
             _failed.add(key)
         else:
             _kernels[key] = found
+
+
+def _maker(kind: str) -> Callable[[str, str], Kernel | None]:
+    if kind == GATHER:
+        return _gather
+    return _coded if kind in CODED else _quantized if kind in QUANTIZED else _scan
+
+
+def _gather(kind: str, chosen: str) -> Kernel:
+    from tarsdb.kernels.cpu import disk_cache, gather
+
+    return disk_cache.compiled(gather.make_gather(), gather.SIGNATURE)
 
 
 def _scan(kind: str, chosen: str) -> Kernel:

@@ -17,6 +17,7 @@ from tarsdb.storage.checkpoints import (
 )
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
+from tarsdb.storage.gather import plain_runs
 from tarsdb.storage.history import commit_log
 from tarsdb.storage.index_parts import (
     IndexPart,
@@ -30,7 +31,9 @@ from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.leases import Lease
 from tarsdb.storage.merge import merge, tables_of, wait_for_merge
 from tarsdb.storage.snapshot import Snapshot
+from tarsdb.storage.state import GroupState
 from tarsdb.storage.stats import table_stats
+from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.vacuum import vacuum
 from tarsdb.storage.view import Chunk, TableView
 from tarsdb.storage.writes import WriteSet
@@ -41,8 +44,10 @@ __all__ = [
     "Chunk",
     "CommitInfo",
     "Environment",
+    "GroupState",
     "IndexPart",
     "Lease",
+    "ReadTxn",
     "Snapshot",
     "TableView",
     "WriteSet",
@@ -56,6 +61,7 @@ __all__ = [
     "merge",
     "part_places",
     "part_runs",
+    "plain_runs",
     "put_blob",
     "read_parts",
     "replace_parts",

@@ -15,8 +15,12 @@ from tarsdb.schema import ColumnDef
 from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import GroupState
 from tarsdb.storage.transaction import ReadTxn
+from tarsdb.types import Physical
 
 FEW = 64
+_NUMBERS = frozenset({
+    Physical.INT16, Physical.INT32, Physical.INT64, Physical.FLOAT32, Physical.FLOAT64,
+})  # fmt: skip
 
 
 def gather_scalars(
@@ -40,6 +44,29 @@ def few_values(
         getters = [_getter(txn, group, segment, column) for column in columns]
         return [[getter(position) for position in positions] for getter in getters]
     return values_at(txn, group, group.find_each(txn, rowids), columns)
+
+
+def plain_runs(
+    txn: ReadTxn, group: GroupState, columns: Sequence[ColumnDef], most: int
+) -> list[tuple[int, np.ndarray | None, list[np.ndarray]]] | None:
+    """Return the segments of a group as runs of row ids, where that is all there is of it.
+
+    Of each the first row id, which rows are live, and the values of columns, views of the map.
+    None where there are more than ``most``, row versions elsewhere, NULLs, or columns whose values
+    are not numbers as a reader sees them.
+    """
+    segments = group.segments
+    if group.count or group.overlapping or not columns or not 0 < len(segments) <= most:
+        return None
+    if any(segment.base is None for segment in segments):
+        return None
+    runs = []
+    for segment in segments:
+        found = [segment.column(txn, column, group.name) for column in columns]
+        if any(c.validity is not None or c.type.physical not in _NUMBERS for c in found):
+            return None
+        runs.append((segment.low, segment.live(group.commit), [c.values for c in found]))
+    return runs
 
 
 def values_at(

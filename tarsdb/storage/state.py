@@ -47,7 +47,7 @@ class GroupState:
         Versions deleted after it are live.
     """
 
-    __slots__ = ("_blocks", "_list", "commit", "count", "delta", "name", "segments")
+    __slots__ = ("__weakref__", "_blocks", "_list", "commit", "count", "delta", "name", "segments")
 
     def __init__(self, name: str, segments: SegmentList, delta: DeltaLog, commit: int) -> None:
         self.name = name
@@ -61,6 +61,11 @@ class GroupState:
     def is_of(self, name: str, segments: SegmentList, delta: DeltaLog) -> bool:
         """Return whether these are what the group is made of."""
         return self.name == name and self._list is segments and self.delta is delta
+
+    @property
+    def overlapping(self) -> bool:
+        """Return whether ranges of row ids of segments overlap."""
+        return bool(self._list.overlapping)
 
     def find(self, txn: ReadTxn, rowid: int) -> tuple[Segment | None, int] | None:
         """Return (segment or None for the delta, position) of a row's live version, or None."""

@@ -91,6 +91,13 @@ class ReadTxn:
         self.commit_number, self.timestamp_us, self.catalog_version = head
         self.epoch = epoch
 
+    def file_state(self) -> tuple[int, int]:
+        """Return what is the same in two transactions that see the same of the file, to the byte.
+
+        LMDB's number of the transaction and the epoch; it means nothing to another process.
+        """
+        return self._txn.id(), self.epoch
+
     def get(self, db: str, key: bytes) -> memoryview | None:
         """Return the value of a key as a view valid while the transaction lives, or None."""
         if self._slot.expired:

@@ -110,6 +110,23 @@ class Nearest:
         in_threads(some, range(0, rows, step), threads)
         return None if failed else (ids, values)
 
+    def fill(self, query: np.ndarray, to: tuple[int, int]) -> bool:
+        """Write the k nearest rows of one query to where the caller says; of ``VECTOR`` only.
+
+        Parameters
+        ----------
+        query : float32 (dim,), C-contiguous
+        to : tuple of int
+            Address of int64 (k,), row ids, and of float32 (k,), distances.
+
+        Returns
+        -------
+        bool
+            Whether it could; see :meth:`search`.
+        """
+        at = address(query)
+        return self._kernel(self._address, at, at, 1, *to, scratch.of(self._memory)) != 0
+
     def _ask(self, count: int, at: Sequence[int]) -> int:
         """Answer queries whose numbers, own form, row ids and distances lie at addresses."""
         number, query, rowid, value = at

@@ -112,7 +112,7 @@ def test_one_query_without_an_answer_sends_all_to_exact_search(
     db.execute(f"SET {METHODS[method].setting} = {FEW[method]}")
     approximate = db.execute(SQL, (batch,)).fetchall()
     monkeypatch.setattr(kind, "search", failing)
-    monkeypatch.setattr(vector_index, "_prepared", lambda *given: None)
+    monkeypatch.setattr(vector_index, "prepared", lambda *given: None)
     db.execute("SET threads = 3")
     before = count("index.exact_instead"), count(METHODS[method].counter)
     found = db.execute(SQL, (batch,)).fetchall()

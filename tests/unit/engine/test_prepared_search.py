@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
 
     def both(scope: Any, ask: Any, op: str) -> Found | None:
-        prepared = vector_index._prepared(scope, op)
+        prepared = vector_index.prepared(scope, op)
         assert prepared is not None
         found, parts = prepared.search(ask.queries, ask.threads), vector_index.one_by_one(
             scope, ask, op

@@ -556,7 +556,7 @@ def test_a_small_part_is_searched_as_long_as_it_matters(
         assert longer == recall()  # both search that part with the whole list
         monkeypatch.undo()
         placed[2].scopes.clear()
-        monkeypatch.setattr(vector_index, "_prepared", lambda *given: None)
+        monkeypatch.setattr(vector_index, "prepared", lambda *given: None)
         assert longer == recall()
         monkeypatch.setattr(vector_index, "_important", lambda *given: [])
         assert recall() < longer

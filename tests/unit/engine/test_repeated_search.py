@@ -1,0 +1,236 @@
+"""Searches asked again in one state of the file: always the answer of the usual way."""
+
+from __future__ import annotations
+
+import gc
+import pathlib
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tarsdb
+from tarsdb.engine import executor, index_build, repeated_search, vector_search
+from tarsdb.engine.context import Context
+from tarsdb.engine.result import Result
+from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
+from tarsdb.kernels import dispatch, graph
+from tarsdb.sql.plan import Knn
+
+DIM, ROWS = 24, 3000
+SQL = "SELECT id, a, b, c, d, day, emb <-> ? AS far FROM t ORDER BY far LIMIT 10"
+
+
+def vectors(rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, DIM)).astype(np.float32)
+
+
+QUERIES = vectors(12, 99)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    graph.wait()
+    for kind in ("f32", dispatch.GATHER):
+        dispatch.prepare(kind)
+    dispatch.wait()
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Tell which searches were answered by what was kept; each is compared with the usual way."""
+    seen: list[bool] = []
+    real = repeated_search.answer
+
+    def compared(context: Context, plan: Knn) -> Result | None:
+        found = real(context, plan)
+        seen.append(found is not None)
+        if found is not None:
+            usual = vector_search.search(context, plan)
+            stored = vector_search.few_values(context, plan, usual)
+            assert stored is not None
+            rows = vector_search.Shape.of(plan).shown(stored)
+            assert found.rows() == rows
+            assert [*map(type, found.rows()[0])] == [*map(type, rows[0])]
+        return found
+
+    monkeypatch.setattr(executor.repeated_search, "answer", compared)
+    return seen
+
+
+@pytest.fixture
+def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute(
+            "CREATE TABLE t (id BIGINT PRIMARY KEY, a SMALLINT, b INT, c REAL, d DOUBLE, day DATE,"
+            f" word TEXT, flag BOOLEAN, rare INT, emb VECTOR({DIM}))"
+        )
+        insert(db, 0, ROWS, 1)
+        db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+        yield db
+
+
+def insert(db: tarsdb.Connection, start: int, rows: int, seed: int) -> None:
+    ids = np.arange(start, start + rows)
+    db.table("t").insert({
+        "id": ids, "a": (ids % 500).astype(np.int16), "b": -ids, "c": ids / 7, "d": ids / 3,
+        "day": (ids % 1000).astype("datetime64[D]"), "word": [f"w{i}" for i in ids.tolist()],
+        "flag": ids % 2 == 0, "rare": [None if i % 3 else i for i in ids.tolist()],
+        "emb": vectors(rows, seed),
+    })  # fmt: skip
+
+
+def ask(db: tarsdb.Connection, sql: str = SQL) -> list[list[tuple[object, ...]]]:
+    return [db.execute(sql, (query,)).fetchall() for query in QUERIES]
+
+
+def test_the_third_search_and_those_after_it(db: tarsdb.Connection, used: list[bool]) -> None:
+    ask(db)
+    assert used == [False, False, *[True] * 10]
+    used.clear()
+    assert ask(db) == ask(db)
+    assert all(used)
+    known = db.execute(SQL, (QUERIES[0],))
+    assert known.numpy()["a"].dtype == np.int16
+    assert known.arrow().column("c").to_pylist() == [row[3] for row in known.fetchall()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE t SET b = 77 WHERE id % 2 = 0", "DELETE FROM t WHERE id % 3 = 1", "VACUUM",
+        "OPTIMIZE t", "REINDEX tv", "DROP INDEX tv", "SET ef_search = 99",
+        "ALTER TABLE t ADD COLUMN more INT",
+    ],
+)  # fmt: skip
+def test_every_change_is_seen(db: tarsdb.Connection, used: list[bool], change: str) -> None:
+    insert(db, ROWS, 90, 2)
+    before = ask(db)
+    db.execute(change)
+    used.clear()
+    after = ask(db)
+    assert not used[0]
+    if change.split()[0] not in ("OPTIMIZE", "REINDEX", "DROP", "SET"):  # another recall
+        assert (after != before) == change.startswith(("UPDATE", "DELETE"))
+    assert ask(db) == after
+
+
+def test_other_connections_and_processes(
+    db: tarsdb.Connection, used: list[bool], tmp_path: pathlib.Path
+) -> None:
+    ask(db)
+    with tarsdb.connect(tmp_path / "a.tars") as other:
+        other.execute("DELETE FROM t WHERE id = ?", (ask(db)[0][0][0],))
+    first = ask(db)
+    assert ask(db) == first
+    gone = first[0][0][0]
+    code = "import sys, tarsdb\nwith tarsdb.connect(sys.argv[1]) as db: db.execute(sys.argv[2])"
+    statement = f"UPDATE t SET a = 9999 WHERE id = {gone}"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.tars", statement], check=True)
+    assert ask(db)[0][0][:2] == (gone, 9999)
+    assert any(used)
+
+
+def test_own_writes_and_older_snapshots(
+    db: tarsdb.Connection, used: list[bool], tmp_path: pathlib.Path
+) -> None:
+    before = ask(db)
+    ask(db)
+    with tarsdb.connect(tmp_path / "a.tars") as other:
+        ask(other)
+        other.execute("BEGIN")
+        assert ask(other) == before
+        db.execute("DELETE FROM t WHERE id = ?", (before[0][0][0],))
+        assert ask(db) != before
+        assert ask(other) == before
+        other.execute("UPDATE t SET b = 5")
+        assert ask(other)[0][0][2] == 5
+        other.execute("ROLLBACK")
+        assert ask(other) == ask(db)
+
+
+@pytest.mark.parametrize("what", ["id, word", "id, flag", "id, rare", "id, emb", "b + 1", "count"])
+def test_other_columns_go_the_usual_way(db: tarsdb.Connection, used: list[bool], what: str) -> None:
+    sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 0"
+    if what != "count":
+        sql = f"SELECT {what} FROM t ORDER BY emb <-> ? LIMIT 10"
+    assert repr(ask(db, sql)) == repr(ask(db, sql))
+    assert not any(used)
+
+
+def test_other_parameters_go_the_usual_way(db: tarsdb.Connection, used: list[bool]) -> None:
+    expected = ask(db)
+    used.clear()
+    for n, query in enumerate(QUERIES):
+        assert db.execute(SQL, (query.tolist(),)).fetchall() == expected[n]
+        assert db.execute(SQL, (query.astype(np.float64),)).fetchall() == expected[n]
+        strided = np.repeat(query, 2)[::2]
+        assert db.execute(SQL, (strided,)).fetchall() == expected[n]
+    assert db.execute(SQL, (None,)).fetchall() == []
+    assert len(db.execute(SQL, (QUERIES,)).fetchall()) == 120
+    assert not any(used)
+    bad: list[tuple[object, type[Exception]]] = [
+        (np.full(DIM, np.nan, np.float32), DataError), (np.zeros(5, np.float32),
+        DimensionMismatchError), (np.full(DIM, np.inf, np.float32), DataError),
+    ]  # fmt: skip
+    for value, error in bad:
+        with pytest.raises(error):
+            db.execute(SQL, (value,))
+    with pytest.raises(ProgrammingError, match="parameter 1"):
+        db.execute(SQL)
+
+
+def test_fresh_rows_and_several_parts(
+    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
+    monkeypatch.setattr(index_build, "TIER", 0)
+    insert(db, ROWS, 300, 3)
+    index_build.wait(db._require_session().env)
+    insert(db, ROWS + 300, 40, 4)
+    assert ask(db) == ask(db)
+    db.execute("OPTIMIZE t")  # rows of the delta become a segment
+    used.clear()
+    assert ask(db) == ask(db)
+    assert sum(used) > 10
+
+
+def test_a_level_changed(db: tarsdb.Connection, used: list[bool]) -> None:
+    ask(db)
+    try:
+        dispatch.use("portable")
+        used.clear()
+        ask(db)
+        assert not any(used)
+    finally:
+        dispatch.use(None)
+
+
+def test_nothing_old_is_held(db: tarsdb.Connection) -> None:
+    """A plan that ran before a commit does not keep what it saw in memory."""
+    ask(db)
+    env = db._require_session().env
+    (placed,) = env.caches["placed"].values()
+    old = weakref.ref(placed[2])
+    del placed
+    db.execute("DELETE FROM t WHERE id = 5")
+    db.execute("SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", (QUERIES[0],))
+    gc.collect()
+    assert old() is None
+
+
+def test_a_stale_answer_would_be_noticed(
+    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: without a look at the state of the file the comparison above fails."""
+    ask(db)
+    monkeypatch.setattr("tarsdb.storage.transaction.ReadTxn.file_state", lambda self: (1, 1))
+    ask(db)
+    placed = list(db._require_session().env.caches["placed"].values())
+    db.execute("UPDATE t SET b = 77")
+    with pytest.raises(AssertionError):
+        ask(db)
+    assert placed
