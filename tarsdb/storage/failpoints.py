@@ -31,6 +31,7 @@ NAMES = (
     "blob.between_chunks",
     "blob.before_descriptor",
     "reopen.before_open",
+    "inference.before_commit",
 )
 
 
