@@ -8,9 +8,14 @@ use.
 
 from __future__ import annotations
 
+from tarsdb.model_ops.decoder import Decoder, StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory
 from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.heads import Classifier
+from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.tasks import TASKS
 
-__all__ = ["TASKS", "Classifier", "Encoder", "ModelFiles", "read_model_directory"]
+__all__ = [
+    "TASKS", "Classifier", "Decoder", "Encoder", "KVCache", "ModelFiles", "StepBatch",
+    "read_model_directory",
+]  # fmt: skip

@@ -25,7 +25,8 @@ from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
 
 _SMALL_FILES = (
     "config.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json",
-    "sentence_bert_config.json", "config_sentence_transformers.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json", "generation_config.json",
+    "chat_template.jinja",
 )  # fmt: skip
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -51,7 +52,7 @@ class ModelFiles:
     tensors : dict of str to ndarray
         Read-only views of the mapped weight files (BF16 ones are float32 copies).
     max_length : int
-        Tokens of a text that are read.
+        Tokens of a text that are read; prompt and answer together for 'generate'.
     """
 
     task: str
@@ -89,9 +90,10 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     files["tokenizer.json"] = _read_tokenizer(directory)
     tensors = _read_tensors(directory)
     shapes = {name: array.shape for name, array in tensors.items()}
-    dim, max_length = TASKS[task].check(files, shapes, given, directory)
-    TextTokenizer(files["tokenizer.json"], max_length)
-    return ModelFiles(task, dim, files, _floating(tensors), max_length)
+    facts = TASKS[task].check(files, shapes, given, directory)
+    TextTokenizer(files["tokenizer.json"], facts.max_length)
+    kept = _floating(tensors) if facts.tensors is None else {n: tensors[n] for n in facts.tensors}
+    return ModelFiles(task, facts.dim, files, kept, facts.max_length)
 
 
 def resolve_directory(path: str) -> str:

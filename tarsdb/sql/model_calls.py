@@ -85,14 +85,14 @@ FUNCTIONS: dict[str, ModelFunction] = {
         ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1
     ),
     "tokenize": ModelFunction(
-        ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", "generate", *_CLASSES)
+        ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", *_CLASSES)
     ),
     "chunk": ModelFunction(
         ("text",), _always(_TEXTS), options=("size", "overlap", "by"), in_order=2
     ),
 }  # fmt: skip
 _CHUNK_OF_MODEL = ModelFunction(
-    ("text",), _always(_TEXTS), ("embed", "generate", *_CLASSES), options=("size", "overlap")
+    ("text",), _always(_TEXTS), ("embed", *_CLASSES), options=("size", "overlap")
 )
 _INSTEAD = {
     "embed": "embed(model, text)", "classify": "classify(model, text)",
