@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.engine.loaded_models import loaded_models
 from tarsdb.errors import DataError, Error
 from tarsdb.metrics import METRICS
-from tarsdb.schema import ModelVersion
+from tarsdb.schema import ModelDef, ModelVersion
+from tarsdb.sql.expressions import Call
 from tarsdb.storage import Environment, WriteSet, background, inference
 from tarsdb.storage.inference import Entry, Found, entry_name, text_digest
 
@@ -76,6 +78,25 @@ class Question:
             return json.loads(stored)
         except ValueError:
             return None
+
+
+_KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"})
+
+
+def question_of(model: ModelDef, call: Call, options: Mapping[str, Any]) -> Question | None:
+    """Return what a call of a model function asks; None where its results are not kept.
+
+    Not kept is what costs no more than a lookup, and what is drawn at random.
+    """
+    version = model.find_version()
+    is_drawn = call.name == "generate" and options.get("temperature") and "seed" not in options
+    if version is None or call.returns is None or call.name not in _KEPT or is_drawn:
+        return None
+    way = {
+        "function": call.name, "task": model.task, "model": model.options, "options": options,
+        "returns": str(call.returns),
+    }  # fmt: skip
+    return Question(version, way, call.returns.width if call.returns.is_vector else 0)
 
 
 def _digest(value: Any) -> bytes:
@@ -265,9 +286,11 @@ def hurry(env: Environment) -> None:
 
 
 def after_commit(env: Environment, writes: WriteSet) -> None:
-    """Remove results of models that a commit dropped, in the background."""
+    """Let go of models that a commit dropped; their results are removed in the background."""
     if any(kind == "model" for kind, _ in writes.objects):
         queue_of(env).purge()
+        with env.read() as txn:
+            loaded_models(env).keep_only(inference.live_weights(txn, env))
 
 
 def set_limit(env: Environment, limit: int) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError
 from tarsdb.metrics import METRICS
+from tarsdb.storage import Environment
 
 Key = tuple[Any, ...]
 """What was loaded: digest of the weights first, then everything else that makes a difference."""
@@ -71,9 +73,7 @@ class LoadedModels:
             self._models[key] = found
             return found.model
 
-    def _load(
-        self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str
-    ) -> Any:
+    def _load(self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str) -> Any:
         if stored > budget:
             raise too_large(name, stored, budget)
         self._make_room(budget - stored)
@@ -118,8 +118,16 @@ def too_large(name: str, nbytes: int, budget: int) -> ModelError:
     )
 
 
-def half_of_memory() -> int:
-    """Return half of the machine's memory in bytes, what loaded models may take unless told."""
+def loaded_models(env: Environment) -> LoadedModels:
+    """Return what an environment has in memory."""
+    found: LoadedModels = env.caches.setdefault("models", LoadedModels())
+    return found
+
+
+def memory_bytes(setting: str) -> int:
+    """Return the bytes of the setting ``model_memory``: a size, or auto, half of the machine's."""
+    if setting != "auto":
+        return size_bytes("setting model_memory", setting)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):

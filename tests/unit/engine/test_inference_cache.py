@@ -65,12 +65,12 @@ def test_a_known_text_is_looked_up_and_equal_to_computing(path: pathlib.Path) ->
         np.testing.assert_array_equal(embed(db, *TEXTS), expected)
         wait(db)
         assert results(db) == len(TEXTS)
-    computed = METRICS.snapshot().get("models_loaded", 0)
+    computed = METRICS.snapshot().get("models.loaded", 0)
     with tarsdb.connect(path) as db:  # a new environment: nothing is loaded
         hits = counted("hits")
         np.testing.assert_array_equal(embed(db, *TEXTS), expected)
         assert counted("hits") == hits + len(TEXTS)
-    assert METRICS.snapshot().get("models_loaded", 0) == computed
+    assert METRICS.snapshot().get("models.loaded", 0) == computed
 
 
 def test_results_waiting_to_be_written_are_found(db: tarsdb.Connection) -> None:
