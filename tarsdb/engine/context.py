@@ -24,6 +24,7 @@ from tarsdb.errors import (
     ProgrammingError,
     StatementTimeoutError,
 )
+from tarsdb.metrics import Metrics
 from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import CatalogView, Environment, Snapshot, TableView, WriteSet
@@ -76,6 +77,7 @@ class Engines:
         self.env = env
         self.settings = settings
         self._read_only = read_only
+        self.done = Metrics()  # what models did for this connection, for EXPLAIN ANALYZE
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
         self.listener = SILENT

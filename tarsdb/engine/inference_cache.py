@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.engine.loaded_models import loaded_models
+from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import DataError, Error
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
@@ -93,8 +93,8 @@ def question_of(model: ModelDef, call: Call, options: Mapping[str, Any]) -> Ques
     if version is None or call.returns is None or call.name not in _KEPT or is_drawn:
         return None
     way = {
-        "function": call.name, "task": model.task, "model": model.options, "options": options,
-        "returns": str(call.returns),
+        "function": call.name, "task": model.task, "mode": numeric_mode(model.options),
+        "model": model.options, "options": options, "returns": str(call.returns),
     }  # fmt: skip
     return Question(version, way, call.returns.width if call.returns.is_vector else 0)
 
@@ -122,8 +122,9 @@ def through(
     names = question.names(items)
     results, moved, mark = _known(context, question, names, queue)
     missing = {names[at]: at for at in range(len(items)) if names[at] not in results}
-    METRICS.add("inference_cache.hits", len(items) - len(missing))
-    METRICS.add("inference_cache.misses", len(missing))
+    misses = sum(name in missing for name in names)
+    METRICS.add("inference_cache.hits", len(items) - misses)
+    METRICS.add("inference_cache.misses", misses)
     if missing:
         computed = compute([items[at] for at in missing.values()])
         results.update(zip(missing, computed, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,11 @@ def loaded_models(env: Environment) -> LoadedModels:
     """Return what an environment has in memory."""
     found: LoadedModels = env.caches.setdefault("models", LoadedModels())
     return found
+
+
+def numeric_mode(options: Mapping[str, Any]) -> str:
+    """Return what numbers a model computes with, by its options; results depend on it."""
+    return str(options.get("quantize", "fp32"))
 
 
 def memory_bytes(setting: str) -> int:

@@ -46,7 +46,11 @@ class ModelRuntime:
         known = np.arange(rows) if valid is None else np.flatnonzero(valid)
         columns = [argument.to_list() for argument in arguments]
         items = [tuple(column[row] for column in columns) for row in known.tolist()]
-        values = self._run(context, call, items) if items else []
+        values: Values = []
+        if items:
+            with METRICS.recorded() as done:
+                values = self._run(context, call, items)
+            context.engines.done.add_all(done)
         return _column(call.returns, values, known, rows)
 
     def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
