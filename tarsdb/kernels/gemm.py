@@ -118,7 +118,8 @@ def _check(a: F32, weights: PackedMatrix, bias: F32 | None, residual: F32 | None
 def _memory(variant: str, depth: int) -> npt.NDArray[np.uint8]:
     from tarsdb.kernels.cpu.gemm import scratch_bytes
 
-    size = scratch_bytes(*variant.split("/"), depth)
+    kind, form = variant.split("/")
+    size = scratch_bytes(kind, form, depth)
     if not hasattr(_scratch, "memory") or len(_scratch.memory) < size:
         _scratch.memory = aligned(size)
     found: npt.NDArray[np.uint8] = _scratch.memory

@@ -194,7 +194,10 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
     at_once = _TILE_BYTES // line * per_line
 
     @njit(nogil=True)
-    def gemm(a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip
+    def gemm(  # type: ignore[no-untyped-def]
+        a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride,
+        scratch,
+    ):  # fmt: skip
         for i in range(32):
             put_real(scratch, i, 0.0)
         sums, lines = scratch + _SUMS, (depth + padding - 1) // padding * padding // per_line

@@ -55,9 +55,11 @@ def product(
     beside = np.full_like(out, np.nan)
     if residual is not None:
         beside[:, : weights.columns] = residual
-    kernel.call(address(a), a.strides[0], len(a), weights.address, weights.depth, weights.columns, code,
-                0 if added is None else address(added), address(beside), address(out),
-                out.strides[0], address(scratch))  # fmt: skip
+    kernel.call(
+        address(a), a.strides[0], len(a), weights.address, weights.depth, weights.columns, code,
+        0 if added is None else address(added), address(beside), address(out), out.strides[0],
+        address(scratch),
+    )  # fmt: skip
     assert (out[:, weights.columns :] == 7).all()
     return out[:, : weights.columns]
 
@@ -207,9 +209,10 @@ def test_numbers_of_the_house_agree() -> None:
     names = ("LINEAR", "GELU", "GELU_TANH", "RELU", "SILU", "RESIDUAL", "GATED")
     assert all(getattr(epilogue, name) == getattr(gemm_reference, name) for name in names)
     for name in VARIANTS:
-        form, layout = forms.form_of(*name.split("/")), packing.LAYOUTS[
-            packing.layout_of(*name.split("/"))
-        ]
+        form, layout = (
+            forms.form_of(*name.split("/")),
+            packing.LAYOUTS[packing.layout_of(*name.split("/"))],
+        )
         packed = layout.padded(100) // layout.step * form.line_bytes + form.tail_bytes
         assert packed == layout.tile_bytes(100)
         assert (form.per_line, form.padding) == (layout.step, layout.padding)
