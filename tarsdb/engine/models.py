@@ -14,7 +14,8 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
-from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
+from tarsdb.engine.inference_cache import Question, through
+from tarsdb.engine.model_functions import FUNCTIONS, KEPT, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
 from tarsdb.metrics import METRICS
@@ -49,24 +50,40 @@ class ModelRuntime:
         return _column(call.returns, values, known, rows)
 
     def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
-        """Return the function's value for every item."""
-        loaded = None
-        if call.target:
-            model = require_model(context.catalog.model(call.target), call.target)
-            loaded = self.load(context, model)
-            if context.writes is not None:
-                context.writes.depend("model", model.name, model.version)
-        listener = self.listener
-        if listener.begin is not None and call.target:
-            listener.begin(Work(f"model {call.target}", "texts", len(items)))
+        """Return the function's value for every item, looked up where it is known."""
         options = {name: context.constant(value) for name, value in call.options}
+        if not call.target:
+            return self._compute(context, call, None, options, items)
+        model = require_model(context.catalog.model(call.target), call.target)
+        version = _require_version(model)
+        if context.writes is not None:
+            context.writes.depend("model", model.name, model.version)
+
+        def compute(missing: list[tuple[Any, ...]]) -> Values:
+            return self._compute(context, call, model, options, missing)
+
+        METRICS.add(f"{call.name}_texts", len(items))
+        if call.name not in KEPT or not context.engines.settings["inference_cache"]:
+            return compute(items)
+        way = {"function": call.name, "task": model.task, "mode": "fp32",
+               "options": model.options, "call": options}  # fmt: skip
+        width = call.returns.dim if call.returns is not None and call.returns.is_vector else 0
+        return through(context, Question(version, way, width or 0), items, compute)
+
+    def _compute(
+        self, context: Context, call: ex.Call, model: ModelDef | None,
+        options: dict[str, Any], items: list[tuple[Any, ...]],
+    ) -> Values:  # fmt: skip
+        loaded = self.load(context, model) if model is not None else None
+        listener = self.listener
+        if listener.begin is not None and model is not None:
+            listener.begin(Work(f"model {model.name}", "texts", len(items)))
         interrupted = context.engines.interrupt.is_set
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
             values = FUNCTIONS[call.name](
                 Request(call.name, loaded, items, options, listener.report, interrupted)
             )
-        METRICS.add(f"{call.name}_texts", len(items))
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
 
@@ -75,9 +92,7 @@ class ModelRuntime:
 
         What it is depends on the model's task, see ``model_ops.TASKS``.
         """
-        found = model.find_version(version)
-        if found is None:
-            raise ModelError(f"model {model.name} has no version {version!r}")
+        found = _require_version(model, version)
         loaded: dict[Any, Any] = self._env.caches.setdefault("models", {})
         key = (model.task,
                tuple(sorted(found.files.items())),
@@ -119,6 +134,13 @@ def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
     }
     METRICS.add("models_loaded")
     return TASKS[model.task].load(files, tensors, dict(model.options))
+
+
+def _require_version(model: ModelDef, name: str | None = None) -> ModelVersion:
+    found = model.find_version(name)
+    if found is None:
+        raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
+    return found
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:
