@@ -35,7 +35,7 @@ def test_where_sentences_end() -> None:
         longest = max(len(part.split()) for part in text.split("|"))
         return chunk_text(text.replace("|", ""), longest, by="sentences")
 
-    assert sentences("Use e.g. this one. |It is the one.") == ["Use e.g. this one.", "It is the one."]
+    assert sentences("Use e.g. this. |It is one.") == ["Use e.g. this.", "It is one."]
     assert sentences("He said “no.” |Then he left us.") == ["He said “no.”", "Then he left us."]
     assert chunk_text("今日は。明日も。", 1, by="sentences") == ["今日は。", "明日も。"]
     assert chunk_text("A title\n\nA text here", 3, by="sentences") == ["A title", "A text here"]
@@ -52,7 +52,7 @@ def test_pieces_cover_the_text_in_order(text: str, size: int, overlap: int, by: 
     place = covered = 0
     for piece in pieces:
         assert piece == piece.strip()
-        assert len(piece.replace("。", "。 ").split()) <= size or "。" not in piece
+        assert len(piece.split()) <= size
         start = text.index(piece, place)
         assert not text[covered:start].strip()
         place, covered = start + 1 if overlap else start + len(piece), start + len(piece)
@@ -75,14 +75,12 @@ def test_bad_values_are_named(size: int, overlap: int, by: str, message: str) ->
 
 def test_tokens(tiny_encoder: Encoder) -> None:
     tokenizer = tiny_encoder.tokenizer
-    text = "How do i parsing the  date? time"  # 'parsing' is two tokens
-    assert chunk_tokens(tokenizer, text, 4) == ["How do i", "parsing the  date", "? time"]
+    text = "How do i timeing the  date? time"  # 'timeing' is two tokens
+    assert chunk_tokens(tokenizer, text, 4) == ["How do i", "timeing the  date", "? time"]
     assert chunk_tokens(tokenizer, text, 3, 1) == [
-        "How do i", "parsing the", "the  date?", "? time",
+        "How do i", "i timeing", "the  date?", "? time",
     ]  # fmt: skip
-    assert chunk_tokens(tokenizer, "parsing", 1) == ["pars", "ing"] or chunk_tokens(
-        tokenizer, "parsing", 1
-    ) == ["parsing"]
+    assert chunk_tokens(tokenizer, "the timeing", 1) == ["the", "time", "ing"]
     assert chunk_tokens(tokenizer, "", 4) == []
     for piece in chunk_tokens(tokenizer, "date time " * 50, 18):
         assert tiny_encoder.count_tokens(piece) <= tiny_encoder.max_length
@@ -90,4 +88,4 @@ def test_tokens(tiny_encoder: Encoder) -> None:
 
 def test_long_white_space_takes_linear_time() -> None:
     assert chunk_text("a." + " \n" * 200_000 + "b", 1, by="sentences") == ["a.", "b"]
-    assert chunk_text("a" + "\n" * 200_000 + "b" + " " * 200_000, 9, by="sentences") == ["a", "b"]
+    assert chunk_text("a" + "\n" * 200_000 + "b" + " " * 200_000, 1, by="sentences") == ["a", "b"]
