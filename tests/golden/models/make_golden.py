@@ -85,9 +85,9 @@ def head_logits(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 
     def logits(*texts: str) -> Any:
         columns = [[text] for text in texts]  # alone, an empty second text would count as none
-        inputs = tokenizer(*columns, truncation="longest_first", return_tensors="pt")
-        if not typed:
-            inputs.pop("token_type_ids", None)
+        inputs = tokenizer(
+            *columns, truncation="longest_first", return_tensors="pt", return_token_type_ids=typed
+        )
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             return model(**inputs).logits[0].numpy()

@@ -99,9 +99,9 @@ def test_relevance_is_what_the_config_asks_for() -> None:
     assert np.allclose(classifier(config).relevance(pairs), 1 / (1 + np.exp(-logits)))
     named = {"activation_fn": "torch.nn.modules.linear.Identity"}
     plain = classifier({**config, "sentence_transformers": named})
-    assert np.array_equal(plain.relevance(pairs), logits)
+    assert np.allclose(plain.relevance(pairs), logits, atol=1e-5)
     older = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
-    assert np.array_equal(classifier({**config, **older}).relevance(pairs), logits)
+    assert np.allclose(classifier({**config, **older}).relevance(pairs), logits, atol=1e-5)
     with pytest.raises(ModelError, match="one output, this model has 3"):
         classifier(HEADS["bert"]).relevance(pairs)
 
@@ -126,9 +126,9 @@ def test_no_texts_and_wrong_texts() -> None:
 def test_very_long_texts_of_a_pair_are_cut_alike() -> None:
     model = classifier(HEADS["bert"])
     first = model.logits([("w5 " * 30, "w6 " * 100)])
-    assert np.array_equal(first, model.logits([("w5 " * 30, "w6 " * 50_000)]))
+    assert np.allclose(first, model.logits([("w5 " * 30, "w6 " * 50_000)]), atol=1e-5)
     spaces = " " * 200_000
-    assert np.allclose(first, model.logits([("w5 " * 30, spaces + "w6 " * 100)]), atol=1e-6)
+    assert np.allclose(first, model.logits([("w5 " * 30, spaces + "w6 " * 100)]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
