@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.model_functions import KEPT
 from tarsdb.errors import DataError, Error
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
@@ -80,9 +81,6 @@ class Question:
             return None
 
 
-_KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"})
-
-
 def question_of(model: ModelDef, call: Call, options: Mapping[str, Any]) -> Question | None:
     """Return what a call of a model function asks; None where its results are not kept.
 
@@ -90,7 +88,7 @@ def question_of(model: ModelDef, call: Call, options: Mapping[str, Any]) -> Ques
     """
     version = model.find_version()
     is_drawn = call.name == "generate" and options.get("temperature") and "seed" not in options
-    if version is None or call.returns is None or call.name not in _KEPT or is_drawn:
+    if version is None or call.returns is None or call.name not in KEPT or is_drawn:
         return None
     way = {
         "function": call.name, "task": model.task, "mode": numeric_mode(model.options),

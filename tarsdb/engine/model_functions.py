@@ -93,10 +93,26 @@ def predict(request: Request) -> Values:
 
 def tokenize(request: Request) -> Values:
     """Return each text's token ids, special tokens included, nothing cut."""
-    return [request.model.tokenize(text) for (text,) in request.items]
+    return [request.model.tokenizer.tokens(text) for (text,) in request.items]
 
+
+def chunk(request: Request) -> Values:
+    """Return each text's pieces, by words or sentences, or by a model's tokens."""
+    from tarsdb.model_ops import chunk_text, chunk_tokens
+
+    options = dict(request.options)
+    if "size" not in options:
+        raise BindError("chunk: the size is missing", "write chunk(text, size, overlap)")
+    if request.model is None:
+        return [chunk_text(text, **options) for (text,) in request.items]
+    tokenizer = request.model.tokenizer
+    return [chunk_tokens(tokenizer, text, **options) for (text,) in request.items]
+
+
+KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"})
+"""Functions whose results are worth keeping: they cost more to compute than to look up."""
 
 FUNCTIONS: dict[str, Callable[[Request], Values]] = {
     "embed": embed, "classify": classify, "score": score, "rerank": rerank, "predict": predict,
-    "tokenize": tokenize,
+    "tokenize": tokenize, "chunk": chunk,
 }  # fmt: skip

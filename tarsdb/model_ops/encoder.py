@@ -154,6 +154,11 @@ class Encoder:
         """
         return cut_vectors(vectors, dimensions, self._settings)
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
     def tokenize(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
         return self._tokenizer.tokens(text)
