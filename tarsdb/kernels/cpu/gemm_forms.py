@@ -60,9 +60,9 @@ class Form:
     padding: int
     tail_bytes: int
     sums: tuple[ir.Type, ...]
-    values: Callable[[Any, Any], list[Any]]
-    word: Callable[[Any, Any, bool], list[Any]]
-    add: Callable[[Any, list[Any], list[Any], list[Any]], list[Any]]
+    values: Callable[..., Any]
+    word: Callable[..., Any]
+    add: Callable[..., Any]
     quantized: str | None = None
     offset: int = 0
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((6, 1), (12, 2))
