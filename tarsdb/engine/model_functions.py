@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.engine import shared_batches
 from tarsdb.errors import BindError
 
 
@@ -58,7 +59,7 @@ def _texts(request: Request) -> list[Any]:
 def embed(request: Request) -> Values:
     """Return the texts' vectors, cut to ``dimensions`` where asked."""
     kind, dimensions = request.options.get("kind"), request.options.get("dimensions")
-    vectors: np.ndarray = request.model.encode(_texts(request), kind=kind, **_watch(request))
+    vectors = shared_batches.encode(request.model, _texts(request), kind, **_watch(request))
     return vectors if dimensions is None else request.model.shorten(vectors, dimensions)
 
 

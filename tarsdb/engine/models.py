@@ -8,6 +8,7 @@ of and shared by all connections of the process. What a function computes is in
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,10 +63,8 @@ class ModelRuntime:
         model = require_model(context.catalog.model(call.target), call.target)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
+        question = question_of(model, call, options, context.engines.settings)
         compute = functools.partial(self._compute, context, call, model, options)
-        question = None
-        if context.engines.settings["inference_cache"]:
-            question = question_of(model, call, options)
         return compute(items) if question is None else through(context, question, items, compute)
 
     def _compute(
@@ -126,11 +125,29 @@ def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
     from tarsdb.model_ops import TASKS
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-    tensors = {
-        name: np.frombuffer(context.read_blob(digest), dtype=dtype).reshape(shape)
-        for name, (dtype, shape, digest) in version.tensors.items()
-    }
+    tensors = _Tensors(context, version)
     return TASKS[model.task].load(files, tensors, dict(model.options))
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a version, each read when asked for: never a second copy of a whole model."""
+
+    def __init__(self, context: Context, version: ModelVersion) -> None:
+        self._context = context
+        self._stored = version.tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, shape, digest = self._stored[name]
+        return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:
