@@ -247,7 +247,7 @@ def test_kinds_are_prompts(db: tarsdb.Connection) -> None:
         ("score('classes', body, label => 'happy')", BindError, "no label 'happy'.*'label 0'"),
         ("score('classes', body, label => body)", BindError, "label must be a constant"),
         ("score('classes', body, lable => 'x')", BindError, "'lable' is not known.*mean label"),
-        ("classify('classes', body, label => 'x')", BindError, "takes no options"),
+        ("classify('classes', body, label => 'x')", BindError, "'label' is not known.*cache"),
         ("score('classes', label => 'x', body)", BindError, "positional argument follows"),
         ("embed('vectors', body, dimensions => 25)", BindError, "dimensions is 25.* 24 dimensions"),
         ("embed('vectors', body, dimensions => 0)", BindError, "dimensions is 0"),
