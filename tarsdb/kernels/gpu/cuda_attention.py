@@ -91,7 +91,7 @@ def paged_attention(threads: int, size: int) -> Any:
 
     Its threads take a token each for the scores, then an element each for the sum of values.
     """
-    add_up = block_sum(threads)
+    add_up, block_tokens = block_sum(threads), BLOCK_TOKENS
 
     @cuda.jit
     def kernel(queries, rows, keys, values, scale, window, cap, out):  # type: ignore[no-untyped-def]
@@ -111,8 +111,8 @@ def paged_attention(threads: int, size: int) -> Any:
         for tile in range(start, stop, threads):
             token, score = tile + lane, float32(LEAST)
             if token < stop:
-                block, slot = rows[row, 2 + token // BLOCK_TOKENS], token % BLOCK_TOKENS
-                places[lane] = block * BLOCK_TOKENS + slot
+                block, slot = rows[row, 2 + token // block_tokens], token % block_tokens
+                places[lane] = block * block_tokens + slot
                 score = float32(0)
                 for at in range(size):
                     score += query[at] * keys[block, group, at, slot]
@@ -133,7 +133,7 @@ def paged_attention(threads: int, size: int) -> Any:
                 found = total[at] * shrunk
                 for other in range(count):
                     place = places[other]
-                    block, slot = place // BLOCK_TOKENS, place % BLOCK_TOKENS
+                    block, slot = place // block_tokens, place % block_tokens
                     found += shares[other] * values[block, group, slot, at]
                 total[at] = found
             cuda.syncthreads()

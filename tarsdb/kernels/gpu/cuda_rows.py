@@ -100,6 +100,7 @@ def rms_norm(threads: int, adding: bool) -> Any:
 @cache
 def bias_activation(activation: int) -> Any:
     """Return the kernel of ``bias_activation``; a thread an element."""
+    exact, by_tanh = activation == GELU, activation == GELU_TANH
 
     @cuda.jit
     def kernel(values, bias):  # type: ignore[no-untyped-def]
@@ -107,10 +108,10 @@ def bias_activation(activation: int) -> Any:
         if at >= values.shape[1]:
             return
         value = values[row, at] + bias[at]
-        if activation == GELU:
+        if exact:
             half = float32(0.5) * value
             values[row, at] = half * (float32(1) + math.erf(value * float32(_ROOT_HALF)))
-        elif activation == GELU_TANH:
+        elif by_tanh:
             logit = value * (float32(_LINEAR) + float32(_CUBIC) * value * value)
             values[row, at] = value / (float32(1) + math.exp(min(-logit, float32(_HIGHEST))))
         else:
@@ -122,6 +123,7 @@ def bias_activation(activation: int) -> Any:
 @cache
 def gated(activation: int) -> Any:
     """Return the kernel of ``gated``; a thread an element."""
+    by_tanh = activation == GATE_TANH
 
     @cuda.jit
     def kernel(gate_up, out):  # type: ignore[no-untyped-def]
@@ -131,7 +133,7 @@ def gated(activation: int) -> Any:
             return
         gate = gate_up[row, at]
         logit = gate
-        if activation == GATE_TANH:
+        if by_tanh:
             logit = gate * (float32(_LINEAR) + float32(_CUBIC) * gate * gate)
         out[row, at] = (
             gate
@@ -145,7 +147,7 @@ def gated(activation: int) -> Any:
 @cache
 def turn_and_store(threads: int, normed: bool) -> Any:
     """Return the kernel of ``turn_and_store``: a block turns a head of a row."""
-    add_up = block_sum(threads)
+    add_up, block_tokens = block_sum(threads), BLOCK_TOKENS
 
     @cuda.jit(device=True)
     def factor_of(qkv, epsilon, shared):  # type: ignore[no-untyped-def]
@@ -163,7 +165,7 @@ def turn_and_store(threads: int, normed: bool) -> Any:
         row, head, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         heads, kv_heads, size = queries.shape[1], keys.shape[1], qkv.shape[2]
         half = size // 2
-        block, slot = rows[row, 1] // BLOCK_TOKENS, rows[row, 1] % BLOCK_TOKENS
+        block, slot = rows[row, 1] // block_tokens, rows[row, 1] % block_tokens
         if head >= heads + kv_heads:
             for at in range(lane, size, threads):
                 values[block, head - heads - kv_heads, slot, at] = qkv[row, head, at]
