@@ -7,7 +7,8 @@ are imported on first use.
 
 from __future__ import annotations
 
-from tarsdb.model_ops.decoder import Decoder, StepBatch
+from tarsdb.model_ops.decoder import Decoder
+from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory
 from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.kv_cache import KVCache
