@@ -30,7 +30,9 @@ NAMES = (
     "stage.after_commit",
     "blob.between_chunks",
     "blob.before_descriptor",
+    "checkpoint.between_chunks",
     "reopen.before_open",
+    "inference.before_commit",
 )
 
 
