@@ -16,9 +16,21 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from tarsdb.kernels.cpu import epilogue, gemm, paged_attention, rows
 from tarsdb.kernels.cpu.barrier import BARRIER_BYTES, fetch_add, wait_for_all
+from tarsdb.kernels.cpu.epilogue import GATED, LINEAR, RESIDUAL
+from tarsdb.kernels.cpu.gemm import make_gemm
 from tarsdb.kernels.cpu.memory import read_int, read_long, read_real
+from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend
+from tarsdb.kernels.cpu.rows import (
+    add_scaled_by,
+    norm_factor,
+    rotate,
+    scale,
+    scale_by,
+    scatter,
+    soft_cap,
+    widen_scaled,
+)
 
 SIGNATURE = types.void(*[types.int64] * 4)
 SIGNATURES = {"step": SIGNATURE}
@@ -46,6 +58,9 @@ STEP = ("rows", "sequences", "wanted_rows", "table_blocks", "cache_blocks", "tok
  SCRATCH, SCRATCH_BYTES, SYNC, YIELDING) = range(len(STEP))  # fmt: skip
 
 _ONE = np.float32(1.0)
+_kernel = njit(nogil=True, error_model="numpy")
+# Each function that is called is optimised once more with each of its callers: few are.
+_inlined = njit(nogil=True, error_model="numpy", inline="always")
 
 
 def sync_bytes(layers: int) -> int:
@@ -53,7 +68,7 @@ def sync_bytes(layers: int) -> int:
     return BARRIER_BYTES + 64 * layers
 
 
-@njit(nogil=True, inline="always")
+@_inlined
 def _embed(part, parts, model, batch):  # type: ignore[no-untyped-def]
     """``stream = words[token] * scale``, row by row."""
     count, hidden = read_long(batch, ROWS), read_long(model, HIDDEN)
@@ -64,12 +79,12 @@ def _embed(part, parts, model, batch):  # type: ignore[no-untyped-def]
     for row in range(count * part // parts, count * (part + 1) // parts):
         place, token = stream + 4 * row * hidden, read_int(tokens, row)
         if read_long(model, HALVED_WORDS):
-            rows.widen_scaled(place, words + 2 * token * hidden, factor, hidden)
+            widen_scaled(place, words + 2 * token * hidden, factor, hidden)
         else:
-            rows.scale(place, words + 4 * token * hidden, factor, hidden)
+            scale(place, words + 4 * token * hidden, factor, hidden)
 
 
-@njit(nogil=True, inline="always")
+@_inlined
 def _normalise(part, parts, model, batch, weight, out, wanted):  # type: ignore[no-untyped-def]
     """``out = norm(stream)`` of all rows, or of the wanted ones."""
     hidden, stream = read_long(model, HIDDEN), read_long(batch, STREAM)
@@ -77,11 +92,11 @@ def _normalise(part, parts, model, batch, weight, out, wanted):  # type: ignore[
     count = read_long(batch, WANTED_ROWS) if wanted else read_long(batch, ROWS)
     for row in range(count * part // parts, count * (part + 1) // parts):
         source = stream + 4 * hidden * (read_int(wanted, row) if wanted else row)
-        factor = rows.norm_factor(source, hidden, epsilon)
-        rows.scale_by(out + 4 * row * hidden, source, weight, factor, hidden)
+        factor = norm_factor(source, hidden, epsilon)
+        scale_by(out + 4 * row * hidden, source, weight, factor, hidden)
 
 
-@njit(nogil=True, inline="always")
+@_inlined
 def _add_normalised(part, parts, model, batch, update, weight):  # type: ignore[no-untyped-def]
     """``stream += norm(update)``."""
     hidden, count, stream = (
@@ -90,11 +105,11 @@ def _add_normalised(part, parts, model, batch, update, weight):  # type: ignore[
     epsilon = read_real(read_long(model, REALS), EPSILON)
     for row in range(count * part // parts, count * (part + 1) // parts):
         source, place = update + 4 * row * hidden, stream + 4 * row * hidden
-        factor = rows.norm_factor(source, hidden, epsilon)
-        rows.add_scaled_by(place, source, weight, place, factor, hidden)
+        factor = norm_factor(source, hidden, epsilon)
+        add_scaled_by(place, source, weight, place, factor, hidden)
 
 
-@njit(nogil=True)
+@_kernel
 def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-untyped-def]
     """Normalise and turn queries and keys where they lie; write keys and values into the cache."""
     heads, kv_heads, head_dim, width = (
@@ -112,26 +127,26 @@ def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-u
         if head < heads + kv_heads:
             weight = read_long(layer, QUERY_NORM if head < heads else KEY_NORM)
             if weight:
-                factor = rows.norm_factor(place, head_dim, epsilon)
-                rows.scale_by(place, place, weight, factor, head_dim)
-            rows.rotate(place, angles + 4 * head_dim * row, head_dim // 2)
+                factor = norm_factor(place, head_dim, epsilon)
+                scale_by(place, place, weight, factor, head_dim)
+            rotate(place, angles + 4 * head_dim * row, head_dim // 2)
         if head >= heads:
             slot = read_long(slots, row)
             lines = (number * blocks + slot // 16) * kv_heads
             if head < heads + kv_heads:
                 column = read_long(batch, KEYS) + 64 * head_dim * (lines + head - heads)
-                rows.scatter(column + 4 * (slot % 16), place, head_dim)
+                scatter(column + 4 * (slot % 16), place, head_dim)
             else:
                 block = 16 * (lines + head - heads - kv_heads) + slot % 16
                 target = read_long(batch, VALUES) + 4 * width * block
-                rows.scale(target, place, _ONE, head_dim)
+                scale(target, place, _ONE, head_dim)
 
 
 def _make_attention(level: str) -> Any:
-    attend = paged_attention.make_attend(level)
-    most = paged_attention.QUERIES
+    attend = make_attend(level)
+    most = QUERIES
 
-    @njit(nogil=True, inline="always")
+    @_inlined
     def unit(model, layer, batch, number, sequence, chunk, head, scratch):  # type: ignore[no-untyped-def]
         """Attend with one head of keys for some rows of a sequence."""
         heads, kv_heads, head_dim, width = (
@@ -163,7 +178,7 @@ def _make_attention(level: str) -> Any:
                    read_long(layer, WINDOW), scaling, cap, out + own,
                    out_stride if step else 4 * head_dim, scratch)  # fmt: skip
 
-    @njit(nogil=True, inline="always")
+    @_inlined
     def attention(model, layer, batch, number, scratch):  # type: ignore[no-untyped-def]
         """Attend with one layer: threads take heads of keys and chunks of rows in turn."""
         kv_heads, offsets = read_long(model, KV_HEADS), read_long(batch, OFFSETS)
@@ -184,14 +199,14 @@ def _make_attention(level: str) -> Any:
 
 
 def _make_linear(kind: str, level: str) -> Any:
-    product = gemm.make_gemm(level)
+    product = make_gemm(level)
 
-    @njit(nogil=True, inline="always")
+    @_inlined
     def linear(part, parts, a, depth, count, weights, columns, code, bias, out, scratch):  # type: ignore[no-untyped-def] # fmt: skip
-        """This part's columns of a product; the residual is what ``out`` holds."""
+        """Make a part's columns of a product; the residual is what ``out`` holds."""
         tiles = (columns + 15) // 16
         first, stop = tiles * part // parts, tiles * (part + 1) // parts
-        paired = 2 if code >= epilogue.GATED else 1
+        paired = 2 if code >= GATED else 1
         place, own = out + 64 * first, min(columns, 16 * stop) - 16 * first
         if own > 0:
             product(a, 4 * depth, count, weights + 64 * depth * paired * first, depth, own, code,
@@ -201,15 +216,8 @@ def _make_linear(kind: str, level: str) -> Any:
     return linear
 
 
-def make_kernels(variant: str) -> dict[str, Any]:
-    """Return the kernels of SIGNATURES, not yet compiled.
-
-    ``variant``: kind of weights and level of instructions, such as 'f32:avx2'.
-    """
-    kind, _, level = variant.partition(":")
-    linear, attention = _make_linear(kind, level), _make_attention(level)
-
-    @njit(nogil=True, inline="always")
+def _make_attention_part(linear: Any, attention: Any) -> Any:
+    @_inlined
     def attention_part(part, parts, model, layer, batch, number, scratch):  # type: ignore[no-untyped-def]
         sync, yielding, count = (
             read_long(batch, SYNC), read_long(batch, YIELDING), read_long(batch, ROWS)
@@ -222,7 +230,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         _normalise(part, parts, model, batch, read_long(layer, ATTENTION_NORM), normed, 0)
         wait_for_all(sync, parts, yielding)
         linear(part, parts, normed, hidden, count, read_long(layer, QKV), queries + both,
-               epilogue.LINEAR, read_long(layer, QKV_BIAS), read_long(batch, QKV_ROWS),
+               LINEAR, read_long(layer, QKV_BIAS), read_long(batch, QKV_ROWS),
                scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         _store_heads(part, parts, model, layer, batch, number)
@@ -231,14 +239,18 @@ def make_kernels(variant: str) -> dict[str, Any]:
         wait_for_all(sync, parts, yielding)
         after = read_long(layer, CONTEXT_NORM)
         linear(part, parts, read_long(batch, CONTEXT_ROWS), queries, count,
-               read_long(layer, CONTEXT), hidden, epilogue.LINEAR if after else epilogue.RESIDUAL,
+               read_long(layer, CONTEXT), hidden, LINEAR if after else RESIDUAL,
                read_long(layer, CONTEXT_BIAS), normed if after else stream, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
             wait_for_all(sync, parts, yielding)
 
-    @njit(nogil=True, inline="always")
+    return attention_part
+
+
+def _make_mlp_part(linear: Any) -> Any:
+    @_inlined
     def mlp_part(part, parts, model, layer, batch, scratch):  # type: ignore[no-untyped-def]
         sync, yielding, count = (
             read_long(batch, SYNC), read_long(batch, YIELDING), read_long(batch, ROWS)
@@ -255,14 +267,27 @@ def make_kernels(variant: str) -> dict[str, Any]:
         wait_for_all(sync, parts, yielding)
         after = read_long(layer, DOWN_NORM)
         linear(part, parts, activations, inner, count, read_long(layer, DOWN), hidden,
-               epilogue.LINEAR if after else epilogue.RESIDUAL, read_long(layer, DOWN_BIAS),
+               LINEAR if after else RESIDUAL, read_long(layer, DOWN_BIAS),
                normed if after else stream, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
             wait_for_all(sync, parts, yielding)
 
-    @njit(nogil=True)
+    return mlp_part
+
+
+def make_kernels(variant: str) -> dict[str, Any]:
+    """Return the kernels of SIGNATURES, not yet compiled.
+
+    ``variant``: kind of weights and level of instructions, such as 'f32:avx2'.
+    """
+    kind, _, level = variant.partition(":")
+    linear = _make_linear(kind, level)
+    attention_part = _make_attention_part(linear, _make_attention(level))
+    mlp_part = _make_mlp_part(linear)
+
+    @_kernel
     def step(part, parts, model, batch):  # type: ignore[no-untyped-def]
         sync, yielding = read_long(batch, SYNC), read_long(batch, YIELDING)
         scratch = read_long(batch, SCRATCH) + part * read_long(batch, SCRATCH_BYTES)
@@ -279,12 +304,12 @@ def make_kernels(variant: str) -> dict[str, Any]:
         wait_for_all(sync, parts, yielding)
         logits = read_long(batch, LOGITS)
         linear(part, parts, normed, hidden, wanted, read_long(model, HEAD), vocabulary,
-               epilogue.LINEAR, 0, logits, scratch)  # fmt: skip
+               LINEAR, 0, logits, scratch)  # fmt: skip
         cap = read_real(read_long(model, REALS), LOGIT_CAP)
         if cap != np.float32(0.0):
             wait_for_all(sync, parts, yielding)
             for row in range(wanted * part // parts, wanted * (part + 1) // parts):
                 place = logits + 4 * row * vocabulary
-                rows.soft_cap(place, place, _ONE, cap, vocabulary)
+                soft_cap(place, place, _ONE, cap, vocabulary)
 
     return {"step": step}

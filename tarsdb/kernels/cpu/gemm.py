@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import FLOAT, I64, LANES, fma, load, splat, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
-from tarsdb.kernels.cpu.memory import put_real
+from tarsdb.kernels.cpu.memory import keep_apart, put_real
 
 SIGNATURE = types.void(*[types.int64] * 12)
 SIGNATURES = {"gemm": SIGNATURE}
@@ -110,6 +110,7 @@ def make_multiply(level: str) -> Any:
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+        keep_apart()
         done = 0
         while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
             accumulate(1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
@@ -158,6 +159,7 @@ def make_gemm(level: str) -> Any:
 
     @njit(nogil=True)
     def gemm(a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+        keep_apart()
         for i in range(32):
             put_real(scratch, i, 0.0)
         sums, tile = scratch + 128, 64 * depth

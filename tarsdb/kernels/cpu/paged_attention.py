@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tarsdb.kernels.cpu import gemm, rows
+from tarsdb.kernels.cpu.gemm import make_multiply
 from tarsdb.kernels.cpu.memory import keep_apart, put_real, read_int, read_real
+from tarsdb.kernels.cpu.rows import fill, scale, soft_cap, softmax_terms
 
 QUERIES = 24
 """Queries whose scores are kept at a time."""
 _HIDDEN = np.float32(-np.inf)
-_LINE, _TILE = np.int64(64), np.int64(1)
+_LINE, _TILE = np.int64(64), np.int64(1)  # no literals: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
@@ -46,21 +47,21 @@ def make_attend(level: str) -> Any:
     scratch : address
         ``scratch_bytes``.
     """
-    multiply = gemm.make_multiply(level)
+    multiply = make_multiply(level)
 
     @njit(nogil=True)
     def soften(scores, lines, first, position, window, scaling, cap):  # type: ignore[no-untyped-def]
         """Turn a query's scores into weights; return their sum. ``first``: position of a score."""
         if cap != _ZERO:
-            rows.soft_cap(scores, scores, scaling, cap, 16 * lines)
+            soft_cap(scores, scores, scaling, cap, 16 * lines)
             scaling = _ONE
         start = max(0, position - window + 1) if window else 0
-        rows.fill(scores, _HIDDEN, start - first)
+        fill(scores, _HIDDEN, start - first)
         behind = position + 1 - first
-        rows.fill(scores + 4 * behind, _HIDDEN, 16 * lines - behind)
-        return rows.softmax_terms(scores, lines, scaling)
+        fill(scores + 4 * behind, _HIDDEN, 16 * lines - behind)
+        return softmax_terms(scores, lines, scaling)
 
-    @njit(nogil=True)
+    @njit(nogil=True, error_model="numpy")
     def attend(queries, stride, count, position, step, table, keys, values, block_bytes, value_bytes, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
         keep_apart()
         last = position + (count - 1) * step
@@ -70,8 +71,8 @@ def make_attend(level: str) -> Any:
         scores, scores_stride = context + 4 * QUERIES * width, 64 * lines
         for line in range(lines):
             block = read_int(table, begin + line)
-            multiply(queries, stride, count, keys + block * block_bytes, _LINE, 64 * line, _TILE, head_dim,
-                     scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+            multiply(queries, stride, count, keys + block * block_bytes, _LINE, _LINE, _TILE,
+                     head_dim, scores + 64 * line, scores_stride, _TILE)  # fmt: skip
         for i in range(count):
             total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
                            window, scaling, cap)  # fmt: skip
@@ -80,9 +81,10 @@ def make_attend(level: str) -> Any:
             block = read_int(table, begin + line)
             known = min(16, last + 1 - 16 * (begin + line))
             multiply(scores + 64 * line, scores_stride, count, values + block * value_bytes,
-                     4 * width, _LINE, width // 16, known, context, 4 * width, int(line == 0))  # fmt: skip
+                     4 * width, _LINE, width // 16, known, context, 4 * width,
+                     int(line == 0))  # fmt: skip
         for i in range(count):
-            rows.scale(out + i * out_stride, context + i * 4 * width, _ONE / read_real(sums, i),
+            scale(out + i * out_stride, context + i * 4 * width, _ONE / read_real(sums, i),
                        head_dim)  # fmt: skip
 
     return attend

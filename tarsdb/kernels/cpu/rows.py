@@ -135,7 +135,7 @@ def sum_of_squares(typingctx, row, count):  # type: ignore[no-untyped-def]
     return types.float32(types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def norm_factor(row, count, epsilon):  # type: ignore[no-untyped-def]
     """Return what scales a row to mean square 1."""
     mean = sum_of_squares(row, count) / np.float32(count)

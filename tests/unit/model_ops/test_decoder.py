@@ -31,6 +31,8 @@ def tiny(request) -> Iterator[Callable[[str], Decoder]]:
         config = CONFIGS[name]
         files = {"config.json": json.dumps(config).encode()}
         decoder = Decoder.from_files(files, tiny_decoder_tensors(config))
+        is_compiled = type(decoder._forward).__name__ == "CompiledForward"
+        assert is_compiled == (request.param != "numpy")  # a kernel that fails falls back silently
         decoder.threads = 2 if "two" in request.param else 1
         return decoder
 
