@@ -15,15 +15,14 @@ import numpy.typing as npt
 
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.gemm import variant_of
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import PackedMatrix, aligned
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned
 from tarsdb.kernels.team import Team, cores, yielding
 
 F32 = npt.NDArray[np.float32]
 Value = PackedMatrix | npt.NDArray[Any] | int | None
 
-KINDS = ("f32",)
-"""Kinds of packed weights there is a step for."""
 THREAD_BYTES = 4 << 20
 """Weight bytes below which another thread costs more than it saves."""
 
@@ -35,12 +34,21 @@ class StepKernel:
     variant: str
     step: Callable[..., None]
 
+    @property
+    def form(self) -> str:
+        """What weights are packed for."""
+        return self.variant.partition("/")[2]
 
-def _variant(kind: str) -> Callable[[str], str | None]:
-    return lambda level: None if level == "portable" else f"{kind}:{level}"
+
+def _compiled_kind(kind: str) -> Compiled[StepKernel]:
+    def variant(level: str) -> str | None:
+        found = variant_of(kind, level)
+        return None if found is None else f"{kind}/{found}"
+
+    return Compiled("decoder", StepKernel, variant)
 
 
-_compiled = {kind: Compiled("decoder", StepKernel, _variant(kind)) for kind in KINDS}
+_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
 
 
 def prepare(kind: str) -> None:
@@ -152,8 +160,11 @@ class DecoderStep:
         """Bytes of one thread's own memory: a product's, or attention's."""
         from tarsdb.kernels.cpu import gemm, paged_attention
 
-        attention = paged_attention.scratch_bytes(batch.tables.shape[1], self._sizes["width"])
-        return -(-max(gemm.SCRATCH, int(attention)) // 64) * 64
+        sizes, (kind, form) = self._sizes, self._kernel.variant.split("/")
+        deepest = max(sizes["hidden"], sizes["heads"] * sizes["head_dim"], sizes["intermediate"])
+        products = gemm.scratch_bytes(kind, form, deepest)
+        attention = int(paged_attention.scratch_bytes(batch.tables.shape[1], sizes["width"]))
+        return -(-max(products, attention) // 64) * 64
 
     def _room(self, name: str, size: int) -> npt.NDArray[np.uint8]:
         memory = self._memory.get(name)

@@ -27,7 +27,9 @@ from tarsdb.model_ops.sentence import read_object
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-OPTIONS = ("task",)
+OPTIONS = ("task", "quantize")
+QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
+"""Values of the option ``quantize``, and the kinds of packed weights they name."""
 
 
 class Decoder:
@@ -45,7 +47,8 @@ class Decoder:
     ) -> None:  # fmt: skip
         check_options(options)
         self.spec: DecoderSpec = read_spec(files)
-        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors))
+        kind = QUANTIZE[str(options.get("quantize", "none"))]
+        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind)
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
     @classmethod
@@ -62,7 +65,8 @@ class Decoder:
         tensors : mapping of str to ndarray
             Read one at a time and copied.
         options : mapping, optional
-            Of CREATE MODEL.
+            Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights) or 'int8' (weights
+            by output, activations by row).
 
         Raises
         ------
@@ -118,12 +122,12 @@ class Decoder:
         return self._forward.logits(batch, positions, self._angles.at(positions), cache)
 
 
-def _forward(spec: DecoderSpec, read: DecoderReader) -> Forward:
+def _forward(spec: DecoderSpec, read: DecoderReader, kind: str) -> Forward:
     """Choose how steps are computed, for as long as the decoder lives."""
-    kernel = compiled.wait("f32")
-    return (
-        NumpyForward(spec, read) if kernel is None else CompiledForward(spec, read, "f32", kernel)
-    )
+    kernel = compiled.wait(kind)
+    if kernel is None:
+        return NumpyForward(spec, read, kind)
+    return CompiledForward(spec, read, kind, kernel)
 
 
 def read_spec(files: Mapping[str, bytes]) -> DecoderSpec:
@@ -141,8 +145,12 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"a model for generate has no option {name!r}", "options: " + ", ".join(OPTIONS)
             )
-        if name == "task" and value != "generate":
-            raise ModelError(f"model option task cannot be {value!r}", "this one does 'generate'")
+        allowed = ("generate",) if name == "task" else tuple(QUANTIZE)
+        if value not in allowed:
+            raise ModelError(
+                f"model option {name} cannot be {value!r}",
+                "one of " + ", ".join(map(repr, allowed)),
+            )
 
 
 def _check(batch: StepBatch, spec: DecoderSpec, cache: KVCache) -> None:

@@ -6,7 +6,7 @@ Takes batches that :class:`Decoder` has checked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from tarsdb.kernels import decoder_reference as kernels
 from tarsdb.kernels import gemm_reference, packing
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, GELU_TANH
 from tarsdb.model_ops.decoder_spec import DecoderSpec
-from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader
+from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader, DecoderWeights
 from tarsdb.model_ops.kv_cache import KVCache
 
 F32 = npt.NDArray[np.float32]
@@ -82,8 +82,9 @@ class Forward(Protocol):
 class NumpyForward:
     """The definition, and the portable path."""
 
-    def __init__(self, spec: DecoderSpec, read: DecoderReader) -> None:
-        self._spec, self._weights = spec, read.weights()
+    def __init__(self, spec: DecoderSpec, read: DecoderReader, kind: str) -> None:
+        self._spec, self._kind = spec, kind
+        self._weights = _rounded(read.weights(), kind)
         self.threads = 1  # BLAS brings its own
 
     @property
@@ -112,12 +113,12 @@ class NumpyForward:
         for number, layer in enumerate(weights.layers):
             turned = angles[spec.layers[number].rope]
             context = self._attention(number, rows, turned, batch, cache)
-            update = _linear(context, layer.context, layer.context_bias)
+            update = self._linear(context, layer.context, layer.context_bias)
             rows += _normalised(update, layer.context_norm, spec)
-            update = _feed_forward(spec, layer, rows)
+            update = self._feed_forward(layer, rows)
             rows += _normalised(update, layer.down_norm, spec)
         rows = kernels.rms_norm(rows[batch.wanted], weights.norm, spec.epsilon)
-        return kernels.soft_cap(kernels.product(rows, weights.head), spec.logit_cap)
+        return kernels.soft_cap(self._linear(rows, weights.head, None), spec.logit_cap)
 
     def _attention(
         self, number: int, rows: F32, angles: F32, batch: StepBatch, cache: KVCache
@@ -125,7 +126,7 @@ class NumpyForward:
         """Attend with one layer; returns (n, heads * head_dim)."""
         spec, layer = self._spec, self._weights.layers[number]
         normed = kernels.rms_norm(rows, layer.attention_norm, spec.epsilon)
-        qkv = _linear(normed, layer.qkv, layer.qkv_bias).reshape(len(rows), -1, spec.head_dim)
+        qkv = self._linear(normed, layer.qkv, layer.qkv_bias).reshape(len(rows), -1, spec.head_dim)
         queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.kv_heads], axis=1)
         queries = kernels.rotate(_normalised(queries, layer.query_norm, spec), angles)
         keys = kernels.rotate(_normalised(keys, layer.key_norm, spec), angles)
@@ -142,6 +143,20 @@ class NumpyForward:
             out[own] = kernels.attend(queries[own], *past, first, scoring)
         return out
 
+    def _feed_forward(self, layer: DecoderLayer, rows: F32) -> F32:
+        normed = kernels.rms_norm(rows, layer.mlp_norm, self._spec.epsilon)
+        gate_up = self._linear(normed, layer.gate_up, layer.gate_up_bias)
+        gate, up = np.split(gate_up, 2, axis=1)
+        hidden = kernels.gated(gate, up, self._spec.activation)
+        return self._linear(hidden, layer.down, layer.down_bias)
+
+    def _linear(self, rows: F32, weight: F32, bias: F32 | None) -> F32:
+        if self._kind == "int8":
+            codes, scales = gemm_reference.quantized_rows(rows)
+            rows = codes * scales[:, None]
+        out = kernels.product(rows, weight)
+        return out if bias is None else out + bias
+
 
 class CompiledForward:
     """One compiled call a step, on packed weights, which are the only copy."""
@@ -150,6 +165,7 @@ class CompiledForward:
         self, spec: DecoderSpec, read: DecoderReader, kind: str, kernel: compiled.StepKernel
     ) -> None:
         words = read.words()
+        form = kernel.form
         silu = gemm_reference.GATED + gemm_reference.SILU
         sizes: dict[str, Any] = {
             "hidden": spec.hidden, "heads": spec.heads, "kv_heads": spec.kv_heads,
@@ -157,14 +173,15 @@ class CompiledForward:
             "intermediate": spec.intermediate, "vocabulary": spec.vocabulary,
             "gate": silu if spec.activation != GELU_TANH
             else gemm_reference.GATED + gemm_reference.GELU_TANH,
-            "halved_words": 0, "words": words, "norm": read.final_norm(),
-            "head": packing.pack(words if spec.tied else read.head(), kind),
+            "halved_words": int(kind != "f32"), "norm": read.final_norm(),
+            "words": words if kind == "f32" else packing.to_bfloat16(words),
+            "head": packing.pack(words if spec.tied else read.head(), kind, form),
             "epsilon": spec.epsilon, "embedding_scale": spec.embedding_scale,
             "query_scale": spec.query_scale, "score_cap": spec.score_cap,
             "logit_cap": spec.logit_cap,
         }  # fmt: skip
         layers = [
-            {**_packed(read.layer(number), kind), "window": layer.window, "rope": layer.rope}
+            {**_packed(read.layer(number), kind, form), "window": layer.window, "rope": layer.rope}
             for number, layer in enumerate(spec.layers)
         ]
         self._step = compiled.DecoderStep(kernel, sizes, layers)
@@ -206,7 +223,7 @@ class CompiledForward:
         )
 
 
-def _packed(layer: DecoderLayer, kind: str) -> Mapping[str, compiled.Value]:
+def _packed(layer: DecoderLayer, kind: str, form: str) -> Mapping[str, compiled.Value]:
     """Pack a layer's matrices and biases; norms stay."""
     packed: dict[str, compiled.Value] = {}
     for name, array in vars(layer).items():
@@ -217,26 +234,31 @@ def _packed(layer: DecoderLayer, kind: str) -> Mapping[str, compiled.Value]:
             packed[name] = (
                 packing.pack_bias(gate, up)
                 if array.ndim == 1
-                else packing.pack_gated(gate, up, kind)
+                else packing.pack_gated(gate, up, kind, form)
             )
         elif name.endswith("bias"):
             packed[name] = packing.pack_bias(array)
         else:
-            packed[name] = packing.pack(array, kind) if array.ndim == 2 else array
+            packed[name] = packing.pack(array, kind, form) if array.ndim == 2 else array
     return packed
 
 
-def _linear(rows: F32, weight: F32, bias: F32 | None) -> F32:
-    out = kernels.product(rows, weight)
-    return out if bias is None else out + bias
+def _rounded(weights: DecoderWeights, kind: str) -> DecoderWeights:
+    """Return the weights that packed ones of a kind stand for; vectors of tokens are bfloat16."""
+    if kind == "f32":
+        return weights
+
+    def matrices(layer: DecoderLayer) -> dict[str, F32]:
+        found = {name: array for name, array in vars(layer).items() if array is not None}
+        return {n: packing.pack(a, kind).unpack() for n, a in found.items() if a.ndim == 2}
+
+    return replace(
+        weights,
+        words=packing.from_bfloat16(packing.to_bfloat16(weights.words)),
+        layers=tuple(replace(layer, **matrices(layer)) for layer in weights.layers),
+        head=packing.pack(weights.head, kind).unpack(),
+    )
 
 
 def _normalised(rows: F32, scale: F32 | None, spec: DecoderSpec) -> F32:
     return rows if scale is None else kernels.rms_norm(rows, scale, spec.epsilon)
-
-
-def _feed_forward(spec: DecoderSpec, layer: DecoderLayer, rows: F32) -> F32:
-    normed = kernels.rms_norm(rows, layer.mlp_norm, spec.epsilon)
-    gate_up = _linear(normed, layer.gate_up, layer.gate_up_bias)
-    gate, up = np.split(gate_up, 2, axis=1)
-    return _linear(kernels.gated(gate, up, spec.activation), layer.down, layer.down_bias)

@@ -19,6 +19,7 @@ from numba import njit, types
 from tarsdb.kernels.cpu.barrier import BARRIER_BYTES, fetch_add, wait_for_all
 from tarsdb.kernels.cpu.epilogue import GATED, LINEAR, RESIDUAL
 from tarsdb.kernels.cpu.gemm import make_gemm
+from tarsdb.kernels.cpu.gemm_forms import form_of
 from tarsdb.kernels.cpu.memory import read_int, read_long, read_real
 from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend
 from tarsdb.kernels.cpu.rows import (
@@ -142,8 +143,8 @@ def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-u
                 scale(target, place, _ONE, head_dim)
 
 
-def _make_attention(level: str) -> Any:
-    attend = make_attend(level)
+def _make_attention(variant: str) -> Any:
+    attend = make_attend(variant)
     most = QUERIES
 
     @_inlined
@@ -198,8 +199,9 @@ def _make_attention(level: str) -> Any:
     return attention
 
 
-def _make_linear(kind: str, level: str) -> Any:
-    product = make_gemm(level)
+def _make_linear(kind: str, variant: str) -> Any:
+    product, form = make_gemm(variant, kind), form_of(kind, variant)
+    padding, per_line, line, tail = form.padding, form.per_line, form.line_bytes, form.tail_bytes
 
     @_inlined
     def linear(part, parts, a, depth, count, weights, columns, code, bias, out, scratch):  # type: ignore[no-untyped-def] # fmt: skip
@@ -207,9 +209,10 @@ def _make_linear(kind: str, level: str) -> Any:
         tiles = (columns + 15) // 16
         first, stop = tiles * part // parts, tiles * (part + 1) // parts
         paired = 2 if code >= GATED else 1
+        tile = (depth + padding - 1) // padding * padding // per_line * line + tail
         place, own = out + 64 * first, min(columns, 16 * stop) - 16 * first
         if own > 0:
-            product(a, 4 * depth, count, weights + 64 * depth * paired * first, depth, own, code,
+            product(a, 4 * depth, count, weights + tile * paired * first, depth, own, code,
                     np.int64(bias + 64 * paired * first if bias else 0), place, place, 4 * columns,
                     scratch)  # fmt: skip
 
@@ -280,11 +283,11 @@ def _make_mlp_part(linear: Any) -> Any:
 def make_kernels(variant: str) -> dict[str, Any]:
     """Return the kernels of SIGNATURES, not yet compiled.
 
-    ``variant``: kind of weights and level of instructions, such as 'f32:avx2'.
+    ``variant``: KIND/VARIANT of the products, such as 'f32/avx2'.
     """
-    kind, _, level = variant.partition(":")
-    linear = _make_linear(kind, level)
-    attention_part = _make_attention_part(linear, _make_attention(level))
+    kind, form = variant.split("/")
+    linear = _make_linear(kind, form)
+    attention_part = _make_attention_part(linear, _make_attention(form))
     mlp_part = _make_mlp_part(linear)
 
     @_kernel

@@ -27,8 +27,8 @@ _LINE, _TILE = np.int64(64), np.int64(1)  # no literals: Numba would compile for
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
-def make_attend(level: str) -> Any:
-    """Return the attention of a level, to be called by other kernels.
+def make_attend(variant: str) -> Any:
+    """Return the attention of a variant of processors, to be called by other kernels.
 
     Parameters of the kernel
     ------------------------
@@ -47,7 +47,7 @@ def make_attend(level: str) -> Any:
     scratch : address
         ``scratch_bytes``.
     """
-    multiply = make_multiply(level)
+    multiply = make_multiply(variant)
 
     @njit(nogil=True)
     def soften(scores, lines, first, position, window, scaling, cap):  # type: ignore[no-untyped-def]

@@ -27,10 +27,11 @@ def tiny(request) -> Iterator[Callable[[str], Decoder]]:
     elif dispatch.level() == "portable":
         pytest.skip("no compiled kernels here")
 
-    def make(name: str) -> Decoder:
+    def make(name: str, quantize: str = "none") -> Decoder:
         config = CONFIGS[name]
         files = {"config.json": json.dumps(config).encode()}
-        decoder = Decoder.from_files(files, tiny_decoder_tensors(config))
+        tensors = tiny_decoder_tensors(config)
+        decoder = Decoder.from_files(files, tensors, {"quantize": quantize})
         is_compiled = type(decoder._forward).__name__ == "CompiledForward"
         assert is_compiled == (request.param != "numpy")  # a kernel that fails falls back silently
         decoder.threads = 2 if "two" in request.param else 1
@@ -78,9 +79,21 @@ def test_family_equals_transformers(name: str, tiny) -> None:
     assert np.abs(logits - other).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_sliding"])
-def test_a_row_does_not_depend_on_batch_or_chunks(name: str, tiny) -> None:
-    decoder, prompts = tiny(name), tiny_prompts()
+@pytest.mark.parametrize(("quantize", "error"), [("bf16", 0.04), ("int8", 0.2)])
+def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> None:
+    expected = np.load(GOLDEN / "tiny_decoders.npz")["qwen3"]
+    logits = together(tiny("qwen3", quantize), tiny_prompts())
+    found = np.sqrt(np.square(logits - expected).mean())
+    assert error / 4 < found < error  # and something is lost
+    assert np.sqrt(np.square(expected).mean()) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [("llama", "none"), ("gemma2", "none"), ("qwen2_sliding", "bf16"), ("qwen2", "int8")],
+)
+def test_a_row_does_not_depend_on_batch_or_chunks(name: str, quantize: str, tiny) -> None:
+    decoder, prompts = tiny(name, quantize), tiny_prompts()
     expected = together(decoder, prompts)
     bounds = np.cumsum([0, *map(len, prompts)])
     for prompt, start, stop in zip(prompts, bounds, bounds[1:], strict=False):
@@ -214,3 +227,5 @@ def test_options_and_generation_config() -> None:
         Decoder.from_files(config, tensors, {"pooling": "mean"})
     with pytest.raises(ModelError, match="task cannot be 'embed'"):
         Decoder.from_files(config, tensors, {"task": "embed"})
+    with pytest.raises(ModelError, match=r"quantize cannot be 'int3'.*'bf16'"):
+        Decoder.from_files(config, tensors, {"quantize": "int3"})
