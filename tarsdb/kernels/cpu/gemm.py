@@ -25,7 +25,7 @@ from tarsdb.kernels.cpu.activations import dequantize, make_quantize
 from tarsdb.kernels.cpu.emit import I64, load, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
 from tarsdb.kernels.cpu.gemm_forms import AVX2, AVX512, FORMS, Form, form_of
-from tarsdb.kernels.cpu.memory import put_real
+from tarsdb.kernels.cpu.memory import keep_apart, put_real
 
 __all__ = ["AVX2", "AVX512", "SCRATCH", "SIGNATURE", "SIGNATURES", "make_gemm", "make_kernels",
            "make_multiply", "scratch_bytes"]  # fmt: skip
@@ -141,6 +141,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+        keep_apart()
         done = 0
         while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
             accumulate(number, 1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
@@ -197,6 +198,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
         a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride,
         scratch,
     ):  # fmt: skip
+        keep_apart()
         for i in range(32):
             put_real(scratch, i, 0.0)
         sums, lines = scratch + _SUMS, (depth + padding - 1) // padding * padding // per_line
