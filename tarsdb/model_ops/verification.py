@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
-from tarsdb.model_ops.decoder import Decoder, StepBatch
+from tarsdb.model_ops.decoder import Decoder
+from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory, resolve_directory
 from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.heads import Classifier
