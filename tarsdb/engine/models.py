@@ -1,91 +1,116 @@
-"""Models in the database: import, load, run.
+"""Models in the database: load, run.
 
-A model version is immutable and content-addressed, so a loaded encoder is cached by what it is
-made of and shared by all connections of the process. Knows no SQL text.
+A model version is immutable and content-addressed, so a loaded model is cached by what it is made
+of and shared by all connections of the process. What a function computes is in
+``model_functions``, how a model is imported in ``model_import``. Knows no SQL text.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.columns import Column
+from tarsdb.columns import Column, from_list
+from tarsdb.engine.compare import both_valid
+from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
-from tarsdb.errors import CatalogError, ModelError, NotSupportedError
+from tarsdb.errors import CatalogError, InternalError, ModelError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
-from tarsdb.storage import Environment, WriteSet
-from tarsdb.types import Kind, SqlType
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import Environment
+from tarsdb.types import SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.model_ops import Encoder
-
-_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt"})
 
 
 class ModelRuntime:
-    """Runs the models of one environment; encoders are shared through ``env.caches``."""
+    """Runs the models of one environment; loaded ones are shared through ``env.caches``."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._lock = threading.Lock()
         self.listener: Listener = SILENT
 
-    def embed_column(self, context: Context, model: ModelDef, texts: Column) -> Column:
-        """Embed a text column; NULL stays NULL."""
-        items = texts.to_list()
-        vectors = self.embed(context, model, items)
-        return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, texts.validity)
+    def call(self, context: Context, call: ex.Call, arguments: list[Column], rows: int) -> Column:
+        """Run a model function over a batch of rows; a row with a NULL argument gives NULL."""
+        if call.returns is None:
+            raise InternalError(f"{call.name} has no result type")
+        valid = None
+        for argument in arguments:
+            valid = both_valid(valid, argument.validity)
+        known = np.arange(rows) if valid is None else np.flatnonzero(valid)
+        columns = [argument.to_list() for argument in arguments]
+        items = [tuple(column[row] for column in columns) for row in known.tolist()]
+        values = self._run(context, call, items) if items else []
+        return _column(call.returns, values, known, rows)
 
-    def embed(self, context: Context, model: ModelDef, texts: Sequence[str | None]) -> np.ndarray:
-        """Return float32 (n, dim); rows of None texts are zero."""
-        encoder = self.encoder(context, model)
-        if context.writes is not None:
-            context.writes.depend("model", model.name, model.version)
-        known = [i for i, text in enumerate(texts) if text is not None]
-        result = np.zeros((len(texts), encoder.dim), dtype=np.float32)
-        if not known:
-            return result
-        before = encoder.truncated
+    def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
+        """Return the function's value for every item."""
+        loaded = None
+        if call.target:
+            model = require_model(context.catalog.model(call.target), call.target)
+            loaded = self.load(context, model)
+            if context.writes is not None:
+                context.writes.depend("model", model.name, model.version)
         listener = self.listener
-        if listener.begin is not None:
-            listener.begin(Work(f"model {model.name}", "texts", len(known)))
+        if listener.begin is not None and call.target:
+            listener.begin(Work(f"model {call.target}", "texts", len(items)))
+        options = {name: context.constant(value) for name, value in call.options}
+        interrupted = context.engines.interrupt.is_set
+        before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
-            result[known] = encoder.encode(
-                [texts[i] for i in known],
-                progress=listener.report,
-                interrupted=context.engines.interrupt.is_set,
+            values = FUNCTIONS[call.name](
+                Request(call.name, loaded, items, options, listener.report, interrupted)
             )
-        METRICS.add("embed_texts", len(known))
-        METRICS.add("embed_truncated", encoder.truncated - before)
-        return result
+        METRICS.add(f"{call.name}_texts", len(items))
+        METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
+        return values
 
-    def encoder(self, context: Context, model: ModelDef, version: str | None = None) -> Encoder:
-        """Return the loaded encoder of a model version, loading it on first use."""
-        if model.task != "embed":
-            raise ModelError(f"model {model.name} does {model.task}, not embed")
+    def load(self, context: Context, model: ModelDef, version: str | None = None) -> Any:
+        """Return the loaded form of a model version, loading it on first use.
+
+        What it is depends on the model's task, see ``model_ops.TASKS``.
+        """
         found = model.find_version(version)
         if found is None:
             raise ModelError(f"model {model.name} has no version {version!r}")
-        loaded: dict[Any, Encoder] = self._env.caches.setdefault("encoders", {})
-        key = (tuple(sorted(found.files.items())),
+        loaded: dict[Any, Any] = self._env.caches.setdefault("models", {})
+        key = (model.task,
+               tuple(sorted(found.files.items())),
                tuple(sorted((n, t[2]) for n, t in found.tensors.items())),
                tuple(sorted(model.options.items())))  # fmt: skip
-        encoder = loaded.get(key)
-        if encoder is None:
+        instance = loaded.get(key)
+        if instance is None:
             with self._lock:
-                encoder = loaded.get(key)
-                if encoder is None:
-                    encoder = loaded[key] = _load(context, model, found)
-        return encoder
+                instance = loaded.get(key)
+                if instance is None:
+                    instance = loaded[key] = _load(context, model, found)
+        return instance
 
 
-def _load(context: Context, model: ModelDef, version: ModelVersion) -> Encoder:
-    from tarsdb.model_ops import Encoder
+def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> Column:
+    """Put the values of the known rows among NULLs."""
+    valid = None
+    if len(known) < rows:
+        valid = np.zeros(rows, bool)
+        valid[known] = True
+    if returns.is_vector:
+        vectors = np.zeros((rows, returns.width), returns.dtype)
+        if len(known):
+            vectors[known] = values
+        return Column(returns, vectors, None, valid)
+    items: list[Any] = [None] * rows
+    for row, value in zip(known.tolist(), values, strict=True):
+        items[row] = to_storage(value, returns, "result")
+    return from_list(returns, items)
+
+
+def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
+    from tarsdb.model_ops import TASKS
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
     tensors = {
@@ -93,43 +118,7 @@ def _load(context: Context, model: ModelDef, version: ModelVersion) -> Encoder:
         for name, (dtype, shape, digest) in version.tensors.items()
     }
     METRICS.add("models_loaded")
-    return Encoder.from_files(files, tensors, dict(model.options))
-
-
-def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
-    """Read a model directory and stage its bytes; returns the definition to publish.
-
-    Raises
-    ------
-    ModelFormatError
-        The source is no usable model.
-    NotSupportedError
-        An option this release does not have, or a hub address without the extra.
-    """
-    unknown = set(options) - _OPTIONS
-    if unknown:
-        raise NotSupportedError(
-            f"CREATE MODEL {name}: option {sorted(unknown)[0]!r} is not known",
-            hint=f"options: {', '.join(sorted(_OPTIONS))}",
-        )
-    from tarsdb.model_ops import read_model_directory
-
-    kept = {key: value for key, value in options.items() if key != "task"}
-    found = read_model_directory(source, kept)
-    task = options.get("task", found.task)
-    if task != found.task:
-        raise ModelError(f"model {name}: {source} is a model for {found.task}, not {task}")
-    files = {file: writes.put_blob(data) for file, data in found.files.items()}
-    tensors = {
-        tensor: (array.dtype.str, tuple(array.shape), writes.put_blob(_bytes(array)))
-        for tensor, array in found.tensors.items()
-    }
-    version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
-    return ModelDef(writes.new_id(), name, task, found.dim, "v1", (version,), kept)
-
-
-def _bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
+    return TASKS[model.task].load(files, tensors, dict(model.options))
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:

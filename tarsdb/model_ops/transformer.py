@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,32 +43,44 @@ class Workspace:
         return self._scores[:count]
 
 
-def forward(
-    spec: EncoderSpec, weights: EncoderWeights, kernels: TransformerKernels,
-    ids: npt.NDArray[np.int32], offsets: I64, workspace: Workspace,
-) -> F32:  # fmt: skip
-    """Return the last layer's token vectors of a panel.
+class Panel(NamedTuple):
+    """Whole texts computed together, n tokens in all.
 
-    Parameters
+    Attributes
     ----------
     ids : (n,) int32
-        Token ids of whole texts, each below the vocabulary's size.
+        Token ids, each below the vocabulary's size.
     offsets : (texts + 1,) int64
         Where each text starts; no text longer than ``spec.max_tokens``.
-    workspace : Workspace
-        Holds at least n tokens.
+    types : (n,) int32, optional
+        Token types, each below ``spec.token_types``; all 0 where absent.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: I64
+    types: npt.NDArray[np.int32] | None = None
+
+
+def forward(
+    spec: EncoderSpec, weights: EncoderWeights, kernels: TransformerKernels, panel: Panel,
+    workspace: Workspace,
+) -> F32:  # fmt: skip
+    """Return the last layer's token vectors of a panel; the workspace holds at least its tokens.
 
     Returns
     -------
     (n, hidden) float32
         A view of the workspace: it lives until the next panel.
     """
+    ids, offsets, types = panel
     count = len(ids)
     hidden = workspace.hidden[:count]
     update = workspace.update[:count]
     np.take(weights.words, ids, axis=0, out=hidden, mode="clip")
     starts = np.repeat(offsets[:-1], np.diff(offsets))
     np.take(weights.positions, np.arange(count) - starts, axis=0, out=update, mode="clip")
+    if types is not None:
+        update += weights.types[types]
     scale, shift = weights.norm
     nothing = np.zeros(spec.hidden, np.float32)
     kernels.residual_norm(hidden, update, nothing, scale, shift, spec.epsilon)

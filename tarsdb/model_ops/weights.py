@@ -45,12 +45,14 @@ class LayerWeights:
 class EncoderWeights:
     """All weights of an encoder.
 
-    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type included;
-    ``relative`` (heads, 2 * max_tokens - 1) or None.
+    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type 0 included;
+    ``types`` (token_types, hidden), how each type differs from type 0; ``relative``
+    (heads, 2 * max_tokens - 1) or None.
     """
 
     words: F32
     positions: F32
+    types: F32
     norm: tuple[F32, F32]
     layers: tuple[LayerWeights, ...]
     relative: F32 | None
@@ -77,15 +79,24 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
         Names the missing tensors, or the tensor and the two shapes that disagree.
     """
     prefix = _prefix(shapes, where)
+    compare_shapes(tensor_shapes(spec), shapes, where, prefix)
+    return prefix
+
+
+def compare_shapes(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str,
+    prefix: str = "",
+) -> None:  # fmt: skip
+    """Raise ModelFormatError unless every expected tensor is there in its shape."""
     missing = []
-    for name, expected in tensor_shapes(spec).items():
+    for name, shape in expected.items():
         found = _find(shapes, prefix + name)
         if found is None:
             missing.append(name)
-        elif tuple(shapes[found]) != expected:
+        elif tuple(shapes[found]) != shape:
             raise ModelFormatError(
                 f"tensor {found!r} of {where} has shape {tuple(shapes[found])}, "
-                f"config.json asks for {expected}"
+                f"config.json asks for {shape}"
             )
     if missing:
         listed = ", ".join(missing[:_NAMED])
@@ -94,7 +105,6 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
             f"{where} lacks {len(missing)} tensors: {listed}{more}",
             "the weights are incomplete or belong to another config.json",
         )
-    return prefix
 
 
 def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> EncoderWeights:
@@ -110,14 +120,18 @@ def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> 
         check_tensors(spec, {name: tensors[name].shape for name in tensors}, "the model")
     read = _Reader(spec, tensors, prefix)
     positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
+    types = np.zeros((0, spec.hidden), np.float32)
     if spec.token_types:
-        positions += read("embeddings.token_type_embeddings.weight")[0]
+        types = read("embeddings.token_type_embeddings.weight")
+        positions += types[0]
+        types = types - types[0]
     relative = None
     if spec.relative_buckets:
         relative = _relative_bias(read("encoder.relative_attention_bias.weight"), spec.max_tokens)
     return EncoderWeights(
         words=read(_ANCHOR),
         positions=positions,
+        types=types,
         norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
         layers=tuple(_layer(spec, read, number) for number in range(spec.layers)),
         relative=relative,
@@ -136,19 +150,30 @@ class _Reader:
 
     def __call__(self, name: str, transpose: bool = False) -> F32:
         found = _find(self._tensors, self._prefix + name) or name
-        tensor = self._tensors[found]
-        if tensor.shape != self._shapes[name]:
-            raise ModelFormatError(
-                f"tensor {found!r} has shape {tensor.shape}, config.json asks for "
-                f"{self._shapes[name]}"
-            )
-        if tensor.dtype.kind != "f":
-            raise ModelFormatError(f"tensor {found!r} has dtype {tensor.dtype}, not a float type")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
-            values = np.array(tensor.T if transpose else tensor, dtype=np.float32, order="C")
-        if not np.isfinite(values).all():
-            raise ModelFormatError(f"tensor {found!r} holds NaN or infinity")
-        return values
+        values = read_tensor(self._tensors, found, self._shapes[name])
+        return np.ascontiguousarray(values.T) if transpose else values
+
+
+def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> F32:
+    """Return a checked float32 copy of one tensor.
+
+    Raises
+    ------
+    ModelFormatError
+        It has another shape or no float type, or holds NaN or infinity.
+    """
+    tensor = tensors[name]
+    if tensor.shape != shape:
+        raise ModelFormatError(
+            f"tensor {name!r} has shape {tensor.shape}, config.json asks for {shape}"
+        )
+    if tensor.dtype.kind != "f":
+        raise ModelFormatError(f"tensor {name!r} has dtype {tensor.dtype}, not a float type")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
+        values = np.array(tensor, dtype=np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
+    return values
 
 
 def _layer(spec: EncoderSpec, read: _Reader, number: int) -> LayerWeights:

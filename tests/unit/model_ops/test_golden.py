@@ -10,7 +10,7 @@ import pytest
 from tarsdb.kernels.transformer import REFERENCE, TransformerKernels, wait
 from tarsdb.model_ops import Encoder
 from tarsdb.model_ops.architecture import read_spec
-from tarsdb.model_ops.transformer import Workspace, forward
+from tarsdb.model_ops.transformer import Panel, Workspace, forward
 from tarsdb.model_ops.weights import load_weights
 from tests.golden.models.tiny_models import CONFIGS, tiny_ids, tiny_tensors
 from tests.golden.models.varied_texts import HAND_WRITTEN
@@ -38,7 +38,7 @@ def test_family_equals_transformers(name: str, compiled: bool) -> None:
     texts = tiny_ids()
     offsets = np.cumsum([0, *map(len, texts)])
     ids = np.concatenate(texts).astype(np.int32)
-    hidden = forward(spec, weights, kernels, ids, offsets, Workspace(spec, len(ids)))
+    hidden = forward(spec, weights, kernels, Panel(ids, offsets), Workspace(spec, len(ids)))
     expected = np.load(GOLDEN / "tiny.npz")[name]
     assert np.abs(hidden - expected).max() < 2e-5
     assert np.abs(expected).max() > 1.0
