@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.engine import generation
 from tarsdb.errors import BindError
 
 
@@ -32,6 +33,10 @@ class Request:
         Takes rows done and rows in all.
     interrupted : callable
         Says whether to stop.
+    check : callable
+        Raises when the statement is to stop, or when the model is gone.
+    settings : mapping
+        Of the connection.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Request:
     options: Mapping[str, Any]
     progress: Callable[[int, int], None] | None
     interrupted: Callable[[], bool]
+    check: Callable[[], None]
+    settings: Mapping[str, Any]
 
 
 Values = Sequence[Any] | np.ndarray
@@ -98,5 +105,5 @@ def tokenize(request: Request) -> Values:
 
 FUNCTIONS: dict[str, Callable[[Request], Values]] = {
     "embed": embed, "classify": classify, "score": score, "rerank": rerank, "predict": predict,
-    "tokenize": tokenize,
+    "tokenize": tokenize, "generate": generation.generate,
 }  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
+from tarsdb.engine.generation import Lease
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
@@ -50,22 +51,31 @@ class ModelRuntime:
 
     def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
         """Return the function's value for every item."""
-        loaded = None
+        loaded, checks = None, [context.engines.interrupt.check]
         if call.target:
             model = require_model(context.catalog.model(call.target), call.target)
             loaded = self.load(context, model)
             if context.writes is not None:
                 context.writes.depend("model", model.name, model.version)
+            else:
+                checks.append(Lease(self._env, model).check)
         listener = self.listener
         if listener.begin is not None and call.target:
             listener.begin(Work(f"model {call.target}", "texts", len(items)))
         options = {name: context.constant(value) for name, value in call.options}
         interrupted = context.engines.interrupt.is_set
+
+        def check() -> None:
+            for each in checks:
+                each()
+
+        request = Request(
+            call.name, loaded, items, options, listener.report, interrupted, check,
+            context.engines.settings,
+        )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
-            values = FUNCTIONS[call.name](
-                Request(call.name, loaded, items, options, listener.report, interrupted)
-            )
+            values = FUNCTIONS[call.name](request)
         METRICS.add(f"{call.name}_texts", len(items))
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
