@@ -138,6 +138,28 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     return bench(arguments)
 
 
+def _profile_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the database file; it is only read")
+    parser.add_argument("model", metavar="MODEL", help="its name")
+    parser.add_argument(
+        "--text", action="append", metavar="T", help="an input; may be repeated (three samples)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=9, metavar="N", help="runs, the median one is shown (9)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=32, metavar="N", help="of a generated text (32)"
+    )
+    parser.add_argument("--format", choices=render.MODES, default="table")
+    parser.set_defaults(run=_run_profile_model)
+
+
+def _run_profile_model(arguments: argparse.Namespace) -> int:
+    from tarsdb.cli.profile_model import profile_model
+
+    return profile_model(arguments)
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see python -m tarsdb.demo -h")
     parser.set_defaults(run=commands.demo)
@@ -151,5 +173,6 @@ _COMMANDS = {
     "check": ("verify a database file: structure, checksums, indexes", _check),
     "warmup": ("compile the kernels once for this machine", _warmup),
     "bench": ("measure recall and speed of a table's vector indexes on its own rows", _bench),
+    "profile-model": ("show where the time of a model goes, stage by stage", _profile_model),
     "demo": ("run the demonstration on this interpreter's documentation", _demo),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.engine import generation
+from tarsdb.engine import generation, shared_batches
 from tarsdb.errors import BindError
 
 
@@ -65,7 +65,7 @@ def _texts(request: Request) -> list[Any]:
 def embed(request: Request) -> Values:
     """Return the texts' vectors, cut to ``dimensions`` where asked."""
     kind, dimensions = request.options.get("kind"), request.options.get("dimensions")
-    vectors: np.ndarray = request.model.encode(_texts(request), kind=kind, **_watch(request))
+    vectors = shared_batches.encode(request.model, _texts(request), kind, **_watch(request))
     return vectors if dimensions is None else request.model.shorten(vectors, dimensions)
 
 
@@ -100,10 +100,26 @@ def predict(request: Request) -> Values:
 
 def tokenize(request: Request) -> Values:
     """Return each text's token ids, special tokens included, nothing cut."""
-    return [request.model.tokenize(text) for (text,) in request.items]
+    return [request.model.tokenizer.tokens(text) for (text,) in request.items]
 
+
+def chunk(request: Request) -> Values:
+    """Return each text's pieces, by words or sentences, or by a model's tokens."""
+    from tarsdb.model_ops import chunk_text, chunk_tokens
+
+    options = dict(request.options)
+    if "size" not in options:
+        raise BindError("chunk: the size is missing", "write chunk(text, size, overlap)")
+    if request.model is None:
+        return [chunk_text(text, **options) for (text,) in request.items]
+    tokenizer = request.model.tokenizer
+    return [chunk_tokens(tokenizer, text, **options) for (text,) in request.items]
+
+
+KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"})
+"""Functions whose results are worth keeping: they cost more to compute than to look up."""
 
 FUNCTIONS: dict[str, Callable[[Request], Values]] = {
     "embed": embed, "classify": classify, "score": score, "rerank": rerank, "predict": predict,
-    "tokenize": tokenize, "generate": generation.generate,
+    "tokenize": tokenize, "chunk": chunk, "generate": generation.generate,
 }  # fmt: skip

@@ -7,7 +7,8 @@ of and shared by all connections of the process. What a function computes is in
 
 from __future__ import annotations
 
-import threading
+import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
 from tarsdb.engine.generation import Lease
+from tarsdb.engine.inference_cache import question_of, through
+from tarsdb.engine.loaded_models import loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
@@ -33,7 +36,6 @@ class ModelRuntime:
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._lock = threading.Lock()
         self.listener: Listener = SILENT
 
     def call(self, context: Context, call: ex.Call, arguments: list[Column], rows: int) -> Column:
@@ -46,37 +48,51 @@ class ModelRuntime:
         known = np.arange(rows) if valid is None else np.flatnonzero(valid)
         columns = [argument.to_list() for argument in arguments]
         items = [tuple(column[row] for column in columns) for row in known.tolist()]
-        values = self._run(context, call, items) if items else []
+        values: Values = []
+        if items:
+            with METRICS.recorded() as done:
+                values = self._run(context, call, items)
+            context.engines.done.add_all(done)
         return _column(call.returns, values, known, rows)
 
     def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
-        """Return the function's value for every item."""
-        loaded, checks = None, [context.engines.interrupt.check]
-        if call.target:
-            model = require_model(context.catalog.model(call.target), call.target)
-            loaded = self.load(context, model)
-            if context.writes is not None:
-                context.writes.depend("model", model.name, model.version)
-            else:
-                checks.append(Lease(self._env, model).check)
-        listener = self.listener
-        if listener.begin is not None and call.target:
-            listener.begin(Work(f"model {call.target}", "texts", len(items)))
+        """Return the function's value for every item, known ones from the file."""
         options = {name: context.constant(value) for name, value in call.options}
-        interrupted = context.engines.interrupt.is_set
+        METRICS.add(f"{call.name}_texts", len(items))
+        if not call.target:
+            return self._compute(context, call, None, options, items)
+        model = require_model(context.catalog.model(call.target), call.target)
+        if context.writes is not None:
+            context.writes.depend("model", model.name, model.version)
+        compute = functools.partial(self._compute, context, call, model, options)
+        question = None
+        if context.engines.settings["inference_cache"]:
+            question = question_of(model, call, options)
+        return compute(items) if question is None else through(context, question, items, compute)
+
+    def _compute(
+        self, context: Context, call: ex.Call, model: ModelDef | None, options: dict[str, Any],
+        items: list[tuple[Any, ...]],
+    ) -> Values:  # fmt: skip
+        loaded = None if model is None else self.load(context, model)
+        listener = self.listener
+        if listener.begin is not None and model is not None:
+            listener.begin(Work(f"model {model.name}", "texts", len(items)))
+        interrupt = context.engines.interrupt
+        lease = None if model is None or context.writes is not None else Lease(self._env, model)
 
         def check() -> None:
-            for each in checks:
-                each()
+            interrupt.check()
+            if lease is not None:
+                lease.check()
 
         request = Request(
-            call.name, loaded, items, options, listener.report, interrupted, check,
+            call.name, loaded, items, options, listener.report, interrupt.is_set, check,
             context.engines.settings,
         )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
             values = FUNCTIONS[call.name](request)
-        METRICS.add(f"{call.name}_texts", len(items))
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
 
@@ -85,21 +101,19 @@ class ModelRuntime:
 
         What it is depends on the model's task, see ``model_ops.TASKS``.
         """
-        found = model.find_version(version)
-        if found is None:
-            raise ModelError(f"model {model.name} has no version {version!r}")
-        loaded: dict[Any, Any] = self._env.caches.setdefault("models", {})
-        key = (model.task,
-               tuple(sorted(found.files.items())),
-               tuple(sorted((n, t[2]) for n, t in found.tensors.items())),
-               tuple(sorted(model.options.items())))  # fmt: skip
-        instance = loaded.get(key)
-        if instance is None:
-            with self._lock:
-                instance = loaded.get(key)
-                if instance is None:
-                    instance = loaded[key] = _load(context, model, found)
-        return instance
+        found = _version(model, version)
+        key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
+        budget = memory_bytes(context.engines.settings["model_memory"])
+        return loaded_models(self._env).get(
+            key, lambda: _load(context, model, found), found.tensor_bytes, budget, model.name
+        )
+
+
+def _version(model: ModelDef, name: str | None) -> ModelVersion:
+    found = model.find_version(name)
+    if found is None:
+        raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
+    return found
 
 
 def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> Column:
@@ -123,12 +137,29 @@ def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
     from tarsdb.model_ops import TASKS
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-    tensors = {
-        name: np.frombuffer(context.read_blob(digest), dtype=dtype).reshape(shape)
-        for name, (dtype, shape, digest) in version.tensors.items()
-    }
-    METRICS.add("models_loaded")
+    tensors = _Tensors(context, version)
     return TASKS[model.task].load(files, tensors, dict(model.options))
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a version, each read when asked for: never a second copy of a whole model."""
+
+    def __init__(self, context: Context, version: ModelVersion) -> None:
+        self._context = context
+        self._stored = version.tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, shape, digest = self._stored[name]
+        return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:

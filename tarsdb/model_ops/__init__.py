@@ -8,6 +8,7 @@ use.
 
 from __future__ import annotations
 
+from tarsdb.model_ops.chunking import chunk_text, chunk_tokens
 from tarsdb.model_ops.decoder import Decoder, StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory
 from tarsdb.model_ops.encoder import Encoder
@@ -17,5 +18,5 @@ from tarsdb.model_ops.tasks import TASKS
 
 __all__ = [
     "TASKS", "Classifier", "Decoder", "Encoder", "KVCache", "ModelFiles", "StepBatch",
-    "read_model_directory",
+    "chunk_text", "chunk_tokens", "read_model_directory",
 ]  # fmt: skip

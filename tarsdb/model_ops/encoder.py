@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tarsdb.errors import DataError, ModelFormatError
 from tarsdb.kernels import transformer as kernels
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
+from tarsdb.model_ops.encode_figures import EncodeFigures
 from tarsdb.model_ops.panels import PANEL_TOKENS, Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -138,9 +140,11 @@ class Encoder:
         batch = _Batch(texts, self.dim, read_prompt(self._settings, kind))
         watch = Watch(len(texts), progress, interrupted)
         workers = _threads(threads)
+        figures = EncodeFigures()
         with blas_threads.single_threaded():
             for start in range(0, len(batch.unique), _WINDOW):
-                self._encode_window(batch, start, workers, watch)
+                self._encode_window(batch, start, workers, watch, figures)
+        figures.report()
         return batch.vectors if len(batch.unique) == len(texts) else batch.vectors[batch.places]
 
     def shorten(self, vectors: F32, dimensions: int) -> F32:
@@ -150,6 +154,11 @@ class Encoder:
         """
         return cut_vectors(vectors, dimensions, self._settings)
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
     def tokenize(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
         return self._tokenizer.tokens(text)
@@ -158,20 +167,24 @@ class Encoder:
         """Return how many tokens a text has, special tokens included."""
         return len(self._tokenizer.tokens(text))
 
-    def _encode_window(self, batch: _Batch, start: int, threads: int, watch: Watch) -> None:
+    def _encode_window(
+        self, batch: _Batch, start: int, threads: int, watch: Watch, figures: EncodeFigures
+    ) -> None:
+        began = time.perf_counter()
         tokens = self._tokens(batch.unique[start : start + _WINDOW])
         self._check(tokens, batch, start)
         lengths = np.diff(tokens.offsets)
+        figures.tokenized(lengths, time.perf_counter() - began)
         vectors, repeats = batch.vectors[start:], batch.repeats[start:]
 
         def work(rows: npt.NDArray[np.int64]) -> int:
-            vectors[rows] = self._panel(tokens, rows)
+            vectors[rows] = self._panel(tokens, rows, figures)
             return int(repeats[rows].sum())
 
         filled = np.flatnonzero(lengths)  # a text without any token keeps its zero vector
         panels = [filled[panel] for panel in cut_panels(lengths[filled], threads)]
         before = watch.done
-        run_panels(panels, work, threads, lambda done: watch.check(before + done))
+        figures.waited(run_panels(panels, work, threads, lambda done: watch.check(before + done)))
         watch.check(before + int(repeats[: len(lengths)].sum()))
 
     def _tokens(self, texts: list[Text]) -> TokenizedTexts:
@@ -184,7 +197,9 @@ class Encoder:
         # RoBERTa's kind knows one type or none and is never told them
         return tokens if self._spec.token_types > 1 else replace(tokens, types=None)
 
-    def _panel(self, tokens: TokenizedTexts, rows: npt.NDArray[np.int64]) -> F32:
+    def _panel(
+        self, tokens: TokenizedTexts, rows: npt.NDArray[np.int64], figures: EncodeFigures
+    ) -> F32:
         """Compute the vectors of some tokenised texts together."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(np.diff(tokens.offsets)[rows], out=offsets[1:])
@@ -194,8 +209,12 @@ class Encoder:
                 tokens.take(rows, tokens.ids), offsets,
                 None if tokens.types is None else tokens.take(rows, tokens.types),
             )  # fmt: skip
+            began = time.perf_counter()
             hidden = forward(self._spec, self._weights, kernels.current(), panel, workspace)
-            return pool(hidden, offsets, self._settings)
+            middle = time.perf_counter()
+            vectors = pool(hidden, offsets, self._settings)
+            figures.computed(middle - began, time.perf_counter() - middle)
+            return vectors
         finally:
             self._workspaces.append(workspace)
 

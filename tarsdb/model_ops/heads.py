@@ -22,6 +22,7 @@ from tarsdb.model_ops.sentence import (
     read_max_length,
     read_object,
 )
+from tarsdb.model_ops.tokenizer import TextTokenizer
 from tarsdb.model_ops.weights import check_tensors, compare_shapes, read_tensor
 
 F32 = npt.NDArray[np.float32]
@@ -211,9 +212,10 @@ class Classifier:
         """Texts cut to the longest the model reads, so far."""
         return self.encoder.truncated
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return all token ids of a text, special tokens included, nothing cut."""
-        return self.encoder.tokenize(text)
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer."""
+        return self.encoder.tokenizer
 
     def logits(self, texts: Sequence[Text | None], **watch: Any) -> F32:
         """Return the head's outputs (n, labels) float32 of texts or pairs of texts.

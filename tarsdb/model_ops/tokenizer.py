@@ -115,6 +115,25 @@ class TextTokenizer:
         """Return all token ids of a text, special tokens included, nothing cut."""
         return self._ids([self._prepare(text)])[0]
 
+    def spans(self, text: str) -> list[list[tuple[int, int]]]:
+        """Return where each token lies in a text, (start, end) in characters, grouped by word.
+
+        Special tokens, and tokens that stand for no character, are left out.
+        """
+        lowered = self._prepare(text)
+        shown = lowered if len(lowered) == len(text) else text  # places must be the caller's
+        encoding = self._encodings([shown], special=False, places=True)[0]
+        groups: list[list[tuple[int, int]]] = []
+        previous: int | None = None
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            if start == end:
+                continue
+            if word is None or word != previous or not groups:
+                groups.append([])
+            groups[-1].append((start, end))
+            previous = word
+        return groups
+
     @property
     def highest_id(self) -> int:
         """Largest token id the tokenizer can make, -1 for an empty vocabulary."""
@@ -155,9 +174,13 @@ class TextTokenizer:
                 found[row] = self._encodings([text], special=False)[0]
         return found
 
-    def _encodings(self, texts: list[str], *, special: bool = True) -> list[tokenizers.Encoding]:
+    def _encodings(
+        self, texts: list[str], *, special: bool = True, places: bool = False
+    ) -> list[tokenizers.Encoding]:
+        tokenizer = self._tokenizer
+        encode = tokenizer.encode_batch if places else tokenizer.encode_batch_fast
         try:
-            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+            return encode(texts, add_special_tokens=special)
         except (TypeError, UnicodeError) as error:
             raise DataError(f"a text is no valid Unicode: {error}") from error
 
@@ -177,7 +200,7 @@ class TextTokenizer:
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Share ``room`` tokens between two texts: cut the longer one first, then both alike."""
+    """Share ``room`` tokens, too few, between two texts: cut the longer one, then both alike."""
     short, long = min(first, second), max(first, second)
     long = short if short > room else max(short, room - short)
     if short + long > room:

@@ -48,6 +48,7 @@ def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as connection:
         for name in ("tiny", "chatty"):
             connection.execute(f"CREATE MODEL {name} FROM '{path.parent / name}'")
+        connection.execute("SET inference_cache = off")
         connection.execute("CREATE TABLE prompts (id INT PRIMARY KEY, body TEXT)")
         rows = list(enumerate(LETTERS))
         connection.executemany("INSERT INTO prompts VALUES (?, ?)", rows)
@@ -211,6 +212,15 @@ def test_a_generated_text_column_follows_its_source(db: tarsdb.Connection) -> No
             "CREATE TABLE wrong (body TEXT, n VECTOR(3) GENERATED ALWAYS AS "
             "(generate('tiny', body, max_tokens => 3)) STORED)"
         )
+
+
+def test_kept_texts_are_the_same_and_drawn_ones_are_not_kept(db: tarsdb.Connection) -> None:
+    db.execute("SET inference_cache = on")
+    query = "SELECT generate('tiny', body, max_tokens => 25) FROM prompts ORDER BY id"
+    for _ in range(2):
+        assert [text for (text,) in db.execute(query).fetchall()] == golden()
+    drawn = "SELECT generate('tiny', ?, temperature => 1, seed => NULL)"
+    assert len({db.execute(drawn, (LETTERS[1],)).fetchone() for _ in range(3)}) == 3
 
 
 def test_progress_is_told(db: tarsdb.Connection) -> None:
