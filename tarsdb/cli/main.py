@@ -145,8 +145,13 @@ def _profile_model(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", metavar="T", help="an input; may be repeated (three samples)"
     )
     parser.add_argument(
-        "--repeat", type=int, default=9, metavar="N", help="runs, the median one is shown (9)"
-    )
+        "--repeat", type=int, default=9, metavar="N",
+        help="runs (9): of stages the median one is shown, of operations the sum",
+    )  # fmt: skip
+    parser.add_argument(
+        "--operations", action="store_true",
+        help="show functions instead of stages; with TARSDB_ISA=portable each of NumPy's",
+    )  # fmt: skip
     parser.add_argument(
         "--max-tokens", type=int, default=32, metavar="N", help="of a generated text (32)"
     )
@@ -173,6 +178,9 @@ _COMMANDS = {
     "check": ("verify a database file: structure, checksums, indexes", _check),
     "warmup": ("compile the kernels once for this machine", _warmup),
     "bench": ("measure recall and speed of a table's vector indexes on its own rows", _bench),
-    "profile-model": ("show where the time of a model goes, stage by stage", _profile_model),
+    "profile-model": (
+        "show where the time of a model goes, by stage or by operation",
+        _profile_model,
+    ),
     "demo": ("run the demonstration on this interpreter's documentation", _demo),
 }

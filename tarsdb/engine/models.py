@@ -64,10 +64,8 @@ class ModelRuntime:
         model = require_model(context.catalog.model(call.target), call.target)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
+        question = question_of(model, call, options, context.engines.settings)
         compute = functools.partial(self._compute, context, call, model, options)
-        question = None
-        if context.engines.settings["inference_cache"]:
-            question = question_of(model, call, options)
         return compute(items) if question is None else through(context, question, items, compute)
 
     def _compute(

@@ -34,7 +34,11 @@ def variant_of(kind: str, level: str) -> str | None:
 
     if level == "portable":
         return None
-    if kind == "int8" and level == "avx512" and llvm.get_host_cpu_features().get("avx512vnni"):
+    if (
+        kind in ("int8", "int4")
+        and level == "avx512"
+        and llvm.get_host_cpu_features().get("avx512vnni")
+    ):
         return "vnni"
     return level
 
