@@ -91,7 +91,7 @@ def write_tiny_decoder(folder: pathlib.Path, name: str, chat_template: str = "")
     """Write a tiny model as a directory in the Hugging Face layout."""
     import safetensors.numpy
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     config = CONFIGS[name]
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(tiny_tokenizer(config["vocab_size"]))
