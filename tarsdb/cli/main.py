@@ -170,6 +170,21 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.demo)
 
 
+def _verify_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="DIR", help="a model directory, or package:NAME")
+    parser.add_argument(
+        "--text", action="append", metavar="T", help="a sample; may be repeated (five samples)"
+    )
+    parser.add_argument("--format", choices=render.MODES, default="table")
+    parser.set_defaults(run=_run_verify_model)
+
+
+def _run_verify_model(arguments: argparse.Namespace) -> int:
+    from tarsdb.cli.verify_model import verify_model
+
+    return verify_model(arguments)
+
+
 _COMMANDS = {
     "shell": ("open a shell on a database file", _shell),
     "query": ("run statements and print their rows", _query),
@@ -182,5 +197,6 @@ _COMMANDS = {
         "show where the time of a model goes, by stage or by operation",
         _profile_model,
     ),
+    "verify-model": ("compare a model directory with transformers", _verify_model),
     "demo": ("run the demonstration on this interpreter's documentation", _demo),
 }
