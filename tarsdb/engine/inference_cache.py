@@ -18,7 +18,7 @@ import numpy as np
 
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.engine.model_functions import KEPT
-from tarsdb.errors import DataError, Error
+from tarsdb.errors import BindError, DataError, Error
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql.expressions import Call
@@ -81,14 +81,28 @@ class Question:
             return None
 
 
-def question_of(model: ModelDef, call: Call, options: Mapping[str, Any]) -> Question | None:
+def question_of(
+    model: ModelDef, call: Call, options: dict[str, Any], settings: Mapping[str, Any]
+) -> Question | None:
     """Return what a call of a model function asks; None where its results are not kept.
 
-    Not kept is what costs no more than a lookup, and what is drawn at random.
+    Not kept is what costs no more than a lookup, what is drawn at random, and what the setting, or
+    the option ``cache``, which is taken out, says no to.
+
+    Raises
+    ------
+    BindError
+        The option is neither true nor false.
     """
+    wanted = options.pop("cache", True)
+    if not isinstance(wanted, bool):
+        raise BindError(f"{call.name}: cache is {wanted!r}, neither true nor false")
     version = model.find_version()
-    is_drawn = call.name == "generate" and options.get("temperature") and "seed" not in options
+    unseeded = options.get("seed") is None
+    is_drawn = call.name == "generate" and options.get("temperature") and unseeded
     if version is None or call.returns is None or call.name not in KEPT or is_drawn:
+        return None
+    if not wanted or not settings["inference_cache"]:
         return None
     way = {
         "function": call.name, "task": model.task, "mode": numeric_mode(model.options),

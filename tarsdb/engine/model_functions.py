@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.engine import generation, shared_batches
 from tarsdb.errors import BindError
 
 
@@ -32,6 +33,10 @@ class Request:
         Takes rows done and rows in all.
     interrupted : callable
         Says whether to stop.
+    check : callable
+        Raises when the statement is to stop, or when the model is gone.
+    settings : mapping
+        Of the connection.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Request:
     options: Mapping[str, Any]
     progress: Callable[[int, int], None] | None
     interrupted: Callable[[], bool]
+    check: Callable[[], None]
+    settings: Mapping[str, Any]
 
 
 Values = Sequence[Any] | np.ndarray
@@ -58,7 +65,7 @@ def _texts(request: Request) -> list[Any]:
 def embed(request: Request) -> Values:
     """Return the texts' vectors, cut to ``dimensions`` where asked."""
     kind, dimensions = request.options.get("kind"), request.options.get("dimensions")
-    vectors: np.ndarray = request.model.encode(_texts(request), kind=kind, **_watch(request))
+    vectors = shared_batches.encode(request.model, _texts(request), kind, **_watch(request))
     return vectors if dimensions is None else request.model.shorten(vectors, dimensions)
 
 
@@ -114,5 +121,5 @@ KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"}
 
 FUNCTIONS: dict[str, Callable[[Request], Values]] = {
     "embed": embed, "classify": classify, "score": score, "rerank": rerank, "predict": predict,
-    "tokenize": tokenize, "chunk": chunk,
+    "tokenize": tokenize, "chunk": chunk, "generate": generation.generate,
 }  # fmt: skip

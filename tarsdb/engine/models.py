@@ -8,12 +8,14 @@ of and shared by all connections of the process. What a function computes is in
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
+from tarsdb.engine.generation import Lease
 from tarsdb.engine.inference_cache import question_of, through
 from tarsdb.engine.loaded_models import loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
@@ -62,10 +64,8 @@ class ModelRuntime:
         model = require_model(context.catalog.model(call.target), call.target)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
+        question = question_of(model, call, options, context.engines.settings)
         compute = functools.partial(self._compute, context, call, model, options)
-        question = None
-        if context.engines.settings["inference_cache"]:
-            question = question_of(model, call, options)
         return compute(items) if question is None else through(context, question, items, compute)
 
     def _compute(
@@ -76,12 +76,21 @@ class ModelRuntime:
         listener = self.listener
         if listener.begin is not None and model is not None:
             listener.begin(Work(f"model {model.name}", "texts", len(items)))
-        interrupted = context.engines.interrupt.is_set
+        interrupt = context.engines.interrupt
+        lease = None if model is None or context.writes is not None else Lease(self._env, model)
+
+        def check() -> None:
+            interrupt.check()
+            if lease is not None:
+                lease.check()
+
+        request = Request(
+            call.name, loaded, items, options, listener.report, interrupt.is_set, check,
+            context.engines.settings,
+        )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
-            values = FUNCTIONS[call.name](
-                Request(call.name, loaded, items, options, listener.report, interrupted)
-            )
+            values = FUNCTIONS[call.name](request)
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
 
@@ -126,11 +135,29 @@ def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
     from tarsdb.model_ops import TASKS
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-    tensors = {
-        name: np.frombuffer(context.read_blob(digest), dtype=dtype).reshape(shape)
-        for name, (dtype, shape, digest) in version.tensors.items()
-    }
+    tensors = _Tensors(context, version)
     return TASKS[model.task].load(files, tensors, dict(model.options))
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a version, each read when asked for: never a second copy of a whole model."""
+
+    def __init__(self, context: Context, version: ModelVersion) -> None:
+        self._context = context
+        self._stored = version.tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, shape, digest = self._stored[name]
+        return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:

@@ -88,12 +88,16 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     given = dict(options or {})
     task = choose_task(files, given.pop("task", None))
     files["tokenizer.json"] = _read_tokenizer(directory)
-    tensors = _read_tensors(directory)
+    tensors, others = _floating(_read_tensors(directory))
     shapes = {name: array.shape for name, array in tensors.items()}
-    facts = TASKS[task].check(files, shapes, given, directory)
+    try:
+        facts = TASKS[task].check(files, shapes, given, directory)
+    except ModelFormatError as error:
+        raise ModelFormatError(error.message, _not_counted(others) or error.hint) from error
     TextTokenizer(files["tokenizer.json"], facts.max_length)
-    kept = _floating(tensors) if facts.tensors is None else {n: tensors[n] for n in facts.tensors}
-    return ModelFiles(task, facts.dim, files, kept, facts.max_length)
+    if facts.tensors is not None:
+        tensors = {name: tensors[name] for name in facts.tensors}
+    return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
 
 
 def resolve_directory(path: str) -> str:
@@ -236,8 +240,17 @@ def _shards(directory: str, names: list[str]) -> list[str]:
     return shards
 
 
-def _floating(tensors: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Leave out integer buffers such as position_ids."""
-    return {
-        name: array for name, array in tensors.items() if np.issubdtype(array.dtype, np.floating)
-    }
+def _floating(
+    tensors: Mapping[str, npt.NDArray[Any]],
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """Separate what may be weights from integer buffers such as position_ids."""
+    parts: tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]] = {}, {}
+    for name, array in tensors.items():
+        parts[not np.issubdtype(array.dtype, np.floating)][name] = array
+    return parts
+
+
+def _not_counted(others: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return a hint that names tensors of no float type; integers are no weights."""
+    named = [f"{name} ({array.dtype})" for name, array in others.items()]
+    return "tensors of no float type are no weights: " + ", ".join(named[:4]) if named else ""

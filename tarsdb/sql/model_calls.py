@@ -75,17 +75,30 @@ _TEXTS = SqlType(Kind.ARRAY, element=TEXT)
 _CLASSES = ("classify", "rerank")
 
 FUNCTIONS: dict[str, ModelFunction] = {
-    "embed": ModelFunction(("text",), _vector, ("embed",), options=("dimensions", "kind")),
-    "classify": ModelFunction(("text", "second"), _always(TEXT), ("classify",), optional=1),
-    "score": ModelFunction(
-        ("text", "second"), _always(DOUBLE), _CLASSES, optional=1, options=("label",)
+    "embed": ModelFunction(("text",), _vector, ("embed",), options=("dimensions", "kind", "cache")),
+    "classify": ModelFunction(
+        ("text", "second"), _always(TEXT), ("classify",), optional=1, options=("cache",)
     ),
-    "rerank": ModelFunction(("query", "text"), _always(DOUBLE), ("rerank",)),
+    "score": ModelFunction(
+        ("text", "second"), _always(DOUBLE), _CLASSES, optional=1,
+        options=("label", "cache"),
+    ),
+    "rerank": ModelFunction(
+        ("query", "text"), _always(DOUBLE), ("rerank",), options=("cache",)
+    ),
     "predict": ModelFunction(
-        ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1
+        ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1, options=("cache",)
     ),
     "tokenize": ModelFunction(
         ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", *_CLASSES)
+    ),
+    "generate": ModelFunction(
+        ("prompt",), _always(TEXT), ("generate",),
+        options=(
+            "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+            "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "system", "chat",
+            "special_tokens", "speculate", "priority", "timeout",
+        ),
     ),
     "chunk": ModelFunction(
         ("text",), _always(_TEXTS), options=("size", "overlap", "by"), in_order=2

@@ -95,7 +95,13 @@ class ReadTxn:
         """Return what is the same in two transactions that see the same of the file, to the byte.
 
         LMDB's number of the transaction and the epoch; it means nothing to another process.
+
+        Raises
+        ------
+        SnapshotExpiredError
         """
+        if self._slot.expired:
+            self._refuse()
         return self._txn.id(), self.epoch
 
     def get(self, db: str, key: bytes) -> memoryview | None:

@@ -13,7 +13,7 @@ import pytest
 
 import tarsdb
 from tarsdb.engine import inference_cache
-from tarsdb.errors import DataError, NotSupportedError, ReadOnlyError
+from tarsdb.errors import BindError, DataError, NotSupportedError, ReadOnlyError
 from tarsdb.metrics import METRICS
 from tarsdb.storage import inference
 from tarsdb.storage.transaction import WriteTxn
@@ -71,6 +71,24 @@ def test_a_known_text_is_looked_up_and_equal_to_computing(path: pathlib.Path) ->
         np.testing.assert_array_equal(embed(db, *TEXTS), expected)
         assert counted("hits") == hits + len(TEXTS)
     assert METRICS.snapshot().get("models.loaded", 0) == computed
+
+
+def test_a_call_can_do_without(db: tarsdb.Connection) -> None:
+    known = embed(db, "the time")
+    wait(db)
+    hits = counted("hits")
+    query = "SELECT embed('m', ?, cache => {})"
+    for text in ("the time", "a date"):
+        found = db.execute(query.format("false"), (text,)).fetchall()[0][0]
+        assert found.shape == (24,)
+    wait(db)
+    assert results(db) == 1
+    assert counted("hits") == hits
+    found = db.execute(query.format("true"), ("the time",)).fetchall()[0][0]
+    np.testing.assert_array_equal(found, known[0])
+    assert counted("hits") == hits + 1
+    with pytest.raises(BindError, match="cache is 'no'"):
+        db.execute(query.format("'no'"), ("the time",))
 
 
 def test_results_waiting_to_be_written_are_found(db: tarsdb.Connection) -> None:

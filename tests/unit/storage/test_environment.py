@@ -206,6 +206,8 @@ def test_a_parked_reader_is_ended_and_an_active_one_refused(path: str) -> None:
         parked.resume()
     with pytest.raises(SnapshotExpiredError):
         active.get("meta", b"head")
+    with pytest.raises(SnapshotExpiredError):
+        active.file_state()
     active.close()
     fresh.close()
     assert env.live_readers() == []
