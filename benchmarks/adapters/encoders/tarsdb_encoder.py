@@ -1,0 +1,23 @@
+"""tarsdb's encoder."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from benchmarks.adapters.encoders import Encode
+from tarsdb.kernels import transformer
+from tarsdb.model_ops import Encoder, read_model_directory
+
+
+def make(folder: pathlib.Path, precision: str, threads: int) -> Encode:
+    """Load the model and wait for its kernels."""
+    model = read_model_directory(str(folder))
+    encoder = Encoder.from_files(model.files, model.tensors)
+    transformer.wait()
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return encoder.encode(texts, threads=threads)
+
+    return encode
