@@ -21,6 +21,7 @@
         │   ├── StorageFullError       disk or quota
         │   ├── ReadOnlyError
         │   ├── DeviceError            no GPU, or one that cannot be used
+        │   ├── QueueFullError         too many texts wait for a model (retryable)
         │   ├── InterruptError         interrupt() or Ctrl-C
         │   └── StatementTimeoutError  statement_timeout
         ├── InternalError
@@ -172,6 +173,12 @@ class ReadOnlyError(OperationalError):
 
 class DeviceError(OperationalError):
     """The GPU that was asked for is not there, or cannot be used."""
+
+
+class QueueFullError(OperationalError):
+    """As many texts wait for a model as may wait."""
+
+    retryable = True
 
 
 class InterruptError(OperationalError):

@@ -19,9 +19,11 @@ from tarsdb.engine.index_choice import AUTO, FLAT, AutoOptions, Choice, Shape
 from tarsdb.engine.index_methods import METHODS, Rows, checked
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.engine.result import Result
+from tarsdb.engine.unfinished import Unfinished
 from tarsdb.engine.vector_index import OPERATORS
 from tarsdb.errors import Error, NotSupportedError
 from tarsdb.index import arrays
+from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import operators
 from tarsdb.kernels.gpu.device import Device, choose
@@ -59,6 +61,8 @@ class Build:
     """Called now and then; raises to stop."""
     listener: Listener = SILENT
     device: Device | None = None
+    env: Environment | None = None
+    """Where an unfinished build leaves its state; None for nowhere."""
 
     @staticmethod
     def of(context: Context) -> Build:
@@ -66,7 +70,8 @@ class Build:
         engines = context.engines
         settings = engines.settings
         device = choose(settings["device"])
-        return Build(settings["threads"], engines.interrupt.check, engines.listener, device)
+        check, env = engines.interrupt.check, context.snapshot.env
+        return Build(settings["threads"], check, engines.listener, device, env)
 
     def show(self, done: int, total: int) -> None:
         """Tell how far a build is, and stop where that was asked for."""
@@ -141,7 +146,7 @@ def _source(
         column.type,
         op,
         build.threads,
-        progress,
+        Course(progress),
         build.device,
     )
     return rows, choice
@@ -182,8 +187,12 @@ def _built(
     shape, tried = Shape(len(source.rowids), source.type, source.op), list[str]()
     while choice.method != FLAT:
         method = METHODS[choice.method]
-        part = method.build(source, method.options()(**choice.options))
+        kept = Unfinished.of(build.env, source, choice) if build.env is not None else None
+        course = kept.course(source.course.progress) if kept is not None else source.course
+        part = method.build(replace(source, course=course), method.options()(**choice.options))
         steps = calibration.measured(part, method, source, build.check)
+        if kept is not None:
+            kept.forget()
         if index_choice.suffices(choice, part, Calibration(steps, method), shape):
             return choice, {**part.to_arrays(), "calibration": steps}
         del part  # the next one needs the memory
@@ -299,7 +308,7 @@ def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
             while True:  # rows committed during a build may be worth the next one
                 known[index.id] = 0
                 wanted, whole = _is_due(env, table, index)
-                if not wanted or not refresh(env, table, index, Build(check=_check_exit), whole):
+                if not wanted or not refresh(env, table, index, _behind(env), whole):
                     break
     except (Error, _AtExit):  # dropped meanwhile, no space, damaged: the next writer tries again
         METRICS.add("index.upkeep_failures")
@@ -307,6 +316,10 @@ def _run(env: Environment, due: list[tuple[TableDef, IndexDef]]) -> None:
 
 class _AtExit(Exception):
     """The interpreter ends: what is half built is not waited for."""
+
+
+def _behind(env: Environment) -> Build:
+    return Build(check=_check_exit, env=env)
 
 
 def _check_exit() -> None:

@@ -7,7 +7,7 @@ effort a search of them takes. ``METHODS`` has them by the word after USING. Kno
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
+from tarsdb.index.course import Course
 from tarsdb.index.navigation import NAVIGATIONS, elements
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import SqlType
@@ -95,8 +96,8 @@ class Rows:
     op : str
         The operator the part will answer, navigated as ``NAVIGATIONS`` says.
     threads : int
-    progress : callable
-        Told rows done and all rows now and then; may raise to stop the building.
+    course : Course
+        Whom the build tells how far it is, and what it goes on from.
     device : Device, optional
         For a method that has work for one.
     """
@@ -106,7 +107,7 @@ class Rows:
     type: SqlType
     op: str
     threads: int
-    progress: Callable[[int, int], None]
+    course: Course
     device: Device | None = None
 
     @property
@@ -284,7 +285,7 @@ class Hnsw(Method):
 
         return build_graph(
             rows.vectors, rows.rowids, rows.space, options,
-            threads=rows.threads, progress=rows.progress,
+            threads=rows.threads, course=rows.course,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:
@@ -376,7 +377,7 @@ class Lists(Method):
 
         return build_ivf(
             rows.vectors, rows.rowids, rows.space, options,
-            resources=Resources(rows.threads, rows.device), progress=rows.progress,
+            resources=Resources(rows.threads, rows.device), course=rows.course,
         )  # fmt: skip
 
     def read(self, arrays: dict[str, np.ndarray], left: dict[str, Runs]) -> Part:

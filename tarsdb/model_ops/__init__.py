@@ -7,7 +7,9 @@ are imported on first use.
 
 from __future__ import annotations
 
+from tarsdb.model_ops.decoder import Decoder, StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory
 from tarsdb.model_ops.encoder import Encoder
+from tarsdb.model_ops.kv_cache import KVCache
 
-__all__ = ["Encoder", "ModelFiles", "read_model_directory"]
+__all__ = ["Decoder", "Encoder", "KVCache", "ModelFiles", "StepBatch", "read_model_directory"]

@@ -19,6 +19,11 @@ import numpy.typing as npt
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops import hub
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
+from tarsdb.model_ops.decoder import check_options as check_decoder_options
+from tarsdb.model_ops.decoder import read_spec as read_generator_spec
+from tarsdb.model_ops.decoder_spec import FAMILIES as DECODERS
+from tarsdb.model_ops.decoder_spec import decoder_tensors
+from tarsdb.model_ops.decoder_weights import check_decoder_tensors
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import (
     MAX_CONFIG_BYTES,
@@ -32,7 +37,8 @@ from tarsdb.model_ops.weights import check_tensors
 
 _SMALL_FILES = (
     "config.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json",
-    "sentence_bert_config.json", "config_sentence_transformers.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json", "generation_config.json",
+    "chat_template.jinja",
 )  # fmt: skip
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -50,15 +56,15 @@ class ModelFiles:
     Parameters
     ----------
     task : str
-        'embed'.
+        'embed' or 'generate'.
     dim : int
-        Width of its vectors.
+        Width of its vectors, 0 of a model that makes none.
     files : dict of str to bytes
         Small files by name relative to the directory: config.json, tokenizer.json, ...
     tensors : dict of str to ndarray
         Read-only views of the mapped weight files (BF16 ones are float32 copies).
     max_length : int
-        Tokens of a text that are read.
+        Tokens of a text that are read; prompt and answer together for 'generate'.
     """
 
     task: str
@@ -91,12 +97,33 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     """
     directory = resolve_directory(str(path))
     files = _read_small_files(directory)
-    spec = read_spec(read_object(files, "config.json"))
+    config = read_object(files, "config.json")
+    if config.get("model_type") in DECODERS:
+        return _read_generator(directory, files, options or {})
+    spec = read_spec(config)
     settings = read_settings(files, spec, options or {})
     files["tokenizer.json"] = _read_tokenizer(directory)
     TextTokenizer(files["tokenizer.json"], settings.max_length)
     tensors = _select(spec, _read_tensors(directory), directory)
     return ModelFiles("embed", pooled_width(settings, spec), files, tensors, settings.max_length)
+
+
+def _read_generator(
+    directory: str, files: dict[str, bytes], options: Mapping[str, Any]
+) -> ModelFiles:
+    spec = read_generator_spec(files)
+    check_decoder_options(options)
+    files["tokenizer.json"] = _read_tokenizer(directory)
+    tokenizer = TextTokenizer(files["tokenizer.json"], spec.max_positions)
+    if tokenizer.highest_id >= spec.vocabulary:
+        raise ModelFormatError(
+            f"tokenizer.json names token {tokenizer.highest_id}, the model knows {spec.vocabulary}",
+            "tokenizer.json and config.json belong to different models",
+        )
+    found = _read_tensors(directory)
+    check_decoder_tensors(spec, {name: array.shape for name, array in found.items()}, directory)
+    tensors = {name: found[name] for name in decoder_tensors(spec)}
+    return ModelFiles("generate", 0, files, tensors, spec.max_positions)
 
 
 def resolve_directory(path: str) -> str:

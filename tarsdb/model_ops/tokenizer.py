@@ -58,7 +58,7 @@ class TextTokenizer:
         self.max_length = max_length
         self._lower = lower
         self._prompt = prompt
-        self._tokenizer = _load(data)
+        self._tokenizer = load_tokenizer(data)
         self._suffix = self._special_suffix()
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -84,6 +84,11 @@ class TextTokenizer:
     def tokens(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
         return self._ids([self._prepare(text)])[0]
+
+    @property
+    def highest_id(self) -> int:
+        """Largest token id the tokenizer can make, -1 for an empty vocabulary."""
+        return max(self._tokenizer.get_vocab(True).values(), default=-1)
 
     @property
     def _enough(self) -> int:
@@ -132,7 +137,8 @@ class TextTokenizer:
         return len(empty.ids) - common
 
 
-def _load(data: bytes) -> tokenizers.Tokenizer:
+def load_tokenizer(data: bytes) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a ``tokenizer.json``, without padding and truncation."""
     if len(data) > MAX_TOKENIZER_BYTES:
         raise ModelFormatError(
             f"tokenizer.json has {len(data)} bytes, the limit is {MAX_TOKENIZER_BYTES}"

@@ -9,6 +9,12 @@ from tarsdb.storage import background
 from tarsdb.storage.blobs import put_blob
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
+from tarsdb.storage.checkpoints import (
+    checkpoint_name,
+    forget_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tarsdb.storage.committer import CommitInfo
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.history import commit_log
@@ -42,14 +48,18 @@ __all__ = [
     "WriteSet",
     "background",
     "check",
+    "checkpoint_name",
     "commit_log",
+    "forget_checkpoint",
     "known_parts",
+    "load_checkpoint",
     "merge",
     "part_places",
     "part_runs",
     "put_blob",
     "read_parts",
     "replace_parts",
+    "save_checkpoint",
     "table_stats",
     "tables_of",
     "vacuum",

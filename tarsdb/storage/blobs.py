@@ -48,7 +48,7 @@ def put_blob(
     parts: list[tuple[str, int]] = []
     batch: list[tuple[bytes, bytes]] = []
     size = 0
-    for chunk in _rechunk(pieces):
+    for chunk in rechunk(pieces):
         whole.update(chunk)
         digest = hashlib.sha256(chunk).digest()
         parts.append((digest.hex(), len(chunk)))
@@ -73,7 +73,7 @@ def put_blob(
     return whole.hexdigest()
 
 
-def _rechunk(pieces: Iterable[Buffer]) -> Iterator[bytes]:
+def rechunk(pieces: Iterable[Buffer]) -> Iterator[bytes]:
     """Cut pieces of any size into chunks of exactly CHUNK_BYTES, the last one shorter."""
     pending: list[memoryview] = []
     size = 0

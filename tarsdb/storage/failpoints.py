@@ -30,6 +30,7 @@ NAMES = (
     "stage.after_commit",
     "blob.between_chunks",
     "blob.before_descriptor",
+    "checkpoint.between_chunks",
     "reopen.before_open",
 )
 

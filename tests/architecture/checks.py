@@ -28,6 +28,8 @@ OWNERS = {
     "duckdb": ("tarsdb.engine.relational", "tarsdb.engine.duckdb_", "tarsdb.engine.files"),
     "tokenizers": ("tarsdb.model_ops",),
     "safetensors": ("tarsdb.model_ops",),
+    "jinja2": ("tarsdb.model_ops",),
+    "llguidance": ("tarsdb.model_ops",),
     "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),
     "prompt_toolkit": ("tarsdb.cli",),
     "pygments": ("tarsdb.cli",),

@@ -12,7 +12,8 @@ from tests.architecture import checks
 
 LAZY = {
     "numba", "llvmlite", "pyarrow", "duckdb", "sqlglot", "wasmtime", "tokenizers", "safetensors",
-    "pandas", "polars", "prompt_toolkit", "huggingface_hub", "cupy",
+    "pandas", "polars", "prompt_toolkit", "huggingface_hub", "cupy", "jinja2",
+    "llguidance",
 }  # fmt: skip
 ON_IMPORT = """
 import sys

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tarsdb.errors import NotSupportedError
+from tarsdb.index.course import UNWATCHED, Course, State
 from tarsdb.index.hnsw.codes import AT_ONCE, Space, padded_width
 from tarsdb.index.hnsw.graph import Graph, sketch_bytes
 from tarsdb.index.hnsw.options import GraphOptions
@@ -26,7 +27,6 @@ _ROUNDS, _NEAR = 4, 16
 """Times nodes without an edge are looked for, and neighbours among which one is given it."""
 _STEP = 512
 """Nodes between two looks at whether to stop."""
-Progress = Callable[[int, int], None]
 
 
 def estimated_bytes(
@@ -78,7 +78,7 @@ def build_graph(
     options: GraphOptions | None = None,
     *,
     threads: int = 1,
-    progress: Progress = lambda done, total: None,
+    course: Course = UNWATCHED,
 ) -> Graph:
     """Build a graph over vectors.
 
@@ -91,8 +91,8 @@ def build_graph(
         The operator it will answer: ``<->``, ``<#>`` or ``<=>``.
     options : GraphOptions, optional
     threads : int
-    progress : callable
-        Told nodes done and all nodes now and then; may raise to stop the building.
+    course : Course
+        Its state is the edges so far; one that does not fit is passed over.
 
     Returns
     -------
@@ -123,18 +123,32 @@ def build_graph(
     entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
     graph = Graph(rowids[shuffled], codes, constants, edges, entries, space)
     work = _Work(found, graph, options, threads)
-    done = 1
+    done = _taken_up(course.resume(), edges)
     while done < nodes:
         stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
         for at in range(done, stop, _STEP * threads):
             work.insert(done, at, min(stop, at + _STEP * threads))
-            progress(at, nodes)
+            course.progress(at, nodes)
         work.link(done, stop)
         done = stop
-    progress(nodes, nodes)
+        course.offer(lambda: {"edges": edges[:stop]})  # noqa: B023  # called at once
+    course.progress(nodes, nodes)
     return _relabelled(
         graph, _connected(found, graph, lambda node: as_numbers(vectors[shuffled[node]]))
     )
+
+
+def _taken_up(state: State | None, edges: np.ndarray) -> int:
+    """Put the edges of an earlier build in place; return how many nodes have theirs."""
+    known = (state or {}).get("edges")
+    if known is None or known.dtype != edges.dtype or known.ndim != 2:
+        return 1
+    done = len(known)
+    fits = 1 < done <= len(edges) and known.shape[1] == edges.shape[1]
+    if not fits or known.min() < -1 or known.max() >= done:  # a wrong node would be a wild read
+        return 1
+    edges[:done] = known
+    return done
 
 
 def _connected(

@@ -13,6 +13,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import private
+from tarsdb.index.course import UNWATCHED, Course, State
 from tarsdb.index.hnsw.codes import FAR, Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import (
@@ -107,7 +108,7 @@ def build_ivf(
     options: IvfOptions | None = None,
     *,
     resources: Resources | None = None,
-    progress: Progress = lambda done, total: None,
+    course: Course = UNWATCHED,
 ) -> Ivf:
     """Build inverted lists over vectors.
 
@@ -121,8 +122,8 @@ def build_ivf(
     options : IvfOptions, optional
     resources : Resources, optional
         One thread unless given.
-    progress : callable
-        Told rows done and all rows now and then; may raise to stop the building.
+    course : Course
+        Its state is the centroids, once they are trained; others are passed over.
 
     Returns
     -------
@@ -147,13 +148,17 @@ def build_ivf(
     is_bits, lists = vectors.dtype == np.uint8, options.lists_for(len(vectors))
     space = _space(vectors, op)
     sample = min(len(vectors), lists * options.sample)
-    told = _Told(len(vectors), options.iterations * sample, progress)
+    told = _Told(len(vectors), options.iterations * sample, course.progress)
     work = Work(found, resources.threads, told.advance, resources.device)
     rows = Rows.empty(len(vectors), len(space.mean))
     for at in range(0, len(vectors), _AT_ONCE):
         told.advance(0)
         rows.put(found, at, space.moved(vectors[at : at + _AT_ONCE]))
-    centroids = coded(_trained(rows, lists, options, work), found)
+    means = _taken_up(course.resume(), (min(lists, len(rows)), rows.width))
+    if means is None:
+        means = _trained(rows, lists, options, work)
+        course.offer(lambda: {"centroids": means})
+    centroids = coded(means, found)
     told.trained()
     labels, distances = assign(rows, centroids, work)
     order = np.argsort(labels, kind="stable")
@@ -168,9 +173,9 @@ def build_ivf(
         codes, constants = _sets(vectors, space, _Places.of(order, starts), told)
     elif chosen == "bits":
         np.maximum.at(radii, labels, np.sqrt(distances))
-        means, rotation = centroids.decoded(), _signs(padded_width(rows.width), options.seed)
+        decoded, rotation = centroids.decoded(), _signs(padded_width(rows.width), options.seed)
         coder = _coder(rotation, rows.width)
-        codes, constants = _bits(vectors, space, _Places.of(order, starts), (means, coder), told)
+        codes, constants = _bits(vectors, space, _Places.of(order, starts), (decoded, coder), told)
     else:
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
@@ -212,6 +217,14 @@ def _space(vectors: np.ndarray, op: str) -> Space:
     if vectors.dtype == np.uint8:
         return Space(op, np.zeros(8 * vectors.shape[1], np.float32), 0.0)
     return Space.of(vectors, op)
+
+
+def _taken_up(state: State | None, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the centroids of an earlier build, None for others."""
+    known = (state or {}).get("centroids")
+    if known is None or known.dtype != np.float32 or known.shape != shape:
+        return None
+    return known if np.isfinite(known).all() else None
 
 
 def _trained(rows: Rows, lists: int, options: IvfOptions, work: Work) -> np.ndarray:

@@ -14,6 +14,7 @@ from tarsdb.errors import (
     DimensionMismatchError,
     NotSupportedError,
 )
+from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph
 from tarsdb.index.hnsw.codes import Space
@@ -393,7 +394,7 @@ def test_building_can_be_stopped() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_graph(clustered(3000, 8, 1), np.arange(3000), "<->", progress=stop)
+        build_graph(clustered(3000, 8, 1), np.arange(3000), "<->", course=Course(stop))
 
 
 def test_a_filtered_search_finds_what_following_everything_finds() -> None:

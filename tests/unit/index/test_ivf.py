@@ -11,6 +11,7 @@ import pytest
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import CorruptionError, DataError, DimensionMismatchError
 from tarsdb.index import arrays
+from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.ivf import Ivf, IvfOptions, Resources, build_ivf
 from tarsdb.index.navigation import as_numbers
@@ -349,4 +350,4 @@ def test_building_stops_when_told() -> None:
         raise StopIt
 
     with pytest.raises(StopIt):
-        build_ivf(clustered(300, 8, 1), np.arange(300), "<->", progress=stop)
+        build_ivf(clustered(300, 8, 1), np.arange(300), "<->", course=Course(stop))

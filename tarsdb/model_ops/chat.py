@@ -1,0 +1,181 @@
+"""Chat templates: messages to the text a model was trained on.
+
+A template is a Jinja program that comes with the model, so it runs in Jinja's sandbox. Knows no
+tokens but the text of special ones: where they stand in a message they are marked, so that the
+tokenizer can take them as plain text there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.errors import ModelError, ModelFormatError
+from tarsdb.model_ops.sentence import read_object
+
+if TYPE_CHECKING:
+    import jinja2
+
+MAX_TEMPLATE_CHARACTERS = 1 << 18
+Message = Mapping[str, str]
+_VARIABLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class ChatTemplate:
+    """The chat template of one model.
+
+    Parameters
+    ----------
+    source : str
+        Jinja text.
+    variables : mapping
+        The model's special tokens by role, e.g. ``bos_token``.
+    special : iterable of str
+        Texts of all special tokens.
+
+    Raises
+    ------
+    ModelFormatError
+        The text is no Jinja template.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, str], special: Iterable[str] = ()
+    ) -> None:
+        self._variables = dict(variables)
+        self._special = _any_of(special)
+        self._template = _compile(source)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], special: Iterable[str]) -> ChatTemplate | None:
+        """Return the template of a model directory's files, None where there is none."""
+        config = read_object(files, "tokenizer_config.json")
+        source = _source(files, config)
+        if source is None:
+            return None
+        tokens = {**read_object(files, "special_tokens_map.json"), **config}
+        return cls(source, dict(_texts(tokens)), special)
+
+    def render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """Return the text of a conversation up to where the model's answer begins, in pieces.
+
+        A piece that comes with True is a special token's text found inside a message: it is to be
+        read as plain text.
+
+        Raises
+        ------
+        ModelError
+            A message has no role or content, or the template refuses the messages.
+        """
+        import jinja2
+
+        marked, found = self._mark(check_messages(messages))
+        try:
+            text = self._template.render(
+                messages=marked, add_generation_prompt=True, **self._variables
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ModelError(f"the chat template refuses the messages: {error}") from error
+        if not found:
+            return [(text, False)]
+        pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text)
+        return [(found.get(piece, piece), piece in found) for piece in pieces if piece]
+
+    def _mark(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
+        """Put a marker nobody can guess in place of each special token inside a message."""
+        found: dict[str, str] = {}
+        if self._special is None:
+            return messages, found
+        mark = secrets.token_hex(16)
+
+        def replaced(match: re.Match[str]) -> str:
+            name = f"\ue000{mark}{len(found)}\ue001"
+            found[name] = match[0]
+            return name
+
+        for message in messages:
+            for key, value in message.items():
+                message[key] = self._special.sub(replaced, value)
+        return messages, found
+
+
+def check_messages(messages: Any) -> list[dict[str, str]]:
+    """Return messages as dicts of texts; ModelError when they are none."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise ModelError(f"messages are a list of dicts, not {type(messages).__name__}")
+    found = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ModelError(f"message {number} has no role and content: {message!r:.60}")
+        for key, value in message.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise ModelError(f"message {number}: {key} is {value!r:.60}, not a text")
+        found.append(dict(message))
+    if not found:
+        raise ModelError("there are no messages to answer")
+    return found
+
+
+def _source(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+    if "chat_template.jinja" in files:
+        try:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFormatError(f"chat_template.jinja is no UTF-8: {error}") from error
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several by name
+        named = [entry for entry in source if isinstance(entry, Mapping)]
+        source = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    if source is not None and not isinstance(source, str):
+        raise ModelFormatError(f"chat_template is a {type(source).__name__}, not a text")
+    return source
+
+
+def _texts(tokens: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for name in _VARIABLES:
+        value = tokens.get(name)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str):
+            yield name, text
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _compile(source: str) -> jinja2.Template:
+    import jinja2.sandbox  # on first need: keeps `import tarsdb` light
+
+    if len(source) > MAX_TEMPLATE_CHARACTERS:
+        raise ModelFormatError(
+            f"the chat template has {len(source)} characters, at most {MAX_TEMPLATE_CHARACTERS} are"
+            " read"
+        )
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )  # as transformers sets it up; templates are written for that
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise ModelFormatError(f"the chat template is not usable: {error}") from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
+
+
+def _refuse(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)

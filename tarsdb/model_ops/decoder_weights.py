@@ -1,0 +1,163 @@
+"""A decoder's tensors, checked and copied into the layout it computes with.
+
+Matrices keep the file's (outputs, inputs); query, key and value lie one below the other, as gate
+and up do. Norms that scale by one plus their weight have the one added. Every array is this
+module's own copy, made one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.errors import ModelFormatError
+from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors
+
+F32 = npt.NDArray[np.float32]
+
+_NAMED = 8  # missing tensors spelled out in an error
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One layer; what a family does not have is None."""
+
+    attention_norm: F32
+    qkv: F32
+    qkv_bias: F32 | None
+    query_norm: F32 | None
+    key_norm: F32 | None
+    context: F32
+    context_bias: F32 | None
+    context_norm: F32 | None
+    mlp_norm: F32
+    gate_up: F32
+    gate_up_bias: F32 | None
+    down: F32
+    down_bias: F32 | None
+    down_norm: F32 | None
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """All weights. ``words`` (vocabulary, hidden); ``head`` is the same array if they are tied."""
+
+    words: F32
+    layers: tuple[DecoderLayer, ...]
+    norm: F32
+    head: F32
+
+
+def check_decoder_tensors(
+    spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Check names and shapes against the config.
+
+    Raises
+    ------
+    ModelFormatError
+        Names the missing tensors, or the tensor and the two shapes that disagree.
+    """
+    missing = []
+    for name, expected in decoder_tensors(spec).items():
+        found = shapes.get(name)
+        if found is None:
+            missing.append(name)
+        elif tuple(found) != expected:
+            raise ModelFormatError(
+                f"tensor {name!r} of {where} has shape {tuple(found)}, "
+                f"config.json asks for {expected}"
+            )
+    if missing:
+        listed = ", ".join(missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ModelFormatError(
+            f"{where} lacks {len(missing)} tensors: {listed}{more}",
+            "the weights are incomplete or belong to another config.json",
+        )
+
+
+def load_decoder_weights(
+    spec: DecoderSpec, tensors: Mapping[str, npt.NDArray[Any]]
+) -> DecoderWeights:
+    """Copy the tensors a decoder needs; each is read from the mapping once.
+
+    Raises
+    ------
+    ModelFormatError
+        A tensor is missing, has another shape or type, or holds NaN or infinity.
+    """
+    read = _Reader(spec, tensors)
+    words = read("model.embed_tokens.weight")
+    return DecoderWeights(
+        words=words,
+        layers=tuple(_layer(spec, read, number) for number in range(len(spec.layers))),
+        norm=read.norm("model.norm"),
+        head=words if spec.tied else read("lm_head.weight"),
+    )
+
+
+class _Reader:
+    """Reads checked float32 copies by name."""
+
+    def __init__(self, spec: DecoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._tensors = tensors
+        self._shapes = decoder_tensors(spec)
+        self._offset = np.float32(1.0 if spec.unit_offset else 0.0)
+        if any(name not in tensors for name in self._shapes):
+            check_decoder_tensors(
+                spec, {name: tensors[name].shape for name in tensors}, "the model"
+            )
+
+    def __call__(self, name: str) -> F32:
+        tensor, expected = self._tensors[name], self._shapes[name]
+        if tensor.shape != expected:
+            raise ModelFormatError(
+                f"tensor {name!r} has shape {tensor.shape}, config.json asks for {expected}"
+            )
+        if tensor.dtype.kind != "f":
+            raise ModelFormatError(f"tensor {name!r} has dtype {tensor.dtype}, not a float type")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
+            values = np.array(tensor, dtype=np.float32, order="C")
+        if not np.isfinite(values).all():
+            raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
+        return values
+
+    def norm(self, name: str) -> F32:
+        return self(f"{name}.weight") + self._offset
+
+    def norm_if(self, wanted: bool, name: str) -> F32 | None:
+        return self.norm(name) if wanted else None
+
+    def bias_if(self, wanted: bool, *names: str) -> F32 | None:
+        return np.concatenate([self(f"{name}.bias") for name in names]) if wanted else None
+
+    def stacked(self, *names: str) -> F32:
+        return np.concatenate([self(f"{name}.weight") for name in names])
+
+
+def _layer(spec: DecoderSpec, read: _Reader, number: int) -> DecoderLayer:
+    prefix = f"model.layers.{number}."
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    qkv = [f"{attention}{part}_proj" for part in "qkv"]
+    after, before = f"{prefix}post_attention_layernorm", f"{prefix}pre_feedforward_layernorm"
+    return DecoderLayer(
+        attention_norm=read.norm(f"{prefix}input_layernorm"),
+        qkv=read.stacked(*qkv),
+        qkv_bias=read.bias_if(spec.qkv_bias, *qkv),
+        query_norm=read.norm_if(spec.query_norm, f"{attention}q_norm"),
+        key_norm=read.norm_if(spec.query_norm, f"{attention}k_norm"),
+        context=read(f"{attention}o_proj.weight"),
+        context_bias=read.bias_if(spec.context_bias, f"{attention}o_proj"),
+        context_norm=read.norm_if(spec.post_norms, after),
+        mlp_norm=read.norm(before if spec.post_norms else after),
+        gate_up=read.stacked(f"{mlp}gate_proj", f"{mlp}up_proj"),
+        gate_up_bias=read.bias_if(spec.mlp_bias, f"{mlp}gate_proj", f"{mlp}up_proj"),
+        down=read(f"{mlp}down_proj.weight"),
+        down_bias=read.bias_if(spec.mlp_bias, f"{mlp}down_proj"),
+        down_norm=read.norm_if(spec.post_norms, f"{prefix}post_feedforward_layernorm"),
+    )

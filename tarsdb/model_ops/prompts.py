@@ -1,0 +1,101 @@
+"""Prompts to tokens and tokens to text, for one model that generates.
+
+Texts of special tokens inside a prompt are plain text unless the caller says otherwise, so that a
+stored text cannot end a message or begin one in another's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.errors import DataError, ModelError
+from tarsdb.model_ops.chat import ChatTemplate, Message, check_messages
+from tarsdb.model_ops.generation_options import GenerationOptions
+from tarsdb.model_ops.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Prompt = str | Sequence[Message]
+
+
+class PromptTokenizer:
+    """The tokenizer and the chat template of one model. Thread-safe.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        The model's small files by name.
+    begin_token : int
+        What an empty prompt is; -1 where the model has no such token.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], begin_token: int = -1) -> None:
+        self._begin = [begin_token] if begin_token >= 0 else []
+        self._parsing = load_tokenizer(files["tokenizer.json"])
+        self._literal: tokenizers.Tokenizer = load_tokenizer(files["tokenizer.json"])
+        self._literal.encode_special_tokens = True
+        added = self._parsing.get_added_tokens_decoder().values()
+        self.template = ChatTemplate.from_files(
+            files, [token.content for token in added if token.special]
+        )
+
+    def encode(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
+        """Return the tokens of each prompt.
+
+        A prompt is a text, or messages: dicts of ``role`` and ``content``.
+
+        Raises
+        ------
+        ModelError
+            Messages or a system text for a model without a chat template, or one that refuses them.
+        DataError
+            A text is no valid Unicode, or empty where the model has no token to begin with.
+        """
+        rows = [self._encode(prompt, options) or self._begin for prompt in prompts]
+        if not all(rows):
+            raise DataError(f"generate: prompt {rows.index([])} is empty, there is no first token")
+        return rows
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, nothing of special ones."""
+        text: str = self._parsing.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
+        chat = options.chat
+        if chat is None:
+            wanted = options.system is not None or not isinstance(prompt, str)
+            chat = wanted or self.template is not None
+        if not chat:
+            if options.system is not None or not isinstance(prompt, str):
+                raise ModelError("generate: messages and a system text cannot go with chat false")
+            return self._ids(prompt, parse=options.special_tokens, whole=True)
+        if self.template is None:
+            raise ModelError(
+                "generate: messages, system and chat need a chat template, the model has none",
+                hint="give the whole prompt as one text",
+            )
+        pieces = self.template.render(_messages(prompt, options))
+        return [
+            token
+            for text, plain in pieces
+            for token in self._ids(text, parse=options.special_tokens or not plain, whole=False)
+        ]
+
+    def _ids(self, text: Any, *, parse: bool, whole: bool) -> list[int]:
+        """Tokenise a text; a ``whole`` prompt gets the tokens that begin every text."""
+        tokenizer = self._parsing if parse else self._literal
+        try:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=whole).ids
+        except (TypeError, UnicodeError) as error:
+            raise DataError(f"generate: a prompt is no valid Unicode: {error}") from error
+        return ids
+
+
+def _messages(prompt: Prompt, options: GenerationOptions) -> list[dict[str, str]]:
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    if isinstance(prompt, str):
+        return [*system, {"role": "user", "content": prompt}]
+    return [*system, *check_messages(prompt)]

@@ -1,0 +1,161 @@
+"""One text being generated: its tokens, how they are chosen, what came of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.model_ops import scheduler
+from tarsdb.model_ops.constraint import Constraint
+from tarsdb.model_ops.prompt_lookup import MAX_DRAFTS, PromptLookup
+from tarsdb.model_ops.sampling import SamplingOptions, choose, new_seed, uniform
+from tarsdb.model_ops.text_stream import TextStream
+
+_CONTEXT = 6  # prompt tokens that may change how the first ones of the text are decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished text.
+
+    Parameters
+    ----------
+    text : str
+    reason : {'stop', 'length'}
+        The model, a stop string or the rule ended it, or the most tokens it may have.
+    prompt_tokens : int
+    tokens : int
+        Tokens generated, the one that ends the text included.
+    cached_tokens : int
+        Prompt tokens whose keys and values were in the cache.
+    """
+
+    text: str
+    reason: str
+    prompt_tokens: int
+    tokens: int
+    cached_tokens: int
+
+
+class Request:
+    """One text between its prompt and its end. Used by the thread that steps the batch.
+
+    Parameters
+    ----------
+    sequence : scheduler.Sequence
+    sampling : SamplingOptions
+    decode : callable
+        Tokens to text.
+    end_tokens : sequence of int
+    constraint : Constraint, optional
+    speculate : bool
+
+    Attributes
+    ----------
+    pieces : deque of str
+        Text not yet taken by who streams it.
+    reason : str
+        Why the text ended; empty while it grows.
+    error : Exception, optional
+        Why it will never end.
+    cancelled : bool
+        Its caller no longer wants it.
+    streamed : bool
+        Whether ``pieces`` are kept.
+    submitted : float
+        When it was queued.
+    started : bool
+        Whether a step computed any of it.
+    """
+
+    def __init__(
+        self,
+        sequence: scheduler.Sequence,
+        sampling: SamplingOptions,
+        decode: Callable[[Sequence[int]], str],
+        end_tokens: Sequence[int],
+        constraint: Constraint | None = None,
+        speculate: bool = True,
+    ) -> None:
+        self.sequence = sequence
+        self.pieces: deque[str] = deque()
+        self.reason = ""
+        self.error: Exception | None = None
+        self.cancelled = False
+        self.streamed = False
+        self.submitted = 0.0
+        self.started = False
+        self._sampling = sampling
+        self._seed = new_seed() if sampling.seed is None else sampling.seed
+        self._ends = frozenset(end_tokens)
+        self._constraint = constraint
+        self._stream = TextStream(decode, sequence.tokens[-_CONTEXT:], sampling.stop)
+        self._lookup = PromptLookup() if speculate else None
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing more will come."""
+        return bool(self.reason) or self.error is not None or self.cancelled
+
+    def take(self, logits: npt.NDArray[np.float32], drafts: Sequence[int]) -> list[int]:
+        """Return the next tokens: those drafts that are what is chosen, and one more.
+
+        ``logits`` (1 + drafts, vocabulary) float32 are of the newest token and of each draft.
+        """
+        new: list[int] = []
+        for row in range(len(logits)):
+            token = self._choose(logits[row], new)
+            new.append(token)
+            self._end(token, len(self.sequence.tokens) + len(new))
+            if self.reason or row == len(drafts) or token != drafts[row]:
+                break
+        if self._lookup is not None and drafts:
+            self._lookup.learn(len(drafts), len(new) - 1)
+        return new
+
+    def draft(self, most: int = MAX_DRAFTS) -> None:
+        """Guess up to ``most`` tokens for the next step."""
+        if self._lookup is None:
+            return
+        room = self.sequence.max_length - len(self.sequence.tokens) - 1
+        if room > 0:
+            self.sequence.drafts = self._lookup.drafts(self.sequence.tokens, min(most, room))
+
+    def completion(self) -> Completion:
+        """Return the finished text; raises what ended it otherwise."""
+        if self.error is not None:
+            raise self.error
+        tokens, prompt = len(self.sequence.tokens), self.sequence.prompt_length
+        return Completion(
+            self._stream.text, self.reason, prompt, tokens - prompt, self.sequence.cached
+        )
+
+    def _choose(self, logits: npt.NDArray[np.float32], new: list[int]) -> int:
+        sampling, tokens = self._sampling, self.sequence.tokens
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        position = len(tokens) + len(new)
+        draw = uniform(self._seed, position) if sampling.temperature else 0.0
+        seen = tokens + new if sampling.repetition_penalty != 1 else ()
+        return choose(logits, sampling, draw, seen, allowed)
+
+    def _end(self, token: int, length: int) -> None:
+        """Take a token into the text, and see whether that ends with it."""
+        complete = self._constraint is not None and self._constraint.advance(token)
+        if token in self._ends:
+            self.reason = "stop"
+        else:
+            self._give(self._stream.push(token))
+            if complete or self._stream.stopped:
+                self.reason = "stop"
+            elif length >= self.sequence.max_length:
+                self.reason = "length"
+        if self.reason:
+            self._give(self._stream.finish())
+
+    def _give(self, piece: str) -> None:
+        if piece and self.streamed:
+            self.pieces.append(piece)

@@ -1,0 +1,172 @@
+"""Decoders against transformers' logits, and rows that do not depend on their batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tarsdb.errors import DataError, ModelError, ModelFormatError
+from tarsdb.model_ops import Decoder, KVCache, StepBatch
+from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tiny_prompts
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"
+
+
+def tiny(name: str, **changes: object) -> Decoder:
+    config = CONFIGS[name]
+    files = {"config.json": json.dumps({**config, **changes}).encode()}
+    return Decoder.from_files(files, tiny_decoder_tensors(config))
+
+
+def step(decoder: Decoder, cache: KVCache, parts, wanted=None) -> np.ndarray:
+    """Step (tokens, first position, blocks) triples; every row is wanted unless told."""
+    rows = [tokens for tokens, _, _ in parts]
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    widest = max(len(blocks) for _, _, blocks in parts)
+    tables = np.full((len(parts), widest), -1, np.int32)
+    for table, (_, _, blocks) in zip(tables, parts, strict=True):
+        table[: len(blocks)] = blocks
+    wanted = np.arange(offsets[-1]) if wanted is None else wanted
+    positions = np.array([first for _, first, _ in parts], np.int32)
+    tokens = np.concatenate(rows).astype(np.int32)
+    batch = StepBatch(tokens, offsets, positions, tables, np.asarray(wanted, np.int32))
+    return decoder.step(batch, cache)
+
+
+def scattered(prompts: list[list[int]]) -> list[list[int]]:
+    """Blocks of some prompts, in no order."""
+    needed = [-(-len(prompt) // 16) for prompt in prompts]
+    order = iter(np.random.RandomState(5).permutation(sum(needed)).tolist())
+    return [[next(order) for _ in range(count)] for count in needed]
+
+
+def together(decoder: Decoder, prompts: list[list[int]]) -> np.ndarray:
+    parts = [(prompt, 0, own) for prompt, own in zip(prompts, scattered(prompts), strict=True)]
+    return step(decoder, decoder.new_cache(20), parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_family_equals_transformers(name: str) -> None:
+    expected = np.load(GOLDEN / "tiny_decoders.npz")
+    logits = together(tiny(name), tiny_prompts())
+    assert np.abs(logits - expected[name]).max() < 5e-5
+    # the comparison can fail: the next family's logits are far away
+    names = list(CONFIGS)
+    other = expected[names[(names.index(name) + 1) % len(names)]]
+    assert np.abs(logits - other).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_sliding"])
+def test_a_row_does_not_depend_on_batch_or_chunks(name: str) -> None:
+    decoder, prompts = tiny(name), tiny_prompts()
+    expected = together(decoder, prompts)
+    bounds = np.cumsum([0, *map(len, prompts)])
+    for prompt, start, stop in zip(prompts, bounds, bounds[1:], strict=False):
+        alone = step(decoder, decoder.new_cache(3), [(prompt, 0, [2, 0, 1])])
+        assert np.array_equal(alone, expected[start:stop])
+        for size in (1, 3, 16):
+            cache = decoder.new_cache(3)
+            chunks = [step(decoder, cache, [(prompt[at : at + size], at, [1, 2, 0])])
+                      for at in range(0, len(prompt), size)]  # fmt: skip
+            assert np.array_equal(np.concatenate(chunks), expected[start:stop])
+
+
+def test_prompts_and_single_rows_mix_in_a_step() -> None:
+    decoder, prompts = tiny("llama"), tiny_prompts()
+    expected = np.split(together(decoder, prompts), np.cumsum([*map(len, prompts)])[:-1])
+    cache = decoder.new_cache(8)
+    step(decoder, cache, [(prompts[4][:20], 0, [0, 1]), (prompts[3][:16], 0, [4])])
+    parts = [(prompts[4][20:], 20, [0, 1, 2]), (prompts[3][16:], 16, [4, 5]), (prompts[1], 0, [7])]
+    logits = step(decoder, cache, parts, wanted=[20, 21, 26])
+    assert np.array_equal(logits[0], expected[4][40])
+    assert np.array_equal(logits[1], expected[3][16])
+    assert np.array_equal(logits[2], expected[1][4])
+
+
+def test_sequences_share_the_blocks_of_a_common_beginning() -> None:
+    decoder, prompt = tiny("llama"), tiny_prompts()[4]
+    other = [*prompt[:32], *range(5, 12)]
+    alone = step(decoder, decoder.new_cache(3), [(other, 0, [0, 1, 2])])
+    cache = decoder.new_cache(4)
+    step(decoder, cache, [(prompt, 0, [0, 1, 2])])
+    before = cache.keys[:, :3].copy()
+    shared = step(decoder, cache, [(other[32:], 32, [0, 1, 3])])
+    assert np.array_equal(shared, alone[32:])
+    assert np.array_equal(cache.keys[:, :3], before)  # only own positions are written
+
+
+def test_stale_blocks_do_not_show() -> None:
+    decoder, prompt = tiny("llama"), tiny_prompts()[3]
+    clean = step(decoder, decoder.new_cache(2), [(prompt, 0, [0, 1])])
+    cache = decoder.new_cache(2)
+    cache.keys[:] = np.nan
+    cache.values[:] = np.nan
+    assert np.array_equal(step(decoder, cache, [(prompt, 0, [0, 1])]), clean)
+
+
+def test_memory_of_a_cache() -> None:
+    cache = tiny("llama").new_cache(7)
+    assert cache.blocks == 7
+    assert cache.block_bytes == 3 * 2 * 16 * (12 + 16) * 4  # layers, heads, tokens, padded values
+    with pytest.raises(DataError, match="0 blocks"):
+        tiny("llama").new_cache(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": [3, 90]}, "token 3 to 90, there are 90"),
+        ({"tokens": [-1, 5]}, "token -1"),
+        ({"wanted": [2]}, "wanted row"),
+        ({"positions": [-1]}, "position -1"),
+        ({"positions": [69]}, "71 tokens is longer than the model's 70"),
+        ({"positions": [31]}, "33 tokens is longer.*32 of its block table"),
+        ({"block_tables": [[0, 9]], "positions": [15]}, "block 0 to 9, there are 2"),
+        ({"offsets": [0, 1]}, "do not cover its 2 rows"),
+        ({"offsets": [0, 0, 2]}, "do not cover"),
+        ({"offsets": [0]}, "do not cover"),
+        ({"positions": [0, 0]}, "2 positions"),
+    ],
+)
+def test_a_step_outside_its_arrays_is_refused(change: dict, message: str) -> None:
+    decoder = tiny("llama")
+    good = StepBatch(*(np.array(v, np.int32) for v in ([3, 4], [0, 2], [0], [[0, 1]], [1])))
+    assert decoder.step(good, decoder.new_cache(2)).shape == (1, 90)
+    wrong = {name: np.array(value, np.int32) for name, value in change.items()}
+    with pytest.raises(DataError, match=message):
+        decoder.step(dataclasses.replace(good, **wrong), decoder.new_cache(2))
+
+
+def test_wrong_tensors_are_named() -> None:
+    config = CONFIGS["llama"]
+    files = {"config.json": json.dumps(config).encode()}
+    tensors = tiny_decoder_tensors(config)
+    name = "model.layers.1.mlp.up_proj.weight"
+    good = tensors.pop(name)
+    with pytest.raises(ModelFormatError, match=r"lacks 1 tensors: model\.layers\.1\.mlp\.up"):
+        Decoder.from_files(files, tensors)
+    with pytest.raises(ModelFormatError, match=r"up_proj.*\(40, 56\).*\(56, 40\)"):
+        Decoder.from_files(files, {**tensors, name: good.T})
+    with pytest.raises(ModelFormatError, match=r"up_proj.*int64, not a float"):
+        Decoder.from_files(files, {**tensors, name: good.astype(np.int64)})
+    for value in (np.nan, np.inf):
+        broken = good.copy()
+        broken[3, 7] = value
+        with pytest.raises(ModelFormatError, match=r"up_proj.*NaN or infinity"):
+            Decoder.from_files(files, {**tensors, name: broken})
+
+
+def test_options_and_generation_config() -> None:
+    config = {"config.json": json.dumps(CONFIGS["llama"]).encode()}
+    tensors = tiny_decoder_tensors(CONFIGS["llama"])
+    assert Decoder.from_files(config, tensors).spec.end_tokens == (2,)
+    more = {**config, "generation_config.json": b'{"eos_token_id": [2, 7]}'}
+    assert Decoder.from_files(more, tensors, {"task": "generate"}).spec.end_tokens == (2, 7)
+    with pytest.raises(ModelError, match="no option 'pooling'"):
+        Decoder.from_files(config, tensors, {"pooling": "mean"})
+    with pytest.raises(ModelError, match="task cannot be 'embed'"):
+        Decoder.from_files(config, tensors, {"task": "embed"})
