@@ -26,10 +26,15 @@ class Compiled(Generic[Kernels]):
         It has ``SIGNATURES`` and ``make_kernels(variant)``, both by the names of kernels.
     make : callable
         Takes the variant and the compiled kernels by name.
+    variant : callable, optional
+        Returns the variant of a level; None: no kernels at that level.
     """
 
-    def __init__(self, module: str, make: Callable[..., Kernels]) -> None:
-        self._module, self._make = module, make
+    def __init__(
+        self, module: str, make: Callable[..., Kernels],
+        variant: Callable[[str], str | None] | None = None,
+    ) -> None:  # fmt: skip
+        self._module, self._make, self._variant = module, make, variant or _variant
         self._known: dict[str, Kernels | None] = {}  # by level; None: cannot be compiled here
         self._lock = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
@@ -67,7 +72,10 @@ class Compiled(Generic[Kernels]):
             from tarsdb.kernels.cpu import disk_cache
 
             module = importlib.import_module(f"tarsdb.kernels.cpu.{self._module}")
-            variant = _variant(level)
+            variant = self._variant(level)
+            if variant is None:
+                self._known[level] = None
+                return
             made = module.make_kernels(variant)
             ready = {
                 name: disk_cache.compiled(made[name], signature, variant)

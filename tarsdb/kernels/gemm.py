@@ -1,0 +1,108 @@
+"""Products with packed weights: the compiled kernel where there is one, else its definition."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import gemm_reference
+from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.native import address
+from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
+
+F32 = npt.NDArray[np.float32]
+
+SCRATCH = 128 + 128 * 96
+"""Bytes of scratch memory of a product; as in kernels/cpu/gemm, not imported before it is used."""
+
+
+@dataclass(frozen=True)
+class GemmKernel:
+    """The compiled product of a kind; ``kernels/cpu/gemm.py`` says what it does."""
+
+    variant: str
+    gemm: Callable[..., None]
+
+
+def variant(level: str) -> str | None:
+    """Return the form of the kernels at a level of instructions; None: NumPy."""
+    return None if level == "portable" else level
+
+
+_compiled = {"f32": Compiled("gemm", GemmKernel, variant)}
+_scratch = threading.local()
+
+
+def current(kind: str) -> GemmKernel | None:
+    """Return the kernel of a kind if it is ready, and let it be compiled otherwise."""
+    return _compiled[kind].current()
+
+
+def wait(kind: str) -> GemmKernel | None:
+    """Return the kernel of a kind, compiled if need be; None where there is no compiler."""
+    return _compiled[kind].wait()
+
+
+def gemm(
+    a: F32,
+    weights: PackedMatrix,
+    epilogue: int = gemm_reference.LINEAR,
+    bias: F32 | None = None,
+    residual: F32 | None = None,
+) -> F32:
+    """Return ``a @ weights.T``, finished; ``gemm_reference.gemm`` defines it.
+
+    Parameters
+    ----------
+    a : float32 (rows, depth)
+    weights : PackedMatrix
+    epilogue : int
+    bias : float32 (columns,), or (2, columns) of gate and up
+    residual : float32 (rows, columns)
+
+    Returns
+    -------
+    float32 (rows, columns)
+
+    Raises
+    ------
+    ValueError
+        Where shapes disagree.
+    """
+    _check(a, weights, bias, residual)
+    kernel = current(weights.kind)
+    if kernel is None:
+        return gemm_reference.gemm(a, weights, epilogue, bias, residual)
+    rows = np.ascontiguousarray(a, np.float32)
+    out = np.empty((len(rows), weights.columns), np.float32)
+    added = None if bias is None else pack_bias(*np.atleast_2d(bias))
+    rest = None if residual is None else np.ascontiguousarray(residual, np.float32)
+    kernel.gemm(
+        address(rows), 4 * weights.depth, len(rows), weights.address, weights.depth,
+        weights.columns, epilogue, 0 if added is None else address(added),
+        0 if rest is None else address(rest), address(out), 4 * weights.columns,
+        address(_memory()),
+    )  # fmt: skip
+    return out
+
+
+def _check(a: F32, weights: PackedMatrix, bias: F32 | None, residual: F32 | None) -> None:
+    parts = (2,) if weights.gated else ()
+    for name, array, shape in (
+        ("a", a, (len(a), weights.depth)),
+        ("bias", bias, (*parts, weights.columns)),
+        ("residual", residual, (len(a), weights.columns)),
+    ):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, the product needs {shape}")
+
+
+def _memory() -> npt.NDArray[np.uint8]:
+    if not hasattr(_scratch, "memory"):
+        _scratch.memory = aligned(SCRATCH)
+    found: npt.NDArray[np.uint8] = _scratch.memory
+    return found

@@ -1,0 +1,100 @@
+"""Matrix products with packed weights in NumPy: the definition, kind by kind.
+
+Slow: sums are made as the compiled kernels make them, a step of k at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import transformer_reference
+from tarsdb.kernels.packing import PackedMatrix
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+LINEAR, GELU, GELU_TANH, RELU, SILU, RESIDUAL = range(6)
+GATED = 8
+"""Added to an activation: activation(gate) * up."""
+
+
+def gemm(
+    a: F32,
+    weights: PackedMatrix,
+    epilogue: int = LINEAR,
+    bias: F32 | None = None,
+    residual: F32 | None = None,
+) -> F32:
+    """Return ``a @ weights.T``, finished.
+
+    Parameters
+    ----------
+    a : float32 (rows, depth)
+    weights : PackedMatrix
+    epilogue : int
+        LINEAR: sum + bias; an activation of it; RESIDUAL: sum + bias + residual; GATED + an
+        activation: activation(gate + bias) * (up + bias).
+    bias : float32 (columns,), or (2, columns) of gate and up
+    residual : float32 (rows, columns)
+
+    Returns
+    -------
+    float32 (rows, columns)
+    """
+    parts = [product(a, weights, part) for part in range(2 if weights.gated else 1)]
+    if bias is not None:
+        parts = [x + line for x, line in zip(parts, np.atleast_2d(bias), strict=True)]
+    found = activation(parts[0], epilogue & ~GATED)
+    if epilogue & GATED:
+        found = found * parts[1]
+    return found + residual if epilogue == RESIDUAL and residual is not None else found
+
+
+def activation(x: F32, code: int) -> F32:
+    """Return an activation of float32 values, (rows, columns)."""
+    if code in (LINEAR, RESIDUAL):
+        return x
+    if code == SILU:
+        with np.errstate(over="ignore"):  # exp overflows to infinity where silu is 0
+            found: F32 = (x / (1 + np.exp(-x))).astype(np.float32, copy=False)
+        return found
+    known = {
+        GELU: transformer_reference.GELU,
+        GELU_TANH: transformer_reference.GELU_TANH,
+        RELU: transformer_reference.RELU,
+    }
+    copy = np.array(x, np.float32)
+    transformer_reference.bias_activation(copy, np.zeros(x.shape[1], np.float32), known[code])
+    return copy
+
+
+def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
+    """Return the sums before bias, float32 (rows, columns); ``part`` 1 is up of a gated matrix.
+
+    ``f32``: one chain of fused multiply-adds over k in order.
+    """
+    w = weights.unpack()
+    w = w[part] if weights.gated else w
+    total = np.zeros((len(a), len(w)), np.float32)
+    for k in range(weights.depth):
+        total = fma(a[:, k, None], w[None, :, k], total)
+    return total
+
+
+def fma(x: F32, y: F32, z: F32) -> F32:
+    """Return x * y + z, rounded once.
+
+    The product is exact in float64; the sum is rounded to odd there, so that rounding it to
+    float32 is rounding the exact sum. Boldo and Melquiond, Emulation of FMA and correctly rounded
+    sums, 2008.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are what they are
+        p, c = x.astype(np.float64) * y.astype(np.float64), z.astype(np.float64)
+        s = p + c
+        back = s - p
+        lost = (p - (s - back)) + (c - back)
+        even = (s.view(np.int64) & 1) == 0
+        moved = np.nextafter(s, np.where(lost > 0, np.inf, -np.inf))
+        odd = np.where((lost != 0) & even & np.isfinite(s), moved, s)
+        return odd.astype(np.float32)

@@ -1,0 +1,183 @@
+"""Products with packed weights are their definition's, whatever the batch and the level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tarsdb.kernels import dispatch, gemm, gemm_reference, packing
+from tarsdb.kernels.native import address
+
+cpu = pytest.importorskip("tarsdb.kernels.cpu.gemm")
+epilogue = pytest.importorskip("tarsdb.kernels.cpu.epilogue")
+disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
+
+SHAPES = [(0, 8, 16), (1, 1, 1), (1, 385, 129), (2, 7, 50), (3, 33, 33), (5, 16, 17), (6, 64, 48),
+          (7, 5, 16), (13, 130, 40), (33, 1000, 33), (97, 20, 20), (3, 0, 5)]  # fmt: skip
+GATED = [gemm_reference.GATED | code for code in (1, 2, 4)]
+
+
+@pytest.fixture(scope="module", params=[cpu.AVX2, cpu.AVX512])
+def kernel(request: pytest.FixtureRequest) -> Any:
+    """Both forms of the float32 kernel: vectors of 16 run on AVX2 too."""
+    if dispatch._best_level() == "portable":
+        pytest.skip("this processor runs NumPy alone")
+    return disk_cache.compiled(cpu.make_gemm(request.param), cpu.SIGNATURE, request.param)
+
+
+def product(
+    kernel: Any, a: np.ndarray, weights: packing.PackedMatrix, code: int = 0, bias: Any = None,
+    residual: Any = None,
+) -> np.ndarray:  # fmt: skip
+    """Call a kernel; what lies beside the result must stay as it was."""
+    out = np.full((len(a), weights.columns + 3), 7, np.float32)
+    scratch = packing.aligned(cpu.SCRATCH)
+    scratch[:] = 255  # NaN, if it were read
+    added = None if bias is None else packing.pack_bias(*np.atleast_2d(bias))
+    beside = np.full_like(out, np.nan)
+    if residual is not None:
+        beside[:, : weights.columns] = residual
+    kernel(address(a), a.strides[0], len(a), weights.address, weights.depth, weights.columns, code,
+           0 if added is None else address(added), address(beside), address(out), out.strides[0],
+           address(scratch))  # fmt: skip
+    assert (out[:, weights.columns :] == 7).all()
+    return out[:, : weights.columns]
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_are_the_definitions_to_the_last_bit(kernel: Any, shape: tuple[int, ...]) -> None:
+    rows, depth, columns = shape
+    a, weights = normal(1, rows, depth), packing.pack(normal(2, columns, depth))
+    assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
+
+
+def test_sums_in_another_order_differ() -> None:
+    a, w = normal(1, 33, 1000), normal(2, 33, 1000)
+    exact = gemm_reference.product(a, packing.pack(w))
+    turned = gemm_reference.product(a[:, ::-1], packing.pack(w[:, ::-1]))
+    assert not np.array_equal(exact, turned)
+    assert np.abs(exact - a.astype(np.float64) @ w.T.astype(np.float64)).max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("code", range(6))
+def test_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None:
+    rows, depth, columns = shape
+    a, weights = normal(1, rows, depth), packing.pack(normal(2, columns, depth))
+    bias, residual = normal(3, columns), normal(4, rows, columns)
+    ours = product(kernel, a, weights, code, bias, residual)
+    expected = gemm_reference.gemm(a, weights, code, bias, residual)
+    assert np.allclose(ours, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("code", GATED)
+def test_gated_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None:
+    rows, depth, columns = shape
+    a = normal(1, rows, depth)
+    weights = packing.pack_gated(normal(2, columns, depth), normal(5, columns, depth))
+    bias = normal(3, 2, columns)
+    ours = product(kernel, a, weights, code, bias)
+    expected = gemm_reference.gemm(a, weights, code, bias)
+    assert np.allclose(ours, expected, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_row_does_not_depend_on_its_batch(kernel: Any, gated: bool) -> None:
+    a, w = normal(1, 100, 900), normal(2, 70, 900)
+    weights = packing.pack_gated(w, w[::-1]) if gated else packing.pack(w)
+    code = gemm_reference.GATED | gemm_reference.SILU if gated else gemm_reference.GELU
+    whole = product(kernel, a, weights, code)
+    for size in (1, 2, 3, 5, 7, 97):
+        parts = [product(kernel, a[at : at + size], weights, code) for at in range(0, len(a), size)]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_levels_agree_to_the_last_bit() -> None:
+    if dispatch._best_level() == "portable":
+        pytest.skip("this processor runs NumPy alone")
+    a, weights, bias = normal(1, 41, 77), packing.pack(normal(2, 70, 77)), normal(3, 70)
+    for code in range(6):
+        one, two = (
+            product(
+                disk_cache.compiled(cpu.make_gemm(level), cpu.SIGNATURE, level), a, weights, code,
+                bias, normal(4, 41, 70),
+            )
+            for level in (cpu.AVX2, cpu.AVX512)
+        )  # fmt: skip
+        assert np.array_equal(one, two)
+
+
+def test_nan_and_infinity_spread_along_their_rows_and_columns_only(kernel: Any) -> None:
+    a, w = normal(1, 9, 40), normal(2, 37, 40)
+    a[2, 5] = np.nan
+    a[4, 39] = np.inf
+    w[3, 0] = np.nan
+    for code in range(6):
+        found = product(kernel, a, packing.pack(w), code, residual=normal(4, 9, 37))
+        assert np.isnan(found[2]).all()
+        assert np.isnan(found[:, 3]).all()
+        rest = np.delete(np.delete(found, [2, 4], 0), 3, 1)
+        assert np.isfinite(rest).all()
+
+
+def test_huge_and_tiny_values(kernel: Any) -> None:
+    a, w = normal(1, 8, 30), normal(2, 20, 30)
+    a[:4] *= np.float32(1e30)
+    a[4:] *= np.float32(1e-38)
+    w[10:] *= np.float32(1e15)
+    weights = packing.pack(w)
+    assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
+
+
+def test_out_may_be_the_residual(kernel: Any) -> None:
+    a, weights, kept = normal(1, 20, 30), packing.pack(normal(2, 40, 30)), normal(3, 20, 40)
+    expected = gemm_reference.gemm(a, weights, gemm_reference.RESIDUAL, None, kept)
+    scratch = packing.aligned(cpu.SCRATCH)
+    kernel(address(a), a.strides[0], 20, weights.address, 30, 40, 5, 0, address(kept),
+           address(kept), kept.strides[0], address(scratch))  # fmt: skip
+    assert np.array_equal(kept, expected)
+
+
+@pytest.mark.parametrize("level", [cpu.AVX2, cpu.AVX512])
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 31])
+def test_rows_of_a_plain_matrix_serve_as_weights(level: str, rows: int) -> None:
+    multiply = cpu.make_multiply(level)
+    multiply.compile("void(" + ", ".join(["int64"] * 11) + ")")
+    a, values, sums = normal(1, rows, 21), normal(2, 21, 80), normal(3, rows, 80)
+    added = sums.copy()
+    args = (address(a), a.strides[0], rows, address(values), values.strides[0], 64, 5, 21)
+    multiply(*args, address(sums), sums.strides[0], 1)
+    multiply(*args, address(added), added.strides[0], 0)
+    expected = gemm_reference.product(a, packing.pack(np.ascontiguousarray(values.T)))
+    assert np.array_equal(sums, expected)
+    assert np.allclose(added, normal(3, rows, 80) + expected, atol=1e-5)
+
+
+def test_wrapper_says_which_shapes_disagree() -> None:
+    weights = packing.pack(normal(2, 5, 4))
+    with pytest.raises(ValueError, match=r"a has shape \(3, 5\), the product needs \(3, 4\)"):
+        gemm.gemm(normal(1, 3, 5), weights)
+    with pytest.raises(ValueError, match="bias has shape"):
+        gemm.gemm(normal(1, 3, 4), weights, bias=normal(1, 4))
+
+
+def test_wrapper_gives_the_same_before_and_after_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, weights, bias = normal(1, 3, 40), packing.pack(normal(2, 5, 40)), normal(3, 5)
+    ready = gemm.wait("f32")
+    compiled = gemm.gemm(a, weights, gemm_reference.LINEAR, bias)
+    monkeypatch.setattr(gemm, "current", lambda kind: None)
+    assert np.array_equal(gemm.gemm(a, weights, gemm_reference.LINEAR, bias), compiled)
+    assert (ready is None) == (dispatch.level() == "portable")
+
+
+def test_numbers_of_the_house_agree() -> None:
+    assert cpu.SCRATCH == gemm.SCRATCH
+    names = ("LINEAR", "GELU", "GELU_TANH", "RELU", "SILU", "RESIDUAL", "GATED")
+    assert all(getattr(epilogue, name) == getattr(gemm_reference, name) for name in names)
