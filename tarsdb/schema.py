@@ -7,6 +7,8 @@ keeps them as JSON). They describe; they hold no data and do no I/O.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -128,6 +130,12 @@ class ModelVersion:
     files: dict[str, str]
     tensors: dict[str, tuple[str, tuple[int, ...], str]]
     lineage: str = ""
+
+    @cached_property
+    def weights_digest(self) -> bytes:
+        """16 bytes that stand for the content of all files and tensors, whatever the name."""
+        content = [sorted(self.files.items()), sorted(self.tensors.items())]
+        return hashlib.sha256(json.dumps(content).encode()).digest()[:16]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,18 @@ import time
 from typing import Any
 
 from tarsdb import storage
-from tarsdb.engine import access, executor, index_build, system_tables, vector_search
+from tarsdb.engine import (
+    access,
+    executor,
+    index_build,
+    inference_cache,
+    system_tables,
+    vector_search,
+)
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
-from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError
+from tarsdb.engine.settings import size_bytes
+from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError, ReadOnlyError
 from tarsdb.schema import ModelDef, TableDef
 from tarsdb.sql import explain as explain_plan
 from tarsdb.sql.plan import (
@@ -24,7 +32,7 @@ from tarsdb.sql.plan import (
     Scan,
     Show,
 )
-from tarsdb.types import TEXT
+from tarsdb.types import BIGINT, TEXT
 
 _SHOWN = {
     "tables": "tars_tables", "indexes": "tars_indexes", "models": "tars_models",
@@ -133,7 +141,7 @@ def access_notes(context: Context, plan: Any) -> list[str]:
 
 
 def pragma(context: Context, plan: Pragma) -> Result:
-    """PRAGMA integrity_check, quick_check, durability, database_size."""
+    """PRAGMA: checks, durability, sizes, and the results of models that the file keeps."""
     name = plan.name.lower()
     env = context.snapshot.env
     if name in ("integrity_check", "quick_check"):
@@ -145,10 +153,31 @@ def pragma(context: Context, plan: Pragma) -> Result:
         return _text_table((name,), [(context.engines.settings["durability"],)])
     if name == "database_size":
         return _text_table((name,), [(str(env.size_bytes()),)])
+    if name == "inference_cache_size":
+        return _inference_cache_size(context, plan.value)
+    if name == "forget_inference":
+        gone = inference_cache.forget(_writable(context), str(plan.value or ""))
+        return Result([name], [BIGINT], rows=[(gone,)])
     raise NotSupportedError(
         f"PRAGMA {plan.name} is not known",
-        hint="PRAGMA integrity_check, quick_check, durability, database_size",
+        hint="PRAGMA integrity_check, quick_check, durability, database_size, "
+        "inference_cache_size, forget_inference",
     )
+
+
+def _inference_cache_size(context: Context, limit: Any) -> Result:
+    if limit is not None:
+        nbytes = size_bytes("PRAGMA inference_cache_size", limit)
+        inference_cache.set_limit(_writable(context), nbytes)
+    with context.engines.env.read() as txn:
+        row = inference_cache.figures(txn)
+    return Result(["limit_bytes", "bytes", "results"], [BIGINT] * 3, rows=[row])
+
+
+def _writable(context: Context) -> storage.Environment:
+    if not context.engines.may_write:
+        raise ReadOnlyError(f"{context.engines.env.path} is open read-only")
+    return context.engines.env
 
 
 def maintain(context: Context, plan: Maintain) -> Result:

@@ -74,15 +74,21 @@ class Interrupt:
 class Engines:
     """What a connection keeps between statements: runtimes of models, functions and DuckDB."""
 
-    def __init__(self, env: Environment, settings: Settings) -> None:
+    def __init__(self, env: Environment, settings: Settings, read_only: bool = False) -> None:
         self.env = env
         self.settings = settings
+        self._read_only = read_only
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
         self.listener = SILENT
         self.results = ResultCache()
         self.functions = FunctionRuntime(env, self.interrupt.check)
         self._relational: RelationalEngine | None = None
+
+    @property
+    def may_write(self) -> bool:
+        """Whether this connection may change the file."""
+        return not (self._read_only or self.env.read_only)
 
     @property
     def relational(self) -> RelationalEngine:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column
+from tarsdb.engine.inference_cache import Question, through
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, ModelError, NotSupportedError
 from tarsdb.metrics import METRICS
@@ -43,34 +44,47 @@ class ModelRuntime:
 
     def embed(self, context: Context, model: ModelDef, texts: Sequence[str | None]) -> np.ndarray:
         """Return float32 (n, dim); rows of None texts are zero."""
-        encoder = self.encoder(context, model)
+        version = _require_version(model)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
         known = [i for i, text in enumerate(texts) if text is not None]
-        result = np.zeros((len(texts), encoder.dim), dtype=np.float32)
+        result = np.zeros((len(texts), model.dim), dtype=np.float32)
         if not known:
             return result
+        items = [(texts[i],) for i in known]
+
+        def compute(missing: Sequence[tuple[Any, ...]]) -> np.ndarray:
+            return self._embed(context, model, [text for (text,) in missing])
+
+        if context.engines.settings["inference_cache"]:
+            way = {"function": "embed", "mode": "fp32", "options": model.options}
+            question = Question(version, way, model.dim)
+            result[known] = through(context, question, items, compute)
+        else:
+            result[known] = compute(items)
+        METRICS.add("embed_texts", len(known))
+        return result
+
+    def _embed(self, context: Context, model: ModelDef, texts: Sequence[str]) -> np.ndarray:
+        encoder = self.encoder(context, model)
         before = encoder.truncated
         listener = self.listener
         if listener.begin is not None:
-            listener.begin(Work(f"model {model.name}", "texts", len(known)))
+            listener.begin(Work(f"model {model.name}", "texts", len(texts)))
         with context.without_snapshot():
-            result[known] = encoder.encode(
-                [texts[i] for i in known],
+            vectors = encoder.encode(
+                texts,
                 progress=listener.report,
                 interrupted=context.engines.interrupt.is_set,
             )
-        METRICS.add("embed_texts", len(known))
         METRICS.add("embed_truncated", encoder.truncated - before)
-        return result
+        return vectors
 
     def encoder(self, context: Context, model: ModelDef, version: str | None = None) -> Encoder:
         """Return the loaded encoder of a model version, loading it on first use."""
         if model.task != "embed":
             raise ModelError(f"model {model.name} does {model.task}, not embed")
-        found = model.find_version(version)
-        if found is None:
-            raise ModelError(f"model {model.name} has no version {version!r}")
+        found = _require_version(model, version)
         loaded: dict[Any, Encoder] = self._env.caches.setdefault("encoders", {})
         key = (tuple(sorted(found.files.items())),
                tuple(sorted((n, t[2]) for n, t in found.tensors.items())),
@@ -130,6 +144,13 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
 
 def _bytes(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
+
+
+def _require_version(model: ModelDef, name: str | None = None) -> ModelVersion:
+    found = model.find_version(name)
+    if found is None:
+        raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
+    return found
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:

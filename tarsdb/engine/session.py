@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
-from tarsdb.engine import admin, bound, ddl, executor, index_build, mutate, update_many
+from tarsdb.engine import (
+    admin,
+    bound,
+    ddl,
+    executor,
+    index_build,
+    inference_cache,
+    mutate,
+    update_many,
+)
 from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
@@ -101,7 +110,7 @@ class Session:
         self.env = env
         self.read_only = read_only
         self.settings = settings
-        self.engines = Engines(env, settings)
+        self.engines = Engines(env, settings, read_only)
         self._lock = threading.RLock()
         self._open: _Open | None = None
         self._prepared: dict[str, _Prepared | list[str]] = {}
@@ -403,6 +412,7 @@ class Session:
             writes.discard()
             raise
         index_build.after_commit(self.env, writes)
+        inference_cache.after_commit(self.env, writes)
 
     def _savepoint(self, plan: Transaction) -> None:
         opened = self._require_open(plan.action.upper())
@@ -428,7 +438,7 @@ class Session:
         return self._open
 
     def _require_writable(self) -> None:
-        if self.read_only or self.env.read_only:
+        if not self.engines.may_write:
             raise ReadOnlyError(f"{self.env.path} is open read-only")
 
     def register(self, function: Any) -> None:
@@ -447,6 +457,7 @@ class Session:
             self.rollback()
             self.engines.close()
             self._prepared.clear()
+            inference_cache.hurry(self.env)
             self.env.release()
 
 

@@ -123,6 +123,9 @@ SETTINGS: dict[str, Setting] = {
     "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
     "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
+    "inference_cache": Setting(
+        True, _switch, "whether results of models are kept in the file and taken from it"
+    ),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
     "device": Setting("cpu", _device, "what computes large exact searches and builds lists"),
     "isa": Setting("auto", _isa, "instruction set of the kernels, by TARSDB_ISA"),

@@ -19,10 +19,10 @@ def is_busy(env: Environment, name: str) -> bool:
     return name in env.caches
 
 
-def start(env: Environment, name: str, work: Callable[[], None]) -> None:
-    """Run work in a thread, unless the environment is closed or no thread can be had."""
+def start(env: Environment, name: str, work: Callable[[], None]) -> bool:
+    """Run work in a thread; False when the environment is closed or no thread can be had."""
     if not env.retain():
-        return
+        return False
 
     def run() -> None:
         try:
@@ -38,6 +38,8 @@ def start(env: Environment, name: str, work: Callable[[], None]) -> None:
     except RuntimeError:  # no more threads, or the interpreter ends: a later writer tries again
         env.caches.pop(name, None)
         env.release()
+        return False
+    return True
 
 
 def wait(env: Environment, name: str) -> None:

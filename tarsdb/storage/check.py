@@ -13,7 +13,7 @@ import numpy as np
 
 from tarsdb.errors import Error
 from tarsdb.schema import CatalogObject, IndexDef, TableDef
-from tarsdb.storage import blobs, keys, rewrite
+from tarsdb.storage import blobs, inference, keys, rewrite
 from tarsdb.storage.catalog import load_objects
 from tarsdb.storage.formats import DIGEST_MASK, TableCounters
 from tarsdb.storage.index_keys import null_rows
@@ -51,6 +51,8 @@ def check(env: Environment, full: bool = False) -> list[str]:
                 findings += check_table(txn, definition, full)
             elif full:
                 findings += _check_blobs(txn, definition)
+        if full:
+            findings += inference.check(txn)
         return findings
 
 

@@ -544,7 +544,7 @@ class Environment:
             "live_readers": len(self._live),
         }
         with self.read() as txn:
-            for name in opening.DATABASES:
+            for name in self.databases:
                 found[f"entries_{name}"] = txn.count(name)
         return found
 

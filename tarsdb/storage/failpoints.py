@@ -32,6 +32,7 @@ NAMES = (
     "blob.before_descriptor",
     "checkpoint.between_chunks",
     "reopen.before_open",
+    "inference.before_commit",
 )
 
 

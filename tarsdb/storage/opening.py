@@ -40,8 +40,11 @@ DATABASES = (
     "index",
     "blobs",
 )
+# Databases that files of older releases lack; made when a process that may write opens one.
+ADDED_DATABASES = ("inference",)
 # Databases whose keys hold several values, all of one size: one key of an index, many rowids.
 MULTI = frozenset({"index"})
+_MAX_DATABASES = 16
 MAX_READERS = 1024
 _FORMAT_KEY = b"format"
 _FORMAT_MARK = b"tarsdb"
@@ -236,7 +239,7 @@ def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
                 mode=0o644,
                 readahead=True,
                 max_readers=MAX_READERS,
-                max_dbs=len(DATABASES) + 7,
+                max_dbs=_MAX_DATABASES,
                 max_spare_txns=64,
                 lib_version=0,
             )
@@ -253,6 +256,7 @@ def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
             raise convert(error, path) from error
     try:
         databases = {name: env.open_db(name.encode(), create=False) for name in DATABASES}
+        databases.update(_added(env, options))
         if not options.read_only:
             env.reader_check()
     except lmdb.Error as error:
@@ -262,6 +266,15 @@ def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
             hint="open it with the program that made it",
         ) from error
     return env, databases
+
+
+def _added(env: Any, options: OpenOptions) -> dict[str, Any]:
+    """Open the databases an older file lacks, or make them; without (no room) it is usable too."""
+    found = {}
+    for name in ADDED_DATABASES:
+        with contextlib.suppress(lmdb.Error):
+            found[name] = env.open_db(name.encode(), create=not options.read_only)
+    return found
 
 
 def _address_space_limit() -> int | None:
@@ -329,7 +342,7 @@ def _create(path: str) -> None:
             map_size=1 << 20,
             subdir=False,
             mode=0o644,
-            max_dbs=len(DATABASES) + 7,
+            max_dbs=_MAX_DATABASES,
             lib_version=0,
             metasync=False,
         )
@@ -337,7 +350,7 @@ def _create(path: str) -> None:
             with env.begin(write=True) as txn:
                 handles = {
                     n: env.open_db(n.encode(), txn=txn, dupsort=n in MULTI, dupfixed=n in MULTI)
-                    for n in DATABASES
+                    for n in (*DATABASES, *ADDED_DATABASES)
                 }
                 mark = _FORMAT_MARK + FORMAT_VERSION.to_bytes(2, "little")
                 txn.put(_FORMAT_KEY, mark + secrets.token_bytes(16), db=handles["meta"])

@@ -201,6 +201,10 @@ class ReadTxn:
         except lmdb.Error as error:
             raise convert(error, self._env.path) from error
 
+    def has(self, db: str) -> bool:
+        """Return whether the file has a database; those of later releases may be missing."""
+        return db in self._databases
+
     def count(self, db: str) -> int:
         """Return the number of entries of a database."""
         return self.stat(db)["entries"]

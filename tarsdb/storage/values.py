@@ -49,6 +49,7 @@ class ValueType(enum.IntEnum):
     BLOB = 6
     BLOB_DESCRIPTOR = 7
     META = 8
+    INFERENCE = 9
 
 
 def _digest(key: bytes, fields: bytes, parts: Sequence[Buffer], size: int) -> int:

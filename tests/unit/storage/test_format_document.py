@@ -5,6 +5,7 @@ Offsets, key layouts, value types and counters are taken from the text; a wrong 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
@@ -18,7 +19,8 @@ import xxhash
 
 from tarsdb.options import OpenOptions
 from tarsdb.schema import ModuleDef
-from tarsdb.storage import Environment, Snapshot, WriteSet, merge, staging
+from tarsdb.storage import Environment, Snapshot, WriteSet, inference, merge, staging
+from tarsdb.storage.values import ValueType, pack
 from tarsdb.types import Physical
 from tests.unit.storage import tables
 
@@ -130,7 +132,7 @@ def read_file(text: str, path: pathlib.Path) -> dict[str, int]:
     """Parse every value of a file by the document; return counts of what was parsed."""
     document, file = Document(text), File(path)
     expect(set(file.content) <= {n.strip("` ") for n in _named(text)}, "an unnamed database")
-    expect(len(document.types) == 8, "value types")
+    expect(len(document.types) == 9, "value types")
     counts = dict.fromkeys(file.content, 0)
     _read_meta(document, file)
     for db in ("catalog", "commits", "blobs"):
@@ -151,6 +153,16 @@ def read_file(text: str, path: pathlib.Path) -> dict[str, int]:
     for key, value in file.content["index"]:
         expect(len(value) == 8 and key[layout.size] in (1, 2), "index entry")
         counts["index"] += 1
+    for key, value in file.content["inference"]:
+        layout, _ = document.key("inference")
+        expect(layout.size == 4 and int.from_bytes(key[:4], "big") == 0, "generation")
+        body, _ = payload(document, key, value, document.value_type("inference"))
+        sizes = re.findall(r"(\d+) bytes of SHA-256", document.entries["inference"][0][1])
+        parts = [b"text", b"weights", b"way"]
+        digests = [hashlib.sha256(part).digest() for part in parts]
+        found = b"".join(d[: int(n)] for d, n in zip(digests, sizes, strict=True))
+        expect(key[4:] == found and body == b"result", "a result")
+        counts["inference"] += 1
     return counts
 
 
@@ -250,6 +262,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         digest = writes.put_blob(b"wasm" * 1000)
         writes.put_object("module", "m", ModuleDef(writes.new_id(), "m", digest, digest, 4000))
         writes.commit()
+    key = bytes(4) + b"".join(inference.digest(part) for part in (b"text", b"weights", b"way"))
+    value = pack(ValueType.INFERENCE, key, b"result")
+    env.stage(lambda txn: txn.put(inference.DATABASE, key, value))
     env.lease()
     env.stage(lambda txn: env.lease().hold(txn, staging.HOLD + b"something"))
     env.release()
@@ -263,6 +278,7 @@ def test_the_document_reads_a_file(path: pathlib.Path) -> None:
     assert counts["index"] == 612
     assert counts["segments"] == 2
     assert counts["blocks"] == 3
+    assert counts["inference"] == 1
     assert counts["catalog"] == counts["blobs"] == 2
 
 
@@ -288,6 +304,9 @@ WRONG_WORDS = [
     ("2. next segment", "2. layout"),
     ("14. delta bytes: stored bytes of the delta", ""),
     ("header type 8, the counters", "header type 2, the counters"),
+    ("header type 9, the result", "header type 6, the result"),
+    ("generation u32, 16 bytes", "generation u64, 16 bytes"),
+    ("16 bytes of SHA-256 of the input", "32 bytes of SHA-256 of the input"),
 ]
 
 

@@ -1,0 +1,301 @@
+"""Results of models taken from the file where they are known, and put there behind the statement.
+
+:func:`through` asks for what was computed before, in the statement's own snapshot, has the rest
+computed, and leaves it to a queue. A short-lived thread writes the queue in small transactions
+without commit numbers; no statement waits for it, and what does not fit into the queue, or cannot
+be written, is dropped and counted. What the file holds is the business of ``storage.inference``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tarsdb.errors import DataError, Error
+from tarsdb.metrics import METRICS
+from tarsdb.schema import ModelVersion
+from tarsdb.storage import Environment, WriteSet, background, inference
+from tarsdb.storage.inference import Entry, Found, entry_name, text_digest
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.storage.transaction import ReadTxn
+
+THREAD = "inference"
+LINGER_S = 0.25
+"""How long results wait for others to share a transaction with."""
+BATCH_BYTES = 1 << 20
+"""Written in one transaction, about: the writer is held some milliseconds for it."""
+MOST_WAITING_BYTES = 32 << 20
+
+Item = tuple[Any, ...]
+Compute = Callable[[list[Item]], Iterable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every item, beside the item itself.
+
+    Attributes
+    ----------
+    version : ModelVersion
+        Its content is what counts, not its name.
+    way : mapping
+        Everything else a result depends on: function, numeric mode, options; JSON values.
+    width : int
+        Elements of a result that is a float32 vector; 0 for JSON values (text, numbers, lists).
+    """
+
+    version: ModelVersion
+    way: Mapping[str, Any]
+    width: int = 0
+
+    def names(self, items: Sequence[Item]) -> list[bytes]:
+        """Return the names the results of items have in the file."""
+        way = inference.digest(json.dumps(self.way, sort_keys=True, default=str).encode())
+        weights = self.version.weights_digest
+        return [entry_name([_digest(value) for value in item], weights, way) for item in items]
+
+    def encode(self, value: Any) -> bytes:
+        """Return a result as it is stored."""
+        if self.width:
+            return np.ascontiguousarray(value, dtype="<f4").tobytes()
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+    def decode(self, stored: bytes) -> Any:
+        """Return a stored result, None where it is none of this kind."""
+        if self.width:
+            vector = np.frombuffer(stored, dtype="<f4") if len(stored) % 4 == 0 else None
+            return vector if vector is not None and len(vector) == self.width else None
+        try:
+            return json.loads(stored)
+        except ValueError:
+            return None
+
+
+def _digest(value: Any) -> bytes:
+    return text_digest(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def through(
+    context: Context, question: Question, items: Sequence[Item], compute: Compute
+) -> list[Any]:
+    """Return the result of every item, computing only what no snapshot has yet.
+
+    Parameters
+    ----------
+    context : Context
+    question : Question
+    items : sequence of tuple
+        Inputs of each result; equal items have equal results.
+    compute : callable
+        Given items in the order asked, each once, returns their results. It may let go of the
+        context's snapshot.
+    """
+    queue = queue_of(context.engines.env)
+    names = question.names(items)
+    results, moved, mark = _known(context, question, names, queue)
+    missing = {names[at]: at for at in range(len(items)) if names[at] not in results}
+    METRICS.add("inference_cache.hits", len(items) - len(missing))
+    METRICS.add("inference_cache.misses", len(missing))
+    if missing:
+        computed = compute([items[at] for at in missing.values()])
+        results.update(zip(missing, computed, strict=True))
+    if context.engines.may_write:
+        fresh = [Entry(name, question.encode(results[name]), mark) for name in missing]
+        queue.add([*fresh, *moved])
+    return [results[name] for name in names]
+
+
+def _known(
+    context: Context, question: Question, names: Sequence[bytes], queue: WriteQueue
+) -> tuple[dict[bytes, Any], list[Entry], str]:
+    """Return results at hand by name, entries worth writing again, and the erase mark."""
+    distinct = list(dict.fromkeys(names))
+    txn = context.snapshot.txn
+    mark = inference.read_state(txn).mark
+    results, moved = {}, []
+    for name, found in zip(distinct, inference.find(txn, distinct), strict=True):
+        value = _value(question, found, queue.find(name))
+        if value is None:
+            continue
+        results[name] = value
+        if found is not None and found.is_old:
+            moved.append(Entry(name, found.value, mark, found.generation))
+    return results, moved, mark
+
+
+def _value(question: Question, found: Found | None, waiting: bytes | None) -> Any:
+    stored = found.value if found is not None else waiting
+    return None if stored is None else question.decode(stored)
+
+
+class WriteQueue:
+    """Results of one environment that wait to be written.
+
+    Parameters
+    ----------
+    env : Environment
+    """
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._changed = threading.Condition()
+        self._waiting: dict[bytes, Entry] = {}
+        self._nbytes = 0
+        self._purge = False
+        self._running = False
+        self._urgent = False
+
+    def find(self, name: bytes) -> bytes | None:
+        """Return a result that waits."""
+        entry = self._waiting.get(name)
+        return None if entry is None else entry.value
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Have entries written soon; what the queue has no room for is dropped."""
+        if not entries:
+            return
+        dropped = 0
+        with self._changed:
+            for entry in entries:
+                if self._nbytes + len(entry.value) > MOST_WAITING_BYTES:
+                    dropped += 1
+                elif entry.name not in self._waiting:
+                    self._waiting[entry.name] = entry
+                    self._nbytes += len(entry.value)
+            self._start()
+        if dropped:
+            METRICS.add("inference_cache.dropped", dropped)
+
+    def purge(self) -> None:
+        """Have the results removed whose model is gone."""
+        with self._changed:
+            self._purge = True
+            self._start()
+
+    def forget(self) -> None:
+        """Drop everything that waits: an input was erased."""
+        with self._changed:
+            self._waiting.clear()
+            self._nbytes = 0
+
+    def hurry(self) -> None:
+        """Write at once what waits; does not wait for it."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return when nothing waits any more (for benchmarks and tests)."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._running)
+
+    def _start(self) -> None:
+        if not self._running and (self._waiting or self._purge):
+            self._urgent = False
+            self._running = background.start(self._env, THREAD, self._run)
+
+    def _run(self) -> None:
+        try:
+            while self._write_once():
+                pass
+        finally:
+            with self._changed:
+                self._running = False
+                self._changed.notify_all()
+
+    def _write_once(self) -> bool:
+        """Write a batch; False, and no longer running, when there is none."""
+        with self._changed:
+            if not self._purge and self._nbytes < BATCH_BYTES:
+                self._changed.wait_for(lambda: self._urgent, LINGER_S)
+            batch, purge, self._purge = self._batch(), self._purge, False
+            if not batch and not purge:
+                self._running = False
+                return False
+        try:
+            stored = inference.write(self._env, batch) if batch else 0
+            METRICS.add("inference_cache.stored", stored)
+            if purge:
+                inference.forget_dead(self._env)
+        except Error:  # full, locked, closed: these results are computed again when asked for
+            METRICS.add("inference_cache.dropped", len(batch))
+        with self._changed:
+            for entry in batch:
+                if self._waiting.get(entry.name) is entry:
+                    del self._waiting[entry.name]
+                    self._nbytes -= len(entry.value)
+        return True
+
+    def _batch(self) -> list[Entry]:
+        batch, size = [], 0
+        for entry in self._waiting.values():
+            if size >= BATCH_BYTES:
+                break
+            batch.append(entry)
+            size += len(entry.value)
+        return batch
+
+
+_making = threading.Lock()
+
+
+def queue_of(env: Environment) -> WriteQueue:
+    """Return the queue of an environment."""
+    found: WriteQueue | None = env.caches.get("inference queue")
+    if found is None:
+        with _making:
+            found = env.caches.setdefault("inference queue", WriteQueue(env))
+    return found
+
+
+def hurry(env: Environment) -> None:
+    """Have what waits written at once: a connection closes."""
+    found: WriteQueue | None = env.caches.get("inference queue")
+    if found is not None:
+        found.hurry()
+
+
+def after_commit(env: Environment, writes: WriteSet) -> None:
+    """Remove results of models that a commit dropped, in the background."""
+    if any(kind == "model" for kind, _ in writes.objects):
+        queue_of(env).purge()
+
+
+def set_limit(env: Environment, limit: int) -> None:
+    """Set how many bytes of the file results may take.
+
+    Raises
+    ------
+    DataError
+        It is less than one megabyte.
+    """
+    if limit < inference.SMALLEST_LIMIT:
+        raise DataError(
+            f"the inference cache cannot have {limit} bytes, the least is "
+            f"{inference.SMALLEST_LIMIT}",
+            hint="SET inference_cache = off does without",
+        )
+    inference.set_limit(env, limit)
+
+
+def figures(txn: ReadTxn) -> tuple[int, int, int]:
+    """Return limit, bytes in use and number of results."""
+    return inference.read_state(txn).limit, inference.size_bytes(txn), inference.count(txn)
+
+
+def forget(env: Environment, text: str) -> int:
+    """Erase every result of a text; return how many the file had. Durable when this returns."""
+    queue_of(env).forget()
+    gone = inference.forget_input(env, text)
+    queue_of(env).forget()
+    env.sync()
+    return gone
