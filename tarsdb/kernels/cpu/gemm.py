@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -23,7 +24,7 @@ from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import FLOAT, I64, LANES, fma, load, splat, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
-from tarsdb.kernels.cpu.memory import put_real
+from tarsdb.kernels.cpu.memory import keep_apart, put_real
 
 SIGNATURE = types.void(*[types.int64] * 12)
 SIGNATURES = {"gemm": SIGNATURE}
@@ -110,6 +111,7 @@ def make_multiply(level: str) -> Any:
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+        keep_apart()
         done = 0
         while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
             accumulate(1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
@@ -158,6 +160,7 @@ def make_gemm(level: str) -> Any:
 
     @njit(nogil=True)
     def gemm(a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+        keep_apart()
         for i in range(32):
             put_real(scratch, i, 0.0)
         sums, tile = scratch + 128, 64 * depth
@@ -170,8 +173,8 @@ def make_gemm(level: str) -> Any:
                 here = min(group, tiles - t)
                 for k in range(0, max(depth, 1), DEPTH_AT_ONCE):
                     multiply(a + top * a_stride + 4 * k, a_stride, count,
-                             weights + t * tile + 64 * k, 64, tile, here,
-                             min(DEPTH_AT_ONCE, depth - k), sums, 64 * group, k == 0)  # fmt: skip
+                             weights + t * tile + 64 * k, np.int64(64), tile, here,
+                             min(DEPTH_AT_ONCE, depth - k), sums, 64 * group, int(k == 0))  # fmt: skip
                 for part in range(0, here, paired):
                     number = t + part
                     added = bias + 64 * number if bias else scratch

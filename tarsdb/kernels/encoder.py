@@ -1,0 +1,181 @@
+"""The compiled encoder: which kernel, its tables of addresses, its memory.
+
+Knows arrays and sizes; not where they come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import dispatch
+from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.gemm import SCRATCH
+from tarsdb.kernels.native import address
+from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+BLOCK = 48
+"""Rows that go through a layer together; as in kernels/cpu, not imported before it is used."""
+PATIENCE_SECONDS = 1.0
+"""How long the first panel waits for kernels: loading them from the disk cache takes less."""
+
+
+@dataclass(frozen=True)
+class EncoderKernel:
+    """A compiled encoder; ``kernels/cpu/encoder.py`` says what it does."""
+
+    variant: str
+    encode: Callable[..., None]
+
+
+def _variant(level: str) -> str | None:
+    return None if level == "portable" else level
+
+
+_compiled = {"f32": Compiled("encoder", EncoderKernel, _variant)}
+_patient_until: float | None = None
+
+
+def prepare(kind: str) -> None:
+    """Let the encoder of a kind of weights be loaded or compiled in the background."""
+    _compiled[kind].current()
+
+
+def current(kind: str) -> EncoderKernel | None:
+    """Return the encoder of a kind of weights if it is ready, or soon is; None otherwise."""
+    global _patient_until
+    found = _compiled[kind].current()
+    if found is None and dispatch.level() != "portable":
+        now = time.monotonic()
+        if _patient_until is None:
+            _patient_until = now + PATIENCE_SECONDS
+        if now < _patient_until:
+            return _compiled[kind].wait(_patient_until - now)
+    return found
+
+
+def wait(kind: str) -> EncoderKernel | None:
+    """Return the encoder of a kind, compiled if need be; None where there is no compiler."""
+    return _compiled[kind].wait()
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of an encoder.
+
+    Parameters
+    ----------
+    head_size : int
+        A multiple of 16.
+    activation : int
+        Of ``gemm_reference``.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_size: int
+    intermediate: int
+    activation: int
+    epsilon: float
+
+
+class ModelTable:
+    """Addresses of a model's arrays, which it keeps alive.
+
+    Parameters
+    ----------
+    shape : EncoderShape
+    norm : two float32 (hidden,)
+        Scale and shift of the embeddings' norm.
+    relative : float32 (heads, 2 * longest - 1), optional
+        Added to a score by distance key - query; in powers of two, like the scores.
+    layers : sequence of sequences
+        In the order of ``kernels/cpu/encoder.py``: packed qkv, its bias, context, bias, scale and
+        shift of its norm, expand, bias, reduce, bias, scale and shift.
+    """
+
+    def __init__(
+        self, shape: EncoderShape, norm: Sequence[F32], relative: F32 | None,
+        layers: Sequence[Sequence[PackedMatrix | F32]],
+    ) -> None:  # fmt: skip
+        self.shape = shape
+        self._held: list[object] = []
+        lines = [[self._address(part) for part in layer] for layer in layers]
+        table = self._keep(np.array(lines, np.int64))
+        epsilon = int(np.float32(shape.epsilon).view(np.int32))
+        bias, step = 0, 0
+        if relative is not None:
+            longest, heads = relative.shape[1] // 2, len(relative)
+            padded = np.zeros((heads, relative.shape[1] + 16), np.float32)
+            padded[:, : relative.shape[1]] = relative
+            bias, step = self._keep(padded) + 4 * longest, 4 * padded.shape[1]
+        sizes = (shape.layers, shape.hidden, shape.heads, shape.head_size, shape.intermediate,
+                 shape.activation, epsilon)  # fmt: skip
+        scale, shift = (self._address(part) for part in norm)
+        self.address = self._keep(np.array([*sizes, scale, shift, bias, step, table], np.int64))
+
+    def _address(self, part: PackedMatrix | F32) -> int:
+        if isinstance(part, PackedMatrix):
+            self._held.append(part)
+            return part.address
+        return self._keep(pack_bias(part))
+
+    def _keep(self, array: npt.NDArray[np.generic]) -> int:
+        self._held.append(array)
+        return address(array)
+
+
+class Memory:
+    """Arrays of one call at a time, for panels of up to ``tokens`` tokens.
+
+    Attributes
+    ----------
+    hidden, update : float32 (tokens, hidden to the next 16)
+        Summands of the embeddings; ``hidden`` receives the result.
+    nbytes : int
+        Bytes of all its arrays.
+    """
+
+    def __init__(self, shape: EncoderShape, tokens: int) -> None:
+        hidden, wide = _whole(shape.hidden), _whole(shape.intermediate)
+        keys, heads = _whole(tokens), shape.heads * shape.head_size
+        self.tokens = tokens
+        self.hidden, self.update = _rows(tokens, hidden), _rows(tokens, hidden)
+        others = [
+            _rows(tokens, 3 * heads), _rows(keys, shape.head_size), _rows(BLOCK, keys),
+            _rows(1, BLOCK), aligned(SCRATCH), _rows(BLOCK, hidden), _rows(BLOCK, wide),
+        ]  # fmt: skip
+        self._held = [self.hidden, *others]
+        self._table = np.array([address(array) for array in self._held], np.int64)
+        self.address = address(self._table)
+        self.nbytes = self.update.nbytes + sum(array.nbytes for array in self._held)
+
+
+def encode(kernel: EncoderKernel, model: ModelTable, offsets: I64, memory: Memory) -> None:
+    """Run all layers over the embeddings in ``memory``.
+
+    Parameters
+    ----------
+    offsets : int64 (texts + 1,), C order
+        Where each text's rows start; no text is empty, and the last is at most ``memory.tokens``.
+    """
+    kernel.encode(
+        model.address, address(offsets), len(offsets) - 1, memory.address, address(memory.update),
+        BLOCK,
+    )  # fmt: skip
+
+
+def _whole(count: int) -> int:
+    return -(-count // 16) * 16
+
+
+def _rows(rows: int, width: int) -> F32:
+    return aligned(4 * rows * width).view(np.float32).reshape(rows, width)
