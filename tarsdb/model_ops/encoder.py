@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
-from tarsdb.kernels import transformer as kernels
+from tarsdb.kernels import dispatch
+from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import read_spec
-from tarsdb.model_ops.panels import PANEL_TOKENS, Watch, cut_panels, run_panels
+from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import pool, pooled_width, read_object, read_settings
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
-from tarsdb.model_ops.transformer import Workspace, forward
+from tarsdb.model_ops.transformer import Panel, Transformer
 from tarsdb.model_ops.weights import load_weights
 
 F32 = npt.NDArray[np.float32]
@@ -57,8 +57,10 @@ class Encoder:
             files["tokenizer.json"], self._settings.max_length,
             lower=self._settings.lower, prompt=self._settings.prompt,
         )  # fmt: skip
-        self._weights = load_weights(self._spec, tensors)
-        self._workspaces: deque[Workspace] = deque(maxlen=os.cpu_count() or 1)
+        kind = None if dispatch.level() == "portable" else "f32"
+        if kind is not None:
+            kernels.prepare(kind)  # while the weights are read
+        self._transformer = Transformer(self._spec, load_weights(self._spec, tensors, kind), kind)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -156,23 +158,8 @@ class Encoder:
         parts = [tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows]
         offsets = np.zeros(len(parts) + 1, np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
-        workspace = self._borrow(int(offsets[-1]))
-        try:
-            hidden = forward(
-                self._spec, self._weights, kernels.current(), np.concatenate(parts), offsets,
-                workspace,
-            )  # fmt: skip
-            return pool(hidden, offsets, self._settings)
-        finally:
-            self._workspaces.append(workspace)
-
-    def _borrow(self, tokens: int) -> Workspace:
-        """Take a workspace for this many tokens; the caller puts it back."""
-        try:
-            workspace = self._workspaces.pop()
-        except IndexError:
-            return Workspace(self._spec, max(tokens, PANEL_TOKENS))
-        return workspace if workspace.tokens >= tokens else Workspace(self._spec, tokens)
+        hidden = self._transformer.forward(Panel(np.concatenate(parts), offsets))
+        return pool(hidden, offsets, self._settings)
 
     def _check(self, tokens: TokenizedTexts, batch: _Batch, start: int) -> None:
         """Refuse long texts where the model is told to, and ids the model has no row for."""

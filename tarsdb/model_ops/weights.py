@@ -1,8 +1,9 @@
 """A model's tensors in the layout the encoder computes with.
 
-Matrices are kept transposed (inputs x outputs), query, key and value side by side, the query
-scaled by 1/sqrt(head size), positions and token type 0 added up. Every array is this module's own
-copy, made one tensor at a time, so it outlives the file or the transaction it was read from.
+Query, key and value are one matrix, the query scaled by log2(e) / sqrt(head size) so that scores
+are powers of two; positions and token type 0 are added up. Matrices are packed for compiled
+products, or kept as NumPy multiplies them. Every array is this module's own copy, made one tensor
+at a time, so it outlives the file or the transaction it was read from.
 """
 
 from __future__ import annotations
@@ -16,28 +17,46 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
+from tarsdb.kernels.packing import TILE, PackedMatrix, pack
 from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shapes
 
 F32 = npt.NDArray[np.float32]
 
+LOG2E = np.float32(math.log2(math.e))
 _ANCHOR = "embeddings.word_embeddings.weight"
 _NAMED = 8  # missing tensors spelled out in an error
 _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """One layer. Matrices are (inputs, outputs), vectors (outputs,), all float32, C order."""
+class Linear:
+    """A product with a weight matrix, and a bias.
 
-    qkv: F32
-    qkv_bias: F32
-    context: F32
-    context_bias: F32
+    ``matrix`` is packed, or float32 (inputs, outputs); ``bias`` float32 (outputs,).
+    """
+
+    matrix: PackedMatrix | F32
+    bias: F32
+
+    def dense(self) -> F32:
+        """Return the matrix as NumPy multiplies it, (inputs, outputs); unpacked for the call."""
+        return self.matrix.unpack().T if isinstance(self.matrix, PackedMatrix) else self.matrix
+
+    @classmethod
+    def of(cls, weight: F32, bias: F32, kind: str | None) -> Linear:
+        """Make one of (outputs, inputs), packed as a kind of ``kernels/packing`` or not at all."""
+        return cls(np.ascontiguousarray(weight.T) if kind is None else pack(weight, kind), bias)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer. Heads are ``head_size`` wide in queries, keys, values and context."""
+
+    qkv: Linear
+    context: Linear
     context_norm: tuple[F32, F32]
-    expand: F32
-    expand_bias: F32
-    reduce: F32
-    reduce_bias: F32
+    expand: Linear
+    reduce: Linear
     output_norm: tuple[F32, F32]
 
 
@@ -45,15 +64,19 @@ class LayerWeights:
 class EncoderWeights:
     """All weights of an encoder.
 
-    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type included;
-    ``relative`` (heads, 2 * max_tokens - 1) or None.
+    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type 0 included;
+    ``types`` (token_types, hidden), how each type differs from type 0; ``relative``
+    (heads, 2 * max_tokens - 1), in powers of two like the scores, or None. ``head_size`` is filled
+    up with zeros to a multiple of 16.
     """
 
     words: F32
     positions: F32
+    types: F32
     norm: tuple[F32, F32]
     layers: tuple[LayerWeights, ...]
     relative: F32 | None
+    head_size: int
 
 
 def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
@@ -77,15 +100,24 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
         Names the missing tensors, or the tensor and the two shapes that disagree.
     """
     prefix = _prefix(shapes, where)
+    compare_shapes(tensor_shapes(spec), shapes, where, prefix)
+    return prefix
+
+
+def compare_shapes(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str,
+    prefix: str = "",
+) -> None:  # fmt: skip
+    """Raise ModelFormatError unless every expected tensor is there in its shape."""
     missing = []
-    for name, expected in tensor_shapes(spec).items():
+    for name, shape in expected.items():
         found = _find(shapes, prefix + name)
         if found is None:
             missing.append(name)
-        elif tuple(shapes[found]) != expected:
+        elif tuple(shapes[found]) != shape:
             raise ModelFormatError(
                 f"tensor {found!r} of {where} has shape {tuple(shapes[found])}, "
-                f"config.json asks for {expected}"
+                f"config.json asks for {shape}"
             )
     if missing:
         listed = ", ".join(missing[:_NAMED])
@@ -94,11 +126,14 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
             f"{where} lacks {len(missing)} tensors: {listed}{more}",
             "the weights are incomplete or belong to another config.json",
         )
-    return prefix
 
 
-def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> EncoderWeights:
+def load_weights(
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str | None = None
+) -> EncoderWeights:
     """Copy the tensors an encoder needs; each is read from the mapping once.
+
+    Matrices are packed as a kind of ``kernels/packing``, or kept for NumPy where it is None.
 
     Raises
     ------
@@ -110,17 +145,23 @@ def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> 
         check_tensors(spec, {name: tensors[name].shape for name in tensors}, "the model")
     read = _Reader(spec, tensors, prefix)
     positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
+    types = np.zeros((0, spec.hidden), np.float32)
     if spec.token_types:
-        positions += read("embeddings.token_type_embeddings.weight")[0]
+        types = read("embeddings.token_type_embeddings.weight")
+        positions += types[0]
+        types = types - types[0]
     relative = None
     if spec.relative_buckets:
-        relative = _relative_bias(read("encoder.relative_attention_bias.weight"), spec.max_tokens)
+        table = read("encoder.relative_attention_bias.weight") * LOG2E
+        relative = _relative_bias(table, spec.max_tokens)
     return EncoderWeights(
         words=read(_ANCHOR),
         positions=positions,
+        types=types,
         norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
-        layers=tuple(_layer(spec, read, number) for number in range(spec.layers)),
+        layers=tuple(_layer(spec, read, number, kind) for number in range(spec.layers)),
         relative=relative,
+        head_size=_padded_size(spec),
     )
 
 
@@ -134,46 +175,72 @@ class _Reader:
         self._prefix = prefix
         self._shapes = tensor_shapes(spec)
 
-    def __call__(self, name: str, transpose: bool = False) -> F32:
+    def __call__(self, name: str) -> F32:
         found = _find(self._tensors, self._prefix + name) or name
-        tensor = self._tensors[found]
-        if tensor.shape != self._shapes[name]:
-            raise ModelFormatError(
-                f"tensor {found!r} has shape {tensor.shape}, config.json asks for "
-                f"{self._shapes[name]}"
-            )
-        if tensor.dtype.kind != "f":
-            raise ModelFormatError(f"tensor {found!r} has dtype {tensor.dtype}, not a float type")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
-            values = np.array(tensor.T if transpose else tensor, dtype=np.float32, order="C")
-        if not np.isfinite(values).all():
-            raise ModelFormatError(f"tensor {found!r} holds NaN or infinity")
-        return values
+        return read_tensor(self._tensors, found, self._shapes[name])
 
 
-def _layer(spec: EncoderSpec, read: _Reader, number: int) -> LayerWeights:
+def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> F32:
+    """Return a checked float32 copy of one tensor.
+
+    Raises
+    ------
+    ModelFormatError
+        It has another shape or no float type, or holds NaN or infinity.
+    """
+    tensor = tensors[name]
+    if tensor.shape != shape:
+        raise ModelFormatError(
+            f"tensor {name!r} has shape {tensor.shape}, config.json asks for {shape}"
+        )
+    if tensor.dtype.kind != "f":
+        raise ModelFormatError(f"tensor {name!r} has dtype {tensor.dtype}, not a float type")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
+        values = np.array(tensor, dtype=np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
+    return values
+
+
+def _layer(spec: EncoderSpec, read: _Reader, number: int, kind: str | None) -> LayerWeights:
     def weight(part: str) -> F32:
-        return read(layer_tensor(spec, number, part, "weight"), transpose=True)
+        return read(layer_tensor(spec, number, part, "weight"))
 
     def bias(part: str) -> F32:
         return read(layer_tensor(spec, number, part, "bias"))
 
-    def norm(part: str) -> tuple[F32, F32]:
-        return read(layer_tensor(spec, number, part, "weight")), bias(part)
+    def linear(part: str) -> Linear:
+        return Linear.of(weight(part), bias(part), kind)
 
-    scale = np.float32(1.0 / math.sqrt(spec.hidden // spec.heads))
+    def norm(part: str) -> tuple[F32, F32]:
+        return weight(part), bias(part)
+
+    scale = LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
+    parts = (("query", scale), ("key", np.float32(1)), ("value", np.float32(1)))
     return LayerWeights(
-        qkv=np.concatenate([weight("query") * scale, weight("key"), weight("value")], axis=1),
-        qkv_bias=np.concatenate([bias("query") * scale, bias("key"), bias("value")]),
-        context=weight("context"),
-        context_bias=bias("context"),
+        qkv=Linear.of(
+            np.concatenate([_padded_heads(spec, weight(part) * factor) for part, factor in parts]),
+            np.concatenate([_padded_heads(spec, bias(part) * factor) for part, factor in parts]),
+            kind,
+        ),
+        context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), kind),
         context_norm=norm("context_norm"),
-        expand=weight("expand"),
-        expand_bias=bias("expand"),
-        reduce=weight("reduce"),
-        reduce_bias=bias("reduce"),
+        expand=linear("expand"),
+        reduce=linear("reduce"),
         output_norm=norm("output_norm"),
     )
+
+
+def _padded_size(spec: EncoderSpec) -> int:
+    return -(-(spec.hidden // spec.heads) // TILE) * TILE
+
+
+def _padded_heads(spec: EncoderSpec, values: F32) -> F32:
+    """Fill each head's rows up with zeros: (heads * size, ...) to (heads * head_size, ...)."""
+    size, rest = spec.hidden // spec.heads, values.shape[1:]
+    whole = np.zeros((spec.heads, _padded_size(spec), *rest), np.float32)
+    whole[:, :size] = values.reshape(spec.heads, size, *rest)
+    return whole.reshape(-1, *rest)
 
 
 def _relative_bias(table: F32, longest: int) -> F32:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.adapters.encoders import Encode
-from tarsdb.kernels import transformer
+from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder, read_model_directory
 
 
@@ -15,7 +15,7 @@ def make(folder: pathlib.Path, precision: str, threads: int) -> Encode:
     """Load the model and wait for its kernels."""
     model = read_model_directory(str(folder))
     encoder = Encoder.from_files(model.files, model.tensors)
-    transformer.wait()
+    kernels.wait("f32")
 
     def encode(texts: list[str]) -> np.ndarray:
         return encoder.encode(texts, threads=threads)
