@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.background import Compiled
-from tarsdb.kernels.gemm import SCRATCH
+from tarsdb.kernels.gemm import variant_of
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, pack_bias
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -35,30 +35,41 @@ class EncoderKernel:
     encode: Callable[..., None]
 
 
-def _variant(level: str) -> str | None:
-    return None if level == "portable" else level
+def _compiled_kind(kind: str) -> Compiled[EncoderKernel]:
+    def form(level: str) -> str | None:
+        found = variant_of(kind, level)
+        return None if found is None else f"{kind}/{found}"
+
+    return Compiled("encoder", EncoderKernel, form)
 
 
-_compiled = {"f32": Compiled("encoder", EncoderKernel, _variant)}
-_patient_until: float | None = None
+_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+_patient_until: dict[str, float] = {}
+
+
+def form(kind: str) -> str | None:
+    """Return KIND/VARIANT as the kernels of this machine take weights of a kind; None: NumPy."""
+    found = variant_of(kind, dispatch.level())
+    return None if found is None else f"{kind}/{found}"
+
+
+def current(kind: str) -> EncoderKernel | None:
+    """Return the encoder of a kind of weights if it is ready, or will be soon; None otherwise.
+
+    Only calls within PATIENCE_SECONDS of the first one wait.
+    """
+    found = _compiled[kind].current()
+    if found is None and dispatch.level() != "portable":
+        now = time.monotonic()
+        until = _patient_until.setdefault(kind, now + PATIENCE_SECONDS)
+        if now < until:
+            return _compiled[kind].wait(until - now)
+    return found
 
 
 def prepare(kind: str) -> None:
     """Let the encoder of a kind of weights be loaded or compiled in the background."""
     _compiled[kind].current()
-
-
-def current(kind: str) -> EncoderKernel | None:
-    """Return the encoder of a kind of weights if it is ready, or soon is; None otherwise."""
-    global _patient_until
-    found = _compiled[kind].current()
-    if found is None and dispatch.level() != "portable":
-        now = time.monotonic()
-        if _patient_until is None:
-            _patient_until = now + PATIENCE_SECONDS
-        if now < _patient_until:
-            return _compiled[kind].wait(_patient_until - now)
-    return found
 
 
 def wait(kind: str) -> EncoderKernel | None:
@@ -134,7 +145,7 @@ class ModelTable:
 
 
 class Memory:
-    """Arrays of one call at a time, for panels of up to ``tokens`` tokens.
+    """Arrays of one call at a time, for panels of up to ``tokens`` tokens and kernels of a form.
 
     Attributes
     ----------
@@ -144,14 +155,17 @@ class Memory:
         Bytes of all its arrays.
     """
 
-    def __init__(self, shape: EncoderShape, tokens: int) -> None:
+    def __init__(self, shape: EncoderShape, tokens: int, form: str) -> None:
+        from tarsdb.kernels.cpu.gemm import scratch_bytes
+
         hidden, wide = _whole(shape.hidden), _whole(shape.intermediate)
         keys, heads = _whole(tokens), shape.heads * shape.head_size
+        product = scratch_bytes(*form.split("/"), max(hidden, wide, heads))
         self.tokens = tokens
         self.hidden, self.update = _rows(tokens, hidden), _rows(tokens, hidden)
         others = [
             _rows(tokens, 3 * heads), _rows(keys, shape.head_size), _rows(BLOCK, keys),
-            _rows(1, BLOCK), aligned(SCRATCH), _rows(BLOCK, hidden), _rows(BLOCK, wide),
+            _rows(1, BLOCK), aligned(product), _rows(BLOCK, hidden), _rows(BLOCK, wide),
         ]  # fmt: skip
         self._held = [self.hidden, *others]
         self._table = np.array([address(array) for array in self._held], np.int64)

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from tarsdb.kernels import gemm_reference
 from tarsdb.kernels.background import Compiled
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, layout_of, pack_bias
 
 F32 = npt.NDArray[np.float32]
-
 SCRATCH = 128 + 128 * 96
-"""Bytes of scratch memory of a product; as in kernels/cpu/gemm, not imported before it is used."""
+"""Bytes of scratch memory of a float32 product, as in kernels/cpu/gemm, which also says how much
+other kinds need."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,26 @@ class GemmKernel:
     gemm: Callable[..., None]
 
 
-def variant(level: str) -> str | None:
-    """Return the form of the kernels at a level of instructions; None: NumPy."""
-    return None if level == "portable" else level
+def variant_of(kind: str, level: str) -> str | None:
+    """Return the form of a kind's kernels at a level of instructions; None: NumPy."""
+    import llvmlite.binding as llvm
+
+    if level == "portable":
+        return None
+    if kind == "int8" and level == "avx512" and llvm.get_host_cpu_features().get("avx512vnni"):
+        return "vnni"
+    return level
 
 
-_compiled = {"f32": Compiled("gemm", GemmKernel, variant)}
+def _compiled_kind(kind: str) -> Compiled[GemmKernel]:
+    def variant(level: str) -> str | None:
+        found = variant_of(kind, level)
+        return None if found is None else f"{kind}/{found}"
+
+    return Compiled("gemm", GemmKernel, variant)
+
+
+_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
 _scratch = threading.local()
 
 
@@ -75,7 +89,7 @@ def gemm(
     """
     _check(a, weights, bias, residual)
     kernel = current(weights.kind)
-    if kernel is None:
+    if kernel is None or weights.layout.name != layout_of(*kernel.variant.split("/")):
         return gemm_reference.gemm(a, weights, epilogue, bias, residual)
     rows = np.ascontiguousarray(a, np.float32)
     out = np.empty((len(rows), weights.columns), np.float32)
@@ -85,7 +99,7 @@ def gemm(
         address(rows), 4 * weights.depth, len(rows), weights.address, weights.depth,
         weights.columns, epilogue, 0 if added is None else address(added),
         0 if rest is None else address(rest), address(out), 4 * weights.columns,
-        address(_memory()),
+        address(_memory(kernel.variant, weights.depth)),
     )  # fmt: skip
     return out
 
@@ -101,8 +115,12 @@ def _check(a: F32, weights: PackedMatrix, bias: F32 | None, residual: F32 | None
             raise ValueError(f"{name} has shape {array.shape}, the product needs {shape}")
 
 
-def _memory() -> npt.NDArray[np.uint8]:
-    if not hasattr(_scratch, "memory"):
-        _scratch.memory = aligned(SCRATCH)
+def _memory(variant: str, depth: int) -> npt.NDArray[np.uint8]:
+    from tarsdb.kernels.cpu.gemm import scratch_bytes
+
+    kind, form = variant.split("/")
+    size = scratch_bytes(kind, form, depth)
+    if not hasattr(_scratch, "memory") or len(_scratch.memory) < size:
+        _scratch.memory = aligned(size)
     found: npt.NDArray[np.uint8] = _scratch.memory
     return found

@@ -15,6 +15,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 LINEAR, GELU, GELU_TANH, RELU, SILU, RESIDUAL = range(6)
+SMALLEST = np.float32(2.0**-100)
 GATED = 8
 """Added to an activation: activation(gate) * up."""
 
@@ -72,14 +73,36 @@ def activation(x: F32, code: int) -> F32:
 def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     """Return the sums before bias, float32 (rows, columns); ``part`` 1 is up of a gated matrix.
 
-    ``f32``: one chain of fused multiply-adds over k in order.
+    ``f32``, ``bf16``: one chain of fused multiply-adds over k in order, of float32 rows.
+    ``int8``: codes of rows times codes of weights, exact (in float64, below 2^53); (sum * row's scale) * column's scale.
     """
+    if weights.kind == "int8":
+        codes, scales = quantized_rows(a)
+        exact = codes.astype(np.float64) @ weights.elements(part).T.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows of NaN or infinity
+            return exact.astype(np.float32) * scales[:, None] * weights.scales(part)
     w = weights.unpack()
     w = w[part] if weights.gated else w
     total = np.zeros((len(a), len(w)), np.float32)
     for k in range(weights.depth):
         total = fma(a[:, k, None], w[None, :, k], total)
     return total
+
+
+def quantized_rows(a: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """Return codes, int8 (rows, depth), and scales, float32 (rows,), of a product's rows.
+
+    A scale is the largest absolute value / 127; a code the nearest whole number, ties to even, of
+    the value times 127 / largest. A row whose largest value is below 2^-100 is zero; one with NaN
+    or infinity has a scale that is no finite number, and gives none.
+    """
+    largest = np.abs(a).max(axis=1, initial=0)
+    small = largest < SMALLEST
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        inverse = np.where(small, np.float32(0), np.float32(127) / largest)
+        whole = np.rint(a * inverse[:, None])
+    scales = np.where(small, np.float32(0), largest / np.float32(127))
+    return np.where(np.isfinite(whole), whole, 0).astype(np.int8), scales
 
 
 def fma(x: F32, y: F32, z: F32) -> F32:

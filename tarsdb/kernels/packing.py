@@ -1,12 +1,14 @@
 """Weights as matrix products read them: tiles of 16 columns, the same bytes wherever they are kept.
 
-A layout has a name (``f32/16``) that says kind and shape of a tile; a matrix packed under one name
-is read by every kernel of it. Columns past the last are zero. Knows no model and no file.
+A layout has a name (``int8/16x4``) that says the kind, and columns and steps of k of a line; a
+matrix packed under one name is read by every kernel of it. What lies past the last column or the
+last k is zero. Knows no model and no file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,66 @@ from tarsdb.kernels.native import address
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
 
 TILE = 16
 """Columns of a tile."""
 ALIGNMENT = 64
-KINDS = ("f32",)
+KINDS = ("f32", "bf16", "int8")
+PAIRED_VARIANTS = ("avx2", "avx512")
+"""Variants that multiply int8 two by two; the others do four by four."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form of a tile: lines of ``step`` k of 16 columns, then constants of the columns.
+
+    Attributes
+    ----------
+    name, kind : str
+    step : int
+        Steps of k in a line.
+    padding : int
+        The depth is padded to a multiple of it.
+    dtype : str
+        Of an element.
+    constants : int
+        Bytes behind the lines: float32 scales, and where there are 128, 128 times the sum of a
+        column's codes, int32.
+    """
+
+    name: str
+    kind: str
+    step: int
+    padding: int
+    dtype: str
+    constants: int = 0
+
+    def padded(self, depth: int) -> int:
+        """Return the depth as it is packed."""
+        return -(-depth // self.padding) * self.padding
+
+    def tile_bytes(self, depth: int) -> int:
+        """Return the bytes of a tile."""
+        return self.padded(depth) * TILE * np.dtype(self.dtype).itemsize + self.constants
+
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("f32/16", "f32", 1, 1, "f4"),
+        Layout("bf16/16x2", "bf16", 2, 32, "u2"),
+        Layout("int8/16x2", "int8", 2, 16, "i1", 64),
+        Layout("int8/16x4", "int8", 4, 64, "i1", 128),
+    )
+}
+
+
+def layout_of(kind: str, variant: str) -> str:
+    """Return the name of the layout that kernels of a variant (``gemm.variant``) read."""
+    if kind == "int8":
+        return "int8/16x2" if variant in PAIRED_VARIANTS else "int8/16x4"
+    return {"f32": "f32/16", "bf16": "bf16/16x2"}[kind]
 
 
 @dataclass(frozen=True)
@@ -28,24 +85,25 @@ class PackedMatrix:
 
     Attributes
     ----------
-    kind : str
-        Of KINDS.
-    layout : str
-        Name of the tiles' form; what is kept under it can be read by kernels of the same name.
+    layout : Layout
     columns, depth : int
         N outputs and K inputs; of a gated matrix, columns of the gate.
     gated : bool
         Tiles of gate and up lie in turn.
     data : uint8 (bytes,), 64-byte aligned
-        ``f32/16``: float32 (tiles, K, 16).
+        Tiles, each (lines, 16, step) elements and its constants.
     """
 
-    kind: str
-    layout: str
+    layout: Layout
     columns: int
     depth: int
     gated: bool
     data: U8
+
+    @property
+    def kind(self) -> str:
+        """``f32``, ``bf16``, ``int8``."""
+        return self.layout.kind
 
     @property
     def tiles(self) -> int:
@@ -57,25 +115,54 @@ class PackedMatrix:
         """Where the first tile lies."""
         return address(self.data)
 
+    def elements(self, part: int = 0) -> Array:
+        """Return what the tiles hold, (N, K) of the layout's dtype; ``part`` 1 is up."""
+        layout, tiles = self.layout, self._tiles(part)
+        lines = tiles[:, : tiles.shape[1] - layout.constants]
+        shape = (len(tiles), layout.padded(self.depth) // layout.step, TILE, layout.step)
+        rows = np.ascontiguousarray(lines).view(layout.dtype).reshape(shape).transpose(0, 2, 1, 3)
+        whole = rows.reshape(len(tiles) * TILE, layout.padded(self.depth))
+        return np.ascontiguousarray(whole[: self.columns, : self.depth])
+
+    def scales(self, part: int = 0) -> F32:
+        """Return what a column's codes are multiplied by, float32 (N,)."""
+        layout, tiles = self.layout, self._tiles(part)
+        start = tiles.shape[1] - layout.constants
+        found = np.ascontiguousarray(tiles[:, start : start + 4 * TILE]).view(np.float32)
+        return found.reshape(-1)[: self.columns]
+
     def unpack(self) -> F32:
         """Return the weights the tiles stand for, float32 (N, K); gate and up (2, N, K)."""
-        tiles = self.data.view(np.float32).reshape(self.tiles, self.depth, TILE)
-        count = 2 if self.gated else 1
-        pairs = tiles.reshape(self.tiles // count, count, self.depth, TILE)
-        rows = self.tiles // count * TILE
-        whole = pairs.transpose(1, 0, 3, 2).reshape(count, rows, self.depth)
-        found = np.ascontiguousarray(whole[:, : self.columns])
+        found = np.stack([self._floats(part) for part in range(2 if self.gated else 1)])
         return found if self.gated else found[0]
 
+    def _floats(self, part: int) -> F32:
+        elements = self.elements(part)
+        if self.kind == "bf16":
+            return from_bfloat16(elements)
+        if self.kind == "int8":
+            return elements.astype(np.float32) * self.scales(part)[:, None]
+        return elements
 
-def pack(weight: F32, kind: str = "f32") -> PackedMatrix:
-    """Pack a matrix (N, K), as models keep it: outputs by inputs."""
-    return _packed(weight[None], kind)
+    def _tiles(self, part: int) -> U8:
+        count = 2 if self.gated else 1
+        return self.data.reshape(self.tiles, self.layout.tile_bytes(self.depth))[part::count]
 
 
-def pack_gated(gate: F32, up: F32, kind: str = "f32") -> PackedMatrix:
+def pack(weight: F32, kind: str = "f32", variant: str = "avx2") -> PackedMatrix:
+    """Pack a matrix (N, K), as models keep it: outputs by inputs.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind; for an integer kind also where a weight is NaN or infinite.
+    """
+    return _packed((weight,), kind, variant)
+
+
+def pack_gated(gate: F32, up: F32, kind: str = "f32", variant: str = "avx2") -> PackedMatrix:
     """Pack two matrices of one shape (N, K) for a gated product."""
-    return _packed(np.stack([gate, up]), kind)
+    return _packed((gate, up), kind, variant)
 
 
 def pack_bias(*parts: F32) -> F32:
@@ -97,16 +184,56 @@ def aligned(size: int) -> U8:
     return memory[start : start + size]
 
 
-def _packed(parts: npt.NDArray[np.float32], kind: str) -> PackedMatrix:
-    """Pack (1 or 2, N, K)."""
+def to_bfloat16(values: F32) -> npt.NDArray[np.uint16]:
+    """Return the bits of the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    nearest = bits + np.uint32(0x7FFF) + (bits >> 16 & 1)
+    return (np.where(np.isnan(values), bits | 0x400000, nearest) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: Array) -> F32:
+    """Return the floats of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _packed(parts: tuple[F32, ...], kind: str, variant: str) -> PackedMatrix:
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of packed weights; known: {', '.join(KINDS)}")
-    count, columns, depth = parts.shape
-    tiles = -(-columns // TILE)
-    data = aligned(4 * TILE * depth * tiles * count)
-    lines = data.view(np.float32).reshape(tiles, count, depth, TILE)
+    layout = LAYOUTS[layout_of(kind, variant)]
+    columns, depth = parts[0].shape
+    tiles, size = -(-columns // TILE), layout.tile_bytes(depth)
+    data = aligned(size * tiles * len(parts))
     for number, part in enumerate(parts):
         for tile in range(tiles):
-            rows = part[tile * TILE : (tile + 1) * TILE]
-            lines[tile, number, :, : len(rows)] = rows.T
-    return PackedMatrix(kind, f"{kind}/{TILE}", columns, depth, count == 2, data)
+            rows = np.ascontiguousarray(part[tile * TILE : (tile + 1) * TILE], np.float32)
+            at = (tile * len(parts) + number) * size
+            _pack_tile(rows, layout, data[at : at + size])
+    return PackedMatrix(layout, columns, depth, len(parts) == 2, data)
+
+
+def _pack_tile(rows: F32, layout: Layout, tile: U8) -> None:
+    """Write up to 16 columns, (columns, K)."""
+    elements: Array = rows
+    if layout.kind == "bf16":
+        elements = to_bfloat16(rows)
+    elif layout.kind == "int8":
+        elements, scales = _quantized(rows)
+        constants = tile[len(tile) - layout.constants :]
+        constants[: 4 * TILE].view(np.float32)[: len(rows)] = scales
+        if layout.constants > 4 * TILE:
+            sums = elements.sum(axis=1, dtype=np.int32) * 128
+            constants[4 * TILE :].view(np.int32)[: len(rows)] = sums
+    whole = np.zeros((TILE, layout.padded(rows.shape[1])), layout.dtype)
+    whole[: len(rows), : rows.shape[1]] = elements
+    lines = tile[: len(tile) - layout.constants].view(layout.dtype)
+    lines.reshape(-1, TILE, layout.step)[:] = whole.reshape(TILE, -1, layout.step).swapaxes(0, 1)
+
+
+def _quantized(rows: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """Return codes of -127 to 127, the nearest to a row / its scale, and scales."""
+    if not np.isfinite(rows).all():
+        raise ValueError("a weight is NaN or infinite, which no integer stands for")
+    largest = np.abs(rows).max(axis=1, initial=0)
+    scales = (largest / np.float32(127)).astype(np.float32)
+    divisor = np.where(scales > 0, scales, 1)[:, None]
+    return np.rint(rows / divisor).clip(-127, 127).astype(np.int8), scales

@@ -15,15 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
-from tarsdb.kernels import dispatch
-from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import pool, pooled_width, read_object, read_settings
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
 from tarsdb.model_ops.transformer import Panel, Transformer
-from tarsdb.model_ops.weights import load_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -57,10 +54,7 @@ class Encoder:
             files["tokenizer.json"], self._settings.max_length,
             lower=self._settings.lower, prompt=self._settings.prompt,
         )  # fmt: skip
-        kind = None if dispatch.level() == "portable" else "f32"
-        if kind is not None:
-            kernels.prepare(kind)  # while the weights are read
-        self._transformer = Transformer(self._spec, load_weights(self._spec, tensors, kind), kind)
+        self._transformer = Transformer(self._spec, tensors, KINDS[self._settings.quantize])
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length

@@ -11,7 +11,8 @@ import itertools
 import math
 import os
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from tarsdb.kernels import gemm_reference
 from tarsdb.kernels import transformer_reference as reference
 from tarsdb.model_ops.architecture import EncoderSpec
 from tarsdb.model_ops.panels import PANEL_TOKENS
-from tarsdb.model_ops.weights import EncoderWeights, LayerWeights
+from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -58,22 +59,31 @@ class Transformer:
 
     Parameters
     ----------
-    weights : EncoderWeights
-    kind : str or None
-        Kind of its packed matrices; None: they are not packed, and NumPy computes.
+    spec : EncoderSpec
+    tensors : mapping of str to ndarray
+        As :func:`load_weights` takes them.
+    kind : str
+        Of the weights: ``f32``, ``bf16`` or ``int8``.
     """
 
-    def __init__(self, spec: EncoderSpec, weights: EncoderWeights, kind: str | None) -> None:
-        self._spec, self._weights, self._kind = spec, weights, kind
-        self._model = None if kind is None else model_table(spec, weights)
+    def __init__(
+        self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str
+    ) -> None:
+        self._spec, self._kind = spec, kind
+        self._form = kernels.form(kind)
+        if self._form is not None:
+            kernels.prepare(kind)  # while the weights are read
+        portable = None if kind == "f32" else f"{kind}/avx2"
+        self._weights = load_weights(spec, tensors, self._form or portable)
+        self._model = None if self._form is None else model_table(spec, self._weights)
         self._memories: deque[kernels.Memory] = deque(maxlen=os.cpu_count() or 1)
 
     def forward(self, panel: Panel) -> F32:
         """Return the last layer's token vectors of a panel, float32 (n, hidden)."""
-        kernel = None if self._kind is None else kernels.current(self._kind)
-        if kernel is None or self._model is None:
+        kernel = None if self._form is None else kernels.current(self._kind)
+        if kernel is None or self._model is None or kernel.variant != self._form:
             return forward(self._spec, self._weights, panel)
-        memory = self._borrow(len(panel.ids))
+        memory = self._borrow(self._model, kernel.variant, len(panel.ids))
         try:
             return compiled_forward(kernel, self._model, self._weights, panel, memory)
         finally:
@@ -84,15 +94,13 @@ class Transformer:
         """Bytes of memory kept for the next calls: at most one panel's for each core."""
         return sum(memory.nbytes for memory in tuple(self._memories))
 
-    def _borrow(self, tokens: int) -> kernels.Memory:
+    def _borrow(self, model: kernels.ModelTable, form: str, tokens: int) -> kernels.Memory:
         """Take memory for this many tokens; the caller puts it back."""
         try:
             memory = self._memories.pop()
         except IndexError:
-            memory = None
-        if memory is not None and memory.tokens >= tokens:
-            return memory
-        return kernels.Memory(self._model.shape, max(tokens, PANEL_TOKENS))
+            return kernels.Memory(model.shape, max(tokens, PANEL_TOKENS), form)
+        return memory if memory.tokens >= tokens else kernels.Memory(model.shape, tokens, form)
 
 
 def model_table(spec: EncoderSpec, weights: EncoderWeights) -> kernels.ModelTable:
@@ -145,14 +153,14 @@ def _embed(weights: EncoderWeights, panel: Panel, hidden: F32, update: F32) -> N
 def _layer(
     spec: EncoderSpec, weights: EncoderWeights, layer: LayerWeights, hidden: F32, offsets: I64
 ) -> None:
-    qkv = hidden @ layer.qkv.dense()
+    qkv = layer.qkv.product(hidden)
     reference.add_bias(qkv, layer.qkv.bias)
     context = _attention(qkv, offsets, spec.heads, weights.relative)
-    update = context @ layer.context.dense()
+    update = layer.context.product(context)
     reference.residual_norm(hidden, update, layer.context.bias, *layer.context_norm, spec.epsilon)
-    expanded = hidden @ layer.expand.dense()
+    expanded = layer.expand.product(hidden)
     reference.bias_activation(expanded, layer.expand.bias, spec.activation)
-    update = expanded @ layer.reduce.dense()
+    update = layer.reduce.product(expanded)
     reference.residual_norm(hidden, update, layer.reduce.bias, *layer.output_norm, spec.epsilon)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
+from tarsdb.kernels import gemm_reference
 from tarsdb.kernels.packing import TILE, PackedMatrix, pack
 from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shapes
 
@@ -38,14 +39,20 @@ class Linear:
     matrix: PackedMatrix | F32
     bias: F32
 
-    def dense(self) -> F32:
-        """Return the matrix as NumPy multiplies it, (inputs, outputs); unpacked for the call."""
-        return self.matrix.unpack().T if isinstance(self.matrix, PackedMatrix) else self.matrix
+    def product(self, rows: F32) -> F32:
+        """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
+        if not isinstance(self.matrix, PackedMatrix):
+            return rows @ self.matrix
+        if self.matrix.kind == "int8":
+            return gemm_reference.product(rows, self.matrix)
+        return rows @ self.matrix.unpack().T
 
     @classmethod
-    def of(cls, weight: F32, bias: F32, kind: str | None) -> Linear:
-        """Make one of (outputs, inputs), packed as a kind of ``kernels/packing`` or not at all."""
-        return cls(np.ascontiguousarray(weight.T) if kind is None else pack(weight, kind), bias)
+    def of(cls, weight: F32, bias: F32, form: str | None) -> Linear:
+        """Make one of (outputs, inputs), packed in a form KIND/VARIANT or not at all."""
+        if form is None:
+            return cls(np.ascontiguousarray(weight.T), bias)
+        return cls(pack(weight, *form.split("/")), bias)
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,11 @@ def compare_shapes(
 
 
 def load_weights(
-    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str | None = None
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], form: str | None = None
 ) -> EncoderWeights:
     """Copy the tensors an encoder needs; each is read from the mapping once.
 
-    Matrices are packed as a kind of ``kernels/packing``, or kept for NumPy where it is None.
+    Matrices are packed in a form KIND/VARIANT of the kernels, or kept for NumPy where it is None.
 
     Raises
     ------
@@ -159,7 +166,7 @@ def load_weights(
         positions=positions,
         types=types,
         norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
-        layers=tuple(_layer(spec, read, number, kind) for number in range(spec.layers)),
+        layers=tuple(_layer(spec, read, number, form) for number in range(spec.layers)),
         relative=relative,
         head_size=_padded_size(spec),
     )
@@ -202,7 +209,7 @@ def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple
     return values
 
 
-def _layer(spec: EncoderSpec, read: _Reader, number: int, kind: str | None) -> LayerWeights:
+def _layer(spec: EncoderSpec, read: _Reader, number: int, form: str | None) -> LayerWeights:
     def weight(part: str) -> F32:
         return read(layer_tensor(spec, number, part, "weight"))
 
@@ -210,7 +217,7 @@ def _layer(spec: EncoderSpec, read: _Reader, number: int, kind: str | None) -> L
         return read(layer_tensor(spec, number, part, "bias"))
 
     def linear(part: str) -> Linear:
-        return Linear.of(weight(part), bias(part), kind)
+        return Linear.of(weight(part), bias(part), form)
 
     def norm(part: str) -> tuple[F32, F32]:
         return weight(part), bias(part)
@@ -221,9 +228,9 @@ def _layer(spec: EncoderSpec, read: _Reader, number: int, kind: str | None) -> L
         qkv=Linear.of(
             np.concatenate([_padded_heads(spec, weight(part) * factor) for part, factor in parts]),
             np.concatenate([_padded_heads(spec, bias(part) * factor) for part, factor in parts]),
-            kind,
+            form,
         ),
-        context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), kind),
+        context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), form),
         context_norm=norm("context_norm"),
         expand=linear("expand"),
         reduce=linear("reduce"),

@@ -48,3 +48,23 @@ def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
     """Emit x * y + z of float vectors, rounded once."""
     kind = "f32" if x.type.element == FLOAT else "f64"
     return call(b, f"llvm.fma.v{x.type.count}{kind}", x.type, x, y, z)
+
+
+def lane_mask(b: Any, count: Any) -> Any:
+    """Emit the mask of the first ``count`` of 16 lanes; of none below 1."""
+    numbers = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
+    return b.icmp_signed("<", numbers, splat(b, count))
+
+
+def load_some(b: Any, address: Any, mask: Any) -> Any:
+    """Emit a load of some of 16 floats; the others are zero, and not read."""
+    kind = ir.VectorType(FLOAT, LANES)
+    where, zero = pointer(b, address, kind), ir.Constant(kind, None)
+    return call(b, "llvm.masked.load.v16f32.p0", kind, where, ir.Constant(I32, 1), mask, zero)
+
+
+def store_some(b: Any, value: Any, address: Any, mask: Any) -> None:
+    """Emit a store of some of 16 floats; the others stay as they are."""
+    where = pointer(b, address, value.type)
+    one = ir.Constant(I32, 1)
+    call(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), value, where, one, mask)

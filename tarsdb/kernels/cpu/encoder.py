@@ -34,8 +34,8 @@ BLOCK = 48
 """Rows of a block."""
 
 
-def make_encode(level: str) -> Any:
-    """Return the (not yet compiled) encoder of a level.
+def make_encode(variant: str, kind: str) -> Any:
+    """Return the (not yet compiled) encoder of a variant and a kind of weights.
 
     Parameters of the kernel, all int64
     -----------------------------------
@@ -46,7 +46,7 @@ def make_encode(level: str) -> Any:
     update : address of rows as wide as the hidden ones, added to these first
     block : rows of a block, at most what the memory has
     """
-    gemm, attention = make_gemm(level), make_attention(make_multiply(level))
+    gemm, attention = make_gemm(variant, kind), make_attention(make_multiply(variant))
 
     @njit(nogil=True)
     def rest_of_layer(model, layer, memory, first, rows, qkv_stride):  # type: ignore[no-untyped-def]
@@ -99,5 +99,6 @@ def make_encode(level: str) -> Any:
 
 
 def make_kernels(variant: str) -> dict[str, Any]:
-    """Return the kernels of SIGNATURES, not yet compiled."""
-    return {"encode": make_encode(variant)}
+    """Return the kernels of SIGNATURES, not yet compiled; ``variant`` is KIND/VARIANT."""
+    kind, form = variant.split("/")
+    return {"encode": make_encode(form, kind)}

@@ -17,7 +17,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu import vector_math
-from tarsdb.kernels.cpu.emit import FLOAT, I32, I64, LANES, call, load, pointer, splat, store
+from tarsdb.kernels.cpu.emit import (
+    FLOAT,
+    I64,
+    LANES,
+    lane_mask,
+    load,
+    load_some,
+    store,
+    store_some,
+)
 
 LINEAR, GELU, GELU_TANH, RELU, SILU, RESIDUAL = range(6)
 GATED = 8
@@ -29,7 +38,7 @@ _ACTIVATIONS = {
     SILU: vector_math.silu,
 }
 EPILOGUES = (LINEAR, *_ACTIVATIONS, RESIDUAL, *(GATED | code for code in _ACTIVATIONS))
-_F16, _W16 = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+_F16 = ir.VectorType(FLOAT, LANES)
 
 
 class _Line:
@@ -41,18 +50,13 @@ class _Line:
     def load(self, address: Any) -> Any:
         if self.mask is None:
             return load(self.b, address, _F16)
-        where = pointer(self.b, address, _F16)
-        one = ir.Constant(I32, 1)
-        rest = ir.Constant(_F16, None)
-        return call(self.b, "llvm.masked.load.v16f32.p0", _F16, where, one, self.mask, rest)
+        return load_some(self.b, address, self.mask)
 
     def store(self, value: Any, address: Any) -> None:
         if self.mask is None:
             store(self.b, value, address)
-            return
-        where = pointer(self.b, address, _F16)
-        one = ir.Constant(I32, 1)
-        call(self.b, "llvm.masked.store.v16f32.p0", ir.VoidType(), value, where, one, self.mask)
+        else:
+            store_some(self.b, value, address, self.mask)
 
 
 def _finished(
@@ -71,8 +75,7 @@ def _finished(
 def _finish(typingctx, epilogue, sums, sums_stride, rows, bias, residual, out, out_stride, lanes):  # type: ignore[no-untyped-def] # fmt: skip
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         epilogue, sums, sums_stride, rows, bias, residual, out, out_stride, lanes = args
-        numbers = ir.Constant(_W16, list(range(LANES)))
-        mask = b.icmp_signed("<", numbers, splat(b, b.trunc(lanes, I32)))
+        mask = lane_mask(b, lanes)
 
         def every(code: int, line: _Line) -> None:
             parts = range(2 if code & GATED else 1)

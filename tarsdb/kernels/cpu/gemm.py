@@ -1,10 +1,10 @@
-"""Matrix products with packed weights: the loops around the micro-kernels, and the float32 one.
+"""Matrix products with packed weights: the loops around the micro-kernels, for every kind.
 
-Weights lie in tiles of 16 columns (``kernels/packing.py``), float32 line by line: [K][16]. A
-micro-kernel keeps the sums of some rows and tiles in registers over all of K. An element of the
-result is one chain of fused multiply-adds over k in order, however many rows and tiles a kernel
-takes at a time, so a row's result depends on neither its batch nor the level. Arguments are
-addresses, counts and byte strides.
+Weights lie in tiles of 16 columns, line by line (``kernels/packing.py``). A micro-kernel keeps the
+sums of some rows and tiles in registers; ``gemm_forms`` says what it does with a line. An element
+of the result is one chain over the lines in order, however many rows and tiles a kernel takes at a
+time, so a row's result does not depend on its batch. Arguments are addresses, counts and byte
+strides.
 
 Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008.
 """
@@ -16,109 +16,140 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tarsdb.kernels.cpu.emit import FLOAT, I64, LANES, fma, load, splat, store
+from tarsdb.kernels.cpu.activations import dequantize, make_quantize
+from tarsdb.kernels.cpu.emit import I64, load, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
+from tarsdb.kernels.cpu.gemm_forms import AVX2, AVX512, FORMS, Form, form_of
 from tarsdb.kernels.cpu.memory import keep_apart, put_real
+
+__all__ = ["AVX2", "AVX512", "SCRATCH", "SIGNATURE", "SIGNATURES", "make_gemm", "make_kernels",
+           "make_multiply", "scratch_bytes"]  # fmt: skip
 
 SIGNATURE = types.void(*[types.int64] * 12)
 SIGNATURES = {"gemm": SIGNATURE}
-AVX2, AVX512 = "avx2", "avx512"
 ROWS_AT_ONCE = 96
 """Rows whose sums of two tiles wait in scratch memory."""
-DEPTH_AT_ONCE = 384
-"""Lines of a tile that stay in the L1 cache while the rows pass by."""
-SCRATCH = 128 + 128 * ROWS_AT_ONCE
-"""Bytes of scratch memory of a product: a line of zeros, and sums."""
+_TILE_BYTES = 24576
+"""Bytes of a tile that stay in the L1 cache while the rows pass by."""
 _UNROLLED = 4
-_F16 = ir.VectorType(FLOAT, LANES)
+_SUMS = 128  # places in the scratch memory: a line of zeros, sums, scales and codes of rows
+_SCALES = _SUMS + 128 * ROWS_AT_ONCE
+_CODES = _SCALES + 4 * ROWS_AT_ONCE
+SCRATCH = _SCALES
+"""Bytes of scratch memory of a float32 product."""
 
 
-def _emit_products(b: Any, count: int, width: int, args: Any) -> None:
+def scratch_bytes(kind: str, variant: str, depth: int) -> int:
+    """Return how much scratch memory a product needs, rows and columns as many as there may be."""
+    form = form_of(kind, variant)
+    if form.quantized is None:
+        return SCRATCH
+    return _CODES + ROWS_AT_ONCE * form.row_bytes(depth)
+
+
+def _emit_products(b: Any, form: Form, count: int, width: int, args: Any) -> None:
     """Emit the micro-kernel of ``count`` rows and ``width`` tiles."""
     a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh = args
-    zero = ir.Constant(_F16, None)
     is_fresh = b.icmp_signed("!=", fresh, ir.Constant(I64, 0))
     places = [b.add(sums, b.mul(sums_stride, ir.Constant(I64, r))) for r in range(count)]
-    totals = [[cgutils.alloca_once(b, _F16) for _ in range(width)] for _ in range(count)]
-    for place, row in zip(places, totals, strict=True):
-        for t, each in enumerate(row):
-            b.store(b.select(is_fresh, zero, load(b, place, _F16, 64 * t)), each)
+    totals = [
+        [[cgutils.alloca_once(b, kind) for kind in form.sums] for _ in range(width)]
+        for _ in range(count)
+    ]
+    size = 64 // len(form.sums)
+    registers = [
+        (each, place, 64 * t + size * part)
+        for place, row in zip(places, totals, strict=True)
+        for t, parts in enumerate(row)
+        for part, each in enumerate(parts)
+    ]
+    for each, place, offset in registers:
+        kind = each.type.pointee
+        b.store(b.select(is_fresh, ir.Constant(kind, None), load(b, place, kind, offset)), each)
     starts = [b.add(a, b.mul(a_stride, ir.Constant(I64, r))) for r in range(count)]
     columns = [b.add(weights, b.mul(tile, ir.Constant(I64, t))) for t in range(width)]
 
-    def step(k: Any) -> None:
-        down, along = b.mul(k, line), b.shl(k, ir.Constant(I64, 2))
-        values = [load(b, b.add(column, down), _F16) for column in columns]
+    def step(number: Any, is_half: bool = False) -> None:
+        down, along = b.mul(number, line), b.mul(number, ir.Constant(I64, form.row_step))
+        values = [form.values(b, b.add(column, down)) for column in columns]
         for start, row in zip(starts, totals, strict=True):
-            scalar = splat(b, load(b, b.add(start, along), FLOAT))
-            for value, each in zip(values, row, strict=True):
-                b.store(fma(b, scalar, value, b.load(each)), each)
+            word = form.word(b, b.add(start, along), is_half)
+            for value, parts in zip(values, row, strict=True):
+                for part, total in zip(parts, form.add(b, parts, value, word), strict=True):
+                    b.store(total, part)
 
-    with cgutils.for_range(b, b.lshr(depth, ir.Constant(I64, 2))) as loop:
+    lines = b.udiv(depth, ir.Constant(I64, form.per_line))
+    with cgutils.for_range(b, b.lshr(lines, ir.Constant(I64, 2))) as loop:
         first = b.shl(loop.index, ir.Constant(I64, 2))
         for offset in range(_UNROLLED):
             step(b.add(first, ir.Constant(I64, offset)))
-    done = b.and_(depth, ir.Constant(I64, -_UNROLLED))
-    with cgutils.for_range(b, b.sub(depth, done)) as loop:
+    done = b.and_(lines, ir.Constant(I64, -_UNROLLED))
+    with cgutils.for_range(b, b.sub(lines, done)) as loop:
         step(b.add(done, loop.index))
-    for place, row in zip(places, totals, strict=True):
-        for t, each in enumerate(row):
-            store(b, b.load(each), place, 64 * t)
+    if form.per_line == 2 and form.quantized is None:  # rows end where they end: half a line
+        is_odd = b.icmp_signed("!=", b.and_(depth, ir.Constant(I64, 1)), ir.Constant(I64, 0))
+        with b.if_then(is_odd):
+            step(lines, is_half=True)
+    for each, place, offset in registers:
+        store(b, b.load(each), place, offset)
 
 
 @intrinsic(prefer_literal=True)
 def accumulate(  # type: ignore[no-untyped-def]
-    typingctx, most, tiles, rows, a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh
-):
+    typingctx, form, most, tiles, rows, a, a_stride, weights, line, tile, depth, sums, sums_stride,
+    fresh,
+):  # fmt: skip
     """Add the products of ``rows`` rows, 1 to the literal ``most``, and some tiles, a literal.
 
-    Line k of tile t is 16 floats at ``weights + t * tile + k * line``; the sums of row r are
-    floats at ``sums + r * sums_stride``, tile after tile. They start at zero if ``fresh`` is not 0.
+    Line i of tile t lies at ``weights + t * tile + i * line``; the sums of row r are numbers of
+    32 bits at ``sums + r * sums_stride``, tile after tile. They start at zero if ``fresh`` is not
+    0. ``form`` is a literal number of FORMS.
     """
-    counts, width = range(1, most.literal_value + 1), tiles.literal_value
+    chosen, width = FORMS[form.literal_value], tiles.literal_value
+    counts = range(1, most.literal_value + 1)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         for count in counts:
-            with b.if_then(b.icmp_signed("==", args[2], ir.Constant(I64, count))):
-                _emit_products(b, count, width, args[3:])
+            with b.if_then(b.icmp_signed("==", args[3], ir.Constant(I64, count))):
+                _emit_products(b, chosen, count, width, args[4:])
         return context.get_dummy_value()
 
-    return types.void(most, tiles, *[types.int64] * 10), codegen
+    return types.void(form, most, tiles, *[types.int64] * 10), codegen
 
 
-def make_multiply(level: str) -> Any:
+def make_multiply(variant: str, kind: str = "f32") -> Any:
     """Return the product of some rows and some tiles, to be called by other kernels.
 
     Parameters of the kernel
     ------------------------
     a, a_stride, rows : address, bytes, int
-        float32 (rows, depth).
+        float32 (rows, depth); of quantised kinds codes, padded to whole lines.
     weights, line, tile, tiles, depth : address, bytes, bytes, int, int
-        Line k of tile t is 16 floats at ``weights + t * tile + k * line``: 64 and 64 * K for
-        packed weights; for a row-major matrix (K, 16 * tiles) its stride, and 64.
+        Line i of tile t lies at ``weights + t * tile + i * line``: for packed weights a form's
+        line and tile; for a row-major float32 matrix (K, 16 * tiles) its stride, and 64.
     sums, sums_stride : address, bytes
-        float32 (rows, 16 * tiles), the result.
+        float32 or int32 (rows, 16 * tiles), the result.
     fresh : int
         0 adds to what ``sums`` holds.
     """
-    most, width = (12, 2) if level == AVX512 else (6, 1)
+    form = form_of(kind, variant)
+    number, (most, width) = FORMS.index(form), form.shape(variant)
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         done = 0
         while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
-            accumulate(1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
+            accumulate(number, 1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
                        sums + 64 * done, sums_stride, fresh)  # fmt: skip
             done += 4
         while rows < 4 and done + 2 <= tiles:
-            accumulate(3, 2, rows, a, a_stride, weights + done * tile, line, tile, depth,
+            accumulate(number, 3, 2, rows, a, a_stride, weights + done * tile, line, tile, depth,
                        sums + 64 * done, sums_stride, fresh)  # fmt: skip
             done += 2
         blocks = (rows + most - 1) // most
@@ -130,18 +161,18 @@ def make_multiply(level: str) -> Any:
                 count = rows * (block + 1) // blocks - first
                 row, place = a + first * a_stride, to + first * sums_stride
                 if here == width:
-                    accumulate(most, width, count, row, a_stride, at, line, tile, depth, place,
-                               sums_stride, fresh)  # fmt: skip
+                    accumulate(number, most, width, count, row, a_stride, at, line, tile, depth,
+                               place, sums_stride, fresh)  # fmt: skip
                 else:
-                    accumulate(most, 1, count, row, a_stride, at, line, tile, depth, place,
+                    accumulate(number, most, 1, count, row, a_stride, at, line, tile, depth, place,
                                sums_stride, fresh)  # fmt: skip
             done += here
 
     return multiply
 
 
-def make_gemm(level: str) -> Any:
-    """Return the (not yet compiled) float32 product of a level, for SIGNATURE.
+def make_gemm(variant: str, kind: str = "f32") -> Any:
+    """Return the (not yet compiled) product of a kind and a variant, for SIGNATURE.
 
     Parameters of the kernel
     ------------------------
@@ -154,32 +185,52 @@ def make_gemm(level: str) -> Any:
     residual, out, out_stride : addresses, bytes
         float32 (rows, columns); of one stride, and they may be the same.
     scratch : address
-        SCRATCH bytes.
+        :func:`scratch_bytes` bytes.
     """
-    multiply = make_multiply(level)
+    form = form_of(kind, variant)
+    multiply, quantize = make_multiply(variant, kind), make_quantize(form.quantized)
+    line, per_line, row_step = form.line_bytes, form.per_line, form.row_step
+    padding, tail, quantized = form.padding, form.tail_bytes, form.quantized is not None
+    offset = form.offset
+    at_once = _TILE_BYTES // line * per_line
 
     @njit(nogil=True)
-    def gemm(a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+    def gemm(  # type: ignore[no-untyped-def]
+        a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride,
+        scratch,
+    ):  # fmt: skip
         keep_apart()
         for i in range(32):
             put_real(scratch, i, 0.0)
-        sums, tile = scratch + 128, 64 * depth
+        sums, lines = scratch + _SUMS, (depth + padding - 1) // padding * padding // per_line
+        codes_stride, lines_bytes = lines * row_step, lines * line
+        tile = lines_bytes + tail
         paired = 2 if epilogue >= GATED else 1
         tiles = (columns + 15) // 16 * paired
         for top in range(0, rows, ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, rows - top)
+            row, stride, reach = a + top * a_stride, a_stride, depth
+            if quantized:
+                quantize(row, stride, count, depth, scratch + _CODES, codes_stride,
+                         scratch + _SCALES)  # fmt: skip
+                row, stride = scratch + _CODES, codes_stride
+                reach = (depth + per_line - 1) // per_line * per_line
+            part_depth = at_once if count > 3 else reach + 1
             group = 4 if count == 1 else 2
             for t in range(0, tiles, group):
-                here = min(group, tiles - t)
-                for k in range(0, max(depth, 1), DEPTH_AT_ONCE):
-                    multiply(a + top * a_stride + 4 * k, a_stride, count,
-                             weights + t * tile + 64 * k, np.int64(64), tile, here,
-                             min(DEPTH_AT_ONCE, depth - k), sums, 64 * group, int(k == 0))  # fmt: skip
+                here, here_at = min(group, tiles - t), weights + t * tile
+                for k in range(0, max(reach, 1), part_depth):
+                    multiply(row + k // per_line * row_step, stride, count,
+                             here_at + k // per_line * line, line, tile, here,
+                             min(part_depth, reach - k), sums, 64 * group, int(k == 0))  # fmt: skip
+                if quantized:
+                    for part in range(here):
+                        dequantize(offset, sums + 64 * part, 64 * group, count, scratch + _SCALES,
+                                   here_at + part * tile + lines_bytes)  # fmt: skip
                 for part in range(0, here, paired):
-                    number = t + part
-                    added = bias + 64 * number if bias else scratch
-                    column = number // paired * 16
+                    column = (t + part) // paired * 16
                     at = top * out_stride + 4 * column
+                    added = bias + 64 * (t + part) if bias else scratch
                     finish(epilogue, sums + 64 * part, 64 * group, count, added, residual + at,
                            out + at, out_stride, columns - column)  # fmt: skip
 
@@ -187,5 +238,6 @@ def make_gemm(level: str) -> Any:
 
 
 def make_kernels(variant: str) -> dict[str, Any]:
-    """Return the kernels of SIGNATURES, not yet compiled."""
-    return {"gemm": make_gemm(variant)}
+    """Return the kernels of SIGNATURES, not yet compiled; ``variant`` is KIND/VARIANT."""
+    kind, form = variant.split("/")
+    return {"gemm": make_gemm(form, kind)}

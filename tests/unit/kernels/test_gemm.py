@@ -11,37 +11,55 @@ from tarsdb.kernels import dispatch, gemm, gemm_reference, packing
 from tarsdb.kernels.native import address
 
 cpu = pytest.importorskip("tarsdb.kernels.cpu.gemm")
+forms = pytest.importorskip("tarsdb.kernels.cpu.gemm_forms")
 epilogue = pytest.importorskip("tarsdb.kernels.cpu.epilogue")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
 
+VARIANTS = ("f32/avx2", "f32/avx512", "bf16/avx2", "bf16/avx512", "int8/avx2", "int8/avx512")
 SHAPES = [(0, 8, 16), (1, 1, 1), (1, 385, 129), (2, 7, 50), (3, 33, 33), (5, 16, 17), (6, 64, 48),
           (7, 5, 16), (13, 130, 40), (33, 1000, 33), (97, 20, 20), (3, 0, 5)]  # fmt: skip
 GATED = [gemm_reference.GATED | code for code in (1, 2, 4)]
 
 
-@pytest.fixture(scope="module", params=[cpu.AVX2, cpu.AVX512])
-def kernel(request: pytest.FixtureRequest) -> Any:
-    """Both forms of the float32 kernel: vectors of 16 run on AVX2 too."""
-    if dispatch._best_level() == "portable":
-        pytest.skip("this processor runs NumPy alone")
-    return disk_cache.compiled(cpu.make_gemm(request.param), cpu.SIGNATURE, request.param)
+class Kernel:
+    """A compiled product and how to pack weights for it."""
+
+    def __init__(self, name: str) -> None:
+        if dispatch._best_level() == "portable":
+            pytest.skip("this processor runs NumPy alone")
+        self.kind, self.variant = name.split("/")
+        self.call = disk_cache.compiled(cpu.make_kernels(name)["gemm"], cpu.SIGNATURE, name)
+
+    def pack(self, weight: np.ndarray) -> packing.PackedMatrix:
+        return packing.pack(weight, self.kind, self.variant)
+
+    def pack_gated(self, gate: np.ndarray, up: np.ndarray) -> packing.PackedMatrix:
+        return packing.pack_gated(gate, up, self.kind, self.variant)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Every kind; forms of AVX-512 that are made of vectors of 16 floats run on AVX2 too."""
+    return Kernel(request.param)
 
 
 def product(
-    kernel: Any, a: np.ndarray, weights: packing.PackedMatrix, code: int = 0, bias: Any = None,
+    kernel: Kernel, a: np.ndarray, weights: packing.PackedMatrix, code: int = 0, bias: Any = None,
     residual: Any = None,
 ) -> np.ndarray:  # fmt: skip
     """Call a kernel; what lies beside the result must stay as it was."""
     out = np.full((len(a), weights.columns + 3), 7, np.float32)
-    scratch = packing.aligned(cpu.SCRATCH)
+    scratch = packing.aligned(cpu.scratch_bytes(kernel.kind, kernel.variant, weights.depth))
     scratch[:] = 255  # NaN, if it were read
     added = None if bias is None else packing.pack_bias(*np.atleast_2d(bias))
     beside = np.full_like(out, np.nan)
     if residual is not None:
         beside[:, : weights.columns] = residual
-    kernel(address(a), a.strides[0], len(a), weights.address, weights.depth, weights.columns, code,
-           0 if added is None else address(added), address(beside), address(out), out.strides[0],
-           address(scratch))  # fmt: skip
+    kernel.call(
+        address(a), a.strides[0], len(a), weights.address, weights.depth, weights.columns, code,
+        0 if added is None else address(added), address(beside), address(out), out.strides[0],
+        address(scratch),
+    )  # fmt: skip
     assert (out[:, weights.columns :] == 7).all()
     return out[:, : weights.columns]
 
@@ -51,9 +69,9 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sums_are_the_definitions_to_the_last_bit(kernel: Any, shape: tuple[int, ...]) -> None:
+def test_sums_are_the_definitions_to_the_last_bit(kernel: Kernel, shape: tuple[int, ...]) -> None:
     rows, depth, columns = shape
-    a, weights = normal(1, rows, depth), packing.pack(normal(2, columns, depth))
+    a, weights = normal(1, rows, depth), kernel.pack(normal(2, columns, depth))
     assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
 
 
@@ -67,9 +85,9 @@ def test_sums_in_another_order_differ() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("code", range(6))
-def test_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None:
+def test_epilogues(kernel: Kernel, shape: tuple[int, ...], code: int) -> None:
     rows, depth, columns = shape
-    a, weights = normal(1, rows, depth), packing.pack(normal(2, columns, depth))
+    a, weights = normal(1, rows, depth), kernel.pack(normal(2, columns, depth))
     bias, residual = normal(3, columns), normal(4, rows, columns)
     ours = product(kernel, a, weights, code, bias, residual)
     expected = gemm_reference.gemm(a, weights, code, bias, residual)
@@ -78,10 +96,10 @@ def test_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("code", GATED)
-def test_gated_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None:
+def test_gated_epilogues(kernel: Kernel, shape: tuple[int, ...], code: int) -> None:
     rows, depth, columns = shape
     a = normal(1, rows, depth)
-    weights = packing.pack_gated(normal(2, columns, depth), normal(5, columns, depth))
+    weights = kernel.pack_gated(normal(2, columns, depth), normal(5, columns, depth))
     bias = normal(3, 2, columns)
     ours = product(kernel, a, weights, code, bias)
     expected = gemm_reference.gemm(a, weights, code, bias)
@@ -89,9 +107,9 @@ def test_gated_epilogues(kernel: Any, shape: tuple[int, ...], code: int) -> None
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_row_does_not_depend_on_its_batch(kernel: Any, gated: bool) -> None:
+def test_a_row_does_not_depend_on_its_batch(kernel: Kernel, gated: bool) -> None:
     a, w = normal(1, 100, 900), normal(2, 70, 900)
-    weights = packing.pack_gated(w, w[::-1]) if gated else packing.pack(w)
+    weights = kernel.pack_gated(w, w[::-1]) if gated else kernel.pack(w)
     code = gemm_reference.GATED | gemm_reference.SILU if gated else gemm_reference.GELU
     whole = product(kernel, a, weights, code)
     for size in (1, 2, 3, 5, 7, 97):
@@ -99,49 +117,54 @@ def test_a_row_does_not_depend_on_its_batch(kernel: Any, gated: bool) -> None:
         assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_levels_agree_to_the_last_bit() -> None:
-    if dispatch._best_level() == "portable":
-        pytest.skip("this processor runs NumPy alone")
-    a, weights, bias = normal(1, 41, 77), packing.pack(normal(2, 70, 77)), normal(3, 70)
+@pytest.mark.parametrize("kind", ["f32", "bf16", "int8"])
+def test_levels_agree_to_the_last_bit(kind: str) -> None:
+    one, two = (Kernel(f"{kind}/{level}") for level in (cpu.AVX2, cpu.AVX512))
+    a, w, bias, residual = normal(1, 41, 77), normal(2, 70, 77), normal(3, 70), normal(4, 41, 70)
     for code in range(6):
-        one, two = (
-            product(
-                disk_cache.compiled(cpu.make_gemm(level), cpu.SIGNATURE, level), a, weights, code,
-                bias, normal(4, 41, 70),
-            )
-            for level in (cpu.AVX2, cpu.AVX512)
-        )  # fmt: skip
-        assert np.array_equal(one, two)
+        found = [product(k, a, k.pack(w), code, bias, residual) for k in (one, two)]
+        assert np.array_equal(*found)
 
 
-def test_nan_and_infinity_spread_along_their_rows_and_columns_only(kernel: Any) -> None:
-    a, w = normal(1, 9, 40), normal(2, 37, 40)
+def test_nan_and_infinity_stay_in_their_rows(kernel: Kernel) -> None:
+    a, weights = normal(1, 9, 40), kernel.pack(normal(2, 37, 40))
     a[2, 5] = np.nan
     a[4, 39] = np.inf
-    w[3, 0] = np.nan
     for code in range(6):
-        found = product(kernel, a, packing.pack(w), code, residual=normal(4, 9, 37))
+        found = product(kernel, a, weights, code, residual=normal(4, 9, 37))
         assert np.isnan(found[2]).all()
-        assert np.isnan(found[:, 3]).all()
-        rest = np.delete(np.delete(found, [2, 4], 0), 3, 1)
-        assert np.isfinite(rest).all()
+        assert not np.isfinite(found[4]).all()
+        assert np.isfinite(np.delete(found, [2, 4], 0)).all()
 
 
-def test_huge_and_tiny_values(kernel: Any) -> None:
+@pytest.mark.parametrize("name", ["f32/avx2", "bf16/avx2"])
+def test_a_weight_that_is_nan_spoils_its_column_only(name: str) -> None:
+    kernel, a, w = Kernel(name), normal(1, 9, 40), normal(2, 37, 40)
+    w[3, 0] = np.nan
+    found = product(kernel, a, kernel.pack(w))
+    assert np.isnan(found[:, 3]).all()
+    assert np.isfinite(np.delete(found, 3, 1)).all()
+
+
+def test_huge_tiny_and_zero_rows(kernel: Kernel) -> None:
     a, w = normal(1, 8, 30), normal(2, 20, 30)
-    a[:4] *= np.float32(1e30)
-    a[4:] *= np.float32(1e-38)
+    a[:3] *= np.float32(1e30)
+    a[3:6] *= np.float32(1e-38)
+    a[6] = 0
     w[10:] *= np.float32(1e15)
-    weights = packing.pack(w)
-    assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
+    w[4] = 0
+    weights = kernel.pack(w)
+    assert np.array_equal(
+        product(kernel, a, weights), gemm_reference.product(a, weights), equal_nan=True
+    )
 
 
-def test_out_may_be_the_residual(kernel: Any) -> None:
-    a, weights, kept = normal(1, 20, 30), packing.pack(normal(2, 40, 30)), normal(3, 20, 40)
+def test_out_may_be_the_residual(kernel: Kernel) -> None:
+    a, weights, kept = normal(1, 20, 30), kernel.pack(normal(2, 40, 30)), normal(3, 20, 40)
     expected = gemm_reference.gemm(a, weights, gemm_reference.RESIDUAL, None, kept)
-    scratch = packing.aligned(cpu.SCRATCH)
-    kernel(address(a), a.strides[0], 20, weights.address, 30, 40, 5, 0, address(kept),
-           address(kept), kept.strides[0], address(scratch))  # fmt: skip
+    scratch = packing.aligned(cpu.scratch_bytes(kernel.kind, kernel.variant, 30))
+    kernel.call(address(a), a.strides[0], 20, weights.address, 30, 40, 5, 0, address(kept),
+                address(kept), kept.strides[0], address(scratch))  # fmt: skip
     assert np.array_equal(kept, expected)
 
 
@@ -168,9 +191,13 @@ def test_wrapper_says_which_shapes_disagree() -> None:
         gemm.gemm(normal(1, 3, 4), weights, bias=normal(1, 4))
 
 
-def test_wrapper_gives_the_same_before_and_after_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, weights, bias = normal(1, 3, 40), packing.pack(normal(2, 5, 40)), normal(3, 5)
-    ready = gemm.wait("f32")
+@pytest.mark.parametrize("kind", packing.KINDS)
+def test_wrapper_gives_the_same_before_and_after_compiling(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = gemm.wait(kind)
+    form = packing.PAIRED_VARIANTS[0] if ready is None else ready.variant.split("/")[1]
+    a, weights, bias = normal(1, 3, 40), packing.pack(normal(2, 5, 40), kind, form), normal(3, 5)
     compiled = gemm.gemm(a, weights, gemm_reference.LINEAR, bias)
     monkeypatch.setattr(gemm, "current", lambda kind: None)
     assert np.array_equal(gemm.gemm(a, weights, gemm_reference.LINEAR, bias), compiled)
@@ -181,3 +208,21 @@ def test_numbers_of_the_house_agree() -> None:
     assert cpu.SCRATCH == gemm.SCRATCH
     names = ("LINEAR", "GELU", "GELU_TANH", "RELU", "SILU", "RESIDUAL", "GATED")
     assert all(getattr(epilogue, name) == getattr(gemm_reference, name) for name in names)
+    for name in VARIANTS:
+        form, layout = (
+            forms.form_of(*name.split("/")),
+            packing.LAYOUTS[packing.layout_of(*name.split("/"))],
+        )
+        packed = layout.padded(100) // layout.step * form.line_bytes + form.tail_bytes
+        assert packed == layout.tile_bytes(100)
+        assert (form.per_line, form.padding) == (layout.step, layout.padding)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("f32", 1e-6), ("bf16", 3e-3), ("int8", 1.1e-2)])
+def test_error_of_a_kind(kind: str, most: float) -> None:
+    """Root mean square of the error relative to that of the product, normal numbers, K = 768."""
+    a, w = normal(1, 64, 768), normal(2, 64, 768)
+    exact = a.astype(np.float64) @ w.T.astype(np.float64)
+    found = gemm_reference.product(a, packing.pack(w, kind))
+    error = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
+    assert most / 10 < error < most or kind == "f32"

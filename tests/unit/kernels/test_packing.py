@@ -18,7 +18,7 @@ def test_float_weights_come_back(shape: tuple[int, int]) -> None:
     packed = packing.pack(gate)
     assert np.array_equal(packed.unpack(), gate)
     assert packed.data.size == 0 or packed.address % packing.ALIGNMENT == 0
-    assert packed.layout == "f32/16"
+    assert packed.layout.name == "f32/16"
     both = packing.pack_gated(gate, up)
     assert np.array_equal(both.unpack(), np.stack([gate, up]))
     assert both.tiles == 2 * packed.tiles
@@ -40,5 +40,54 @@ def test_bias_lies_as_the_tiles_do() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="'f64' is no kind of packed weights; known: f32"):
+    with pytest.raises(ValueError, match="'f64' is no kind of packed weights; known: f32, "):
         packing.pack(normal(1, 2, 2), "f64")
+
+
+KINDS = [("f32", "avx2"), ("bf16", "avx2"), ("int8", "avx2"), ("int8", "vnni")]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 3), (17, 40), (50, 7)])
+@pytest.mark.parametrize(("kind", "variant"), KINDS)
+def test_weights_come_back_as_near_as_the_kind_allows(
+    kind: str, variant: str, shape: tuple[int, int]
+) -> None:
+    gate, up = normal(1, *shape), normal(2, *shape)
+    both = packing.pack_gated(gate, up, kind, variant)
+    found = both.unpack()
+    largest = np.abs(np.stack([gate, up])).max(axis=2, keepdims=True)
+    step = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5001 / 127}[kind]
+    assert (np.abs(found - np.stack([gate, up])) <= step * largest).all()
+    assert np.array_equal(packing.pack(up, kind, variant).unpack(), found[1])
+
+
+def test_layouts_of_int8_hold_the_same_codes() -> None:
+    w = normal(1, 37, 70)
+    two, four = (packing.pack(w, "int8", variant) for variant in ("avx2", "vnni"))
+    assert two.layout.name != four.layout.name
+    assert np.array_equal(two.elements(), four.elements())
+    assert np.array_equal(two.scales(), four.scales())
+    assert np.abs(two.elements()).max() == 127
+
+
+def test_sums_of_columns_stand_behind_their_tile() -> None:
+    packed = packing.pack(normal(1, 20, 70), "int8", "vnni")
+    tile = packed.data[: packed.layout.tile_bytes(70)]
+    sums = tile[-64:].view(np.int32)
+    assert np.array_equal(sums, 128 * packed.elements()[:16].sum(axis=1, dtype=np.int32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_integers_stand_for_no_nan(bad: float) -> None:
+    w = normal(1, 3, 3)
+    w[1, 1] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        packing.pack(w, "int8")
+    assert not np.isfinite(packing.pack(w, "bf16").unpack()[1, 1])
+
+
+def test_bfloat16_is_the_nearest() -> None:
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800001], np.uint32)
+    assert packing.to_bfloat16(bits.view(np.float32)).tolist() == [
+        0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7FC0,
+    ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""Rows quantised before an integer product, and sums turned back after it.
+
+A row's scale is its largest absolute value / 127 (float32), a code the nearest whole number, ties
+to even, of the value times 127 / largest. A row whose largest value is below 2^-100 is zero; one
+with NaN or infinity gives NaN. Arguments are addresses, counts and byte strides.
+"""
+
+# Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tarsdb.kernels.cpu.emit import (
+    FLOAT,
+    I32,
+    I64,
+    LANES,
+    lane_mask,
+    load,
+    load_some,
+    splat,
+    store,
+)
+from tarsdb.kernels.cpu.memory import put_real
+
+SMALLEST = np.float32(2.0**-100)
+_MOST, _ZERO = np.float32(127), np.float32(0)
+_I8, _I16 = ir.IntType(8), ir.IntType(16)
+_F16, _W16 = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+_ROUNDER = 1.5 * 2.0**23  # added, it leaves a whole number in the lowest bits
+
+
+@intrinsic
+def _largest(typingctx, row, depth):  # type: ignore[no-untyped-def]
+    """Return the largest absolute value of ``depth`` floats, 0 of none; NaN if one is."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, depth = args
+        lanes = cgutils.alloca_once(b, _W16)
+        b.store(ir.Constant(_W16, None), lanes)
+
+        def take(value: Any) -> None:
+            bits = b.and_(b.bitcast(value, _W16), ir.Constant(_W16, [0x7FFFFFFF] * LANES))
+            known = b.load(lanes)  # as integers, so that NaN is the largest
+            b.store(b.select(b.icmp_signed(">", bits, known), bits, known), lanes)
+
+        with cgutils.for_range(b, b.lshr(depth, ir.Constant(I64, 4))) as loop:
+            take(load(b, b.add(row, b.shl(loop.index, ir.Constant(I64, 6))), _F16))
+        done = b.and_(depth, ir.Constant(I64, -LANES))
+        rest = b.add(row, b.shl(done, ir.Constant(I64, 2)))
+        take(load_some(b, rest, lane_mask(b, b.sub(depth, done))))
+        found = ir.Constant(I32, 0)
+        for lane in range(LANES):
+            bits = b.extract_element(b.load(lanes), ir.Constant(I32, lane))
+            found = b.select(b.icmp_signed(">", bits, found), bits, found)
+        return b.bitcast(found, FLOAT)
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _codes(typingctx, size, offset, row, depth, padded, inverse, codes):  # type: ignore[no-untyped-def]
+    """Write codes, of ``size`` bytes and plus ``offset``, both literal; those past depth are 0."""
+    width, added = size.literal_value, offset.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, _, row, depth, padded, inverse, codes = args
+        factor, rounder = splat(b, inverse), ir.Constant(_F16, [_ROUNDER] * LANES)
+
+        def put(line: Any, value: Any) -> None:
+            whole = b.bitcast(b.fadd(b.fmul(value, factor), rounder), _W16)
+            whole = b.add(whole, ir.Constant(_W16, [added] * LANES))
+            short = b.trunc(whole, ir.VectorType(_I8 if width == 1 else _I16, LANES))
+            store(b, short, b.add(codes, b.mul(line, ir.Constant(I64, width * LANES))))
+
+        whole_lines = b.lshr(depth, ir.Constant(I64, 4))
+        with cgutils.for_range(b, whole_lines) as loop:
+            at = b.add(row, b.shl(loop.index, ir.Constant(I64, 6)))
+            put(loop.index, load(b, at, _F16))
+        lines = b.lshr(padded, ir.Constant(I64, 4))
+        with cgutils.for_range(b, b.sub(lines, whole_lines)) as loop:
+            line = b.add(whole_lines, loop.index)
+            here = b.sub(depth, b.shl(line, ir.Constant(I64, 4)))
+            at = b.add(row, b.shl(line, ir.Constant(I64, 6)))
+            put(line, load_some(b, at, lane_mask(b, here)))
+        return context.get_dummy_value()
+
+    kinds = [types.int64, types.int64, types.int64, types.float32, types.int64]
+    return types.void(size, offset, *kinds), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _dequantize(typingctx, offset, sums, sums_stride, rows, scales, constants):  # type: ignore[no-untyped-def]
+    added = offset.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, sums, sums_stride, rows, scales, constants = args
+        column = load(b, constants, _F16)
+        with cgutils.for_range(b, rows) as loop:
+            at = b.add(sums, b.mul(loop.index, sums_stride))
+            whole = load(b, at, _W16)
+            if added:
+                whole = b.sub(whole, load(b, constants, _W16, 64))
+            row = load(b, b.add(scales, b.shl(loop.index, ir.Constant(I64, 2))), FLOAT)
+            value = b.fmul(b.fmul(b.sitofp(whole, _F16), splat(b, row)), column)
+            store(b, value, at)
+        return context.get_dummy_value()
+
+    return types.void(offset, *[types.int64] * 5), codegen
+
+
+@njit(nogil=True)
+def dequantize(offset, sums, sums_stride, rows, scales, constants):  # type: ignore[no-untyped-def]
+    """Turn int32 sums of 16 columns into float32 in place: (sum * row's scale) * column's.
+
+    ``constants`` are float32 (16,) scales and, if ``offset`` is not 0, int32 (16,) numbers to be
+    taken from the sums before.
+    """
+    if offset:
+        _dequantize(128, sums, sums_stride, rows, scales, constants)
+    else:
+        _dequantize(0, sums, sums_stride, rows, scales, constants)
+
+
+def make_quantize(target: str | None) -> Any:
+    """Return the kernel that writes codes and scales of float32 rows.
+
+    ``target`` is ``int16``, or ``uint8``: plus 128. Codes past the depth, up to the stride, are
+    those of 0. The kernel takes address, stride, rows, depth, address and stride of the codes, and
+    the address of the scales.
+    """
+    size, offset = (1, 128) if target == "uint8" else (2, 0)
+
+    @njit(nogil=True, error_model="numpy")
+    def quantize(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
+        for r in range(rows):
+            row = a + r * a_stride
+            largest = _largest(row, depth)
+            inverse = _ZERO if largest < SMALLEST else _MOST / largest
+            put_real(scales, r, _ZERO if largest < SMALLEST else largest / _MOST)
+            _codes(size, offset, row, depth, codes_stride // size, inverse,
+                   codes + r * codes_stride)  # fmt: skip
+
+    return quantize
