@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tarsdb.engine.context import Context
     from tarsdb.model_ops import Encoder
 
-_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt"})
+_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt", "quantize"})
 
 
 class ModelRuntime:

@@ -54,7 +54,7 @@ class Encoder:
             files["tokenizer.json"], self._settings.max_length,
             lower=self._settings.lower, prompt=self._settings.prompt,
         )  # fmt: skip
-        self._transformer = Transformer(self._spec, tensors, KINDS[self._settings.quantize])
+        self._transformer = Transformer(self._spec, tensors, self._settings.weights)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -75,7 +75,7 @@ class Encoder:
             Read one at a time and copied, so a lazy mapping never holds two copies of a model.
         options : mapping, optional
             Of CREATE MODEL: pooling, normalize, max_length, overflow ('truncate' | 'error'),
-            prompt.
+            prompt, quantize ('none' | 'bf16' | 'int8').
 
         Raises
         ------

@@ -20,7 +20,9 @@ from tarsdb.model_ops.architecture import EncoderSpec
 
 MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
-OPTIONS = ("task", "pooling", "normalize", "max_length", "overflow", "prompt")
+QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
+"""How matrices are kept: value of the option -> kind of ``kernels/packing``."""
+OPTIONS = ("task", "pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
 
 _LEGACY_KEYS = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
@@ -47,6 +49,8 @@ class SentenceSettings:
         Put in front of every text.
     refuse_long : bool
         Raise DataError for a longer text instead of truncating it.
+    weights : str
+        Kind of packed weights matrices are kept as.
     """
 
     pooling: tuple[str, ...]
@@ -55,6 +59,7 @@ class SentenceSettings:
     lower: bool
     prompt: str
     refuse_long: bool
+    weights: str
 
 
 def read_json(files: Mapping[str, bytes], name: str) -> Any:
@@ -122,6 +127,7 @@ def read_settings(
         lower=bool(sentence.get("do_lower_case", False)),
         prompt=_prompt(files, options),
         refuse_long=options.get("overflow") == "error",
+        weights=QUANTIZE[options.get("quantize", "none")],
     )
 
 
@@ -132,7 +138,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ModelError(f"unknown model option {name!r}", "options: " + ", ".join(OPTIONS))
         allowed: tuple[Any, ...] | None = {
             "task": ("embed",), "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
-            "normalize": (True, False),
+            "normalize": (True, False), "quantize": tuple(QUANTIZE),
         }.get(name)  # fmt: skip
         if allowed is not None and value not in allowed:
             text = ", ".join(map(repr, allowed))
