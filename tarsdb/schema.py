@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from tarsdb.types import SqlType, parse_type
 
@@ -130,6 +133,13 @@ class ModelVersion:
     files: dict[str, str]
     tensors: dict[str, tuple[str, tuple[int, ...], str]]
     lineage: str = ""
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(
+            math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape, _ in self.tensors.values()
+        )
 
     @cached_property
     def weights_digest(self) -> bytes:

@@ -156,9 +156,7 @@ def main() -> None:
     names = encoders.installed(arguments.only)
     record: dict[str, Any] = {}
     for threads in arguments.threads:
-        record[f"threads_{threads}"] = measure(
-            names, arguments.texts, threads, arguments.repeats
-        )
+        record[f"threads_{threads}"] = measure(names, arguments.texts, threads, arguments.repeats)
     if arguments.accuracy:
         record["accuracy"] = check(names, arguments.texts)
     if set(names) == set(encoders.installed(encoders.CONTENDERS)):

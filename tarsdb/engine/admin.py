@@ -11,6 +11,7 @@ from tarsdb.engine import (
     executor,
     index_build,
     inference_cache,
+    inference_figures,
     system_tables,
     vector_search,
 )
@@ -61,7 +62,7 @@ def describe(context: Context, plan: Describe) -> Result:
         model = context.catalog.model(plan.name)
         if model is None:
             raise CatalogError(f"model {plan.name!r} does not exist")
-        return _text_table(("property", "value"), _model_rows(model))
+        return _text_table(("property", "value"), _model_rows(context, model))
     table = context.catalog.table(plan.name)
     if table is None:
         raise CatalogError(f"table {plan.name!r} does not exist", hint="SHOW TABLES lists them")
@@ -82,9 +83,11 @@ def _column_rows(table: TableDef) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _model_rows(model: ModelDef) -> list[tuple[Any, ...]]:
+def _model_rows(context: Context, model: ModelDef) -> list[tuple[Any, ...]]:
+    mode, stored, loaded = system_tables.model_sizes(context, model)
     rows: list[tuple[Any, ...]] = [
         ("name", model.name), ("task", model.task), ("dim", str(model.dim)),
+        ("numeric mode", mode), ("bytes stored", str(stored)), ("bytes loaded", str(loaded)),
         ("default version", model.default_version),
     ]  # fmt: skip
     for version in model.versions:
@@ -105,9 +108,12 @@ def explain(context: Context, plan: Explain) -> Result:
         if not isinstance(plan.target, (PointLookup, Scan, Aggregate, Knn, Relational)):
             raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")
         start = time.perf_counter()
+        before = context.engines.done.snapshot()
         result = executor.run(context, plan.target)
         took = (time.perf_counter() - start) * 1000
         lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
+        after = context.engines.done.snapshot()
+        lines += inference_figures.lines({n: v - before.get(n, 0) for n, v in after.items()})
     return _text_table(("plan",), [(line,) for line in lines])
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tarsdb.columns import Column
 from tarsdb.engine.functions import FunctionRuntime
 from tarsdb.engine.models import ModelRuntime
@@ -26,7 +24,8 @@ from tarsdb.errors import (
     ProgrammingError,
     StatementTimeoutError,
 )
-from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.metrics import Metrics
+from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import CatalogView, Environment, Snapshot, TableView, WriteSet
 
@@ -78,6 +77,7 @@ class Engines:
         self.env = env
         self.settings = settings
         self._read_only = read_only
+        self.done = Metrics()  # what models did for this connection, for EXPLAIN ANALYZE
         self.interrupt = Interrupt()
         self.models = ModelRuntime(env)
         self.listener = SILENT
@@ -232,12 +232,9 @@ class Context:
         return answer.value if isinstance(answer, Constant) else present(answer)[0]
 
     def call(self, call: ex.Call, arguments: list[Column], rows: int) -> Column:
-        """Run a model or function over a batch of rows."""
+        """Run a model function or another function over a batch of rows."""
         if call.kind == "model":
-            model = self.catalog.model(call.target)
-            if model is None:
-                raise ProgrammingError(f"model {call.target!r} does not exist")
-            return self.engines.models.embed_column(self, model, arguments[-1])
+            return self.engines.models.call(self, call, arguments, rows)
         function = self.catalog.function(call.target)
         if function is None:
             return self.engines.functions.call_session(call.target, arguments, rows)
@@ -246,10 +243,6 @@ class Context:
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function over a batch of rows."""
         return self.engines.functions.call(self, function, columns, rows)
-
-    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
-        """Embed texts; float32 (n, dim)."""
-        return self.engines.models.embed(self, model, texts)
 
 
 def _missing(key: int | str, parameters: Parameters) -> ProgrammingError:

@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tarsdb.engine import evaluate, models, tables
+from tarsdb.engine import evaluate, tables
 from tarsdb.engine.context import Context
+from tarsdb.engine.model_import import import_model
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
 from tarsdb.errors import (
@@ -41,7 +42,7 @@ def _create_model(context: Context, plan: CreateModel) -> Result:
     if not _may_create(context, "model", plan):
         return DONE
     writes = context.require_writes()
-    model = models.import_model(writes, plan.name, plan.source, plan.options)
+    model = import_model(writes, plan.name, plan.source, plan.options)
     writes.put_object("model", model.name, model)
     context.refresh()
     return DONE
@@ -158,8 +159,11 @@ def _refuse_dependents(context: Context, kind: str, name: str) -> None:
 
 def _mentions(expression: ex.Expr | Relational, kind: str, name: str) -> bool:
     if isinstance(expression, Relational):
-        used = expression.models if kind == "model" else expression.functions
-        return any(item.name.lower() == name.lower() for item in used)
+        if kind == "model":
+            used = [call.call.target for call in expression.calls]
+        else:
+            used = [function.name for function in expression.functions]
+        return name.lower() in map(str.lower, used)
     stack: list[ex.Expr] = [expression]
     wanted = "model" if kind == "model" else "udf"
     while stack:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import duckdb
 
 from tarsdb import errors
+from tarsdb.sql.model_calls import FUNCTIONS
 
 _CARRIED = re.compile(r"tarsdb-carried-(\d+)")
 _PREFIX = re.compile(r"^(?:[A-Za-z]+(?: [A-Za-z]+)* Error|INTERRUPT Error): ")
@@ -91,4 +92,4 @@ def _readable(text: str, names: Mapping[str, str]) -> str:
     text = _ADVICE.sub("", text).strip()
     for generated in sorted(names, key=len, reverse=True):
         text = re.sub(rf"\"?{re.escape(generated)}\b\"?", names[generated].replace("\\", ""), text)
-    return re.sub(r"__(?:udf|embed|distance)_", "", text)
+    return re.sub(rf"__(?:udf|distance|{'|'.join(FUNCTIONS)})_", "", text)

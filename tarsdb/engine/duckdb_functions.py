@@ -61,10 +61,10 @@ class FunctionRegistry:
     def require(self, running: Running) -> None:
         """Register what a plan calls and is not registered yet, or was with another signature."""
         plan = running.plan
-        for model in plan.models:
-            name = f"__embed_{model.name.lower()}"
-            returns = f"FLOAT[{model.dim}]"
-            self._add(name, ("VARCHAR",), returns, self._embed(model.name.lower()), False)
+        for model_call in plan.calls:
+            arguments = ("VARCHAR",) * model_call.arity
+            returns = duckdb_type(model_call.call.returns or TEXT)
+            self._add(model_call.name, arguments, returns, self._model(model_call.name), False)
         for function in plan.functions:
             arguments = tuple(duckdb_type(sql_type) for _, sql_type in function.arguments)
             name, returns = f"__udf_{function.name.lower()}", duckdb_type(function.returns)
@@ -112,16 +112,11 @@ class FunctionRegistry:
         )
         return run
 
-    def _embed(self, name: str) -> Callable[..., Column]:
-        def call(running: Running, texts: Any) -> Column:
-            model = running.models[name]
-            vectors = running.inputs.call_model(model, texts.to_pylist())
-            valid = None
-            if texts.null_count:
-                valid = np.asarray(texts.is_valid())
-                vectors = np.where(valid[:, None], vectors, np.float32(0))
-            vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-            return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, valid)
+    def _model(self, name: str) -> Callable[..., Column]:
+        def call(running: Running, *arrays: Any) -> Column:
+            wanted = running.calls[name]
+            columns = [from_arrow(array, TEXT, wanted.name) for array in arrays]
+            return running.inputs.call_model(wanted, columns, len(columns[0]))
 
         return call
 

@@ -20,7 +20,7 @@ from tarsdb.engine import (
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
 from tarsdb.errors import BindError, InternalError
-from tarsdb.schema import FunctionDef, ModelDef
+from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
     Aggregate,
@@ -259,9 +259,9 @@ class RelationalInputs:
         """Return the value of an expression evaluated once."""
         return self._context.constant(node)
 
-    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
-        """Embed texts; float32 (n, dim)."""
-        return self._context.call_model(model, texts)
+    def call_model(self, call: ex.Call, columns: list[Column], rows: int) -> Column:
+        """Run a model function."""
+        return self._context.call(call, columns, rows)
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function."""

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.errors import DataError, Error
+from tarsdb.engine.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.model_functions import KEPT
+from tarsdb.errors import BindError, DataError, Error
 from tarsdb.metrics import METRICS
-from tarsdb.schema import ModelVersion
+from tarsdb.schema import ModelDef, ModelVersion
+from tarsdb.sql.expressions import Call
 from tarsdb.storage import Environment, WriteSet, background, inference
 from tarsdb.storage.inference import Entry, Found, entry_name, text_digest
 
@@ -78,6 +81,35 @@ class Question:
             return None
 
 
+def question_of(
+    model: ModelDef, call: Call, options: dict[str, Any], settings: Mapping[str, Any]
+) -> Question | None:
+    """Return what a call of a model function asks; None where its results are not kept.
+
+    Not kept is what costs no more than a lookup, what is drawn at random, and what the setting, or
+    the option ``cache``, which is taken out, says no to.
+
+    Raises
+    ------
+    BindError
+        The option is neither true nor false.
+    """
+    wanted = options.pop("cache", True)
+    if not isinstance(wanted, bool):
+        raise BindError(f"{call.name}: cache is {wanted!r}, neither true nor false")
+    version = model.find_version()
+    is_drawn = call.name == "generate" and options.get("temperature") and "seed" not in options
+    if version is None or call.returns is None or call.name not in KEPT or is_drawn:
+        return None
+    if not wanted or not settings["inference_cache"]:
+        return None
+    way = {
+        "function": call.name, "task": model.task, "mode": numeric_mode(model.options),
+        "model": model.options, "options": options, "returns": str(call.returns),
+    }  # fmt: skip
+    return Question(version, way, call.returns.width if call.returns.is_vector else 0)
+
+
 def _digest(value: Any) -> bytes:
     return text_digest(value if isinstance(value, str) else json.dumps(value, default=str))
 
@@ -101,8 +133,9 @@ def through(
     names = question.names(items)
     results, moved, mark = _known(context, question, names, queue)
     missing = {names[at]: at for at in range(len(items)) if names[at] not in results}
-    METRICS.add("inference_cache.hits", len(items) - len(missing))
-    METRICS.add("inference_cache.misses", len(missing))
+    misses = sum(name in missing for name in names)
+    METRICS.add("inference_cache.hits", len(items) - misses)
+    METRICS.add("inference_cache.misses", misses)
     if missing:
         computed = compute([items[at] for at in missing.values()])
         results.update(zip(missing, computed, strict=True))
@@ -265,9 +298,11 @@ def hurry(env: Environment) -> None:
 
 
 def after_commit(env: Environment, writes: WriteSet) -> None:
-    """Remove results of models that a commit dropped, in the background."""
+    """Let go of models that a commit dropped; their results are removed in the background."""
     if any(kind == "model" for kind, _ in writes.objects):
         queue_of(env).purge()
+        with env.read() as txn:
+            loaded_models(env).keep_only(inference.live_weights(txn, env))
 
 
 def set_limit(env: Environment, limit: int) -> None:

@@ -1,156 +1,153 @@
-"""Models in the database: import, load, run.
+"""Models in the database: load, run.
 
-A model version is immutable and content-addressed, so a loaded encoder is cached by what it is
-made of and shared by all connections of the process. Knows no SQL text.
+A model version is immutable and content-addressed, so a loaded model is cached by what it is made
+of and shared by all connections of the process. What a function computes is in
+``model_functions``, how a model is imported in ``model_import``. Knows no SQL text.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.columns import Column
-from tarsdb.engine.inference_cache import Question, through
+from tarsdb.columns import Column, from_list
+from tarsdb.engine.compare import both_valid
+from tarsdb.engine.inference_cache import question_of, through
+from tarsdb.engine.loaded_models import loaded_models, memory_bytes
+from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
-from tarsdb.errors import CatalogError, ModelError, NotSupportedError
+from tarsdb.errors import CatalogError, InternalError, ModelError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
-from tarsdb.storage import Environment, WriteSet
-from tarsdb.types import Kind, SqlType
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import Environment
+from tarsdb.types import SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.model_ops import Encoder
-
-_OPTIONS = frozenset({"task", "overflow", "pooling", "normalize", "max_length", "prompt", "quantize"})
 
 
 class ModelRuntime:
-    """Runs the models of one environment; encoders are shared through ``env.caches``."""
+    """Runs the models of one environment; loaded ones are shared through ``env.caches``."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._lock = threading.Lock()
         self.listener: Listener = SILENT
 
-    def embed_column(self, context: Context, model: ModelDef, texts: Column) -> Column:
-        """Embed a text column; NULL stays NULL."""
-        items = texts.to_list()
-        vectors = self.embed(context, model, items)
-        return Column(SqlType(Kind.VECTOR, dim=model.dim), vectors, None, texts.validity)
+    def call(self, context: Context, call: ex.Call, arguments: list[Column], rows: int) -> Column:
+        """Run a model function over a batch of rows; a row with a NULL argument gives NULL."""
+        if call.returns is None:
+            raise InternalError(f"{call.name} has no result type")
+        valid = None
+        for argument in arguments:
+            valid = both_valid(valid, argument.validity)
+        known = np.arange(rows) if valid is None else np.flatnonzero(valid)
+        columns = [argument.to_list() for argument in arguments]
+        items = [tuple(column[row] for column in columns) for row in known.tolist()]
+        values: Values = []
+        if items:
+            with METRICS.recorded() as done:
+                values = self._run(context, call, items)
+            context.engines.done.add_all(done)
+        return _column(call.returns, values, known, rows)
 
-    def embed(self, context: Context, model: ModelDef, texts: Sequence[str | None]) -> np.ndarray:
-        """Return float32 (n, dim); rows of None texts are zero."""
-        version = _require_version(model)
+    def _run(self, context: Context, call: ex.Call, items: list[tuple[Any, ...]]) -> Values:
+        """Return the function's value for every item, known ones from the file."""
+        options = {name: context.constant(value) for name, value in call.options}
+        METRICS.add(f"{call.name}_texts", len(items))
+        if not call.target:
+            return self._compute(context, call, None, options, items)
+        model = require_model(context.catalog.model(call.target), call.target)
         if context.writes is not None:
             context.writes.depend("model", model.name, model.version)
-        known = [i for i, text in enumerate(texts) if text is not None]
-        result = np.zeros((len(texts), model.dim), dtype=np.float32)
-        if not known:
-            return result
-        items = [(texts[i],) for i in known]
+        question = question_of(model, call, options, context.engines.settings)
+        compute = functools.partial(self._compute, context, call, model, options)
+        return compute(items) if question is None else through(context, question, items, compute)
 
-        def compute(missing: Sequence[tuple[Any, ...]]) -> np.ndarray:
-            return self._embed(context, model, [text for (text,) in missing])
-
-        if context.engines.settings["inference_cache"]:
-            way = {"function": "embed", "mode": "fp32", "options": model.options}
-            question = Question(version, way, model.dim)
-            result[known] = through(context, question, items, compute)
-        else:
-            result[known] = compute(items)
-        METRICS.add("embed_texts", len(known))
-        return result
-
-    def _embed(self, context: Context, model: ModelDef, texts: Sequence[str]) -> np.ndarray:
-        encoder = self.encoder(context, model)
-        before = encoder.truncated
+    def _compute(
+        self, context: Context, call: ex.Call, model: ModelDef | None, options: dict[str, Any],
+        items: list[tuple[Any, ...]],
+    ) -> Values:  # fmt: skip
+        loaded = None if model is None else self.load(context, model)
         listener = self.listener
-        if listener.begin is not None:
-            listener.begin(Work(f"model {model.name}", "texts", len(texts)))
+        if listener.begin is not None and model is not None:
+            listener.begin(Work(f"model {model.name}", "texts", len(items)))
+        interrupted = context.engines.interrupt.is_set
+        before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
-            vectors = encoder.encode(
-                texts,
-                progress=listener.report,
-                interrupted=context.engines.interrupt.is_set,
+            values = FUNCTIONS[call.name](
+                Request(call.name, loaded, items, options, listener.report, interrupted)
             )
-        METRICS.add("embed_truncated", encoder.truncated - before)
-        return vectors
+        METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
+        return values
 
-    def encoder(self, context: Context, model: ModelDef, version: str | None = None) -> Encoder:
-        """Return the loaded encoder of a model version, loading it on first use."""
-        if model.task != "embed":
-            raise ModelError(f"model {model.name} does {model.task}, not embed")
-        found = _require_version(model, version)
-        loaded: dict[Any, Encoder] = self._env.caches.setdefault("encoders", {})
-        key = (tuple(sorted(found.files.items())),
-               tuple(sorted((n, t[2]) for n, t in found.tensors.items())),
-               tuple(sorted(model.options.items())))  # fmt: skip
-        encoder = loaded.get(key)
-        if encoder is None:
-            with self._lock:
-                encoder = loaded.get(key)
-                if encoder is None:
-                    encoder = loaded[key] = _load(context, model, found)
-        return encoder
+    def load(self, context: Context, model: ModelDef, version: str | None = None) -> Any:
+        """Return the loaded form of a model version, loading it on first use.
 
-
-def _load(context: Context, model: ModelDef, version: ModelVersion) -> Encoder:
-    from tarsdb.model_ops import Encoder
-
-    files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-    tensors = {
-        name: np.frombuffer(context.read_blob(digest), dtype=dtype).reshape(shape)
-        for name, (dtype, shape, digest) in version.tensors.items()
-    }
-    METRICS.add("models_loaded")
-    return Encoder.from_files(files, tensors, dict(model.options))
-
-
-def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
-    """Read a model directory and stage its bytes; returns the definition to publish.
-
-    Raises
-    ------
-    ModelFormatError
-        The source is no usable model.
-    NotSupportedError
-        An option this release does not have, or a hub address without the extra.
-    """
-    unknown = set(options) - _OPTIONS
-    if unknown:
-        raise NotSupportedError(
-            f"CREATE MODEL {name}: option {sorted(unknown)[0]!r} is not known",
-            hint=f"options: {', '.join(sorted(_OPTIONS))}",
+        What it is depends on the model's task, see ``model_ops.TASKS``.
+        """
+        found = _version(model, version)
+        key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
+        budget = memory_bytes(context.engines.settings["model_memory"])
+        return loaded_models(self._env).get(
+            key, lambda: _load(context, model, found), found.tensor_bytes, budget, model.name
         )
-    from tarsdb.model_ops import read_model_directory
-
-    kept = {key: value for key, value in options.items() if key != "task"}
-    found = read_model_directory(source, kept)
-    task = options.get("task", found.task)
-    if task != found.task:
-        raise ModelError(f"model {name}: {source} is a model for {found.task}, not {task}")
-    files = {file: writes.put_blob(data) for file, data in found.files.items()}
-    tensors = {
-        tensor: (array.dtype.str, tuple(array.shape), writes.put_blob(_bytes(array)))
-        for tensor, array in found.tensors.items()
-    }
-    version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
-    return ModelDef(writes.new_id(), name, task, found.dim, "v1", (version,), kept)
 
 
-def _bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
-
-
-def _require_version(model: ModelDef, name: str | None = None) -> ModelVersion:
+def _version(model: ModelDef, name: str | None) -> ModelVersion:
     found = model.find_version(name)
     if found is None:
         raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
     return found
+
+
+def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> Column:
+    """Put the values of the known rows among NULLs."""
+    valid = None
+    if len(known) < rows:
+        valid = np.zeros(rows, bool)
+        valid[known] = True
+    if returns.is_vector:
+        vectors = np.zeros((rows, returns.width), returns.dtype)
+        if len(known):
+            vectors[known] = values
+        return Column(returns, vectors, None, valid)
+    items: list[Any] = [None] * rows
+    for row, value in zip(known.tolist(), values, strict=True):
+        items[row] = to_storage(value, returns, "result")
+    return from_list(returns, items)
+
+
+def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
+    from tarsdb.model_ops import TASKS
+
+    files = {name: context.read_blob(digest) for name, digest in version.files.items()}
+    tensors = _Tensors(context, version)
+    return TASKS[model.task].load(files, tensors, dict(model.options))
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a version, each read when asked for: never a second copy of a whole model."""
+
+    def __init__(self, context: Context, version: ModelVersion) -> None:
+        self._context = context
+        self._stored = version.tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, shape, digest = self._stored[name]
+        return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def require_model(model: ModelDef | None, name: str) -> ModelDef:

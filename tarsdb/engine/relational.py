@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from tarsdb.columns import Column
@@ -30,7 +29,8 @@ from tarsdb.engine.duckdb_functions import FunctionRegistry
 from tarsdb.engine.duckdb_scan import Scan, ScanDataset
 from tarsdb.engine.duckdb_values import bind_value, tidy_result
 from tarsdb.errors import Error, InterfaceError, InterruptError
-from tarsdb.schema import FunctionDef, ModelDef
+from tarsdb.schema import FunctionDef
+from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relation, Relational
 from tarsdb.types import SqlType
 
@@ -55,8 +55,8 @@ class Inputs(Protocol):
     def constant(self, node: Any) -> Any:
         """Return the Python value of a native expression."""
 
-    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
-        """Embed texts; float32 (n, dim); rows of None are not looked at."""
+    def call_model(self, call: ex.Call, columns: list[Column], rows: int) -> Column:
+        """Run a model function."""
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function."""
@@ -86,7 +86,7 @@ class Running:
         self.turn = threading.RLock()
         self.inside: int | None = None  # the thread that runs a scan or function of ours
         self.carrier = ErrorCarrier()
-        self.models = {model.name.lower(): model for model in plan.models}
+        self.calls = {call.name: call.call for call in plan.calls}
         self.functions = {function.name.lower(): function for function in plan.functions}
         self.shown: dict[str, str] = {}  # generated name -> what the user calls it
         self.sources: dict[str, str] = {}  # relation name -> registered name
@@ -199,7 +199,7 @@ class RelationalEngine:
 
     def _submit(self, connection: Any, running: Running, prefix: str) -> pa.Table:
         if (
-            running.plan.models
+            running.plan.calls
             or running.plan.functions
             or running.plan.session_functions
             or running.plan.distances

@@ -100,6 +100,10 @@ def _size(name: str, value: Any) -> str:
     return str(value).strip().upper().replace(" ", "")
 
 
+def _size_or_auto(name: str, value: Any) -> str:
+    return "auto" if str(value).lower() == "auto" else _size(name, value)
+
+
 def size_bytes(what: str, value: Any) -> int:
     """Return the bytes of a size such as ``'512MB'``; DataError, naming ``what``, if it is none."""
     text = str(value).strip().upper().replace(" ", "")
@@ -123,6 +127,9 @@ SETTINGS: dict[str, Setting] = {
     "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
     "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
+    "model_memory": Setting(
+        "auto", _size_or_auto, "memory of loaded models, auto: half of the machine's"
+    ),
     "inference_cache": Setting(
         True, _switch, "whether results of models are kept in the file and taken from it"
     ),

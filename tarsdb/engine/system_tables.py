@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from tarsdb.columns import Column, from_list
+from tarsdb.engine import inference_figures
 from tarsdb.engine.context import Context
+from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
-from tarsdb.schema import IndexDef
+from tarsdb.schema import IndexDef, ModelDef
 from tarsdb.storage import commit_log, known_parts
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
 
@@ -87,9 +92,24 @@ def _recall_stats(context: Context) -> Rows:
 
 def _models(context: Context) -> Rows:
     return [
-        (m.name, m.task, m.dim, m.default_version, len(m.versions))
+        (m.name, m.task, m.dim, m.default_version, len(m.versions), *model_sizes(context, m))
         for m in context.catalog.models()
     ]
+
+
+def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int]:
+    """Return a model's numeric mode, and the bytes it takes in the file and in memory here.
+
+    All versions count; tensors that several share count once in the file.
+    """
+    tensors: dict[str, int] = {}
+    for version in model.versions:
+        for dtype, shape, digest in version.tensors.values():
+            tensors[digest] = math.prod(shape) * np.dtype(dtype).itemsize
+    loaded = loaded_models(context.engines.env)
+    in_memory = {version.weights_digest for version in model.versions}
+    mode = numeric_mode(model.options)
+    return mode, sum(tensors.values()), sum(loaded.nbytes(weights) for weights in in_memory)
 
 
 def _model_versions(context: Context) -> Rows:
@@ -119,7 +139,8 @@ def _modules(context: Context) -> Rows:
 
 
 def _metrics(context: Context) -> Rows:
-    return sorted(METRICS.snapshot().items())
+    values = METRICS.snapshot()
+    return sorted([*values.items(), *inference_figures.rates(values)])
 
 
 def _settings(context: Context) -> Rows:
@@ -156,7 +177,8 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("fresh_rows", BIGINT), ("parts", BIGINT), ("reason", TEXT)), _recall_stats),
     "tars_models": (
         (("name", TEXT), ("task", TEXT), ("dim", BIGINT), ("default_version", TEXT),
-         ("versions", BIGINT)), _models),
+         ("versions", BIGINT), ("numeric_mode", TEXT), ("bytes_stored", BIGINT),
+         ("bytes_loaded", BIGINT)), _models),
     "tars_model_versions": (
         (("model", TEXT), ("name", TEXT), ("is_default", BOOLEAN), ("tensors", BIGINT),
          ("files", BIGINT), ("lineage", TEXT)), _model_versions),

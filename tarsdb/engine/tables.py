@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.engine import derive, index_build, models
+from tarsdb.engine import derive, index_build
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
 from tarsdb.engine.index_choice import AUTO
@@ -159,7 +159,7 @@ def _validate_expressions(context: Context, table: TableDef) -> None:
                 raise CatalogError(f"DEFAULT of {table.name}.{column.name} reads a column")
         if column.generated is not None:
             expression = bind_expression(column.generated, table, context.catalog)
-            _validate_generated(context, table, column, expression)
+            _validate_generated(table, column, expression)
             if derive.sources(expression) & generated:
                 raise CatalogError(
                     f"generated column {table.name}.{column.name} reads a generated column"
@@ -169,16 +169,20 @@ def _validate_expressions(context: Context, table: TableDef) -> None:
 
 
 def _validate_generated(
-    context: Context, table: TableDef, column: ColumnDef, expression: ex.Expr | Relational
+    table: TableDef, column: ColumnDef, expression: ex.Expr | Relational
 ) -> None:
+    """Refuse a vector of another width than the model's, and no vector where it gives one."""
     if not isinstance(expression, ex.Call) or expression.kind != "model":
         return
-    model = models.require_model(context.catalog.model(expression.target), expression.target)
-    if not column.type.is_vector or column.type.dim != model.dim:
+    given = expression.returns
+    if given is None or not (given.is_vector or column.type.is_vector):
+        return  # what is assigned can be cast
+    if not (given.is_vector and column.type.is_vector and column.type.dim == given.dim):
+        gives = f"{given.dim} dimensions" if given.is_vector else str(given)
         raise CatalogError(
             f"generated column {table.name}.{column.name} is {column.type}, "
-            f"model {model.name} gives {model.dim} dimensions",
-            hint=f"declare it VECTOR({model.dim})",
+            f"model {expression.target} gives {gives}",
+            hint=f"declare it {given}",
         )
 
 

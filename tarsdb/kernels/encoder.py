@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,12 @@ def current(kind: str) -> EncoderKernel | None:
 def prepare(kind: str) -> None:
     """Let the encoder of a kind of weights be loaded or compiled in the background."""
     _compiled[kind].current()
+
+
+def finish() -> None:
+    """Return when the kernels that were asked for are there."""
+    for compiled in _compiled.values():
+        compiled.finish()
 
 
 def wait(kind: str) -> EncoderKernel | None:
@@ -160,14 +167,15 @@ class Memory:
 
         hidden, wide = _whole(shape.hidden), _whole(shape.intermediate)
         keys, heads = _whole(tokens), shape.heads * shape.head_size
-        product = scratch_bytes(*form.split("/"), max(hidden, wide, heads))
+        kind, variant = form.split("/")
+        product = scratch_bytes(kind, variant, max(hidden, wide, heads))
         self.tokens = tokens
         self.hidden, self.update = _rows(tokens, hidden), _rows(tokens, hidden)
-        others = [
+        others: list[npt.NDArray[Any]] = [
             _rows(tokens, 3 * heads), _rows(keys, shape.head_size), _rows(BLOCK, keys),
             _rows(1, BLOCK), aligned(product), _rows(BLOCK, hidden), _rows(BLOCK, wide),
         ]  # fmt: skip
-        self._held = [self.hidden, *others]
+        self._held: list[npt.NDArray[Any]] = [self.hidden, *others]
         self._table = np.array([address(array) for array in self._held], np.int64)
         self.address = address(self._table)
         self.nbytes = self.update.nbytes + sum(array.nbytes for array in self._held)

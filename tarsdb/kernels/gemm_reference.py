@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels import transformer_reference
-from tarsdb.kernels.packing import PackedMatrix
+from tarsdb.kernels.packing import GROUP, PackedMatrix
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -74,8 +74,13 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     """Return the sums before bias, float32 (rows, columns); ``part`` 1 is up of a gated matrix.
 
     ``f32``, ``bf16``: one chain of fused multiply-adds over k in order, of float32 rows.
-    ``int8``: codes of rows times codes of weights, exact (in float64, below 2^53); (sum * row's scale) * column's scale.
+    ``int8``: codes of rows times codes of weights, exact (in float64, below 2^53);
+    (sum * row's scale) * column's scale.
+    ``int4``: the same in groups of 32 k, which have scales of their own in rows and columns; then
+    total = fma(sum, row's scale * column's scale, total) over the groups in order.
     """
+    if weights.kind == "int4":
+        return _by_groups(a, weights, part)
     if weights.kind == "int8":
         codes, scales = quantized_rows(a)
         exact = codes.astype(np.float64) @ weights.elements(part).T.astype(np.float64)
@@ -86,6 +91,18 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     total = np.zeros((len(a), len(w)), np.float32)
     for k in range(weights.depth):
         total = fma(a[:, k, None], w[None, :, k], total)
+    return total
+
+
+def _by_groups(a: F32, weights: PackedMatrix, part: int) -> F32:
+    codes, scales = weights.elements(part).astype(np.int64), weights.scales(part)
+    total = np.zeros((len(a), weights.columns), np.float32)
+    for group in range(scales.shape[1]):
+        here = slice(group * GROUP, (group + 1) * GROUP)
+        rows, factors = quantized_rows(np.ascontiguousarray(a[:, here]))
+        exact = (rows.astype(np.int64) @ codes[:, here].T).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows of NaN or infinity
+            total = fma(exact, factors[:, None] * scales[None, :, group], total)
     return total
 
 

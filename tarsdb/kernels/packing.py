@@ -22,7 +22,9 @@ Array = npt.NDArray[Any]
 TILE = 16
 """Columns of a tile."""
 ALIGNMENT = 64
-KINDS = ("f32", "bf16", "int8")
+KINDS = ("f32", "bf16", "int8", "int4")
+GROUP = 32
+"""Steps of k that share a scale of int4 weights."""
 PAIRED_VARIANTS = ("avx2", "avx512")
 """Variants that multiply int8 two by two; the others do four by four."""
 
@@ -41,8 +43,9 @@ class Layout:
     dtype : str
         Of an element.
     constants : int
-        Bytes behind the lines: float32 scales, and where there are 128, 128 times the sum of a
-        column's codes, int32.
+        Bytes behind all lines: float32 scales, and where there are 128, 128 times the sum of a
+        column's codes, int32. In tiles of int4 16 scales, float16, follow each group of 32 k, and a
+        byte holds code + 8 of an even line in its low bits and of the next line in its high bits.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Layout:
 
     def tile_bytes(self, depth: int) -> int:
         """Return the bytes of a tile."""
+        if self.kind == "int4":
+            return self.padded(depth) // GROUP * _GROUP_BYTES
         return self.padded(depth) * TILE * np.dtype(self.dtype).itemsize + self.constants
 
 
@@ -68,15 +73,17 @@ LAYOUTS = {
         Layout("bf16/16x2", "bf16", 2, 32, "u2"),
         Layout("int8/16x2", "int8", 2, 16, "i1", 64),
         Layout("int8/16x4", "int8", 4, 64, "i1", 128),
+        Layout("int4/16x4", "int4", 4, 32, "i1"),
     )
 }
+_CODE_BYTES, _GROUP_BYTES = TILE * GROUP // 2, TILE * GROUP // 2 + 2 * TILE
 
 
 def layout_of(kind: str, variant: str) -> str:
     """Return the name of the layout that kernels of a variant (``gemm.variant``) read."""
     if kind == "int8":
         return "int8/16x2" if variant in PAIRED_VARIANTS else "int8/16x4"
-    return {"f32": "f32/16", "bf16": "bf16/16x2"}[kind]
+    return {"f32": "f32/16", "bf16": "bf16/16x2", "int4": "int4/16x4"}[kind]
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class PackedMatrix:
 
     @property
     def kind(self) -> str:
-        """``f32``, ``bf16``, ``int8``."""
+        """``f32``, ``bf16``, ``int8``, ``int4``."""
         return self.layout.kind
 
     @property
@@ -119,14 +126,20 @@ class PackedMatrix:
         """Return what the tiles hold, (N, K) of the layout's dtype; ``part`` 1 is up."""
         layout, tiles = self.layout, self._tiles(part)
         lines = tiles[:, : tiles.shape[1] - layout.constants]
+        if self.kind == "int4":
+            lines = _unpaired(tiles)
         shape = (len(tiles), layout.padded(self.depth) // layout.step, TILE, layout.step)
         rows = np.ascontiguousarray(lines).view(layout.dtype).reshape(shape).transpose(0, 2, 1, 3)
         whole = rows.reshape(len(tiles) * TILE, layout.padded(self.depth))
         return np.ascontiguousarray(whole[: self.columns, : self.depth])
 
     def scales(self, part: int = 0) -> F32:
-        """Return what a column's codes are multiplied by, float32 (N,)."""
+        """Return what a column's codes are multiplied by, float32 (N,); (N, groups) of int4."""
         layout, tiles = self.layout, self._tiles(part)
+        if self.kind == "int4":
+            groups = tiles.reshape(len(tiles), -1, _GROUP_BYTES)[:, :, _CODE_BYTES:]
+            halves = np.ascontiguousarray(groups).view(np.float16).transpose(0, 2, 1)
+            return halves.reshape(len(tiles) * TILE, -1)[: self.columns].astype(np.float32)
         start = tiles.shape[1] - layout.constants
         found = np.ascontiguousarray(tiles[:, start : start + 4 * TILE]).view(np.float32)
         return found.reshape(-1)[: self.columns]
@@ -142,6 +155,9 @@ class PackedMatrix:
             return from_bfloat16(elements)
         if self.kind == "int8":
             return elements.astype(np.float32) * self.scales(part)[:, None]
+        if self.kind == "int4":
+            scales = np.repeat(self.scales(part), GROUP, axis=1)[:, : self.depth]
+            return elements.astype(np.float32) * scales
         return elements
 
     def _tiles(self, part: int) -> U8:
@@ -214,6 +230,9 @@ def _packed(parts: tuple[F32, ...], kind: str, variant: str) -> PackedMatrix:
 def _pack_tile(rows: F32, layout: Layout, tile: U8) -> None:
     """Write up to 16 columns, (columns, K)."""
     elements: Array = rows
+    if layout.kind == "int4":
+        _pack_groups(rows, layout, tile)
+        return
     if layout.kind == "bf16":
         elements = to_bfloat16(rows)
     elif layout.kind == "int8":
@@ -229,10 +248,41 @@ def _pack_tile(rows: F32, layout: Layout, tile: U8) -> None:
     lines.reshape(-1, TILE, layout.step)[:] = whole.reshape(TILE, -1, layout.step).swapaxes(0, 1)
 
 
-def _quantized(rows: F32) -> tuple[npt.NDArray[np.int8], F32]:
-    """Return codes of -127 to 127, the nearest to a row / its scale, and scales."""
+def _pack_groups(rows: F32, layout: Layout, tile: U8) -> None:
+    """Write up to 16 columns, (columns, K), in groups."""
+    whole = np.zeros((TILE, layout.padded(rows.shape[1]) // GROUP, GROUP), np.float32)
+    whole.reshape(TILE, -1)[: len(rows), : rows.shape[1]] = rows
+    largest = np.take_along_axis(whole, np.abs(whole).argmax(axis=2)[:, :, None], axis=2)
+    _check_finite(rows)
+    with np.errstate(over="ignore"):
+        scales = (largest / np.float32(-8)).astype(np.float16)
+    if not np.isfinite(scales).all():
+        raise ValueError(f"a weight is {np.abs(largest).max():g}, int4 reaches {8 * 65504}")
+    exact = scales.astype(np.float32)
+    codes = np.rint(whole / np.where(exact == 0, 1, exact)).clip(-8, 7) + 8
+    words = codes.astype(np.uint8).reshape(TILE, -1, 4, 2, 4)  # pairs of words of four
+    groups = tile.reshape(-1, _GROUP_BYTES)
+    pairs = (words[:, :, :, 0] | words[:, :, :, 1] << 4).transpose(1, 2, 0, 3)
+    groups[:, :_CODE_BYTES] = pairs.reshape(-1, _CODE_BYTES)
+    groups[:, _CODE_BYTES:] = np.ascontiguousarray(scales[:, :, 0].T).view(np.uint8)
+
+
+def _unpaired(tiles: U8) -> U8:
+    """Return the codes of int4 tiles as lines of int8."""
+    pairs = tiles.reshape(len(tiles), -1, _GROUP_BYTES)[:, :, :_CODE_BYTES]
+    pairs = pairs.reshape(len(tiles), -1, 1, TILE * 4)
+    both = np.concatenate([pairs & 15, pairs >> 4], axis=2)
+    return (both.astype(np.int8) - np.int8(8)).view(np.uint8).reshape(len(tiles), -1)
+
+
+def _check_finite(rows: F32) -> None:
     if not np.isfinite(rows).all():
         raise ValueError("a weight is NaN or infinite, which no integer stands for")
+
+
+def _quantized(rows: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """Return codes of -127 to 127, the nearest to a row / its scale, and scales."""
+    _check_finite(rows)
     largest = np.abs(rows).max(axis=1, initial=0)
     scales = (largest / np.float32(127)).astype(np.float32)
     divisor = np.where(scales > 0, scales, 1)[:, None]

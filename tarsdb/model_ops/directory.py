@@ -18,22 +18,10 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops import hub
-from tarsdb.model_ops.architecture import EncoderSpec, read_spec
-from tarsdb.model_ops.decoder import check_options as check_decoder_options
-from tarsdb.model_ops.decoder import read_spec as read_generator_spec
-from tarsdb.model_ops.decoder_spec import FAMILIES as DECODERS
-from tarsdb.model_ops.decoder_spec import decoder_tensors
-from tarsdb.model_ops.decoder_weights import check_decoder_tensors
 from tarsdb.model_ops.safetensors_file import read_safetensors
-from tarsdb.model_ops.sentence import (
-    MAX_CONFIG_BYTES,
-    module_paths,
-    pooled_width,
-    read_object,
-    read_settings,
-)  # fmt: skip
+from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
+from tarsdb.model_ops.tasks import TASKS, choose_task
 from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
-from tarsdb.model_ops.weights import check_tensors
 
 _SMALL_FILES = (
     "config.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json",
@@ -56,9 +44,9 @@ class ModelFiles:
     Parameters
     ----------
     task : str
-        'embed' or 'generate'.
+        What it does: a key of :data:`~tarsdb.model_ops.tasks.TASKS`.
     dim : int
-        Width of its vectors, 0 of a model that makes none.
+        Width of its vectors, 0 where it makes none.
     files : dict of str to bytes
         Small files by name relative to the directory: config.json, tokenizer.json, ...
     tensors : dict of str to ndarray
@@ -83,8 +71,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
         A directory, 'package:NAME' for the model directory inside an installed Python package,
         which is found without importing it, or 'hf://owner/name' (see ``hub``).
     options : mapping, optional
-        Of CREATE MODEL, as :meth:`Encoder.from_files` takes them: checked here, so that a wrong
-        one fails before anything is stored.
+        Of CREATE MODEL: the task, else told by the files, and the task's own options, checked here
+        so that a wrong one fails before anything is stored.
 
     Raises
     ------
@@ -97,33 +85,19 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     """
     directory = resolve_directory(str(path))
     files = _read_small_files(directory)
-    config = read_object(files, "config.json")
-    if config.get("model_type") in DECODERS:
-        return _read_generator(directory, files, options or {})
-    spec = read_spec(config)
-    settings = read_settings(files, spec, options or {})
+    given = dict(options or {})
+    task = choose_task(files, given.pop("task", None))
     files["tokenizer.json"] = _read_tokenizer(directory)
-    TextTokenizer(files["tokenizer.json"], settings.max_length)
-    tensors = _select(spec, _read_tensors(directory), directory)
-    return ModelFiles("embed", pooled_width(settings, spec), files, tensors, settings.max_length)
-
-
-def _read_generator(
-    directory: str, files: dict[str, bytes], options: Mapping[str, Any]
-) -> ModelFiles:
-    spec = read_generator_spec(files)
-    check_decoder_options(options)
-    files["tokenizer.json"] = _read_tokenizer(directory)
-    tokenizer = TextTokenizer(files["tokenizer.json"], spec.max_positions)
-    if tokenizer.highest_id >= spec.vocabulary:
-        raise ModelFormatError(
-            f"tokenizer.json names token {tokenizer.highest_id}, the model knows {spec.vocabulary}",
-            "tokenizer.json and config.json belong to different models",
-        )
-    found = _read_tensors(directory)
-    check_decoder_tensors(spec, {name: array.shape for name, array in found.items()}, directory)
-    tensors = {name: found[name] for name in decoder_tensors(spec)}
-    return ModelFiles("generate", 0, files, tensors, spec.max_positions)
+    tensors, others = _floating(_read_tensors(directory))
+    shapes = {name: array.shape for name, array in tensors.items()}
+    try:
+        facts = TASKS[task].check(files, shapes, given, directory)
+    except ModelFormatError as error:
+        raise ModelFormatError(error.message, _not_counted(others) or error.hint) from error
+    TextTokenizer(files["tokenizer.json"], facts.max_length)
+    if facts.tensors is not None:
+        tensors = {name: tensors[name] for name in facts.tensors}
+    return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
 
 
 def resolve_directory(path: str) -> str:
@@ -266,11 +240,17 @@ def _shards(directory: str, names: list[str]) -> list[str]:
     return shards
 
 
-def _select(
-    spec: EncoderSpec, tensors: dict[str, npt.NDArray[Any]], directory: str
-) -> dict[str, npt.NDArray[Any]]:
-    """Check the tensors and leave out integer buffers such as position_ids."""
-    check_tensors(spec, {name: array.shape for name, array in tensors.items()}, directory)
-    return {
-        name: array for name, array in tensors.items() if np.issubdtype(array.dtype, np.floating)
-    }
+def _floating(
+    tensors: Mapping[str, npt.NDArray[Any]],
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """Separate what may be weights from integer buffers such as position_ids."""
+    parts: tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]] = {}, {}
+    for name, array in tensors.items():
+        parts[not np.issubdtype(array.dtype, np.floating)][name] = array
+    return parts
+
+
+def _not_counted(others: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return a hint that names tensors of no float type; integers are no weights."""
+    named = [f"{name} ({array.dtype})" for name, array in others.items()]
+    return "tensors of no float type are no weights: " + ", ".join(named[:4]) if named else ""

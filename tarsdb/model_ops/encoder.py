@@ -1,4 +1,4 @@
-"""Texts to vectors with one model: the public face of the encoder.
+"""Texts, or pairs of them, to vectors with one model: the public face of the encoder.
 
 Ties tokenizer, packing, forward pass and pooling together. Correct for any batch: a text's vector
 does not depend on its neighbours. Knows no storage; tensors come as arrays.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,24 @@ import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
 from tarsdb.model_ops import blas_threads
-from tarsdb.model_ops.architecture import read_spec
+from tarsdb.model_ops.architecture import EncoderSpec, read_spec
+from tarsdb.model_ops.encode_figures import EncodeFigures
 from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
-from tarsdb.model_ops.sentence import pool, pooled_width, read_object, read_settings
+from tarsdb.model_ops.sentence import (
+    SentenceSettings,
+    cut_vectors,
+    pool,
+    pooled_width,
+    read_object,
+    read_prompt,
+    read_settings,
+)
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
 from tarsdb.model_ops.transformer import Panel, Transformer
+from tarsdb.model_ops.weights import check_tensors
 
 F32 = npt.NDArray[np.float32]
+Text = str | tuple[str, str]
 
 _WINDOW = 4096  # texts tokenised at a time: bounds the memory of ids
 
@@ -44,17 +57,16 @@ class Encoder:
 
     def __init__(
         self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        options: Mapping[str, Any],
+        spec: EncoderSpec, settings: SentenceSettings,
     ) -> None:  # fmt: skip
-        self._spec = read_spec(read_object(files, "config.json"))
-        self._settings = read_settings(files, self._spec, options)
+        self._spec = spec
+        self._settings = settings
         if "tokenizer.json" not in files:
             raise ModelFormatError("the model has no tokenizer.json")
         self._tokenizer = TextTokenizer(
-            files["tokenizer.json"], self._settings.max_length,
-            lower=self._settings.lower, prompt=self._settings.prompt,
-        )  # fmt: skip
-        self._transformer = Transformer(self._spec, tensors, self._settings.weights)
+            files["tokenizer.json"], settings.max_length, lower=settings.lower
+        )
+        self._transformer = Transformer(spec, tensors, settings.weights)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -86,19 +98,24 @@ class Encoder:
         ModelError
             An unknown option or a value it cannot have.
         """
-        return cls(files, tensors, options or {})
+        spec = read_spec(read_object(files, "config.json"))
+        return cls(files, tensors, spec, read_settings(files, spec, options or {}))
 
     def encode(
-        self, texts: Sequence[str | None], *, threads: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, texts: Sequence[Text | None], *, kind: str | None = None,
+        threads: int | None = None, progress: Callable[[int, int], None] | None = None,
         interrupted: Callable[[], bool] | None = None,
     ) -> F32:  # fmt: skip
         """Return one vector per text.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : sequence of str or of (str, str)
             Any length; equal texts are computed once. A longer text than ``max_length`` is cut.
+            Pairs are joined as the model's tokenizer does, and cut the longer text first.
+        kind : str, optional
+            Of the prompts in ``config_sentence_transformers.json``, such as 'query' or 'document':
+            put in front of every text instead of the model's default; pairs have no prompt.
         threads : int, optional
             At most this many threads; the number of cores unless given.
         progress : callable, optional
@@ -112,16 +129,32 @@ class Encoder:
 
         Raises
         ------
+        ModelError
+            The model has no prompt of that kind.
         DataError
             A text is None, no string, or too long under ``overflow = 'error'``.
         """
-        batch = _Batch(texts, self.dim)
+        batch = _Batch(texts, self.dim, read_prompt(self._settings, kind))
         watch = Watch(len(texts), progress, interrupted)
         workers = _threads(threads)
+        figures = EncodeFigures()
         with blas_threads.single_threaded():
             for start in range(0, len(batch.unique), _WINDOW):
-                self._encode_window(batch, start, workers, watch)
+                self._encode_window(batch, start, workers, watch, figures)
+        figures.report()
         return batch.vectors if len(batch.unique) == len(texts) else batch.vectors[batch.places]
+
+    def shorten(self, vectors: F32, dimensions: int) -> F32:
+        """Cut vectors to their first elements and give them length 1 again, if they had it.
+
+        For models trained so (Kusupati et al. 2022, Matryoshka representation learning).
+        """
+        return cut_vectors(vectors, dimensions, self._settings)
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
 
     def tokenize(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
@@ -131,29 +164,52 @@ class Encoder:
         """Return how many tokens a text has, special tokens included."""
         return len(self._tokenizer.tokens(text))
 
-    def _encode_window(self, batch: _Batch, start: int, threads: int, watch: Watch) -> None:
-        tokens = self._tokenizer.encode(batch.unique[start : start + _WINDOW])
+    def _encode_window(
+        self, batch: _Batch, start: int, threads: int, watch: Watch, figures: EncodeFigures
+    ) -> None:
+        began = time.perf_counter()
+        tokens = self._tokens(batch.unique[start : start + _WINDOW])
         self._check(tokens, batch, start)
         lengths = np.diff(tokens.offsets)
+        figures.tokenized(lengths, time.perf_counter() - began)
         vectors, repeats = batch.vectors[start:], batch.repeats[start:]
 
         def work(rows: npt.NDArray[np.int64]) -> int:
-            vectors[rows] = self._panel(tokens, rows)
+            vectors[rows] = self._panel(tokens, rows, figures)
             return int(repeats[rows].sum())
 
         filled = np.flatnonzero(lengths)  # a text without any token keeps its zero vector
         panels = [filled[panel] for panel in cut_panels(lengths[filled], threads)]
         before = watch.done
-        run_panels(panels, work, threads, lambda done: watch.check(before + done))
+        figures.waited(run_panels(panels, work, threads, lambda done: watch.check(before + done)))
         watch.check(before + int(repeats[: len(lengths)].sum()))
 
-    def _panel(self, tokens: TokenizedTexts, rows: npt.NDArray[np.int64]) -> F32:
+    def _tokens(self, texts: list[Text]) -> TokenizedTexts:
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if not pairs:
+            return self._tokenizer.encode([text for text in texts if isinstance(text, str)])
+        if len(pairs) < len(texts):
+            raise DataError("texts and pairs of texts cannot be mixed in one call")
+        tokens = self._tokenizer.encode_pairs(pairs)
+        # RoBERTa's kind knows one type or none and is never told them
+        return tokens if self._spec.token_types > 1 else replace(tokens, types=None)
+
+    def _panel(
+        self, tokens: TokenizedTexts, rows: npt.NDArray[np.int64], figures: EncodeFigures
+    ) -> F32:
         """Compute the vectors of some tokenised texts together."""
-        parts = [tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows]
-        offsets = np.zeros(len(parts) + 1, np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
-        hidden = self._transformer.forward(Panel(np.concatenate(parts), offsets))
-        return pool(hidden, offsets, self._settings)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.diff(tokens.offsets)[rows], out=offsets[1:])
+        panel = Panel(
+            tokens.take(rows, tokens.ids), offsets,
+            None if tokens.types is None else tokens.take(rows, tokens.types),
+        )  # fmt: skip
+        began = time.perf_counter()
+        hidden = self._transformer.forward(panel)
+        middle = time.perf_counter()
+        vectors = pool(hidden, offsets, self._settings)
+        figures.computed(middle - began, time.perf_counter() - middle)
+        return vectors
 
     def _check(self, tokens: TokenizedTexts, batch: _Batch, start: int) -> None:
         """Refuse long texts where the model is told to, and ids the model has no row for."""
@@ -171,18 +227,36 @@ class Encoder:
                 f"tokenizer.json made token {highest}, the model knows {self._spec.vocabulary}",
                 "tokenizer.json and config.json belong to different models",
             )
+        if tokens.types is not None and tokens.types.max(initial=0) >= self._spec.token_types:
+            raise ModelFormatError(
+                f"tokenizer.json made token type {tokens.types.max()}, the model knows "
+                f"{self._spec.token_types}",
+                "tokenizer.json and config.json belong to different models",
+            )
         with self._count_lock:
             self.truncated += int(batch.repeats[start + long].sum())
+
+
+def check_encoder(
+    files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any], where: str,
+) -> tuple[int, int]:  # fmt: skip
+    """Check an encoder's files, tensors and options; returns its width and its longest text."""
+    spec = read_spec(read_object(files, "config.json"))
+    settings = read_settings(files, spec, options)
+    check_tensors(spec, shapes, where)
+    return pooled_width(settings, spec), settings.max_length
 
 
 class _Batch:
     """The texts of one call, each distinct one once."""
 
-    def __init__(self, texts: Sequence[str | None], dim: int) -> None:
-        distinct: dict[str, int] = {}
-        self.places = [
-            distinct.setdefault(_text(text, row), len(distinct)) for row, text in enumerate(texts)
-        ]
+    def __init__(self, texts: Sequence[Text | None], dim: int, prompt: str) -> None:
+        distinct: dict[Text, int] = {}
+        checked = (_checked(text, row) for row, text in enumerate(texts))
+        if prompt:
+            checked = (prompt + text if isinstance(text, str) else text for text in checked)
+        self.places = [distinct.setdefault(text, len(distinct)) for text in checked]
         self.unique = list(distinct)
         self.repeats = np.bincount(self.places, minlength=len(distinct)).astype(np.int64)
         self.vectors = np.zeros((len(distinct), dim), np.float32)
@@ -192,13 +266,15 @@ class _Batch:
         return self.places.index(unique)
 
 
-def _text(text: str | None, row: int) -> str:
-    if not isinstance(text, str):
-        kind = "NULL" if text is None else type(text).__name__
-        raise DataError(
-            f"text {row} to embed is {kind}, not a string", "a NULL has no vector: leave it out"
-        )
-    return text
+def _checked(text: Text | None, row: int) -> Text:
+    for part in text if isinstance(text, tuple) else (text,):
+        if not isinstance(part, str):
+            kind = "NULL" if part is None else type(part).__name__
+            raise DataError(
+                f"text {row} to embed is {kind}, not a string",
+                "a NULL has no vector: leave it out",
+            )
+    return text  # type: ignore[return-value] # its parts were looked at
 
 
 def _threads(wanted: int | None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,8 +68,10 @@ def run_panels(
     work: Callable[[npt.NDArray[np.int64]], int],
     threads: int,
     done: Callable[[int], None],
-) -> None:
+) -> float:
     """Call ``work`` on every panel with up to ``threads`` threads, this one among them.
+
+    Returns the seconds that panels waited for a core, summed over threads.
 
     ``work`` returns how many texts it finished. ``done`` is called on the calling thread only,
     before each of its panels, with their sum so far; what it raises, or any thread's work, stops
@@ -89,6 +92,7 @@ def run_panels(
             helper.join()
     if queue.error is not None:
         raise queue.error
+    return queue.waited
 
 
 class _Queue:
@@ -103,6 +107,7 @@ class _Queue:
         self._work = work
         self._lock = threading.Lock()
         self.finished = 0
+        self.waited = 0.0
         self.error: BaseException | None = None
 
     def drain(self, done: Callable[[int], None] | None = None) -> None:
@@ -111,10 +116,13 @@ class _Queue:
             while (panel := self._take()) is not None:
                 if done is not None:
                     done(self.finished)
+                asked = time.perf_counter()
                 with _cores:
+                    waited = time.perf_counter() - asked
                     finished = self._work(panel)
                 with self._lock:
                     self.finished += finished
+                    self.waited += waited
         except BaseException as error:
             self.stop()
             if done is not None:

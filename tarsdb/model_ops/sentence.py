@@ -8,8 +8,8 @@ without ``modules.json`` means mean pooling without normalisation, as in sentenc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
 QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
 """How matrices are kept: value of the option -> kind of ``kernels/packing``."""
-OPTIONS = ("task", "pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
+OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
 
+_DOCUMENT = ("document", "passage", "corpus")
 _LEGACY_KEYS = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
@@ -47,6 +48,8 @@ class SentenceSettings:
         Lower-case the text before the tokenizer sees it.
     prompt : str
         Put in front of every text.
+    prompts : dict of str to str
+        Prompts of ``config_sentence_transformers.json`` by name.
     refuse_long : bool
         Raise DataError for a longer text instead of truncating it.
     weights : str
@@ -59,7 +62,8 @@ class SentenceSettings:
     lower: bool
     prompt: str
     refuse_long: bool
-    weights: str
+    weights: str = "f32"
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_json(files: Mapping[str, bytes], name: str) -> Any:
@@ -120,24 +124,28 @@ def read_settings(
     pooling, normalize = _modules(files)
     sentence = read_object(files, "sentence_bert_config.json")
     chosen = options.get("pooling")
+    prompts = _prompts(files)
     return SentenceSettings(
         pooling=pooling if chosen is None else (str(chosen).lower(),),
         normalize=bool(options.get("normalize", normalize)),
-        max_length=_max_length(files, sentence, spec, options.get("max_length")),
+        max_length=read_max_length(files, spec, options.get("max_length")),
         lower=bool(sentence.get("do_lower_case", False)),
-        prompt=_prompt(files, options),
+        prompt=_prompt(files, prompts, options),
         refuse_long=options.get("overflow") == "error",
         weights=QUANTIZE[options.get("quantize", "none")],
+        prompts=prompts,
     )
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], known: Sequence[str] = OPTIONS) -> None:
     """Refuse options that do not exist or cannot have their value."""
     for name, value in options.items():
-        if name not in OPTIONS:
-            raise ModelError(f"unknown model option {name!r}", "options: " + ", ".join(OPTIONS))
+        if name not in known:
+            raise ModelError(
+                f"unknown model option {name!r}", "options: " + ", ".join(("task", *known))
+            )
         allowed: tuple[Any, ...] | None = {
-            "task": ("embed",), "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
+            "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
             "normalize": (True, False), "quantize": tuple(QUANTIZE),
         }.get(name)  # fmt: skip
         if allowed is not None and value not in allowed:
@@ -159,10 +167,44 @@ def pool(
     """
     parts = [_pool(hidden, offsets, mode) for mode in settings.pooling]
     vectors = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if settings.normalize:
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        vectors /= np.maximum(norms, np.float32(1e-12))[:, None]
+    return _normalized(vectors) if settings.normalize else vectors
+
+
+def cut_vectors(
+    vectors: npt.NDArray[np.float32], dimensions: int, settings: SentenceSettings
+) -> npt.NDArray[np.float32]:
+    """Return the first ``dimensions`` elements of vectors, with length 1 if they had it."""
+    kept = vectors[:, :dimensions].copy()
+    return _normalized(kept) if settings.normalize else kept
+
+
+def _normalized(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    vectors /= np.maximum(norms, np.float32(1e-12))[:, None]
     return vectors
+
+
+def read_prompt(settings: SentenceSettings, kind: str | None) -> str:
+    """Return what is put before texts of a kind.
+
+    'query' and 'document' are '' where the model knows neither: such a model treats both alike.
+    'passage' and 'corpus' are other names of 'document'.
+
+    Raises
+    ------
+    ModelError
+        The model has no prompt of that kind.
+    """
+    if kind is None:
+        return settings.prompt
+    names = _DOCUMENT if kind in _DOCUMENT else (kind,)
+    for name in names:
+        if name in settings.prompts:
+            return settings.prompts[name]
+    if kind in ("query", *_DOCUMENT):
+        return ""
+    known = ", ".join(map(repr, settings.prompts)) or "none"
+    raise ModelError(f"the model has no prompt {kind!r}", f"its prompts: {known}")
 
 
 def _pool(
@@ -213,9 +255,11 @@ def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(modes)
 
 
-def _max_length(
-    files: Mapping[str, bytes], sentence: Mapping[str, Any], spec: EncoderSpec, option: Any
-) -> int:
+def read_max_length(files: Mapping[str, bytes], spec: EncoderSpec, option: Any = None) -> int:
+    """Return how many tokens of a text are read: the option's, the files' or the model's number.
+
+    ModelError when the option is no such number.
+    """
     if option is not None:
         valid = isinstance(option, int) and not isinstance(option, bool)
         if not valid or not 4 <= option <= spec.max_tokens:
@@ -223,7 +267,7 @@ def _max_length(
                 f"max_length {option!r} is not between 4 and the model's {spec.max_tokens} tokens"
             )
         return int(option)
-    wanted = sentence.get("max_seq_length")
+    wanted = read_object(files, "sentence_bert_config.json").get("max_seq_length")
     if wanted is None:
         wanted = read_object(files, "tokenizer_config.json").get("model_max_length")
     if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not wanted >= 4:
@@ -231,11 +275,17 @@ def _max_length(
     return int(min(wanted, spec.max_tokens))  # "no limit" is written as 1e30
 
 
-def _prompt(files: Mapping[str, bytes], options: Mapping[str, Any]) -> str:
+def _prompts(files: Mapping[str, bytes]) -> dict[str, str]:
+    prompts = read_object(files, "config_sentence_transformers.json").get("prompts")
+    if not isinstance(prompts, dict):
+        return {}
+    return {str(name): text for name, text in prompts.items() if isinstance(text, str)}
+
+
+def _prompt(
+    files: Mapping[str, bytes], prompts: Mapping[str, str], options: Mapping[str, Any]
+) -> str:
     if options.get("prompt") is not None:
         return str(options["prompt"])
-    config = read_object(files, "config_sentence_transformers.json")
-    default, prompts = config.get("default_prompt_name"), config.get("prompts")
-    if default is None or not isinstance(prompts, dict):
-        return ""
-    return str(prompts.get(default, ""))
+    default = read_object(files, "config_sentence_transformers.json").get("default_prompt_name")
+    return prompts.get(str(default), "") if default is not None else ""

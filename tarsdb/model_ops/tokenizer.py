@@ -6,9 +6,10 @@ truncation is done and counted here. Knows no weights.
 
 from __future__ import annotations
 
-import itertools
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,12 +32,19 @@ class TokenizedTexts:
     """Token ids of many texts, packed: text i is ``ids[offsets[i]:offsets[i + 1]]``.
 
     ``found`` is how many tokens each text had before it was cut; of an extremely long text only
-    the beginning is counted.
+    the beginning is counted. ``types`` are the token types of pairs, absent where all are 0.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     found: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int32] | None = None
+
+    def take(
+        self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32]:
+        """Return the part of ``ids`` or ``types`` that belongs to some texts, one after another."""
+        return np.concatenate([values[self.offsets[row] : self.offsets[row + 1]] for row in rows])
 
 
 class TextTokenizer:
@@ -50,14 +58,11 @@ class TextTokenizer:
         Tokens kept of a text, special tokens included.
     lower : bool
         Lower-case texts first.
-    prompt : str
-        Put in front of every text.
     """
 
-    def __init__(self, data: bytes, max_length: int, *, lower: bool = False, prompt: str = ""):
+    def __init__(self, data: bytes, max_length: int, *, lower: bool = False):
         self.max_length = max_length
         self._lower = lower
-        self._prompt = prompt
         self._tokenizer = load_tokenizer(data)
         self._suffix = self._special_suffix()
 
@@ -78,12 +83,56 @@ class TextTokenizer:
             rows[row] = ids[: self.max_length - self._suffix] + ids[len(ids) - self._suffix :]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(np.minimum(found, self.max_length), out=offsets[1:])
-        packed = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
+        packed = np.fromiter(chain(*rows), np.int32, int(offsets[-1]))
         return TokenizedTexts(packed, offsets, found)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> TokenizedTexts:
+        """Tokenise pairs the way the model's template joins them, e.g. [CLS] a [SEP] b [SEP].
+
+        A pair of more than ``max_length`` tokens loses the last tokens of its longer text first, as
+        Hugging Face's ``longest_first``. DataError when a text is no valid Unicode.
+        """
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(chain(*pairs)))}
+        pieces = self._pieces([self._prepare(text) for text in distinct])
+        room = self.max_length - self._tokenizer.num_special_tokens_to_add(is_pair=True)
+        rows, types, found = [], [], []
+        for pair in pairs:
+            first, second = (copy.copy(pieces[distinct[text]]) for text in pair)
+            found.append(len(first) + len(second) + self.max_length - room)
+            if len(first) + len(second) > room:
+                kept = _longest_first(len(first), len(second), max(room, 0))
+                first.truncate(kept[0])
+                second.truncate(kept[1])
+            joined = self._tokenizer.post_process(first, second)
+            rows.append(joined.ids)
+            types.append(joined.type_ids)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(ids) for ids in rows], out=offsets[1:])
+        packed = [np.fromiter(chain(*lists), np.int32, int(offsets[-1])) for lists in (rows, types)]
+        return TokenizedTexts(packed[0], offsets, np.array(found, np.int64), packed[1])
 
     def tokens(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
         return self._ids([self._prepare(text)])[0]
+
+    def spans(self, text: str) -> list[list[tuple[int, int]]]:
+        """Return where each token lies in a text, (start, end) in characters, grouped by word.
+
+        Special tokens, and tokens that stand for no character, are left out.
+        """
+        lowered = self._prepare(text)
+        shown = lowered if len(lowered) == len(text) else text  # places must be the caller's
+        encoding = self._encodings([shown], special=False, places=True)[0]
+        groups: list[list[tuple[int, int]]] = []
+        previous: int | None = None
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            if start == end:
+                continue
+            if word is None or word != previous or not groups:
+                groups.append([])
+            groups[-1].append((start, end))
+            previous = word
+        return groups
 
     @property
     def highest_id(self) -> int:
@@ -95,7 +144,6 @@ class TextTokenizer:
         return self.max_length * _CHARACTERS_PER_TOKEN + 1024
 
     def _prepare(self, text: str) -> str:
-        text = self._prompt + text if self._prompt else text
         return text.lower() if self._lower else text
 
     def _shorten(self, text: str, size: int | None = None) -> str:
@@ -116,11 +164,25 @@ class TextTokenizer:
                 return ids
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encodings(texts)]
+
+    def _pieces(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        """Encode texts without special tokens; of a very long one only the beginning if it can."""
+        found = self._encodings([self._shorten(text) for text in texts], special=False)
+        for row, text in enumerate(texts):
+            if len(text) > self._enough and len(found[row]) <= self.max_length + _CUT_MARGIN:
+                found[row] = self._encodings([text], special=False)[0]
+        return found
+
+    def _encodings(
+        self, texts: list[str], *, special: bool = True, places: bool = False
+    ) -> list[tokenizers.Encoding]:
+        tokenizer = self._tokenizer
+        encode = tokenizer.encode_batch if places else tokenizer.encode_batch_fast
         try:
-            encodings = self._tokenizer.encode_batch_fast(texts)
+            return encode(texts, add_special_tokens=special)
         except (TypeError, UnicodeError) as error:
-            raise DataError(f"a text to embed is no valid Unicode: {error}") from error
-        return [encoding.ids for encoding in encodings]
+            raise DataError(f"a text is no valid Unicode: {error}") from error
 
     def _special_suffix(self) -> int:
         """Count the special tokens that end every text, e.g. 1 for BERT's [SEP]."""
@@ -135,6 +197,15 @@ class TextTokenizer:
         while common < len(empty.ids) and empty.ids[common] == some.ids[common]:
             common += 1
         return len(empty.ids) - common
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Share ``room`` tokens, too few, between two texts: cut the longer one, then both alike."""
+    short, long = min(first, second), max(first, second)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (long, short) if first > second else (short, long)
 
 
 def load_tokenizer(data: bytes) -> tokenizers.Tokenizer:

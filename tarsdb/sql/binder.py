@@ -15,6 +15,7 @@ from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
 from tarsdb.sql.catalog import Catalog
 from tarsdb.sql.expressions import Expr
+from tarsdb.sql.model_calls import FUNCTIONS as MODEL_FUNCTIONS
 from tarsdb.sql.plan import Copy, CreateFunction, CreateTable, Explain, Plan, Query, Relational
 from tarsdb.sql.relational import Rewriter
 from tarsdb.sql.rules import RULES
@@ -83,7 +84,7 @@ def _plan(binding: Binding, statement: Statement) -> Plan:
 def _check_function_name(name: str) -> None:
     from sqlglot.parsers.duckdb import DuckDBParser
 
-    if name.upper() in DuckDBParser.FUNCTIONS or name.lower() == "embed":
+    if name.upper() in DuckDBParser.FUNCTIONS or name.lower() in MODEL_FUNCTIONS:
         raise BindError(f"function {name!r} is built in", hint="give yours another name")
 
 

@@ -1,4 +1,4 @@
-"""Calls that are ours: ``embed`` of a model, sandboxed functions, Python functions."""
+"""Calls that are ours: of models, of sandboxed functions, of Python functions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.errors import BindError, NotSupportedError
-from tarsdb.schema import FunctionDef, ModelDef
+from tarsdb.schema import FunctionDef
+from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
-from tarsdb.types import Kind, SqlType
+from tarsdb.sql.dialect import own_name
+from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call
+from tarsdb.types import SqlType
 
 _LATER = (
-    "generate", "rerank", "classify", "predict", "chunk", "tokenize", "score", "tars_ab_report",
-    "hybrid_search", "kmeans", "knn_graph",
+    "generate", "tars_ab_report", "hybrid_search", "kmeans", "knn_graph",
 )  # fmt: skip
 
 
@@ -25,10 +27,10 @@ class OwnCall:
     kind: str
     name: str
     target: str
-    arguments: tuple[Any, ...]  # sqlglot nodes; of embed only the text
+    arguments: tuple[Any, ...]  # sqlglot nodes; of a model function without the model's name
     returns: SqlType | None
-    model: ModelDef | None = None
     function: FunctionDef | None = None
+    options: tuple[tuple[str, ex.Expr], ...] = ()
 
 
 def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
@@ -39,14 +41,16 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     BindError
         The model does not exist, or the arguments do not fit.
     """
-    name = node.name.lower()
+    name = own_name(node)
     function = binding.catalog.function(name)
     if function is not None:
         return _sandboxed(function, node)
     if binding.catalog.has_session_function(name):
         return OwnCall("session", name, name, tuple(node.expressions), None)
-    if name == "embed":
-        return _embed(binding, node)
+    if name in FUNCTIONS:
+        call = resolve_model_call(binding, name, node)
+        target = call.model.name if call.model is not None else ""
+        return OwnCall("model", name, target, call.arguments, call.returns, options=call.options)
     if name in _LATER:
         raise NotSupportedError(f"function {name} is not supported{where(node)}")
     return None
@@ -85,24 +89,3 @@ def _by_name(function: FunctionDef, arguments: tuple[Any, ...], node: Any) -> tu
     if missing:
         raise BindError(f"function {function.name}: argument {missing[0]!r} is missing")
     return tuple(placed[name] for name in names)
-
-
-def _embed(binding: Binding, node: Any) -> OwnCall:
-    arguments = node.expressions
-    if len(arguments) != 2:
-        raise BindError(
-            f"embed takes a model and a text, {len(arguments)} arguments are given{where(node)}"
-        )
-    named = arguments[0]
-    if not isinstance(named, exp.Literal) or not named.is_string:
-        raise BindError(f"embed: the model must be a name in quotes{where(node)}")
-    model = binding.catalog.model(named.this)
-    if model is None:
-        raise BindError(
-            f"model {named.this!r} does not exist{where(node)}",
-            hint=f"CREATE MODEL {named.this or 'name'} FROM '<directory>' first",
-        )
-    if model.task != "embed":
-        raise BindError(f"model {model.name} does {model.task}, not embed{where(node)}")
-    returns = SqlType(Kind.VECTOR, dim=model.dim) if model.dim else None
-    return OwnCall("model", "embed", model.name, (arguments[1],), returns, model=model)

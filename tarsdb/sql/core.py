@@ -196,7 +196,7 @@ class Core:
         if any(argument is None for argument in arguments):
             return None
         known = tuple(argument for argument in arguments if argument is not None)
-        return ex.Call(call.kind, call.name, call.target, known, call.returns)
+        return ex.Call(call.kind, call.name, call.target, known, call.returns, call.options)
 
     def distance(self, node: Any, operator: str) -> ex.Expr | None:
         """Convert ``a <op> b``; a column stands left, a constant right."""

@@ -24,6 +24,8 @@ from tarsdb.sql.positions import syntax_error
 OPERATORS = {
     "<->": "l2", "<#>": "ip", "<=>": "cosine", "<+>": "l1", "<~>": "hamming", "<%>": "jaccard",
 }  # fmt: skip
+_TAKEN = frozenset({"predict"})  # sqlglot reads it as another dialect's function
+_OWN = "__"
 OPERATOR_OF = {f"__distance_{name}": symbol for symbol, name in OPERATORS.items()}
 MAX_LENGTH = 16 * 2**20  # characters of one statement
 MAX_DEPTH = 200  # open brackets; Python's recursion limit usually comes first
@@ -187,9 +189,25 @@ def for_parser(tokens: list[Token], text: str) -> tuple[list[Token], int, bool]:
         elif kind is TokenType.COLON and _starts_name(tokens, number):
             skip = 1
             out += _named(token, tokens[number + 1])
+        elif kind is TokenType.VAR and _is_taken(tokens, number):
+            out.append(_like(token, kind, _OWN + token.text))
         else:
             out.append(token)
     return out, positional, distances
+
+
+def _is_taken(tokens: list[Token], number: int) -> bool:
+    """Return True for a call of ours whose name means something else to sqlglot."""
+    if tokens[number].text.lower() not in _TAKEN or number + 1 == len(tokens):
+        return False
+    return tokens[number + 1].token_type is TokenType.L_PAREN
+
+
+def own_name(node: Any) -> str:
+    """Return the name of a call in lower case, as the user wrote it."""
+    name: str = node.name.lower()
+    plain = name.removeprefix(_OWN)
+    return plain if plain in _TAKEN else name
 
 
 def _like(token: Token, kind: TokenType, text: str) -> Token:

@@ -53,10 +53,9 @@ class Distances:
         self.registered[(node.name.removeprefix("__distance_"), dim)] = None
 
     def _embedded(self, side: Any) -> SqlType | None:
-        if not isinstance(side, exp.Anonymous) or side.name.lower() != "embed":
-            return None
-        call = resolve_call(self.walker.binding, side)
-        return call.returns if call is not None else None
+        call = resolve_call(self.walker.binding, side) if isinstance(side, exp.Anonymous) else None
+        known = call is not None and call.returns is not None and call.returns.is_vector
+        return call.returns if call is not None and known else None
 
     def rewrite_cast(self, node: Any) -> None:
         """Turn CAST(x AS VECTOR(3)) into CAST(x AS FLOAT[3])."""

@@ -37,8 +37,10 @@ def _not(node: ex.Not) -> str:
 
 
 def _call(node: ex.Call) -> str:
-    model = f"'{node.target}', " if node.kind == "model" else ""
-    return f"{node.name}({model}{_list(node.args)})"
+    parts = [f"'{node.target}'"] if node.kind == "model" and node.target else []
+    parts += [_list(node.args)] if node.args else []
+    parts += [f"{name} => {expression(value)}" for name, value in node.options]
+    return f"{node.name}({', '.join(parts)})"
 
 
 _TEXTS: dict[type[Any], Callable[[Any], str]] = {

@@ -113,9 +113,11 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call of a built-in model function (``embed``) or of a catalog or session function.
+    """Call of a model function (``embed``) or of a catalog or session function.
 
-    ``target`` is the catalog name for ``kind`` 'udf' and the model name for ``kind`` 'model'.
+    ``target`` is the catalog name for ``kind`` 'udf' and the model's name for ``kind`` 'model'
+    (empty for a function without a model). ``options`` are constants by name, of models only; a
+    value is a Literal (of a tuple for a list) or a Parameter.
     """
 
     kind: str
@@ -123,6 +125,7 @@ class Call:
     target: str
     args: tuple[Expr, ...]
     returns: SqlType | None = None
+    options: tuple[tuple[str, Expr], ...] = ()
 
 
 Expr = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tarsdb.schema import ColumnDef, FunctionDef, IndexDef, ModelDef, TableDef
-from tarsdb.sql.expressions import Distance, Expr, Output
+from tarsdb.schema import ColumnDef, FunctionDef, IndexDef, TableDef
+from tarsdb.sql.expressions import Call, Distance, Expr, Output
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,32 @@ class Relation:
 
 
 @dataclass(frozen=True)
+class RelationalCall:
+    """A model function as the text calls it: ``name(...)`` with ``arity`` texts.
+
+    ``call`` has no arguments: the text has them.
+    """
+
+    name: str
+    arity: int
+    call: Call
+
+
+@dataclass(frozen=True)
 class Relational:
     """SQL text in DuckDB's dialect over ``relations``.
 
     Parameters are written ``$p0``, ``$p1`` ... for positions and ``$name`` for names, and listed in
     ``parameters``. Calls are already renamed: ``__udf_<name>(...)`` for a catalog function,
-    ``__embed_<model>(text)`` for a model, ``__distance_<op>(a, b)`` with op one of
-    l2 ip cosine l1 hamming jaccard; the engine registers those in ``models``, ``functions``,
+    ``__<function>_<model>(text)`` for a model, ``__distance_<op>(a, b)`` with op one of
+    l2 ip cosine l1 hamming jaccard; the engine registers those in ``calls``, ``functions``,
     ``session_functions`` and ``distances``. ``notes`` are lines for EXPLAIN (why exact, why here).
     """
 
     sql: str
     relations: tuple[Relation, ...] = ()
     parameters: tuple[int | str, ...] = ()
-    models: tuple[ModelDef, ...] = ()
+    calls: tuple[RelationalCall, ...] = ()
     functions: tuple[FunctionDef, ...] = ()
     session_functions: tuple[str, ...] = ()
     distances: tuple[tuple[str, int], ...] = ()  # (operation, dim)

@@ -6,20 +6,21 @@ functions, distances, constants, parameters) ends up in the :class:`Relational` 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlglot import exp
 
 from tarsdb.errors import NotSupportedError
-from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name
 from tarsdb.sql.calls import OwnCall, resolve_call
 from tarsdb.sql.core import Core, parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
-from tarsdb.sql.plan import Relational
+from tarsdb.sql.plan import Relational, RelationalCall
 from tarsdb.sql.pushdown import push_search, search_note
 from tarsdb.sql.scope import Scope, Source, hide_from_stars
 from tarsdb.sql.select import TableSelect
@@ -34,7 +35,7 @@ class Rewriter:
         self.binding = binding
         self.prefix = prefix
         self.sources: list[Source] = []
-        self.models: dict[str, ModelDef] = {}
+        self.calls: list[RelationalCall] = []
         self.functions: dict[str, FunctionDef] = {}
         self.session: dict[str, None] = {}
         self.constants: list[tuple[str, ex.Expr]] = []
@@ -57,7 +58,7 @@ class Rewriter:
             generate(tree),
             tuple(source.build() for source in self.sources),
             tuple(self.parameters),
-            tuple(self.models.values()),
+            tuple(self.calls),
             tuple(self.functions.values()),
             tuple(self.session),
             tuple(self.distances.registered),
@@ -323,9 +324,8 @@ class Rewriter:
         return True
 
     def _rename_call(self, node: Any, call: OwnCall) -> None:
-        if call.model is not None:
-            self.models[call.target] = call.model
-            name = f"__embed_{call.target}"
+        if call.kind == "model":
+            name = self._model_call(call)
         elif call.function is not None:
             self.functions[call.target] = call.function
             name = f"__udf_{call.target}"
@@ -334,6 +334,21 @@ class Rewriter:
             name = f"__udf_{call.target}"
         node.set("this", exp.to_identifier(name) if not name.isidentifier() else name)
         node.set("expressions", list(call.arguments))
+
+    def _model_call(self, call: OwnCall) -> str:
+        """Return the name a model function goes by in the text: one for each set of options."""
+        bare = ex.Call(call.kind, call.name, call.target, (), call.returns, call.options)
+        arity = len(call.arguments)
+        taken = set()
+        for known in self.calls:
+            if (known.call, known.arity) == (bare, arity):
+                return known.name
+            taken.add(known.name.lower())
+        stem = "_".join(filter(None, ("_", call.name, call.target)))
+        names = (f"{stem}_{number}" if number > 1 else stem for number in itertools.count(1))
+        name = next(name for name in names if name.lower() not in taken)
+        self.calls.append(RelationalCall(name, arity, bare))
+        return name
 
     def constant(self, expr: ex.Expr) -> Any:
         """Return a placeholder for an expression the engine evaluates once."""

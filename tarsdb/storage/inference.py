@@ -43,6 +43,8 @@ _GENERATION = 4
 _INPUT = slice(_GENERATION, _GENERATION + DIGEST)
 _WEIGHTS = slice(_INPUT.stop, _INPUT.stop + DIGEST)
 _MORE = _WEIGHTS.stop + DIGEST
+_LOOKED_AT = 8 * GENERATIONS
+"""There are a few more than GENERATIONS while the limit changes; never more for a damaged key."""
 _BATCH = 500
 """Entries removed in one transaction."""
 
@@ -131,7 +133,7 @@ def find(txn: ReadTxn, names: Sequence[bytes]) -> list[Found | None]:
     found: list[Found | None] = [None] * len(names)
     first, last = _generations(txn)
     missing: Sequence[int] = range(len(names))
-    for generation in range(last, first - 1, -1):
+    for generation in range(last, max(first, last - _LOOKED_AT) - 1, -1):
         prefix = generation.to_bytes(_GENERATION, "big")
         is_old = generation <= last - GENERATIONS // 2
         left = []

@@ -1,8 +1,9 @@
 """Rows quantised before an integer product, and sums turned back after it.
 
-A row's scale is its largest absolute value / 127 (float32), a code the nearest whole number, ties
-to even, of the value times 127 / largest. A row whose largest value is below 2^-100 is zero; one
-with NaN or infinity gives NaN. Arguments are addresses, counts and byte strides.
+A scale is the largest absolute value / 127 (float32) of a row or of a group of 32 of its values, a
+code the nearest whole number, ties to even, of the value times 127 / largest. Where the largest
+value is below 2^-100 all are zero; NaN and infinity give NaN. Arguments are addresses, counts and
+byte strides.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -10,6 +11,7 @@ with NaN or infinity gives NaN. Arguments are addresses, counts and byte strides
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from tarsdb.kernels.cpu.emit import (
     store,
 )
 from tarsdb.kernels.cpu.memory import put_real
+from tarsdb.kernels.cpu.vector_math import tree
 
 SMALLEST = np.float32(2.0**-100)
 _MOST, _ZERO = np.float32(127), np.float32(0)
@@ -49,19 +52,14 @@ def _largest(typingctx, row, depth):  # type: ignore[no-untyped-def]
 
         def take(value: Any) -> None:
             bits = b.and_(b.bitcast(value, _W16), ir.Constant(_W16, [0x7FFFFFFF] * LANES))
-            known = b.load(lanes)  # as integers, so that NaN is the largest
-            b.store(b.select(b.icmp_signed(">", bits, known), bits, known), lanes)
+            b.store(_greater(b, bits, b.load(lanes)), lanes)  # as integers: NaN is the largest
 
         with cgutils.for_range(b, b.lshr(depth, ir.Constant(I64, 4))) as loop:
             take(load(b, b.add(row, b.shl(loop.index, ir.Constant(I64, 6))), _F16))
         done = b.and_(depth, ir.Constant(I64, -LANES))
         rest = b.add(row, b.shl(done, ir.Constant(I64, 2)))
         take(load_some(b, rest, lane_mask(b, b.sub(depth, done))))
-        found = ir.Constant(I32, 0)
-        for lane in range(LANES):
-            bits = b.extract_element(b.load(lanes), ir.Constant(I32, lane))
-            found = b.select(b.icmp_signed(">", bits, found), bits, found)
-        return b.bitcast(found, FLOAT)
+        return b.bitcast(tree(b, b.load(lanes), partial(_greater, b)), FLOAT)
 
     return types.float32(types.int64, types.int64), codegen
 
@@ -95,6 +93,46 @@ def _codes(typingctx, size, offset, row, depth, padded, inverse, codes):  # type
 
     kinds = [types.int64, types.int64, types.int64, types.float32, types.int64]
     return types.void(size, offset, *kinds), codegen
+
+
+@intrinsic
+def _group(typingctx, row, here, out):  # type: ignore[no-untyped-def]
+    """Write 32 codes of the first ``here`` values, their scale, 8 times the sum of the codes."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, here, out = args
+        halves = [
+            load_some(
+                b, b.add(row, ir.Constant(I64, 64 * half)),
+                lane_mask(b, b.sub(here, ir.Constant(I64, LANES * half))),
+            )
+            for half in range(2)
+        ]  # fmt: skip
+        found = None
+        for half in halves:
+            bits = b.and_(b.bitcast(half, _W16), ir.Constant(_W16, [0x7FFFFFFF] * LANES))
+            found = bits if found is None else _greater(b, bits, found)
+        largest = b.bitcast(tree(b, found, partial(_greater, b)), FLOAT)
+        small = b.fcmp_ordered("<", largest, ir.Constant(FLOAT, SMALLEST))
+        zero, most = ir.Constant(FLOAT, 0.0), ir.Constant(FLOAT, 127.0)
+        store(b, b.select(small, zero, b.fdiv(largest, most)), out, 32)
+        factor = splat(b, b.select(small, zero, b.fdiv(most, largest)))
+        rounder = ir.Constant(_F16, [_ROUNDER] * LANES)
+        total = ir.Constant(_W16, None)
+        for number, half in enumerate(halves):
+            whole = b.bitcast(b.fadd(b.fmul(half, factor), rounder), _W16)
+            short = b.trunc(whole, ir.VectorType(_I8, LANES))
+            store(b, short, out, LANES * number)
+            total = b.add(total, b.sext(short, _W16))
+        added = tree(b, total, b.add)
+        store(b, b.shl(added, ir.Constant(I32, 3)), out, 36)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _greater(b: Any, one: Any, two: Any) -> Any:
+    return b.select(b.icmp_signed(">", one, two), one, two)
 
 
 @intrinsic(prefer_literal=True)
@@ -133,10 +171,21 @@ def dequantize(offset, sums, sums_stride, rows, scales, constants):  # type: ign
 def make_quantize(target: str | None) -> Any:
     """Return the kernel that writes codes and scales of float32 rows.
 
-    ``target`` is ``int16``, or ``uint8``: plus 128. Codes past the depth, up to the stride, are
-    those of 0. The kernel takes address, stride, rows, depth, address and stride of the codes, and
-    the address of the scales.
+    ``target`` is ``int16``, ``uint8`` (plus 128), or ``groups``: of 32 values 32 signed bytes,
+    their scale, float32, and 8 times the sum of the codes, int32. Codes past the depth, up to the
+    stride, are those of 0. The kernel takes address, stride, rows, depth, address and stride of
+    the codes, and the address of the scales, which groups do not use.
     """
+    if target == "groups":
+
+        @njit(nogil=True)
+        def quantize_groups(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
+            for r in range(rows):
+                for group in range((depth + 31) // 32):
+                    _group(a + r * a_stride + 128 * group, depth - 32 * group,
+                           codes + r * codes_stride + 40 * group)  # fmt: skip
+
+        return quantize_groups
     size, offset = (1, 128) if target == "uint8" else (2, 0)
 
     @njit(nogil=True, error_model="numpy")

@@ -3,8 +3,8 @@
 Per text and head, keys are transposed into tiles of 16; scores of a block of queries with all keys
 are a product with these tiles, context is a product with the value rows where they lie. Memory is
 block x keys. Scores are powers of two: the caller scales queries by log2(e) / sqrt(head size).
-Sums have a fixed order, so a text's result does not depend on its neighbours. Heads are multiples of
-16 wide. Arguments are addresses, counts and byte strides.
+Sums have a fixed order, so a text's result does not depend on its neighbours. Heads are multiples
+of 16 wide. Arguments are addresses, counts and byte strides.
 
 Vaswani et al., Attention is all you need, 2017, section 3.2.
 """
@@ -34,7 +34,7 @@ _NEGATIVE = ir.Constant(_F16, [float("-inf")] * LANES)
 
 @njit(nogil=True)
 def transpose_keys(keys, stride, count, size, tiles):  # type: ignore[no-untyped-def]
-    """Write ``count`` rows of ``size`` floats as tiles (size, 16); the last is filled with zeros."""
+    """Write ``count`` rows of ``size`` floats as tiles (size, 16), the last filled with zeros."""
     for first in range(0, count, 16):
         tile = tiles + 4 * first * size
         here = min(16, count - first)
@@ -134,8 +134,9 @@ def make_attention(multiply: Any) -> Any:
         Scratch: 4 * size * (tokens to the next 16), 4 * QUERIES * (tokens to the next 16) and
         4 * QUERIES bytes.
     """
+
     @njit(nogil=True)
-    def attention(qkv, stride, tokens, heads, size, bias, bias_step, keys, scores, factors):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+    def attention(qkv, stride, tokens, heads, size, bias, bias_step, keys, scores, factors):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         part, tiles = 4 * heads * size, (tokens + 15) // 16
         for head in range(heads):

@@ -7,7 +7,7 @@ Rows are as wide as the next multiple of 16 floats. Addresses come in tables of 
 """
 
 # Numba's decorators tell mypy nothing true of what is compiled.
-# mypy: disable-error-code="call-arg, unreachable"
+# mypy: disable-error-code="call-arg, unreachable, var-annotated"
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ ROWS_AT_ONCE = 96
 """Rows whose sums of two tiles wait in scratch memory."""
 _TILE_BYTES = 24576
 """Bytes of a tile that stay in the L1 cache while the rows pass by."""
-_UNROLLED = 4
 _SUMS = 128  # places in the scratch memory: a line of zeros, sums, scales and codes of rows
 _SCALES = _SUMS + 128 * ROWS_AT_ONCE
 _CODES = _SCALES + 4 * ROWS_AT_ONCE
@@ -76,21 +75,21 @@ def _emit_products(b: Any, form: Form, count: int, width: int, args: Any) -> Non
 
     def step(number: Any, is_half: bool = False) -> None:
         down, along = b.mul(number, line), b.mul(number, ir.Constant(I64, form.row_step))
-        values = [form.values(b, b.add(column, down)) for column in columns]
-        for start, row in zip(starts, totals, strict=True):
-            word = form.word(b, b.add(start, along), is_half)
-            for value, parts in zip(values, row, strict=True):
-                for part, total in zip(parts, form.add(b, parts, value, word), strict=True):
-                    b.store(total, part)
+        form.step(
+            b, totals, [b.add(column, down) for column in columns],
+            [b.add(start, along) for start in starts], is_half,
+        )  # fmt: skip
 
     lines = b.udiv(depth, ir.Constant(I64, form.per_line))
-    with cgutils.for_range(b, b.lshr(lines, ir.Constant(I64, 2))) as loop:
-        first = b.shl(loop.index, ir.Constant(I64, 2))
-        for offset in range(_UNROLLED):
+    turns = b.udiv(lines, ir.Constant(I64, form.unrolled))
+    with cgutils.for_range(b, turns) as loop:
+        first = b.mul(loop.index, ir.Constant(I64, form.unrolled))
+        for offset in range(form.unrolled):
             step(b.add(first, ir.Constant(I64, offset)))
-    done = b.and_(lines, ir.Constant(I64, -_UNROLLED))
-    with cgutils.for_range(b, b.sub(lines, done)) as loop:
-        step(b.add(done, loop.index))
+    if form.unrolled > 1:
+        done = b.mul(turns, ir.Constant(I64, form.unrolled))
+        with cgutils.for_range(b, b.sub(lines, done)) as loop:
+            step(b.add(done, loop.index))
     if form.per_line == 2 and form.quantized is None:  # rows end where they end: half a line
         is_odd = b.icmp_signed("!=", b.and_(depth, ir.Constant(I64, 1)), ir.Constant(I64, 0))
         with b.if_then(is_odd):
@@ -191,7 +190,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
     multiply, quantize = make_multiply(variant, kind), make_quantize(form.quantized)
     line, per_line, row_step = form.line_bytes, form.per_line, form.row_step
     padding, tail, quantized = form.padding, form.tail_bytes, form.quantized is not None
-    offset = form.offset
+    offset, has_scales = form.offset, form.tail_bytes > 0
     at_once = _TILE_BYTES // line * per_line
 
     @njit(nogil=True)
@@ -223,7 +222,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                     multiply(row + k // per_line * row_step, stride, count,
                              here_at + k // per_line * line, line, tile, here,
                              min(part_depth, reach - k), sums, 64 * group, int(k == 0))  # fmt: skip
-                if quantized:
+                if has_scales:
                     for part in range(here):
                         dequantize(offset, sums + 64 * part, 64 * group, count, scratch + _SCALES,
                                    here_at + part * tile + lines_bytes)  # fmt: skip

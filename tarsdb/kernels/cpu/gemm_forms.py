@@ -50,6 +50,8 @@ class Form:
         What is added to codes of rows to make them unsigned.
     shapes : tuple
         Rows at most, and tiles, that the registers of AVX2 and of AVX-512 hold.
+    unrolled : int
+        Lines of a turn of the loop.
     """
 
     per_line: int
@@ -58,16 +60,29 @@ class Form:
     padding: int
     tail_bytes: int
     sums: tuple[ir.Type, ...]
-    values: Callable[[Any, Any], list[Any]]
-    word: Callable[[Any, Any, bool], list[Any]]
-    add: Callable[[Any, list[Any], list[Any], list[Any]], list[Any]]
+    values: Callable[..., Any]
+    word: Callable[..., Any]
+    add: Callable[..., Any]
     quantized: str | None = None
     offset: int = 0
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((6, 1), (12, 2))
+    unrolled: int = 4
 
     def shape(self, variant: str) -> tuple[int, int]:
         """Return rows at most and tiles that a micro-kernel takes."""
         return self.shapes[variant != AVX2]
+
+    def step(
+        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any],
+        is_half: bool,
+    ) -> None:  # fmt: skip
+        """Emit the products of a line: ``totals[row][tile]`` are where its sums are kept."""
+        values = [self.values(b, column) for column in columns]
+        for start, row in zip(starts, totals, strict=True):
+            word = self.word(b, start, is_half)
+            for value, parts in zip(values, row, strict=True):
+                for part, total in zip(parts, self.add(b, parts, value, word), strict=True):
+                    b.store(total, part)
 
     def row_bytes(self, depth: int) -> int:
         """Return the bytes of a row's codes."""
@@ -134,13 +149,90 @@ PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs,
 """int8 weights, rows as int16: exact sums of pairs."""
 QUADS = Form(4, 64, 4, 64, 128, (_W16,), _bytes_line, _whole_word, _add_quads, "uint8", 128)
 """int8 weights, rows as unsigned bytes: exact sums of four (VNNI)."""
-FORMS = (FLOATS, EXPANDED, PAIRS, QUADS)
+
+
+@dataclass(frozen=True)
+class GroupForm(Form):
+    """int4 weights: a line is a group of 32 k, its scales behind it; rows are coded by groups.
+
+    Weights are unsigned, code + 8, eight words of four k; the low bits of a byte belong to an
+    even word, the high bits to the next. Sums of a group are exact integers; then
+    total = fma(sum, row's scale * column's scale, total).
+    """
+
+    def step(
+        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any],
+        is_half: bool,
+    ) -> None:  # fmt: skip
+        """Emit the products of a group."""
+        kind, size = self.sums[0], 64 // len(self.sums)
+        lanes = ir.VectorType(_I8, size)
+        sums: dict[tuple[int, int, int], Any] = {}
+        for word in range(8):
+            lines = [
+                [
+                    _nibbles(b, load(b, column, lanes, 64 * (word // 2) + size * part), word % 2)
+                    for part in range(len(self.sums))
+                ]
+                for column in columns
+            ]
+            for r, start in enumerate(starts):
+                codes = b.bitcast(splat(b, load(b, start, I32, 4 * word), size // 4), lanes)
+                for t, parts in enumerate(lines):
+                    for part, line in enumerate(parts):
+                        known = sums.get((r, t, part))
+                        sums[r, t, part] = self.add(b, known, line, codes)
+        for t, column in enumerate(columns):
+            halves = ir.VectorType(ir.HalfType(), kind.count)
+            scales = [
+                b.fpext(load(b, column, halves, 256 + 2 * kind.count * part), kind)
+                for part in range(len(self.sums))
+            ]
+            for r, start in enumerate(starts):
+                scale = splat(b, load(b, start, FLOAT, 32), kind.count)
+                correction = splat(b, load(b, start, I32, 36), kind.count)
+                for part, total in enumerate(totals[r][t]):
+                    whole = b.sub(self.values(b, sums[r, t, part]), correction)
+                    factor = b.fmul(scale, scales[part])
+                    b.store(fma(b, b.sitofp(whole, kind), factor, b.load(total)), total)
+
+
+def _nibbles(b: Any, line: Any, is_high: int) -> Any:
+    kind = line.type
+    if is_high:
+        words = ir.VectorType(_I16, kind.count // 2)
+        line = b.lshr(b.bitcast(line, words), ir.Constant(words, [4] * words.count))
+        line = b.bitcast(line, kind)
+    return b.and_(line, ir.Constant(kind, [15] * kind.count))
+
+
+def _add_words(b: Any, known: Any, line: Any, codes: Any) -> Any:
+    """Add pairs of products in 16 bits: of a group at most 8 * 2 * 15 * 127."""
+    found = call(b, "llvm.x86.avx2.pmadd.ub.sw", _H16, line, codes)
+    return found if known is None else b.add(known, found)
+
+
+def _add_four(b: Any, known: Any, line: Any, codes: Any) -> Any:
+    return dpbusd(b, ir.Constant(_W16, None) if known is None else known, line, codes)
+
+
+def _widened(b: Any, pairs: Any) -> Any:
+    return call(b, "llvm.x86.avx2.pmadd.wd", _W8, pairs, ir.Constant(_H16, [1] * 16))
+
+
+_F8 = ir.VectorType(FLOAT, 8)
+GROUPS = GroupForm(32, 288, 40, 32, 0, (_F8, _F8), _widened, _whole_word, _add_words, "groups",
+                   0, ((6, 1), (12, 1)), 1)  # fmt: skip
+"""int4 weights, AVX2."""
+GROUP_QUADS = GroupForm(32, 288, 40, 32, 0, (_F16,), lambda b, sums: sums, _whole_word, _add_four,
+                        "groups", 0, ((6, 1), (12, 1)), 1)  # fmt: skip
+"""int4 weights, VNNI."""
+FORMS = (FLOATS, EXPANDED, PAIRS, QUADS, GROUPS, GROUP_QUADS)
 
 
 def form_of(kind: str, variant: str) -> Form:
     """Return the form of a kind of weights on a variant of processors."""
-    if kind == "f32":
-        return FLOATS
-    if kind == "bf16":
-        return EXPANDED
-    return QUADS if variant == VNNI else PAIRS
+    if kind in ("int8", "int4"):
+        choices = (PAIRS, QUADS) if kind == "int8" else (GROUPS, GROUP_QUADS)
+        return choices[variant == VNNI]
+    return {"f32": FLOATS, "bf16": EXPANDED}[kind]

@@ -46,7 +46,7 @@ class _Row:
 
 
 @intrinsic
-def add_and_norm(typingctx, values, update, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+def add_and_norm(typingctx, values, update, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # fmt: skip
     """``values = layer_norm(values + update)`` row by row, in place.
 
     Rows, ``scale`` and ``shift`` are filled up with zeros to a multiple of 16 floats.

@@ -99,7 +99,8 @@ def relu(b: Any, x: Any) -> Any:
     return greatest(b, x, constant(x, 0.0))
 
 
-def _tree(b: Any, x: Any, join: Any) -> Any:
+def tree(b: Any, x: Any, join: Any) -> Any:
+    """Emit one number of all lanes: halves are joined until one lane is left."""
     while x.type.count > 1:
         half = x.type.count // 2
         parts = [
@@ -112,12 +113,12 @@ def _tree(b: Any, x: Any, join: Any) -> Any:
 
 def total(b: Any, x: Any) -> Any:
     """Emit the sum of the lanes: halves are added until one lane is left."""
-    return _tree(b, x, b.fadd)
+    return tree(b, x, b.fadd)
 
 
 def largest(b: Any, x: Any) -> Any:
     """Emit the greatest lane; undefined among NaN."""
-    return _tree(b, x, lambda one, two: greatest(b, one, two))
+    return tree(b, x, lambda one, two: greatest(b, one, two))
 
 
 def absolute(b: Any, x: Any) -> Any:

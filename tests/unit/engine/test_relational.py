@@ -24,9 +24,10 @@ from tarsdb import errors
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.arrow import from_arrow, to_arrow
 from tarsdb.engine.relational import RelationalEngine
-from tarsdb.schema import ColumnDef, FunctionDef, ModelDef, TableDef
-from tarsdb.sql.plan import Relation, Relational
-from tarsdb.types import BIGINT, TEXT, from_storage, parse_type, to_storage
+from tarsdb.schema import ColumnDef, FunctionDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Relation, Relational, RelationalCall
+from tarsdb.types import BIGINT, TEXT, Kind, SqlType, from_storage, parse_type, to_storage
 
 
 class ListScan:
@@ -76,9 +77,11 @@ class FakeInputs:
     def constant(self, node: Any) -> Any:
         return node
 
-    def call_model(self, model: ModelDef, texts: list[str | None]) -> np.ndarray:
+    def call_model(self, call: ex.Call, columns: list[Column], rows: int) -> Column:
+        texts = columns[0].to_list()
         self.calls.append(texts)
-        return np.array([[len(t or ""), 1.0] for t in texts], dtype=np.float32)
+        vectors = np.array([[len(t or ""), 1.0] for t in texts], dtype=np.float32)
+        return Column(call.returns, vectors, None, columns[0].validity)
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         if self.raises is not None:
@@ -433,7 +436,7 @@ def test_null_order_is_a_setting() -> None:
     engine.close()
 
 
-MODEL = ModelDef(1, "Mini", "embed", 2, "v1", ())
+EMBED = ex.Call("model", "embed", "Mini", (), SqlType(Kind.VECTOR, dim=2))
 DOUBLED = FunctionDef(2, "twice", (("x", BIGINT),), BIGINT, "wasm", None, "f", "d")
 
 
@@ -449,7 +452,7 @@ def test_functions_and_models_are_called_in_batches(engine: RelationalEngine) ->
         sql,
         inputs,
         "__r0",
-        models=(MODEL,),
+        calls=(RelationalCall("__embed_mini", 1, EMBED),),
         functions=(DOUBLED,),
         session_functions=("tag", "seven"),
     )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tarsdb.kernels import dispatch, gemm, gemm_reference, packing
+from tarsdb.kernels import background, dispatch, gemm, gemm_reference, packing
 from tarsdb.kernels.native import address
+from tarsdb.metrics import METRICS
 
 cpu = pytest.importorskip("tarsdb.kernels.cpu.gemm")
 forms = pytest.importorskip("tarsdb.kernels.cpu.gemm_forms")
 epilogue = pytest.importorskip("tarsdb.kernels.cpu.epilogue")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
 
-VARIANTS = ("f32/avx2", "f32/avx512", "bf16/avx2", "bf16/avx512", "int8/avx2", "int8/avx512")
+VARIANTS = ("f32/avx2", "f32/avx512", "bf16/avx2", "bf16/avx512", "int8/avx2", "int8/avx512",
+            "int4/avx2", "int4/avx512")  # fmt: skip
 SHAPES = [(0, 8, 16), (1, 1, 1), (1, 385, 129), (2, 7, 50), (3, 33, 33), (5, 16, 17), (6, 64, 48),
-          (7, 5, 16), (13, 130, 40), (33, 1000, 33), (97, 20, 20), (3, 0, 5)]  # fmt: skip
+          (7, 5, 16), (13, 130, 40), (33, 900, 33), (97, 20, 20), (3, 0, 5)]  # fmt: skip
+FEW = [(1, 20, 70), (5, 33, 17), (33, 16, 33)]
 GATED = [gemm_reference.GATED | code for code in (1, 2, 4)]
 
 
@@ -83,7 +87,7 @@ def test_sums_in_another_order_differ() -> None:
     assert np.abs(exact - a.astype(np.float64) @ w.T.astype(np.float64)).max() < 1e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FEW)
 @pytest.mark.parametrize("code", range(6))
 def test_epilogues(kernel: Kernel, shape: tuple[int, ...], code: int) -> None:
     rows, depth, columns = shape
@@ -94,7 +98,7 @@ def test_epilogues(kernel: Kernel, shape: tuple[int, ...], code: int) -> None:
     assert np.allclose(ours, expected, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FEW)
 @pytest.mark.parametrize("code", GATED)
 def test_gated_epilogues(kernel: Kernel, shape: tuple[int, ...], code: int) -> None:
     rows, depth, columns = shape
@@ -117,7 +121,7 @@ def test_a_row_does_not_depend_on_its_batch(kernel: Kernel, gated: bool) -> None
         assert np.array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("kind", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kind", packing.KINDS)
 def test_levels_agree_to_the_last_bit(kind: str) -> None:
     one, two = (Kernel(f"{kind}/{level}") for level in (cpu.AVX2, cpu.AVX512))
     a, w, bias, residual = normal(1, 41, 77), normal(2, 70, 77), normal(3, 70), normal(4, 41, 70)
@@ -151,7 +155,7 @@ def test_huge_tiny_and_zero_rows(kernel: Kernel) -> None:
     a[:3] *= np.float32(1e30)
     a[3:6] *= np.float32(1e-38)
     a[6] = 0
-    w[10:] *= np.float32(1e15)
+    w[10:] *= np.float32(1e3 if kernel.kind == "int4" else 1e15)  # which has scales of 16 bits
     w[4] = 0
     weights = kernel.pack(w)
     assert np.array_equal(
@@ -166,6 +170,82 @@ def test_out_may_be_the_residual(kernel: Kernel) -> None:
     kernel.call(address(a), a.strides[0], 20, weights.address, 30, 40, 5, 0, address(kept),
                 address(kept), kept.strides[0], address(scratch))  # fmt: skip
     assert np.array_equal(kept, expected)
+
+
+def plain_dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Emit what ``coded.dpbusd`` does in instructions that every processor has."""
+    from llvmlite import ir
+
+    def wide(x: Any, widen: Any) -> Any:
+        return widen(b.bitcast(x, ir.VectorType(ir.IntType(8), 64)), every)
+
+    every = ir.VectorType(ir.IntType(32), 64)
+    products = b.mul(wide(codes, b.zext), wide(query, b.sext))
+    for place in range(4):
+        lanes = ir.Constant(sums.type, [4 * i + place for i in range(16)])
+        sums = b.add(sums, b.shuffle_vector(products, products, lanes))
+    return sums
+
+
+def signed_codes(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Emit the same with a mistake: rows' codes, of unsigned bytes, taken for signed ones."""
+    return plain_dpbusd(b, sums, query, codes)
+
+
+def emulated(name: str, dpbusd: Any, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Compile the kernel of another processor, its one instruction replaced; never kept on disk."""
+    small = {  # micro-kernels of few rows, or compiling takes minutes
+        form: dataclasses.replace(form, shapes=((2, 1), (2, 1)), unrolled=1)
+        for form in (forms.QUADS, forms.GROUP_QUADS)
+    }
+    chosen = tuple(small.get(form, form) for form in forms.FORMS)
+    monkeypatch.setattr(forms, "QUADS", small[forms.QUADS])
+    monkeypatch.setattr(forms, "GROUP_QUADS", small[forms.GROUP_QUADS])
+    monkeypatch.setattr(cpu, "FORMS", chosen)
+    monkeypatch.setattr(forms, "dpbusd", dpbusd)
+    monkeypatch.setattr(disk_cache, "kernel_folder", lambda: None)
+    return Kernel(name)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_vnni_gives_the_same_sums(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = emulated(f"{kind}/vnni", plain_dpbusd, monkeypatch)
+    for rows, depth, columns in [(1, 70, 70), (3, 64, 20), (14, 33, 50)]:
+        a, weights = normal(1, rows, depth), kernel.pack(normal(2, columns, depth))
+        assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
+        assert gemm.is_proven(gemm.GemmKernel(f"{kind}/vnni", kernel.call))
+        a[0, 3] = np.nan
+        assert np.isnan(product(kernel, a, weights)[0]).all()
+
+
+def test_a_wrong_instruction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = emulated("int8/vnni", signed_codes, monkeypatch)
+    found = gemm.GemmKernel("int8/vnni", kernel.call)
+    assert not gemm.is_proven(found)
+
+
+@pytest.mark.parametrize("kind", packing.KINDS)
+def test_a_disproved_variant_makes_way_for_the_next(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dispatch._best_level() == "portable":
+        pytest.skip("this processor runs NumPy alone")
+    names = [f"{kind}/avx512", f"{kind}/avx2"]
+    before = METRICS.snapshot().get("kernels.disproved", 0)
+    tried = []
+
+    def disprove(kernel: gemm.GemmKernel) -> bool:
+        tried.append(kernel.variant)
+        return kernel.variant != names[0] and gemm.is_proven(kernel)
+
+    compiled = background.Compiled("gemm", gemm.GemmKernel, lambda level: names, disprove)
+    found = compiled.wait()
+    assert found is not None
+    assert found.variant == names[1]
+    assert tried == names
+    assert METRICS.snapshot()["kernels.disproved"] == before + 1
+    never = background.Compiled("gemm", gemm.GemmKernel, lambda level: names, lambda kernel: False)
+    assert never.wait() is None
 
 
 @pytest.mark.parametrize("level", [cpu.AVX2, cpu.AVX512])
@@ -213,12 +293,15 @@ def test_numbers_of_the_house_agree() -> None:
             forms.form_of(*name.split("/")),
             packing.LAYOUTS[packing.layout_of(*name.split("/"))],
         )
-        packed = layout.padded(100) // layout.step * form.line_bytes + form.tail_bytes
+        lines = layout.padded(100) // form.per_line
+        packed = lines * form.line_bytes + form.tail_bytes
         assert packed == layout.tile_bytes(100)
-        assert (form.per_line, form.padding) == (layout.step, layout.padding)
+        assert form.padding == layout.padding
 
 
-@pytest.mark.parametrize(("kind", "most"), [("f32", 1e-6), ("bf16", 3e-3), ("int8", 1.1e-2)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [("f32", 1e-6), ("bf16", 3e-3), ("int8", 1.1e-2), ("int4", 0.1)]
+)
 def test_error_of_a_kind(kind: str, most: float) -> None:
     """Root mean square of the error relative to that of the product, normal numbers, K = 768."""
     a, w = normal(1, 64, 768), normal(2, 64, 768)

@@ -44,7 +44,7 @@ def test_unknown_kind() -> None:
         packing.pack(normal(1, 2, 2), "f64")
 
 
-KINDS = [("f32", "avx2"), ("bf16", "avx2"), ("int8", "avx2"), ("int8", "vnni")]
+KINDS = [("f32", "avx2"), ("bf16", "avx2"), ("int8", "avx2"), ("int8", "vnni"), ("int4", "avx2")]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 3), (17, 40), (50, 7)])
@@ -56,7 +56,7 @@ def test_weights_come_back_as_near_as_the_kind_allows(
     both = packing.pack_gated(gate, up, kind, variant)
     found = both.unpack()
     largest = np.abs(np.stack([gate, up])).max(axis=2, keepdims=True)
-    step = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5001 / 127}[kind]
+    step = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5001 / 127, "int4": 1.002 / 8}[kind]
     assert (np.abs(found - np.stack([gate, up])) <= step * largest).all()
     assert np.array_equal(packing.pack(up, kind, variant).unpack(), found[1])
 
@@ -83,6 +83,8 @@ def test_integers_stand_for_no_nan(bad: float) -> None:
     w[1, 1] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         packing.pack(w, "int8")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        packing.pack(w, "int4")
     assert not np.isfinite(packing.pack(w, "bf16").unpack()[1, 1])
 
 
@@ -91,3 +93,21 @@ def test_bfloat16_is_the_nearest() -> None:
     assert packing.to_bfloat16(bits.view(np.float32)).tolist() == [
         0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7FC0,
     ]  # fmt: skip
+
+
+def test_groups_of_int4_have_scales_of_their_own() -> None:
+    w = np.ones((3, 70), np.float32)
+    w[:, 32:64] = 1000
+    w[1] = -8
+    w[2, :32] = 0
+    packed = packing.pack(w, "int4")
+    assert packed.scales()[0].tolist() == [-0.125, -125, -0.125]
+    assert np.array_equal(packed.unpack(), w)
+    assert packed.elements().min() == -8
+
+
+def test_a_weight_may_be_too_large_for_int4() -> None:
+    w = normal(1, 2, 40)
+    w[1, 35] = 1e6
+    with pytest.raises(ValueError, match="a weight is 1e\\+06, int4 reaches 524032"):
+        packing.pack(w, "int4")

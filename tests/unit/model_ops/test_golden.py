@@ -37,11 +37,12 @@ def test_family_equals_transformers(name: str, compiled: bool) -> None:
     offsets = np.cumsum([0, *map(len, texts)])
     panel = Panel(np.concatenate(texts).astype(np.int32), offsets)
     if compiled:
-        weights, kernel = load_weights(spec, tiny_tensors(config), "f32"), kernels.wait("f32")
+        kernel = kernels.wait("f32")
         if kernel is None:
             pytest.skip("no compiled kernels here")
+        weights = load_weights(spec, tiny_tensors(config), kernel.variant)
         model = model_table(spec, weights)
-        memory = kernels.Memory(model.shape, len(panel.ids))
+        memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
         hidden = compiled_forward(kernel, model, weights, panel, memory)
     else:
         hidden = forward(spec, load_weights(spec, tiny_tensors(config)), panel)

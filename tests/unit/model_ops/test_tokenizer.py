@@ -39,11 +39,10 @@ def test_only_the_beginning_of_a_huge_text_is_read() -> None:
     assert 16 < tokens.found[0] < 10_000
 
 
-def test_lower_casing_and_prompt() -> None:
+def test_lower_casing() -> None:
     data = tokenizer_json().replace('"lowercase":true', '"lowercase":false').encode()
     assert TextTokenizer(data, 9).tokens("DATE") == [2, 1, 3]
     assert TextTokenizer(data, 9, lower=True).tokens("DATE") == [2, 6, 3]
-    assert TextTokenizer(data, 9, prompt="how do ").tokens("i") == [2, 12, 13, 14, 3]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0", "model": {}}'])

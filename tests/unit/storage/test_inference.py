@@ -224,6 +224,18 @@ def test_a_damaged_state_loses_nothing_and_is_made_anew(env: Environment) -> Non
     assert store(env, names(weights, "b")) == 1
 
 
+def test_a_stray_generation_costs_no_endless_search(env: Environment) -> None:
+    weights = make_model(env)
+    store(env, names(weights, "a"))
+    (name,) = names(weights, "b")
+    stray = b"\xff\xff\xff\xfe" + name
+    env.stage(lambda txn: txn.put(inference.DATABASE, stray, b"nothing"))
+    assert values(env, names(weights, "a", "b")) == [None, None]  # out of reach: computed again
+    assert "1 of 2 results are damaged" in check(env, full=True)[0]
+    vacuum(env)
+    assert values(env, names(weights, "a")) == [b"value"]
+
+
 def _without(path: pathlib.Path) -> None:
     """Make a file as releases before wrote it."""
     env = lmdb.open(str(path), subdir=False, max_dbs=16, map_size=1 << 24)

@@ -1,0 +1,140 @@
+"""Models in memory: loaded once per file and process, the one used longest ago leaves first.
+
+A model version is immutable, so what was loaded is known by its content and shared by every
+connection to the file. Whoever computes with a model that leaves keeps it until the work is done.
+Knows no task: what a model is once loaded is the business of ``model_ops``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tarsdb.engine.settings import size_bytes
+from tarsdb.errors import ModelError
+from tarsdb.metrics import METRICS
+from tarsdb.storage import Environment
+
+Key = tuple[Any, ...]
+"""What was loaded: digest of the weights first, then everything else that makes a difference."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    model: Any
+    nbytes: int
+
+
+class LoadedModels:
+    """The models one environment has in memory; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._models: dict[Key, _Loaded] = {}
+
+    def get(self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str) -> Any:
+        """Return a model, loaded by whoever asks first.
+
+        Parameters
+        ----------
+        key : tuple
+        load : callable
+            Returns the model; its ``weight_bytes``, where it has them, say what it takes.
+        stored : int
+            Bytes of its tensors in the file, what it takes unless it says otherwise.
+        budget : int
+            Bytes that all models may take; others leave for this one.
+        name : str
+            For the message.
+
+        Raises
+        ------
+        ModelError
+            The model alone is larger than the budget.
+        """
+        found = self._use(key)
+        if found is None:
+            with self._loading:
+                found = self._use(key)
+                if found is None:
+                    found = self._load(key, load, stored, budget, name)
+        return found
+
+    def _use(self, key: Key) -> Any:
+        """Return a model that is there, now the one used last."""
+        with self._lock:
+            found = self._models.pop(key, None)
+            if found is None:
+                return None
+            self._models[key] = found
+            return found.model
+
+    def _load(self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str) -> Any:
+        if stored > budget:
+            raise too_large(name, stored, budget)
+        self._make_room(budget - stored)
+        model = load()
+        nbytes = int(getattr(model, "weight_bytes", stored))
+        if nbytes > budget:
+            raise too_large(name, nbytes, budget)
+        METRICS.add("models.loaded")
+        self._make_room(budget - nbytes)
+        with self._lock:
+            self._models[key] = _Loaded(model, nbytes)
+        return model
+
+    def _make_room(self, budget: int) -> None:
+        with self._lock:
+            while self._models and sum(each.nbytes for each in self._models.values()) > budget:
+                del self._models[next(iter(self._models))]
+                METRICS.add("models.evicted")
+
+    def keep_only(self, weights: Collection[bytes]) -> None:
+        """Let go of models whose weights are not among these: nobody can ask for them."""
+        with self._lock:
+            for key in [key for key in self._models if key[0] not in weights]:
+                del self._models[key]
+                METRICS.add("models.evicted")
+
+    def nbytes(self, weights: bytes | None = None) -> int:
+        """Return the bytes of the models of some weights, or of all."""
+        with self._lock:
+            return sum(
+                each.nbytes
+                for key, each in self._models.items()
+                if weights is None or key[0] == weights
+            )
+
+
+def too_large(name: str, nbytes: int, budget: int) -> ModelError:
+    """Return the error of a model that does not fit."""
+    return ModelError(
+        f"model {name} takes {nbytes} bytes of memory, model_memory is {budget}",
+        hint=f"SET model_memory = '{nbytes // 10**6 + 1}MB', or more",
+    )
+
+
+def loaded_models(env: Environment) -> LoadedModels:
+    """Return what an environment has in memory."""
+    found: LoadedModels = env.caches.setdefault("models", LoadedModels())
+    return found
+
+
+def numeric_mode(options: Mapping[str, Any]) -> str:
+    """Return what numbers a model computes with, by its options; results depend on it."""
+    quantize = str(options.get("quantize", "none"))
+    return "fp32" if quantize == "none" else quantize
+
+
+def memory_bytes(setting: str) -> int:
+    """Return the bytes of the setting ``model_memory``: a size, or auto, half of the machine's."""
+    if setting != "auto":
+        return size_bytes("setting model_memory", setting)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30

@@ -1,0 +1,237 @@
+"""Calls of model functions: which there are, what they take, what they return.
+
+A function takes a model's name in quotes, then columns (any expressions), then constants given by
+name: ``embed('minilm', body, dimensions => 128)``. Whether a value suits an option is the engine's
+to say when it runs; what decides the type of the result is checked here. Computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlglot import exp
+
+from tarsdb.errors import BindError
+from tarsdb.schema import ModelDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.binding import Binding, suggestion, where
+from tarsdb.types import DOUBLE, INT, TEXT, Kind, SqlType
+
+_NAMED = (exp.Kwarg, exp.PropertyEQ)
+Options = Mapping[str, ex.Expr]
+
+
+@dataclass(frozen=True)
+class ModelFunction:
+    """One function in the table below.
+
+    Parameters
+    ----------
+    arguments : tuple of str
+        What follows the model; each may be any expression.
+    returns : callable
+        Type of the result, by the model and the options.
+    tasks : tuple of str
+        Tasks of the models it runs on; empty: it takes no model's name.
+    optional : int
+        How many of the last arguments may be left out.
+    options : tuple of str
+        Constants given by name.
+    in_order : int
+        How many of the options may also be given by position, behind the arguments.
+    """
+
+    arguments: tuple[str, ...]
+    returns: Callable[[ModelDef | None, Options], SqlType]
+    tasks: tuple[str, ...] = ()
+    optional: int = 0
+    options: tuple[str, ...] = ()
+    in_order: int = 0
+
+
+def _always(sql_type: SqlType) -> Callable[[ModelDef | None, Options], SqlType]:
+    return lambda model, options: sql_type
+
+
+def _vector(model: ModelDef | None, options: Options) -> SqlType:
+    width = model.dim if model is not None else 0
+    wanted = options.get("dimensions")
+    if wanted is None:
+        return SqlType(Kind.VECTOR, dim=width)
+    value = wanted.value if isinstance(wanted, ex.Literal) else None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= width:
+        shown = repr(value) if isinstance(wanted, ex.Literal) else "a parameter"
+        name = model.name if model is not None else ""
+        raise BindError(
+            f"embed: dimensions is {shown}, model {name} has {width} dimensions",
+            hint=f"write a whole number from 1 to {width}",
+        )
+    return SqlType(Kind.VECTOR, dim=value)
+
+
+_TEXTS = SqlType(Kind.ARRAY, element=TEXT)
+_CLASSES = ("classify", "rerank")
+
+FUNCTIONS: dict[str, ModelFunction] = {
+    "embed": ModelFunction(("text",), _vector, ("embed",), options=("dimensions", "kind", "cache")),
+    "classify": ModelFunction(
+        ("text", "second"), _always(TEXT), ("classify",), optional=1, options=("cache",)
+    ),
+    "score": ModelFunction(
+        ("text", "second"), _always(DOUBLE), _CLASSES, optional=1,
+        options=("label", "cache"),
+    ),
+    "rerank": ModelFunction(
+        ("query", "text"), _always(DOUBLE), ("rerank",), options=("cache",)
+    ),
+    "predict": ModelFunction(
+        ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1, options=("cache",)
+    ),
+    "tokenize": ModelFunction(
+        ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", *_CLASSES)
+    ),
+    "chunk": ModelFunction(
+        ("text",), _always(_TEXTS), options=("size", "overlap", "by"), in_order=2
+    ),
+}  # fmt: skip
+_CHUNK_OF_MODEL = ModelFunction(
+    ("text",), _always(_TEXTS), ("embed", *_CLASSES), options=("size", "overlap")
+)
+_INSTEAD = {
+    "embed": "embed(model, text)", "classify": "classify(model, text)",
+    "rerank": "rerank(model, query, text)", "generate": "generate(model, prompt)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A call that was found valid: sqlglot arguments, bound options."""
+
+    name: str
+    model: ModelDef | None
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, ex.Expr], ...]
+    returns: SqlType
+
+
+def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:
+    """Return what a call of a model function means.
+
+    Raises
+    ------
+    BindError
+        The model does not exist or does something else, or the arguments do not fit.
+    """
+    positional = [item for item in node.expressions if not isinstance(item, _NAMED)]
+    named = node.expressions[len(positional) :]
+    if not all(isinstance(item, _NAMED) for item in named):
+        raise BindError(f"{name}: a positional argument follows a named one{where(node)}")
+    function = FUNCTIONS[name]
+    if name == "chunk" and len(positional) == 2 and "size" in map(_key, named):
+        function = _CHUNK_OF_MODEL
+    model = None
+    if function.tasks:
+        model = _model(binding, name, positional, node)
+        _check_task(name, function, model, node)
+        positional = positional[1:]
+    known = len(function.arguments)
+    options = dict(zip(function.options[: function.in_order], positional[known:], strict=False))
+    arguments = tuple(positional[:known])
+    lacking = len(arguments) < known - function.optional
+    if lacking or len(positional) > known + function.in_order:
+        raise BindError(
+            f"{name} takes {_signature(function)}, {len(node.expressions)} arguments are "
+            f"given{where(node)}"
+        )
+    for item in named:
+        key = _key(item)
+        if key not in function.options or key in options:
+            raise BindError(
+                f"{name}: option {key!r} {'is given twice' if key in options else 'is not known'}"
+                f"{where(item)}",
+                hint=suggestion(key, function.options) or _known_options(function),
+            )
+        options[key] = item.expression
+    bound = {key: _constant(name, key, value) for key, value in options.items()}
+    return ModelCall(
+        name, model, arguments, tuple(sorted(bound.items())), function.returns(model, bound)
+    )
+
+
+def _key(item: Any) -> str:
+    key: str = item.this.name.lower()
+    return key
+
+
+def _model(binding: Binding, name: str, arguments: list[Any], node: Any) -> ModelDef:
+    named = arguments[0] if arguments else None
+    if not isinstance(named, exp.Literal) or not named.is_string:
+        raise BindError(f"{name}: the model must be a name in quotes{where(node)}")
+    model = binding.catalog.model(named.this)
+    if model is None:
+        raise BindError(
+            f"model {named.this!r} does not exist{where(node)}",
+            hint=f"CREATE MODEL {named.this or 'name'} FROM '<directory>' first",
+        )
+    return model
+
+
+def _check_task(name: str, function: ModelFunction, model: ModelDef, node: Any) -> None:
+    if model.task not in function.tasks:
+        instead = _INSTEAD.get(model.task)
+        raise BindError(
+            f"model {model.name} does {model.task}, not {name}{where(node)}",
+            hint=f"write {instead}" if instead else None,
+        )
+
+
+def _signature(function: ModelFunction) -> str:
+    arguments = [f"a {argument}" for argument in function.arguments]
+    for place in range(len(arguments) - function.optional, len(arguments)):
+        arguments[place] = f"optionally {arguments[place]}"
+    parts = (["a model"] if function.tasks else []) + arguments
+    parts += [f"optionally {option}" for option in function.options[: function.in_order]]
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _known_options(function: ModelFunction) -> str:
+    if not function.options:
+        return "it takes no options"
+    return "its options are " + ", ".join(function.options)
+
+
+def _constant(name: str, key: str, node: Any) -> ex.Expr:
+    """Bind the value of an option: a literal, a list of literals, or a parameter."""
+    bound = _literal(node)
+    if bound is None:
+        raise BindError(
+            f"{name}: {key} must be a constant{where(node)}", hint="a literal or a parameter"
+        )
+    return bound
+
+
+def _literal(node: Any) -> ex.Expr | None:
+    from tarsdb.sql.core import number, parameter_key
+
+    match node:
+        case exp.Paren():
+            return _literal(node.this)
+        case exp.Parameter() | exp.Placeholder():
+            return ex.Parameter(parameter_key(node))
+        case exp.Null():
+            return ex.Literal(None)
+        case exp.Boolean():
+            return ex.Literal(bool(node.this))
+        case exp.Literal():
+            return ex.Literal(node.this) if node.is_string else number(node.this)
+        case exp.Neg():
+            inner = number(node.this.this) if isinstance(node.this, exp.Literal) else None
+            return None if inner is None else ex.Literal(-inner.value)
+        case exp.Array():
+            items = [_literal(item) for item in node.expressions]
+            values = tuple(item.value for item in items if isinstance(item, ex.Literal))
+            return ex.Literal(values) if len(values) == len(items) else None
+        case _:
+            return None
