@@ -1,7 +1,8 @@
 """Text encoders side by side: each runs MiniLM on texts as a user of its library would.
 
 A contender has a name, ``library precision``, and a module with ``make(folder, precision,
-threads)`` that returns ``encode(texts)``: float32 (n, dim) of length 1, in batches of 32 in the order given.
+threads)`` that returns ``encode(texts)``: float32 (n, dim) of length 1, in batches of 32 in the
+order given.
 """
 
 from __future__ import annotations
