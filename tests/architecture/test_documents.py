@@ -13,6 +13,7 @@ import pytest
 import tarsdb
 from benchmarks import claims, plots
 from tests.conftest import ROOT
+from tests.golden.models.tiny_decoders import write_tiny_decoder
 from tests.golden.models.tiny_heads import HEADS, write_head_model
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -63,6 +64,8 @@ def test_examples_of_models_run(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     labels = {"0": "negative", "1": "neutral", "2": "positive"}
     write_head_model(tmp_path / "models" / "sentiment", {**HEADS["bert"], "id2label": labels})
     write_head_model(tmp_path / "models" / "reranker", HEADS["bert_reranker"])
+    chat = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}<s>"
+    write_tiny_decoder(tmp_path / "models" / "assistant", "qwen3", chat)
     with tarsdb.connect("docs.tars") as db:
         for block in fences(ROOT / "docs" / "models.md", "sql"):
             db.execute(block)
