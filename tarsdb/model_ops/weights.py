@@ -41,11 +41,13 @@ class Linear:
 
     def product(self, rows: F32) -> F32:
         """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
-        if not isinstance(self.matrix, PackedMatrix):
-            return rows @ self.matrix
-        if self.matrix.kind == "int8":
+        if isinstance(self.matrix, PackedMatrix) and self.matrix.kind == "int8":
             return gemm_reference.product(rows, self.matrix)
-        return rows @ self.matrix.unpack().T
+        return rows @ self.dense()
+
+    def dense(self) -> F32:
+        """Return the matrix as float32 (inputs, outputs)."""
+        return self.matrix.unpack().T if isinstance(self.matrix, PackedMatrix) else self.matrix
 
     @classmethod
     def of(cls, weight: F32, bias: F32, form: str | None) -> Linear:
