@@ -228,6 +228,38 @@ class Connection:
 
         return Table(self, name)
 
+    def generate(self, model: str, prompt: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Continue a prompt with a model; threads that call this at a time share its batches.
+
+        Parameters
+        ----------
+        model : str
+        prompt : str, list of str, or list of dict
+            A text; several texts; or a conversation, as dicts of ``role`` and ``content``.
+        stream : bool
+            Return an iterator over pieces of the text, as they come. Closing it ends the text.
+        **options
+            Those of ``generate`` in SQL: ``max_tokens``, ``temperature``, ``stop``, ``seed``,
+            ``system``, ``json_schema``, ...; see docs/models.md.
+
+        Returns
+        -------
+        str, list of str for a list of texts, or iterator of str
+
+        Raises
+        ------
+        CatalogError
+            There is no such model.
+        ModelError
+            It does not generate, has no chat template for what was asked, was dropped
+            meanwhile; or an option is wrong.
+        DataError
+            A prompt does not fit the model's context or ``kv_cache_memory``.
+        QueueFullError
+            Too many texts wait for the model.
+        """
+        return self._require_session().generate(model, prompt, options, stream)
+
     def on_progress(
         self,
         report: Callable[[int, int], None] | None,

@@ -145,8 +145,13 @@ def _profile_model(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", metavar="T", help="an input; may be repeated (three samples)"
     )
     parser.add_argument(
-        "--repeat", type=int, default=9, metavar="N", help="runs, the median one is shown (9)"
-    )
+        "--repeat", type=int, default=9, metavar="N",
+        help="runs (9): of stages the median one is shown, of operations the sum",
+    )  # fmt: skip
+    parser.add_argument(
+        "--operations", action="store_true",
+        help="show functions instead of stages; with TARSDB_ISA=portable each of NumPy's",
+    )  # fmt: skip
     parser.add_argument(
         "--max-tokens", type=int, default=32, metavar="N", help="of a generated text (32)"
     )
@@ -165,6 +170,21 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.demo)
 
 
+def _verify_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="DIR", help="a model directory, or package:NAME")
+    parser.add_argument(
+        "--text", action="append", metavar="T", help="a sample; may be repeated (five samples)"
+    )
+    parser.add_argument("--format", choices=render.MODES, default="table")
+    parser.set_defaults(run=_run_verify_model)
+
+
+def _run_verify_model(arguments: argparse.Namespace) -> int:
+    from tarsdb.cli.verify_model import verify_model
+
+    return verify_model(arguments)
+
+
 _COMMANDS = {
     "shell": ("open a shell on a database file", _shell),
     "query": ("run statements and print their rows", _query),
@@ -173,6 +193,10 @@ _COMMANDS = {
     "check": ("verify a database file: structure, checksums, indexes", _check),
     "warmup": ("compile the kernels once for this machine", _warmup),
     "bench": ("measure recall and speed of a table's vector indexes on its own rows", _bench),
-    "profile-model": ("show where the time of a model goes, stage by stage", _profile_model),
+    "profile-model": (
+        "show where the time of a model goes, by stage or by operation",
+        _profile_model,
+    ),
+    "verify-model": ("compare a model directory with transformers", _verify_model),
     "demo": ("run the demonstration on this interpreter's documentation", _demo),
 }

@@ -1,19 +1,29 @@
-"""``tarsdb profile-model``: where the time of a model goes, stage by stage, run through SQL."""
+"""``tarsdb profile-model``: where the time of a model goes, by stage or by operation.
+
+Stages are those of statements, run through SQL. Operations are the functions that compute, in a run
+of the model alone: with ``TARSDB_ISA=portable`` NumPy's, one by one; otherwise a compiled kernel is
+one of them, whatever it does inside.
+"""
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
+import pstats
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tarsdb.cli import render
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import Connection, connect
+from tarsdb.engine.context import Context
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
 
+OPERATIONS = ("operation", "calls", "ms", "share")
+_SHOWN = 16
 HEADER = ("stage", "ms", "share", "us_per_token", "note")
 TEXTS = (
     "How do I parse a date from a string?",
@@ -31,22 +41,27 @@ _Row = tuple[Any, ...]
 
 
 def profile_model(arguments: argparse.Namespace) -> int:
-    """Print what loading, and then each stage of a warm run, takes; the file is only read."""
+    """Print what the stages, or the operations, of a warm run take; the file is only read."""
     if not os.path.exists(arguments.file):
         raise OperationalError(f"{arguments.file!r} does not exist", hint="check the path")
     for name in ("repeat", "max_tokens"):
         if getattr(arguments, name) < 1:
             option = name.replace("_", "-")
             raise DataError(f"--{option} must be at least 1, not {getattr(arguments, name)}")
+    header, work = (OPERATIONS, _operations) if arguments.operations else (HEADER, _rows)
     with connect(arguments.file, read_only=True) as db:
-        rows = interruptibly(db, lambda: list(_rows(db, arguments)))
-    render.WRITERS[arguments.format](HEADER, rows, sys.stdout)
+        rows = interruptibly(db, lambda: list(work(db, arguments)))
+    render.WRITERS[arguments.format](header, rows, sys.stdout)
     return 0
 
 
 def _rows(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
     texts = arguments.text or list(TEXTS)
-    query = _query(db, arguments, len(texts))
+    name, task = _model(db, arguments.model)
+    quoted = "'" + name.replace("'", "''") + "'"
+    call = _CALLS[task].format(model=quoted, max_tokens=arguments.max_tokens)
+    values = ", ".join(["(?)"] * len(texts))
+    query = f"SELECT {call} AS answer FROM (VALUES {values}) AS v(t)"
     db.execute("SET inference_cache = off")
     first, _ = _run(db, query, texts)
     yield ("first run", round(first * 1000, 3), None, None, "loads the model, plans the statement")
@@ -57,28 +72,80 @@ def _rows(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
     yield from _stages(seconds, done)
 
 
-def _query(db: Connection, arguments: argparse.Namespace, texts: int) -> str:
+def _model(db: Connection, wanted: str) -> tuple[str, str]:
+    """Return a model's name and task."""
     models = dict(db.execute("SELECT name, task FROM tars_models").fetchall())
     known = {name.lower(): (name, task) for name, task in models.items()}
-    if arguments.model.lower() not in known:
+    if wanted.lower() not in known:
         raise CatalogError(
-            f"model {arguments.model!r} does not exist",
-            hint=f"models: {', '.join(models) or 'none'}",
+            f"model {wanted!r} does not exist", hint=f"models: {', '.join(models) or 'none'}"
         )
-    name, task = known[arguments.model.lower()]
+    name, task = known[wanted.lower()]
     if task not in _CALLS:
         raise NotSupportedError(f"model {name} does {task}, which cannot be profiled")
-    quoted = "'" + name.replace("'", "''") + "'"
-    call = _CALLS[task].format(model=quoted, max_tokens=arguments.max_tokens)
-    values = ", ".join(["(?)"] * texts)
-    return f"SELECT {call} AS answer FROM (VALUES {values}) AS v(t)"
+    return name, task
+
+
+def _operations(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
+    """Yield the functions of model and kernels that took longest themselves, texts one by one."""
+    name, task = _model(db, arguments.model)
+    session = db._require_session()
+
+    def work(context: Context) -> pstats.Stats:
+        model = context.catalog.model(name)
+        if model is None:
+            raise CatalogError(f"model {name!r} was dropped")
+        loaded = context.engines.models.load(context, model)
+        call = _direct(loaded, task, arguments.max_tokens)
+        texts = arguments.text or list(TEXTS)
+        _compile()
+        for text in texts:
+            call(text)
+        profile = cProfile.Profile()
+        for _ in range(arguments.repeat):
+            for text in texts:
+                context.engines.interrupt.check()
+                profile.runcall(call, text)
+        return pstats.Stats(profile)
+
+    yield from _slowest(session.inspect(work))
+
+
+def _direct(loaded: Any, task: str, max_tokens: int) -> Callable[[str], Any]:
+    """Return what runs a loaded model on one text, on this thread."""
+    if task == "embed":
+        return lambda text: loaded.encode([text], threads=1)
+    if task == "generate":
+        from tarsdb.model_ops.generation_options import GenerationOptions
+
+        options = GenerationOptions.from_mapping({"max_tokens": max_tokens})
+        return lambda text: loaded.generate([text], options)
+    return lambda text: loaded.logits([(text, text) if task == "rerank" else text], threads=1)
+
+
+def _slowest(stats: pstats.Stats) -> Iterator[_Row]:
+    found: list[tuple[float, int, str]] = []
+    # what pstats keeps for each function: calls, all calls, own time, time with callees, callers
+    entries: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = stats.stats  # type: ignore[attr-defined]
+    for (path, _, function), (_, calls, own, _, _) in entries.items():
+        place = os.path.splitext(os.path.basename(path))[0]
+        is_builtin = path == "~"
+        found.append((own, calls, function if is_builtin else f"{place}.{function}"))
+    total = sum(own for own, _, _ in found)
+    found.sort(reverse=True)
+    for own, calls, function in found[:_SHOWN]:
+        yield (function, calls, round(own * 1000, 3), round(own / total, 3))
+    rest = sum(own for own, _, _ in found[_SHOWN:])
+    yield ("others", None, round(rest * 1000, 3), round(rest / total, 3))
+    yield ("all", None, round(total * 1000, 3), 1.0)
 
 
 def _compile() -> None:
     """Have the kernels ready: what is measured is the running."""
-    from tarsdb.kernels import transformer
+    from tarsdb.kernels import decoder, encoder
 
-    transformer.wait()
+    for kernels in (decoder, encoder):
+        kernels.finish()
 
 
 def _run(db: Connection, query: str, texts: list[str]) -> tuple[float, Mapping[str, float]]:

@@ -174,7 +174,7 @@ class Context:
         Raises
         ------
         ConflictError
-            The catalog changed meanwhile; the statement runs again.
+            The catalog changed meanwhile and the statement writes; it runs again.
         """
         if not self.may_release:
             yield
@@ -185,7 +185,7 @@ class Context:
             yield
         finally:
             self.snapshot = Snapshot(self.engines.env)
-        if self.snapshot.catalog_version != version:
+        if self.writes is not None and self.snapshot.catalog_version != version:
             raise ConflictError("the catalog changed while a model ran")
 
     def refresh(self) -> None:

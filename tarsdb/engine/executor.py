@@ -221,9 +221,12 @@ def _extreme(items: list[Any], smallest: bool) -> Any:
 class RelationalInputs:
     """What a relational plan asks of its statement: scans, parameters, constants, calls."""
 
-    def __init__(self, context: Context, batches: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, context: Context, batches: dict[str, Any] | None = None, reads_first: bool = False
+    ) -> None:
         self._context = context
         self._batches = batches or {}
+        self._reads_first = reads_first
 
     def scan(self, relation: Relation) -> Any:
         """Return the relation's rows as a scan (see ``engine.scans``)."""
@@ -233,6 +236,8 @@ class RelationalInputs:
         if relation.knn is not None:
             found = vector_search.search(context, relation.knn)
             columns = vector_search.outputs(context, relation.knn, found)
+            if self._reads_first:
+                columns = [column.owned() for column in columns]
             names = [output.name for output in relation.knn.outputs]
             if found.query_no is not None:
                 names.insert(0, "query_no")
@@ -241,7 +246,7 @@ class RelationalInputs:
             quiet = context.writes is None or context.writes.is_empty
             cache = context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None
             view, check = context.view(relation.table), context.engines.interrupt.check
-            return scans.TableScan(view, relation, context, check, cache)
+            return scans.TableScan(view, relation, context, check, cache, self._reads_first)
         if relation.system is not None:
             return scans.ColumnsScan(*system_tables.read(context, relation.system))
         if relation.variable is not None:
@@ -257,11 +262,18 @@ class RelationalInputs:
 
     def constant(self, node: ex.Expr) -> Any:
         """Return the value of an expression evaluated once."""
+        self._release()
         return self._context.constant(node)
 
     def call_model(self, call: ex.Call, columns: list[Column], rows: int) -> Column:
         """Run a model function."""
+        self._release()
         return self._context.call(call, columns, rows)
+
+    def _release(self) -> None:
+        """Let models run without the snapshot: every relation has been asked for by now."""
+        if self._reads_first:
+            self._context.may_release = True
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function."""
@@ -281,5 +293,20 @@ def relational_result(
     context: Context, plan: Relational, batches: dict[str, Any] | None = None
 ) -> Result:
     """Run a relational plan; ``batches`` are the relations the engine provides itself."""
-    answer = context.engines.relational.run(plan, RelationalInputs(context, batches))
+    inputs = RelationalInputs(context, batches, _reads_first(context, plan))
+    answer = context.engines.relational.run(plan, inputs)
     return Result(answer.names, answer.types, table=answer.table)
+
+
+def _reads_first(context: Context, plan: Relational) -> bool:
+    """Return whether tables are read whole before models run, which then pin no snapshot.
+
+    An INSERT may let go of its snapshot whatever the model does. A query does so for ``generate``,
+    which takes seconds a row, and not when it calls functions, whose code it reads as it goes on.
+    """
+    if context.writes is not None:
+        return context.may_release and bool(plan.calls)
+    calls = [call.call for call in plan.calls] + [node for _, node in plan.constants]
+    return not plan.functions and any(
+        isinstance(call, ex.Call) and call.name == "generate" for call in calls
+    )

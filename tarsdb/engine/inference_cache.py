@@ -98,7 +98,8 @@ def question_of(
     if not isinstance(wanted, bool):
         raise BindError(f"{call.name}: cache is {wanted!r}, neither true nor false")
     version = model.find_version()
-    is_drawn = call.name == "generate" and options.get("temperature") and "seed" not in options
+    unseeded = options.get("seed") is None
+    is_drawn = call.name == "generate" and options.get("temperature") and unseeded
     if version is None or call.returns is None or call.name not in KEPT or is_drawn:
         return None
     if not wanted or not settings["inference_cache"]:

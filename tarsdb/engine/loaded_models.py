@@ -126,7 +126,8 @@ def loaded_models(env: Environment) -> LoadedModels:
 
 def numeric_mode(options: Mapping[str, Any]) -> str:
     """Return what numbers a model computes with, by its options; results depend on it."""
-    return str(options.get("quantize", "fp32"))
+    quantize = str(options.get("quantize", "none"))
+    return "fp32" if quantize == "none" else quantize
 
 
 def memory_bytes(setting: str) -> int:

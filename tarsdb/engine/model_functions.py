@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.engine import shared_batches
+from tarsdb.engine import generation, shared_batches
 from tarsdb.errors import BindError
 
 
@@ -33,6 +33,10 @@ class Request:
         Takes rows done and rows in all.
     interrupted : callable
         Says whether to stop.
+    check : callable
+        Raises when the statement is to stop, or when the model is gone.
+    settings : mapping
+        Of the connection.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Request:
     options: Mapping[str, Any]
     progress: Callable[[int, int], None] | None
     interrupted: Callable[[], bool]
+    check: Callable[[], None]
+    settings: Mapping[str, Any]
 
 
 Values = Sequence[Any] | np.ndarray
@@ -115,5 +121,5 @@ KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"}
 
 FUNCTIONS: dict[str, Callable[[Request], Values]] = {
     "embed": embed, "classify": classify, "score": score, "rerank": rerank, "predict": predict,
-    "tokenize": tokenize, "chunk": chunk,
+    "tokenize": tokenize, "chunk": chunk, "generate": generation.generate,
 }  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
+from tarsdb.engine.generation import Lease
 from tarsdb.engine.inference_cache import question_of, through
 from tarsdb.engine.loaded_models import loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
@@ -75,12 +76,21 @@ class ModelRuntime:
         listener = self.listener
         if listener.begin is not None and model is not None:
             listener.begin(Work(f"model {model.name}", "texts", len(items)))
-        interrupted = context.engines.interrupt.is_set
+        interrupt = context.engines.interrupt
+        lease = None if model is None or context.writes is not None else Lease(self._env, model)
+
+        def check() -> None:
+            interrupt.check()
+            if lease is not None:
+                lease.check()
+
+        request = Request(
+            call.name, loaded, items, options, listener.report, interrupt.is_set, check,
+            context.engines.settings,
+        )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
-            values = FUNCTIONS[call.name](
-                Request(call.name, loaded, items, options, listener.report, interrupted)
-            )
+            values = FUNCTIONS[call.name](request)
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
 

@@ -27,7 +27,10 @@ SMALL_ROWS = 20_000
 
 
 class TableScan:
-    """A table as one statement sees it; vectors are read only when asked for."""
+    """A table as one statement sees it; vectors are read only when asked for.
+
+    With ``at_once`` all of it is read when :meth:`table` is called, and the snapshot may go.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class TableScan:
         calls: evaluate.Calls,
         check: Callable[[], None],
         cache: dict[Any, Any] | None,
+        at_once: bool = False,
     ) -> None:
         self._view = view
         self._columns = {column.name: column for column in relation.columns}
@@ -44,6 +48,7 @@ class TableScan:
         self._calls = calls
         self._check = check
         self._cache = cache
+        self._at_once = at_once
         fields = [pa.field(c.name, arrow_type(c.type)) for c in relation.columns]
         if relation.with_rowid:
             fields.append(pa.field(ex.ROWID, pa.int64()))
@@ -51,20 +56,20 @@ class TableScan:
 
     def table(self) -> pa.Table | None:
         """Return the whole relation, kept while the table is unchanged; None for a large one."""
-        if self._cache is None or self._view.count() > SMALL_ROWS:
-            return None
-        if any(column.type.is_vector for column in self._columns.values()):
-            return None
+        wanted = list(self._columns.values())
+        vectors = any(column.type.is_vector for column in wanted)
+        if self._cache is None or self._view.count() > SMALL_ROWS or vectors:
+            return self._copy(self._chunks(wanted)) if self._at_once else None
+        ids = [column.id for column in wanted]
         key = (self._view.table.id, self._view.table.version, tuple(self.schema.names))
         held = self._cache.get(key)
         if held is None or held[0] is not self._view.state:
-            held = self._cache[key] = (self._view.state, self._copy())
+            held = self._cache[key] = (self._view.state, self._copy(self._view.chunks(ids)))
         table: pa.Table = held[1]
         return table
 
-    def _copy(self) -> pa.Table:
-        ids = [column.id for column in self._columns.values()]
-        chunks = list(self._view.chunks(ids))
+    def _copy(self, found: Iterator[Chunk]) -> pa.Table:
+        chunks = list(found)
         arrays = [
             to_arrow(concat(column.type, [chunk.columns[i] for chunk in chunks]))
             for i, column in enumerate(self._columns.values())

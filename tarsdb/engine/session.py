@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -21,12 +22,13 @@ from tarsdb.engine import (
     bound,
     ddl,
     executor,
+    generation,
     index_build,
     inference_cache,
     mutate,
     update_many,
 )
-from tarsdb.engine.context import Context, Engines, Parameters
+from tarsdb.engine.context import Context, Engines, Interrupt, Parameters
 from tarsdb.engine.names import Names, variables_of
 from tarsdb.engine.result import Result
 from tarsdb.engine.settings import Settings
@@ -115,6 +117,7 @@ class Session:
         self._open: _Open | None = None
         self._prepared: dict[str, _Prepared | list[str]] = {}
         self._functions_version = 0
+        self._generating: weakref.WeakSet[Interrupt] = weakref.WeakSet()
 
     @property
     def in_transaction(self) -> bool:
@@ -448,11 +451,35 @@ class Session:
             self._functions_version += 1
 
     def interrupt(self) -> None:
-        """End the running statement; callable from any thread."""
+        """End the running statement and texts being generated; callable from any thread."""
         self.engines.stop()
+        self._end_texts()
+
+    def _end_texts(self) -> None:
+        for interrupt in tuple(self._generating):
+            interrupt.set()
+
+    def generate(self, name: str, prompt: Any, options: Mapping[str, Any], stream: bool) -> Any:
+        """Complete a prompt; other statements of the connection may run meanwhile.
+
+        Returns a text, a list of texts for a list of prompts, or with ``stream`` an iterator.
+        """
+        interrupt = Interrupt()
+        with self._lock:
+            model, generator = self.inspect(lambda context: generation.open_model(context, name))
+            self._generating.add(interrupt)
+        lease = generation.Lease(self.env, model)
+
+        def check() -> None:
+            interrupt.check()
+            lease.check()
+
+        run = generation.stream if stream else generation.complete
+        return run(generator, prompt, options, check)
 
     def close(self) -> None:
         """Roll back what is open and let go of the environment."""
+        self._end_texts()
         with self._lock:
             self.rollback()
             self.engines.close()

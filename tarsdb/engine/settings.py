@@ -121,6 +121,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "threads": Setting(1, _integer(1, 256), "threads of one vector search, of building an index"),
     "memory_limit": Setting("2GB", _size, "memory of the relational engine"),
+    "kv_cache_memory": Setting("512MB", _size, "memory of one model's keys and values of texts"),
     "statement_timeout": Setting(0, _duration_ms, "milliseconds until a statement ends, 0: never"),
     "lock_timeout": Setting(5000, _duration_ms, "milliseconds a commit waits for the writer"),
     "file_access": Setting(False, _switch, "whether SELECT may read files"),

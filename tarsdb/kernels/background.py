@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from tarsdb.kernels import dispatch
+from tarsdb.metrics import METRICS
 
 Kernels = TypeVar("Kernels")
 
@@ -26,15 +27,19 @@ class Compiled(Generic[Kernels]):
         It has ``SIGNATURES`` and ``make_kernels(variant)``, both by the names of kernels.
     make : callable
         Takes the variant and the compiled kernels by name.
-    variant : callable, optional
-        Returns the variant of a level; None: no kernels at that level.
+    variants : callable, optional
+        Returns the variant of a level, or variants, best first; none: no kernels at that level.
+    check : callable, optional
+        Tries the kernels of a variant. Those that fail make way for the next variant, and the
+        counter ``kernels.disproved`` says so.
     """
 
     def __init__(
         self, module: str, make: Callable[..., Kernels],
-        variant: Callable[[str], str | None] | None = None,
+        variants: Callable[[str], str | Sequence[str] | None] = lambda level: _variant(level),
+        check: Callable[[Kernels], bool] | None = None,
     ) -> None:  # fmt: skip
-        self._module, self._make, self._variant = module, make, variant or _variant
+        self._module, self._make, self._variants, self._check = module, make, variants, check
         self._known: dict[str, Kernels | None] = {}  # by level; None: cannot be compiled here
         self._lock = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
@@ -49,12 +54,17 @@ class Compiled(Generic[Kernels]):
             self._start(level)
         return found
 
-    def wait(self) -> Kernels | None:
-        """Compile if need be and return the kernels; None where there is no compiler."""
+    def wait(self, timeout_s: float | None = None) -> Kernels | None:
+        """Compile if need be and return the kernels; None: there is no compiler, or too late."""
         level = dispatch.level()
         if level not in self._known:
-            self._start(level).join()
+            self._start(level).join(timeout_s)
         return self._known.get(level)
+
+    def finish(self) -> None:
+        """Return when what was begun is done."""
+        for thread in tuple(self._threads.values()):
+            thread.join()
 
     def _start(self, level: str) -> threading.Thread:
         with self._lock:
@@ -68,23 +78,29 @@ class Compiled(Generic[Kernels]):
             return thread
 
     def _compile(self, level: str) -> None:
+        found = None
         try:
-            from tarsdb.kernels.cpu import disk_cache
-
-            module = importlib.import_module(f"tarsdb.kernels.cpu.{self._module}")
-            variant = self._variant(level)
-            if variant is None:
-                self._known[level] = None
-                return
-            made = module.make_kernels(variant)
-            ready = {
-                name: disk_cache.compiled(made[name], signature, variant)
-                for name, signature in module.SIGNATURES.items()
-            }
+            names = self._variants(level) or ()
+            for variant in (names,) if isinstance(names, str) else names:
+                found = self._made(variant)
+                if self._check is None or self._check(found):
+                    break
+                METRICS.add("kernels.disproved")
+                found = None
         except Exception:  # no Numba, or a compiler bug: searches stay exact
-            self._known[level] = None
-            return
-        self._known[level] = self._make(variant, **ready)
+            found = None
+        self._known[level] = found
+
+    def _made(self, variant: str) -> Kernels:
+        from tarsdb.kernels.cpu import disk_cache
+
+        module = importlib.import_module(f"tarsdb.kernels.cpu.{self._module}")
+        made = module.make_kernels(variant)
+        ready = {
+            name: disk_cache.compiled(made[name], signature, variant)
+            for name, signature in module.SIGNATURES.items()
+        }
+        return self._make(variant, **ready)
 
     def _forget_threads(self) -> None:
         """After fork: what the parent was compiling is not to be had, LLVM's locks may be held."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tarsdb.kernels import gemm_reference
 from tarsdb.kernels.background import Compiled
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, layout_of, pack_bias
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, layout_of, pack, pack_bias
 
 F32 = npt.NDArray[np.float32]
 SCRATCH = 128 + 128 * 96
@@ -28,27 +28,42 @@ class GemmKernel:
     gemm: Callable[..., None]
 
 
-def variant_of(kind: str, level: str) -> str | None:
-    """Return the form of a kind's kernels at a level of instructions; None: NumPy."""
+def variants_of(kind: str, level: str) -> tuple[str, ...]:
+    """Return the forms of a kind's kernels at a level of instructions, best first; none: NumPy."""
     import llvmlite.binding as llvm
 
     if level == "portable":
-        return None
-    if (
-        kind in ("int8", "int4")
-        and level == "avx512"
-        and llvm.get_host_cpu_features().get("avx512vnni")
-    ):
-        return "vnni"
-    return level
+        return ()
+    if level != "avx512":
+        return (level,)
+    has_vnni = kind in ("int8", "int4") and llvm.get_host_cpu_features().get("avx512vnni")
+    return ("vnni", "avx512", "avx2") if has_vnni else ("avx512", "avx2")
+
+
+def variant_of(kind: str, level: str) -> str | None:
+    """Return the best form of a kind's kernels at a level of instructions; None: NumPy."""
+    return next(iter(variants_of(kind, level)), None)
+
+
+def is_proven(kernel: GemmKernel) -> bool:
+    """Return True if a kernel gives its definition's sums to the last bit, on small products."""
+    kind, form = kernel.variant.split("/")
+    numbers = np.random.default_rng(0)
+    for rows, depth, columns in ((1, 130, 70), (13, 65, 33)):
+        a = numbers.standard_normal((rows, depth)).astype(np.float32)
+        w = numbers.standard_normal((columns, depth)).astype(np.float32)
+        weights = pack(w, kind, form)
+        exact = gemm_reference.product(a, weights)
+        if not np.array_equal(_call(kernel, a, weights), exact):
+            return False
+    return True
 
 
 def _compiled_kind(kind: str) -> Compiled[GemmKernel]:
-    def variant(level: str) -> str | None:
-        found = variant_of(kind, level)
-        return None if found is None else f"{kind}/{found}"
+    def variants(level: str) -> list[str]:
+        return [f"{kind}/{form}" for form in variants_of(kind, level)]
 
-    return Compiled("gemm", GemmKernel, variant)
+    return Compiled("gemm", GemmKernel, variants, is_proven)
 
 
 _compiled = {kind: _compiled_kind(kind) for kind in KINDS}
@@ -95,6 +110,13 @@ def gemm(
     kernel = current(weights.kind)
     if kernel is None or weights.layout.name != layout_of(*kernel.variant.split("/")):
         return gemm_reference.gemm(a, weights, epilogue, bias, residual)
+    return _call(kernel, a, weights, epilogue, bias, residual)
+
+
+def _call(
+    kernel: GemmKernel, a: F32, weights: PackedMatrix, epilogue: int = gemm_reference.LINEAR,
+    bias: F32 | None = None, residual: F32 | None = None,
+) -> F32:  # fmt: skip
     rows = np.ascontiguousarray(a, np.float32)
     out = np.empty((len(rows), weights.columns), np.float32)
     added = None if bias is None else pack_bias(*np.atleast_2d(bias))

@@ -9,7 +9,8 @@ use.
 from __future__ import annotations
 
 from tarsdb.model_ops.chunking import chunk_text, chunk_tokens
-from tarsdb.model_ops.decoder import Decoder, StepBatch
+from tarsdb.model_ops.decoder import Decoder
+from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.directory import ModelFiles, read_model_directory
 from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.heads import Classifier

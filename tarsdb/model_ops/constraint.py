@@ -141,4 +141,5 @@ def _grammar(matcher: Any, name: str, value: Any) -> str:
         json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"generate: json_schema is no valid JSON: {error}") from error
-    return str(matcher.grammar_from_json_schema(value))
+    compact = {"whitespace_flexible": False}  # a small model would go on with spaces for ever
+    return str(matcher.grammar_from_json_schema(value, defaults=compact))

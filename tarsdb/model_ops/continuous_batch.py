@@ -24,7 +24,7 @@ from tarsdb.errors import (
     StatementTimeoutError,
 )
 from tarsdb.metrics import METRICS
-from tarsdb.model_ops.decoder import StepBatch
+from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.kv_blocks import BlockPool
 from tarsdb.model_ops.request import Request
 from tarsdb.model_ops.scheduler import Chunk, Scheduler

@@ -8,17 +8,18 @@ request: which rows, and which blocks of the KV cache, is the scheduler's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelError
-from tarsdb.kernels import decoder_reference as kernels
+from tarsdb.kernels import decoder as compiled
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
+from tarsdb.kernels.team import cores
+from tarsdb.model_ops.decoder_forward import CompiledForward, Forward, NumpyForward, StepBatch
 from tarsdb.model_ops.decoder_spec import DecoderSpec, read_decoder_spec
-from tarsdb.model_ops.decoder_weights import DecoderLayer, load_decoder_weights
+from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
@@ -26,32 +27,9 @@ from tarsdb.model_ops.sentence import read_object
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-OPTIONS = ("task",)
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """Rows to compute together.
-
-    Parameters
-    ----------
-    tokens : (n,) int32
-        Token of each row, the rows of a sequence one after another.
-    offsets : (s + 1,) int32
-        Rows of sequence i are ``offsets[i]`` to ``offsets[i + 1]``; at least one each.
-    positions : (s,) int32
-        Position of each sequence's first row; what lies before it is in the cache.
-    block_tables : (s, b) int32
-        Blocks of each sequence in the order of its tokens; unused entries hold anything.
-    wanted : (w,) int32
-        Rows whose logits are needed.
-    """
-
-    tokens: I32
-    offsets: I32
-    positions: I32
-    block_tables: I32
-    wanted: I32
+OPTIONS = ("task", "quantize")
+QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
+"""Values of the option ``quantize``, and the kinds of packed weights they name."""
 
 
 class Decoder:
@@ -69,7 +47,8 @@ class Decoder:
     ) -> None:  # fmt: skip
         check_options(options)
         self.spec: DecoderSpec = read_spec(files)
-        self._weights = load_decoder_weights(self.spec, tensors)
+        kind = QUANTIZE[str(options.get("quantize", "none"))]
+        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind)
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
     @classmethod
@@ -86,7 +65,8 @@ class Decoder:
         tensors : mapping of str to ndarray
             Read one at a time and copied.
         options : mapping, optional
-            Of CREATE MODEL.
+            Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights) or 'int8' (weights
+            by output, activations by row).
 
         Raises
         ------
@@ -98,6 +78,25 @@ class Decoder:
             An unknown option or a value it cannot have.
         """
         return cls(files, tensors, options or {})
+
+    @property
+    def threads(self) -> int:
+        """How many threads share a step; the logits do not depend on it."""
+        return self._forward.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._forward.threads = max(1, min(int(count), cores()))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory the weights take."""
+        return self._forward.weight_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of memory kept for what steps compute, the cache apart."""
+        return self._forward.workspace_bytes
 
     def new_cache(self, blocks: int) -> KVCache:
         """Allocate a KV cache of this many blocks of 16 tokens."""
@@ -119,42 +118,16 @@ class Decoder:
             A token, position, block or row that does not exist.
         """
         _check(batch, self.spec, cache)
-        spec, weights = self.spec, self._weights
-        positions = _row_positions(batch)
-        angles = self._angles.at(positions)
-        rows = weights.words[batch.tokens] * np.float32(spec.embedding_scale)
-        for number, layer in enumerate(weights.layers):
-            turned = angles[spec.layers[number].rope]
-            context = self._attention(number, rows, turned, batch, cache)
-            update = _linear(context, layer.context, layer.context_bias)
-            rows += _normalised(update, layer.context_norm, spec)
-            update = _feed_forward(spec, layer, rows)
-            rows += _normalised(update, layer.down_norm, spec)
-        rows = kernels.rms_norm(rows[batch.wanted], weights.norm, spec.epsilon)
-        return kernels.soft_cap(kernels.product(rows, weights.head), spec.logit_cap)
+        positions = batch.row_positions()
+        return self._forward.logits(batch, positions, self._angles.at(positions), cache)
 
-    def _attention(
-        self, number: int, rows: F32, angles: F32, batch: StepBatch, cache: KVCache
-    ) -> F32:
-        """Attend with one layer; returns (n, heads * head_dim)."""
-        spec, layer = self.spec, self._weights.layers[number]
-        normed = kernels.rms_norm(rows, layer.attention_norm, spec.epsilon)
-        qkv = _linear(normed, layer.qkv, layer.qkv_bias).reshape(len(rows), -1, spec.head_dim)
-        queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.kv_heads], axis=1)
-        queries = kernels.rotate(_normalised(queries, layer.query_norm, spec), angles)
-        keys = kernels.rotate(_normalised(keys, layer.key_norm, spec), angles)
-        scoring = kernels.AttentionSpec(
-            spec.query_scale, spec.layers[number].window, spec.score_cap
-        )
-        out = np.empty((len(rows), spec.heads * spec.head_dim), np.float32)
-        for sequence, first in enumerate(batch.positions.tolist()):
-            own = slice(batch.offsets[sequence], batch.offsets[sequence + 1])
-            table = batch.block_tables[sequence]
-            cache.write(number, table, first, keys[own], values[own])
-            end = first + own.stop - own.start
-            past = cache.read(number, table, end, spec.head_dim)
-            out[own] = kernels.attend(queries[own], *past, first, scoring)
-        return out
+
+def _forward(spec: DecoderSpec, read: DecoderReader, kind: str) -> Forward:
+    """Choose how steps are computed, for as long as the decoder lives."""
+    kernel = compiled.wait(kind)
+    if kernel is None:
+        return NumpyForward(spec, read, kind)
+    return CompiledForward(spec, read, kind, kernel)
 
 
 def read_spec(files: Mapping[str, bytes]) -> DecoderSpec:
@@ -172,30 +145,12 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"a model for generate has no option {name!r}", "options: " + ", ".join(OPTIONS)
             )
-        if name == "task" and value != "generate":
-            raise ModelError(f"model option task cannot be {value!r}", "this one does 'generate'")
-
-
-def _row_positions(batch: StepBatch) -> npt.NDArray[np.int64]:
-    """Return the position of each row in its sequence."""
-    shift = batch.positions.astype(np.int64) - batch.offsets[:-1]
-    return np.arange(len(batch.tokens)) + np.repeat(shift, np.diff(batch.offsets))
-
-
-def _linear(rows: F32, weight: F32, bias: F32 | None) -> F32:
-    out = kernels.product(rows, weight)
-    return out if bias is None else out + bias
-
-
-def _normalised(rows: F32, scale: F32 | None, spec: DecoderSpec) -> F32:
-    return rows if scale is None else kernels.rms_norm(rows, scale, spec.epsilon)
-
-
-def _feed_forward(spec: DecoderSpec, layer: DecoderLayer, rows: F32) -> F32:
-    normed = kernels.rms_norm(rows, layer.mlp_norm, spec.epsilon)
-    gate_up = _linear(normed, layer.gate_up, layer.gate_up_bias)
-    gate, up = np.split(gate_up, 2, axis=1)
-    return _linear(kernels.gated(gate, up, spec.activation), layer.down, layer.down_bias)
+        allowed = ("generate",) if name == "task" else tuple(QUANTIZE)
+        if value not in allowed:
+            raise ModelError(
+                f"model option {name} cannot be {value!r}",
+                "one of " + ", ".join(map(repr, allowed)),
+            )
 
 
 def _check(batch: StepBatch, spec: DecoderSpec, cache: KVCache) -> None:

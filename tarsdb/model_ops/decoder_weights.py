@@ -81,31 +81,17 @@ def check_decoder_tensors(
         )
 
 
-def load_decoder_weights(
-    spec: DecoderSpec, tensors: Mapping[str, npt.NDArray[Any]]
-) -> DecoderWeights:
-    """Copy the tensors a decoder needs; each is read from the mapping once.
+class DecoderReader:
+    """Reads checked float32 copies of what a decoder needs, one part of it at a time.
 
     Raises
     ------
     ModelFormatError
         A tensor is missing, has another shape or type, or holds NaN or infinity.
     """
-    read = _Reader(spec, tensors)
-    words = read("model.embed_tokens.weight")
-    return DecoderWeights(
-        words=words,
-        layers=tuple(_layer(spec, read, number) for number in range(len(spec.layers))),
-        norm=read.norm("model.norm"),
-        head=words if spec.tied else read("lm_head.weight"),
-    )
-
-
-class _Reader:
-    """Reads checked float32 copies by name."""
 
     def __init__(self, spec: DecoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._tensors = tensors
+        self._spec, self._tensors = spec, tensors
         self._shapes = decoder_tensors(spec)
         self._offset = np.float32(1.0 if spec.unit_offset else 0.0)
         if any(name not in tensors for name in self._shapes):
@@ -113,7 +99,52 @@ class _Reader:
                 spec, {name: tensors[name].shape for name in tensors}, "the model"
             )
 
-    def __call__(self, name: str) -> F32:
+    def weights(self) -> DecoderWeights:
+        """Return everything."""
+        words = self.words()
+        return DecoderWeights(
+            words=words,
+            layers=tuple(self.layer(number) for number in range(len(self._spec.layers))),
+            norm=self.final_norm(),
+            head=words if self._spec.tied else self.head(),
+        )
+
+    def words(self) -> F32:
+        """Return the vectors of tokens (vocabulary, hidden)."""
+        return self._read("model.embed_tokens.weight")
+
+    def head(self) -> F32:
+        """Return the matrix of the logits (vocabulary, hidden), where it is not tied."""
+        return self._read("lm_head.weight")
+
+    def final_norm(self) -> F32:
+        """Return the scale of the last norm (hidden,)."""
+        return self._norm("model.norm")
+
+    def layer(self, number: int) -> DecoderLayer:
+        """Return one layer."""
+        spec, prefix = self._spec, f"model.layers.{number}."
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = [f"{attention}{part}_proj" for part in "qkv"]
+        after, before = f"{prefix}post_attention_layernorm", f"{prefix}pre_feedforward_layernorm"
+        return DecoderLayer(
+            attention_norm=self._norm(f"{prefix}input_layernorm"),
+            qkv=self._stacked(*qkv),
+            qkv_bias=self._bias_if(spec.qkv_bias, *qkv),
+            query_norm=self._norm_if(spec.query_norm, f"{attention}q_norm"),
+            key_norm=self._norm_if(spec.query_norm, f"{attention}k_norm"),
+            context=self._read(f"{attention}o_proj.weight"),
+            context_bias=self._bias_if(spec.context_bias, f"{attention}o_proj"),
+            context_norm=self._norm_if(spec.post_norms, after),
+            mlp_norm=self._norm(before if spec.post_norms else after),
+            gate_up=self._stacked(f"{mlp}gate_proj", f"{mlp}up_proj"),
+            gate_up_bias=self._bias_if(spec.mlp_bias, f"{mlp}gate_proj", f"{mlp}up_proj"),
+            down=self._read(f"{mlp}down_proj.weight"),
+            down_bias=self._bias_if(spec.mlp_bias, f"{mlp}down_proj"),
+            down_norm=self._norm_if(spec.post_norms, f"{prefix}post_feedforward_layernorm"),
+        )
+
+    def _read(self, name: str) -> F32:
         tensor, expected = self._tensors[name], self._shapes[name]
         if tensor.shape != expected:
             raise ModelFormatError(
@@ -127,37 +158,14 @@ class _Reader:
             raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
         return values
 
-    def norm(self, name: str) -> F32:
-        return self(f"{name}.weight") + self._offset
+    def _norm(self, name: str) -> F32:
+        return self._read(f"{name}.weight") + self._offset
 
-    def norm_if(self, wanted: bool, name: str) -> F32 | None:
-        return self.norm(name) if wanted else None
+    def _norm_if(self, wanted: bool, name: str) -> F32 | None:
+        return self._norm(name) if wanted else None
 
-    def bias_if(self, wanted: bool, *names: str) -> F32 | None:
-        return np.concatenate([self(f"{name}.bias") for name in names]) if wanted else None
+    def _bias_if(self, wanted: bool, *names: str) -> F32 | None:
+        return np.concatenate([self._read(f"{name}.bias") for name in names]) if wanted else None
 
-    def stacked(self, *names: str) -> F32:
-        return np.concatenate([self(f"{name}.weight") for name in names])
-
-
-def _layer(spec: DecoderSpec, read: _Reader, number: int) -> DecoderLayer:
-    prefix = f"model.layers.{number}."
-    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-    qkv = [f"{attention}{part}_proj" for part in "qkv"]
-    after, before = f"{prefix}post_attention_layernorm", f"{prefix}pre_feedforward_layernorm"
-    return DecoderLayer(
-        attention_norm=read.norm(f"{prefix}input_layernorm"),
-        qkv=read.stacked(*qkv),
-        qkv_bias=read.bias_if(spec.qkv_bias, *qkv),
-        query_norm=read.norm_if(spec.query_norm, f"{attention}q_norm"),
-        key_norm=read.norm_if(spec.query_norm, f"{attention}k_norm"),
-        context=read(f"{attention}o_proj.weight"),
-        context_bias=read.bias_if(spec.context_bias, f"{attention}o_proj"),
-        context_norm=read.norm_if(spec.post_norms, after),
-        mlp_norm=read.norm(before if spec.post_norms else after),
-        gate_up=read.stacked(f"{mlp}gate_proj", f"{mlp}up_proj"),
-        gate_up_bias=read.bias_if(spec.mlp_bias, f"{mlp}gate_proj", f"{mlp}up_proj"),
-        down=read(f"{mlp}down_proj.weight"),
-        down_bias=read.bias_if(spec.mlp_bias, f"{mlp}down_proj"),
-        down_norm=read.norm_if(spec.post_norms, f"{prefix}post_feedforward_layernorm"),
-    )
+    def _stacked(self, *names: str) -> F32:
+        return np.concatenate([self._read(f"{name}.weight") for name in names])

@@ -69,9 +69,13 @@ class TextStream:
     def _advance(self, decoded: str) -> str:
         """Take over the text of the newest tokens; older ones are only their context."""
         piece = decoded[len(self._known) :]
-        self._tokens = self._tokens[self._read :]
+        newest = self._tokens[self._read :]
+        shown = self._decode(newest) if newest else ""
+        if shown:
+            self._tokens, self._known = newest, shown
+        else:  # special tokens have no text: they are no context for the next ones
+            self._known = decoded
         self._read = len(self._tokens)
-        self._known = self._decode(self._tokens) if self._tokens else ""
         return piece
 
     def _give(self, piece: str) -> str:

@@ -15,9 +15,7 @@ from tarsdb.sql.dialect import own_name
 from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call
 from tarsdb.types import SqlType
 
-_LATER = (
-    "generate", "tars_ab_report", "hybrid_search", "kmeans", "knn_graph",
-)  # fmt: skip
+_LATER = ("tars_ab_report", "hybrid_search", "kmeans", "knn_graph")
 
 
 @dataclass(frozen=True, slots=True)

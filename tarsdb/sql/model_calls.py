@@ -92,6 +92,14 @@ FUNCTIONS: dict[str, ModelFunction] = {
     "tokenize": ModelFunction(
         ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", *_CLASSES)
     ),
+    "generate": ModelFunction(
+        ("prompt",), _always(TEXT), ("generate",),
+        options=(
+            "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+            "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "system", "chat",
+            "special_tokens", "speculate", "priority", "timeout",
+        ),
+    ),
     "chunk": ModelFunction(
         ("text",), _always(_TEXTS), options=("size", "overlap", "by"), in_order=2
     ),

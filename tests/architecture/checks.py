@@ -29,6 +29,8 @@ OWNERS = {
     "tokenizers": ("tarsdb.model_ops",),
     "safetensors": ("tarsdb.model_ops",),
     "jinja2": ("tarsdb.model_ops",),
+    "torch": ("tarsdb.model_ops.verification",),
+    "transformers": ("tarsdb.model_ops.verification",),
     "llguidance": ("tarsdb.model_ops",),
     "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),
     "prompt_toolkit": ("tarsdb.cli",),

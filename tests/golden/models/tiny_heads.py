@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,17 @@ def words_tokenizer(config: dict[str, Any]) -> str:
         single="[CLS] $A [SEP]", pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return str(tokenizer.to_str())
+
+
+def write_head_model(folder: pathlib.Path, config: dict[str, Any]) -> str:
+    """Write a model directory and return its path."""
+    import safetensors.numpy
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(words_tokenizer(config))
+    safetensors.numpy.save_file(head_tensors(config), folder / "model.safetensors")
+    return str(folder)
 
 
 def head_texts() -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +46,22 @@ def test_samples_are_used_without_a_text(file: str, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "tokens/s" in out
     assert "loads the model" in out
+
+
+def test_operations_of_the_portable_path_are_shown_one_by_one(file: str) -> None:
+    start = "import sys; from tarsdb.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "profile-model", file, "m", "--operations"]
+    environment = {**os.environ, "TARSDB_ISA": "portable"}
+    done = subprocess.run(
+        [*command, "--format", "json"], env=environment, capture_output=True, text=True, check=True
+    )
+    rows = {row["operation"]: row for row in json.loads(done.stdout)}
+    assert {"all", "others"} < set(rows)
+    computing = [name for name in rows if name.startswith("transformer")]
+    assert len(computing) >= 3  # products, attention, activation, ...: not one call for all
+    shares = [row["share"] for name, row in rows.items() if name != "all"]
+    assert sum(shares) == pytest.approx(1, abs=0.02)
+    assert shares[:-1] == sorted(shares[:-1], reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.loaded_models import LoadedModels, loaded_models, memory_bytes
+from tarsdb.engine.loaded_models import LoadedModels, loaded_models, memory_bytes, numeric_mode
 from tarsdb.errors import BindError, DataError, ModelError
 from tarsdb.metrics import METRICS
 from tests.unit.model_ops.conftest import model_dir as model_dir
@@ -74,6 +74,11 @@ def test_threads_that_ask_at_once_load_once() -> None:
     for thread in threads:
         thread.join()
     assert len(loads) == 1
+
+
+def test_a_mode_has_one_name() -> None:
+    assert numeric_mode({}) == numeric_mode({"quantize": "none"}) == "fp32"
+    assert numeric_mode({"quantize": "int8"}) == "int8"
 
 
 def test_auto_is_half_of_the_memory() -> None:

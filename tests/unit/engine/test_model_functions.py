@@ -231,6 +231,23 @@ def test_kinds_are_prompts(db: tarsdb.Connection) -> None:
         vector("w5", "clustering")
 
 
+def test_the_search_builder_embeds_as_the_column_does(db: tarsdb.Connection) -> None:
+    db.execute(
+        "CREATE TABLE notes (id INT PRIMARY KEY, body TEXT, emb VECTOR(7) GENERATED ALWAYS AS "
+        "(embed('vectors', body, dimensions => 7, kind => 'document')) STORED)"
+    )
+    db.execute("INSERT INTO notes (id, body) VALUES (1, 'w5'), (2, 'w60 w61'), (3, 'w7 w8')")
+    search = db.table("notes").search("w5", k=3).select(["id"])
+    assert "embed('vectors', ?, dimensions => 7, kind => 'query') AS" in search.sql()
+    expected = (
+        "SELECT id, emb <=> embed('vectors', 'w9 w10 w5', dimensions => 7) AS d FROM notes "
+        "ORDER BY d LIMIT 3"
+    )
+    found, known = search.rows(), db.execute(expected).fetchall()
+    assert [row[0] for row in found] == [row[0] for row in known]
+    assert np.allclose([row[1] for row in found], [row[1] for row in known], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [

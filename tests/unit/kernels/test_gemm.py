@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tarsdb.kernels import dispatch, gemm, gemm_reference, packing
+from tarsdb.kernels import background, dispatch, gemm, gemm_reference, packing
 from tarsdb.kernels.native import address
+from tarsdb.metrics import METRICS
 
 cpu = pytest.importorskip("tarsdb.kernels.cpu.gemm")
 forms = pytest.importorskip("tarsdb.kernels.cpu.gemm_forms")
@@ -168,6 +170,82 @@ def test_out_may_be_the_residual(kernel: Kernel) -> None:
     kernel.call(address(a), a.strides[0], 20, weights.address, 30, 40, 5, 0, address(kept),
                 address(kept), kept.strides[0], address(scratch))  # fmt: skip
     assert np.array_equal(kept, expected)
+
+
+def plain_dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Emit what ``coded.dpbusd`` does in instructions that every processor has."""
+    from llvmlite import ir
+
+    def wide(x: Any, widen: Any) -> Any:
+        return widen(b.bitcast(x, ir.VectorType(ir.IntType(8), 64)), every)
+
+    every = ir.VectorType(ir.IntType(32), 64)
+    products = b.mul(wide(codes, b.zext), wide(query, b.sext))
+    for place in range(4):
+        lanes = ir.Constant(sums.type, [4 * i + place for i in range(16)])
+        sums = b.add(sums, b.shuffle_vector(products, products, lanes))
+    return sums
+
+
+def signed_codes(b: Any, sums: Any, codes: Any, query: Any) -> Any:
+    """Emit the same with a mistake: rows' codes, of unsigned bytes, taken for signed ones."""
+    return plain_dpbusd(b, sums, query, codes)
+
+
+def emulated(name: str, dpbusd: Any, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Compile the kernel of another processor, its one instruction replaced; never kept on disk."""
+    small = {  # micro-kernels of few rows, or compiling takes minutes
+        form: dataclasses.replace(form, shapes=((2, 1), (2, 1)), unrolled=1)
+        for form in (forms.QUADS, forms.GROUP_QUADS)
+    }
+    chosen = tuple(small.get(form, form) for form in forms.FORMS)
+    monkeypatch.setattr(forms, "QUADS", small[forms.QUADS])
+    monkeypatch.setattr(forms, "GROUP_QUADS", small[forms.GROUP_QUADS])
+    monkeypatch.setattr(cpu, "FORMS", chosen)
+    monkeypatch.setattr(forms, "dpbusd", dpbusd)
+    monkeypatch.setattr(disk_cache, "kernel_folder", lambda: None)
+    return Kernel(name)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_vnni_gives_the_same_sums(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = emulated(f"{kind}/vnni", plain_dpbusd, monkeypatch)
+    for rows, depth, columns in [(1, 70, 70), (3, 64, 20), (14, 33, 50)]:
+        a, weights = normal(1, rows, depth), kernel.pack(normal(2, columns, depth))
+        assert np.array_equal(product(kernel, a, weights), gemm_reference.product(a, weights))
+        assert gemm.is_proven(gemm.GemmKernel(f"{kind}/vnni", kernel.call))
+        a[0, 3] = np.nan
+        assert np.isnan(product(kernel, a, weights)[0]).all()
+
+
+def test_a_wrong_instruction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = emulated("int8/vnni", signed_codes, monkeypatch)
+    found = gemm.GemmKernel("int8/vnni", kernel.call)
+    assert not gemm.is_proven(found)
+
+
+@pytest.mark.parametrize("kind", packing.KINDS)
+def test_a_disproved_variant_makes_way_for_the_next(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dispatch._best_level() == "portable":
+        pytest.skip("this processor runs NumPy alone")
+    names = [f"{kind}/avx512", f"{kind}/avx2"]
+    before = METRICS.snapshot().get("kernels.disproved", 0)
+    tried = []
+
+    def disprove(kernel: gemm.GemmKernel) -> bool:
+        tried.append(kernel.variant)
+        return kernel.variant != names[0] and gemm.is_proven(kernel)
+
+    compiled = background.Compiled("gemm", gemm.GemmKernel, lambda level: names, disprove)
+    found = compiled.wait()
+    assert found is not None
+    assert found.variant == names[1]
+    assert tried == names
+    assert METRICS.snapshot()["kernels.disproved"] == before + 1
+    never = background.Compiled("gemm", gemm.GemmKernel, lambda level: names, lambda kernel: False)
+    assert never.wait() is None
 
 
 @pytest.mark.parametrize("level", [cpu.AVX2, cpu.AVX512])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.model_ops.decoder import StepBatch
+from tarsdb.model_ops.decoder_forward import StepBatch
 
 BLOCK = 16
 

@@ -5,21 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tarsdb.errors import DataError, ModelError, ModelFormatError
+from tarsdb.kernels import dispatch
 from tarsdb.model_ops import Decoder, KVCache, StepBatch
 from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tiny_prompts
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"
 
 
-def tiny(name: str, **changes: object) -> Decoder:
-    config = CONFIGS[name]
-    files = {"config.json": json.dumps({**config, **changes}).encode()}
-    return Decoder.from_files(files, tiny_decoder_tensors(config))
+@pytest.fixture(params=["numpy", "compiled", "compiled, two threads"])
+def tiny(request) -> Iterator[Callable[[str], Decoder]]:
+    """Make tiny decoders by name, computed in each way."""
+    if request.param == "numpy":
+        dispatch.use("portable")
+    elif dispatch.level() == "portable":
+        pytest.skip("no compiled kernels here")
+
+    def make(name: str, quantize: str = "none") -> Decoder:
+        config = CONFIGS[name]
+        files = {"config.json": json.dumps(config).encode()}
+        tensors = tiny_decoder_tensors(config)
+        decoder = Decoder.from_files(files, tensors, {"quantize": quantize})
+        is_compiled = type(decoder._forward).__name__ == "CompiledForward"
+        assert is_compiled == (request.param != "numpy")  # a kernel that fails falls back silently
+        decoder.threads = 2 if "two" in request.param else 1
+        return decoder
+
+    yield make
+    dispatch.use(None)
 
 
 def step(decoder: Decoder, cache: KVCache, parts, wanted=None) -> np.ndarray:
@@ -50,7 +69,7 @@ def together(decoder: Decoder, prompts: list[list[int]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_family_equals_transformers(name: str) -> None:
+def test_family_equals_transformers(name: str, tiny) -> None:
     expected = np.load(GOLDEN / "tiny_decoders.npz")
     logits = together(tiny(name), tiny_prompts())
     assert np.abs(logits - expected[name]).max() < 5e-5
@@ -60,9 +79,21 @@ def test_family_equals_transformers(name: str) -> None:
     assert np.abs(logits - other).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_sliding"])
-def test_a_row_does_not_depend_on_batch_or_chunks(name: str) -> None:
-    decoder, prompts = tiny(name), tiny_prompts()
+@pytest.mark.parametrize(("quantize", "error"), [("bf16", 0.04), ("int8", 0.2)])
+def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> None:
+    expected = np.load(GOLDEN / "tiny_decoders.npz")["qwen3"]
+    logits = together(tiny("qwen3", quantize), tiny_prompts())
+    found = np.sqrt(np.square(logits - expected).mean())
+    assert error / 4 < found < error  # and something is lost
+    assert np.sqrt(np.square(expected).mean()) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [("llama", "none"), ("gemma2", "none"), ("qwen2_sliding", "bf16"), ("qwen2", "int8")],
+)
+def test_a_row_does_not_depend_on_batch_or_chunks(name: str, quantize: str, tiny) -> None:
+    decoder, prompts = tiny(name, quantize), tiny_prompts()
     expected = together(decoder, prompts)
     bounds = np.cumsum([0, *map(len, prompts)])
     for prompt, start, stop in zip(prompts, bounds, bounds[1:], strict=False):
@@ -75,7 +106,7 @@ def test_a_row_does_not_depend_on_batch_or_chunks(name: str) -> None:
             assert np.array_equal(np.concatenate(chunks), expected[start:stop])
 
 
-def test_prompts_and_single_rows_mix_in_a_step() -> None:
+def test_prompts_and_single_rows_mix_in_a_step(tiny) -> None:
     decoder, prompts = tiny("llama"), tiny_prompts()
     expected = np.split(together(decoder, prompts), np.cumsum([*map(len, prompts)])[:-1])
     cache = decoder.new_cache(8)
@@ -87,7 +118,7 @@ def test_prompts_and_single_rows_mix_in_a_step() -> None:
     assert np.array_equal(logits[2], expected[1][4])
 
 
-def test_sequences_share_the_blocks_of_a_common_beginning() -> None:
+def test_sequences_share_the_blocks_of_a_common_beginning(tiny) -> None:
     decoder, prompt = tiny("llama"), tiny_prompts()[4]
     other = [*prompt[:32], *range(5, 12)]
     alone = step(decoder, decoder.new_cache(3), [(other, 0, [0, 1, 2])])
@@ -99,7 +130,7 @@ def test_sequences_share_the_blocks_of_a_common_beginning() -> None:
     assert np.array_equal(cache.keys[:, :3], before)  # only own positions are written
 
 
-def test_stale_blocks_do_not_show() -> None:
+def test_stale_blocks_do_not_show(tiny) -> None:
     decoder, prompt = tiny("llama"), tiny_prompts()[3]
     clean = step(decoder, decoder.new_cache(2), [(prompt, 0, [0, 1])])
     cache = decoder.new_cache(2)
@@ -108,7 +139,7 @@ def test_stale_blocks_do_not_show() -> None:
     assert np.array_equal(step(decoder, cache, [(prompt, 0, [0, 1])]), clean)
 
 
-def test_memory_of_a_cache() -> None:
+def test_memory_of_a_cache(tiny) -> None:
     cache = tiny("llama").new_cache(7)
     assert cache.blocks == 7
     assert cache.block_bytes == 3 * 2 * 16 * (12 + 16) * 4  # layers, heads, tokens, padded values
@@ -132,13 +163,39 @@ def test_memory_of_a_cache() -> None:
         ({"positions": [0, 0]}, "2 positions"),
     ],
 )
-def test_a_step_outside_its_arrays_is_refused(change: dict, message: str) -> None:
+def test_a_step_outside_its_arrays_is_refused(change: dict, message: str, tiny) -> None:
     decoder = tiny("llama")
     good = StepBatch(*(np.array(v, np.int32) for v in ([3, 4], [0, 2], [0], [[0, 1]], [1])))
     assert decoder.step(good, decoder.new_cache(2)).shape == (1, 90)
     wrong = {name: np.array(value, np.int32) for name, value in change.items()}
     with pytest.raises(DataError, match=message):
         decoder.step(dataclasses.replace(good, **wrong), decoder.new_cache(2))
+
+
+def test_threads_and_their_number_change_no_bit(tiny) -> None:
+    decoder, prompts = tiny("qwen3"), tiny_prompts()
+    expected = together(decoder, prompts)
+    for threads in (1, 2, 1):
+        decoder.threads = threads
+        assert np.array_equal(together(decoder, prompts), expected)
+
+
+def test_several_threads_step_one_model(tiny) -> None:
+    decoder, prompts = tiny("llama"), tiny_prompts()
+    expected = together(decoder, prompts)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: together(decoder, prompts), range(12)))
+    assert all(np.array_equal(logits, expected) for logits in found)
+
+
+def test_memory_is_reported(tiny) -> None:
+    decoder = tiny("llama")
+    floats = sum(array.size for array in tiny_decoder_tensors(CONFIGS["llama"]).values())
+    assert 4 * floats <= decoder.weight_bytes <= 6 * floats  # tiles of 16 columns are filled up
+    together(decoder, tiny_prompts())
+    before = decoder.workspace_bytes
+    together(decoder, tiny_prompts())
+    assert decoder.workspace_bytes == before
 
 
 def test_wrong_tensors_are_named() -> None:
@@ -170,3 +227,5 @@ def test_options_and_generation_config() -> None:
         Decoder.from_files(config, tensors, {"pooling": "mean"})
     with pytest.raises(ModelError, match="task cannot be 'embed'"):
         Decoder.from_files(config, tensors, {"task": "embed"})
+    with pytest.raises(ModelError, match=r"quantize cannot be 'int3'.*'bf16'"):
+        Decoder.from_files(config, tensors, {"quantize": "int3"})

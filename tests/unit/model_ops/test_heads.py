@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from tarsdb.errors import DataError, ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops import Classifier, read_model_directory
@@ -18,6 +17,7 @@ from tests.golden.models.tiny_heads import (
     head_tensors,
     head_texts,
     words_tokenizer,
+    write_head_model,
 )
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"
@@ -32,14 +32,6 @@ def files_of(config: dict[str, Any]) -> dict[str, bytes]:
 
 def classifier(config: dict[str, Any], **options: Any) -> Classifier:
     return Classifier.from_files(files_of(config), head_tensors(config), options)
-
-
-def write_model(folder: pathlib.Path, config: dict[str, Any]) -> str:
-    folder.mkdir()
-    for name, data in files_of(config).items():
-        (folder / name).write_bytes(data)
-    safetensors.numpy.save_file(head_tensors(config), folder / "model.safetensors")
-    return str(folder)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -178,8 +170,8 @@ def test_labels_without_names() -> None:
 
 
 def test_the_task_is_told_by_the_directory(tmp_path: pathlib.Path) -> None:
-    several = write_model(tmp_path / "several", HEADS["roberta"])
-    one = write_model(tmp_path / "one", HEADS["bert_reranker"])
+    several = write_head_model(tmp_path / "several", HEADS["roberta"])
+    one = write_head_model(tmp_path / "one", HEADS["bert_reranker"])
     assert read_model_directory(several).task == "classify"
     assert read_model_directory(one).task == "rerank"
     assert read_model_directory(one, {"task": "embed", "pooling": "mean"}).dim == 24

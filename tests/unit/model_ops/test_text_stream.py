@@ -70,3 +70,13 @@ def test_the_space_between_prompt_and_text_is_kept(context: tuple[int, ...]) -> 
 
     stream = TextStream(decode, context)
     assert stream.push(2) + stream.push(3) == (" bc" if context else "bc")
+
+
+def test_a_space_behind_a_special_token_is_kept() -> None:
+    words = {1: "", 2: " b", 3: "c"}
+
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(words[token] for token in tokens).removeprefix(" ")
+
+    stream = TextStream(decode)
+    assert [stream.push(token) for token in (3, 1, 1, 2, 3)] == ["c", "", "", " b", "c"]

@@ -1,0 +1,117 @@
+"""``generate`` in SQL and from Python: options, KV memory, and whether the model is still there.
+
+A text takes seconds, so no read transaction is held for it where the statement allows that: a lease
+says between steps whether the model is still in the catalog. Knows no SQL text and no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tarsdb.engine.settings import size_bytes
+from tarsdb.errors import ModelError, ProgrammingError
+from tarsdb.schema import ModelDef
+from tarsdb.storage import Environment, Snapshot
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.engine.model_functions import Request, Values
+    from tarsdb.model_ops.generation_options import GenerationOptions
+    from tarsdb.model_ops.generator import Generator, TextIterator
+
+
+class Lease:
+    """A model version in use without a read transaction.
+
+    Its weights lie in memory, so nothing breaks when the model goes; the work ends, because who
+    dropped or replaced it does not want its answers any more.
+
+    Parameters
+    ----------
+    env : Environment
+    model : ModelDef
+        As the catalog has it now.
+    """
+
+    def __init__(self, env: Environment, model: ModelDef) -> None:
+        self._env = env
+        self._name = model.name
+        self._version = model.find_version()
+        self._catalog = -1
+
+    def check(self) -> None:
+        """Raise ModelError when the model was dropped or its version replaced (about 10 us)."""
+        snapshot = Snapshot(self._env)
+        try:
+            if snapshot.catalog_version == self._catalog:
+                return
+            model = snapshot.catalog.model(self._name)
+            self._catalog = snapshot.catalog_version
+        finally:
+            snapshot.close()
+        if model is None or self._version not in model.versions:
+            raise ModelError(f"model {self._name} was dropped or replaced while it generated")
+
+
+def open_model(context: Context, name: str) -> tuple[ModelDef, Generator]:
+    """Return a model that generates, loaded, with the connection's KV memory.
+
+    Raises
+    ------
+    CatalogError
+        There is no such model.
+    ModelError
+        It does something else.
+    """
+    from tarsdb.engine.models import require_model
+
+    model = require_model(context.catalog.model(name), name)
+    if model.task != "generate":
+        raise ModelError(f"model {model.name} does {model.task}, not generate")
+    generator: Generator = context.engines.models.load(context, model)
+    generator.reserve(cache_bytes(context.engines.settings))
+    return model, generator
+
+
+def generate(request: Request) -> Values:
+    """Return the text each prompt is continued with."""
+    options = _options(request.options)
+    generator: Generator = request.model
+    generator.reserve(cache_bytes(request.settings))
+    prompts = [prompt for (prompt,) in request.items]
+    done = generator.generate(prompts, options, request.check, request.progress)
+    return [completion.text for completion in done]
+
+
+def complete(
+    generator: Generator, prompt: Any, options: Mapping[str, Any], check: Callable[[], None]
+) -> str | list[str]:
+    """Return the text of one prompt (a text, or messages), or the texts of a list of texts."""
+    one = not _is_list_of_texts(prompt)
+    done = generator.generate([prompt] if one else prompt, _options(options), check)
+    return done[0].text if one else [completion.text for completion in done]
+
+
+def stream(
+    generator: Generator, prompt: Any, options: Mapping[str, Any], check: Callable[[], None]
+) -> TextIterator:
+    """Return the pieces of the text of one prompt, as they come."""
+    if _is_list_of_texts(prompt):
+        raise ProgrammingError("generate streams the text of one prompt, a list was given")
+    return generator.stream(prompt, _options(options), check)
+
+
+def cache_bytes(settings: Mapping[str, Any]) -> int:
+    """Return the bytes of ``kv_cache_memory``."""
+    return size_bytes("setting kv_cache_memory", settings["kv_cache_memory"])
+
+
+def _is_list_of_texts(prompt: Any) -> bool:
+    return isinstance(prompt, (list, tuple)) and all(isinstance(item, str) for item in prompt)
+
+
+def _options(options: Mapping[str, Any]) -> GenerationOptions:
+    from tarsdb.model_ops.generation_options import GenerationOptions
+
+    return GenerationOptions.from_mapping(options)

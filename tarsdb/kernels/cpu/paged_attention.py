@@ -1,0 +1,96 @@
+"""Causal attention of some queries over a sequence's blocks of keys and values.
+
+A block holds 16 tokens: keys [head_dim][16] and values [16][width] of one head, which the products'
+micro-kernel reads as they lie. Scores of all keys are kept for a few queries, so memory is queries
+times keys. Sums go over the keys in their order; a query's result depends neither on the queries
+beside it nor on how a prompt was cut. Kwon et al. 2023. Arguments are addresses and counts.
+"""
+
+# Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
+# mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tarsdb.kernels.cpu.gemm import make_multiply
+from tarsdb.kernels.cpu.memory import keep_apart, put_real, read_int, read_real
+from tarsdb.kernels.cpu.rows import fill, scale, soft_cap, softmax_terms
+
+QUERIES = 24
+"""Queries whose scores are kept at a time."""
+_HIDDEN = np.float32(-np.inf)
+_LINE, _TILE = np.int64(64), np.int64(1)  # no literals: Numba would compile for each of them
+_ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+
+
+def make_attend(variant: str) -> Any:
+    """Return the attention of a variant of processors, to be called by other kernels.
+
+    Parameters of the kernel
+    ------------------------
+    queries, stride, count : address, bytes, int
+        float32 (count, head_dim), at most QUERIES.
+    position, step : int
+        Query i is at ``position + i * step``: 1 for rows of one head, 0 for heads of one row.
+    table, keys, values, block_bytes, value_bytes : addresses, bytes
+        int32 blocks of the sequence; block n's keys of this head are at ``keys + n * block_bytes``.
+    head_dim, width : int
+        ``width``: head_dim padded to a multiple of 16.
+    window, scaling, cap : int, float, float
+        See ``decoder_reference.AttentionSpec``.
+    out, out_stride : address, bytes
+        float32 (count, head_dim).
+    scratch : address
+        ``scratch_bytes``.
+    """
+    multiply = make_multiply(variant)
+
+    @njit(nogil=True)
+    def soften(scores, lines, first, position, window, scaling, cap):  # type: ignore[no-untyped-def]
+        """Turn a query's scores into weights; return their sum. ``first``: position of a score."""
+        if cap != _ZERO:
+            soft_cap(scores, scores, scaling, cap, 16 * lines)
+            scaling = _ONE
+        start = max(0, position - window + 1) if window else 0
+        fill(scores, _HIDDEN, start - first)
+        behind = position + 1 - first
+        fill(scores + 4 * behind, _HIDDEN, 16 * lines - behind)
+        return softmax_terms(scores, lines, scaling)
+
+    @njit(nogil=True, error_model="numpy")
+    def attend(queries, stride, count, position, step, table, keys, values, block_bytes, value_bytes, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+        keep_apart()
+        last = position + (count - 1) * step
+        begin = max(0, position - window + 1) // 16 if window else 0
+        lines = last // 16 + 1 - begin
+        sums, context = scratch, scratch + 4 * QUERIES
+        scores, scores_stride = context + 4 * QUERIES * width, 64 * lines
+        for line in range(lines):
+            block = read_int(table, begin + line)
+            multiply(queries, stride, count, keys + block * block_bytes, _LINE, _LINE, _TILE,
+                     head_dim, scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+        for i in range(count):
+            total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
+                           window, scaling, cap)  # fmt: skip
+            put_real(sums, i, total)
+        for line in range(lines):
+            block = read_int(table, begin + line)
+            known = min(16, last + 1 - 16 * (begin + line))
+            multiply(scores + 64 * line, scores_stride, count, values + block * value_bytes,
+                     4 * width, _LINE, width // 16, known, context, 4 * width,
+                     int(line == 0))  # fmt: skip
+        for i in range(count):
+            scale(out + i * out_stride, context + i * 4 * width, _ONE / read_real(sums, i),
+                       head_dim)  # fmt: skip
+
+    return attend
+
+
+@njit(nogil=True)
+def scratch_bytes(blocks, width):  # type: ignore[no-untyped-def]
+    """Return the bytes of scratch memory for sequences of at most so many blocks."""
+    return 4 * QUERIES * (1 + width) + 64 * QUERIES * blocks

@@ -1,0 +1,192 @@
+"""The compiled step of a decoder: which kernel, its tables of addresses, its memory, its threads.
+
+Knows arrays and sizes; not where they come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import dispatch
+from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.gemm import variant_of
+from tarsdb.kernels.native import address
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned
+from tarsdb.kernels.team import Team, cores, yielding
+
+F32 = npt.NDArray[np.float32]
+Value = PackedMatrix | npt.NDArray[Any] | int | None
+
+THREAD_BYTES = 4 << 20
+"""Weight bytes below which another thread costs more than it saves."""
+
+
+@dataclass(frozen=True)
+class StepKernel:
+    """A compiled step; ``kernels/cpu/decoder.py`` says what it does."""
+
+    variant: str
+    step: Callable[..., None]
+
+    @property
+    def form(self) -> str:
+        """What weights are packed for."""
+        return self.variant.partition("/")[2]
+
+
+def _compiled_kind(kind: str) -> Compiled[StepKernel]:
+    def variant(level: str) -> str | None:
+        found = variant_of(kind, level)
+        return None if found is None else f"{kind}/{found}"
+
+    return Compiled("decoder", StepKernel, variant)
+
+
+_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+
+
+def prepare(kind: str) -> None:
+    """Let the step of a kind of weights be compiled in the background."""
+    _compiled[kind].current()
+
+
+def finish() -> None:
+    """Return when the kernels that were asked for are there."""
+    for compiled in _compiled.values():
+        compiled.finish()
+
+
+def wait(kind: str) -> StepKernel | None:
+    """Return the step of a kind, compiled if need be; None at the portable level."""
+    return None if dispatch.level() == "portable" else _compiled[kind].wait()
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """Arrays of a step, C order, checked by the caller.
+
+    Parameters
+    ----------
+    tokens, offsets, positions, wanted : int32
+        As in ``StepBatch``.
+    tables : (s, b) int32
+    slots : (n,) int64
+        Where in the cache each row's keys and values go: 16 * block + place.
+    angles : (kinds, n, head_dim) float32
+    keys, values : float32
+        Of the cache.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    tables: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.int32]
+    angles: F32
+    keys: F32
+    values: F32
+
+
+class DecoderStep:
+    """A model's arrays, ready to be stepped. One step at a time; others wait.
+
+    Parameters
+    ----------
+    kernel : StepKernel
+    sizes : mapping
+        By the names ``MODEL`` and ``REAL`` of ``kernels/cpu/decoder.py``; arrays are kept alive.
+    layers : sequence of mapping
+        By the names ``LAYER``; what is left out is None.
+    """
+
+    def __init__(
+        self, kernel: StepKernel, sizes: Mapping[str, Any], layers: Sequence[Mapping[str, Value]]
+    ) -> None:
+        from tarsdb.kernels.cpu import decoder as layout
+
+        self._layout, self._kernel, self._held = layout, kernel, (sizes, layers)
+        table = [[_address(layer.get(name)) for name in layout.LAYER] for layer in layers]
+        self._layers = np.array(table, np.int64).reshape(len(layers), len(layout.LAYER))
+        self._reals = np.array([sizes[name] for name in layout.REAL], np.float32)
+        known = {**sizes, "layers": len(layers), "reals": self._reals, "layer_table": self._layers}
+        self._model = np.array([_address(known[name]) for name in layout.MODEL], np.int64)
+        self._sizes = {name: int(value) for name, value in sizes.items() if isinstance(value, int)}
+        self._sync = aligned(layout.sync_bytes(len(layers)))
+        self._yielding = yielding()
+        self._memory: dict[str, npt.NDArray[np.uint8]] = {}
+        self._team = Team()
+        self._lock = threading.Lock()
+        self.weight_bytes = sum(
+            map(_bytes, [*sizes.values(), *(v for x in layers for v in x.values())])
+        )
+        self.threads = cores() if self.weight_bytes >= THREAD_BYTES else 1
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of memory for what a step computes, as large as the largest step needed."""
+        return sum(len(memory) for memory in self._memory.values())
+
+    def run(self, batch: StepInput) -> F32:
+        """Step; returns logits (wanted, vocabulary), the caller's."""
+        logits = np.empty((len(batch.wanted), self._sizes["vocabulary"]), np.float32)
+        with self._lock:
+            table = self._table(batch, logits)
+            self._sync[:] = 0
+            model, place, step = address(self._model), address(table), self._kernel.step
+            self._team.run(lambda part, parts: step(part, parts, model, place), self.threads)
+        return logits
+
+    def _table(self, batch: StepInput, logits: F32) -> npt.NDArray[np.int64]:
+        sizes, count = self._sizes, len(batch.tokens)
+        own = self._scratch_bytes(batch)
+        heads = sizes["heads"] + 2 * sizes["kv_heads"]
+        floats = {
+            "stream": sizes["hidden"], "qkv": heads * sizes["head_dim"],
+            "context": sizes["heads"] * sizes["head_dim"], "activations": sizes["intermediate"],
+        }  # fmt: skip
+        values: dict[str, Any] = {
+            "rows": count, "sequences": len(batch.positions), "wanted_rows": len(batch.wanted),
+            "table_blocks": batch.tables.shape[1], "cache_blocks": batch.keys.shape[1],
+            "logits": logits, "scratch_bytes": own, "sync": self._sync,
+            "yielding": self._yielding, "scratch": self._room("scratch", own * self.threads),
+            "normed": self._room("normed", 4 * sizes["hidden"] * max(count, len(batch.wanted))),
+            **{name: self._room(name, 4 * width * count) for name, width in floats.items()},
+            **vars(batch),
+        }  # fmt: skip
+        return np.array([_address(values[name]) for name in self._layout.STEP], np.int64)
+
+    def _scratch_bytes(self, batch: StepInput) -> int:
+        """Bytes of one thread's own memory: a product's, or attention's."""
+        from tarsdb.kernels.cpu import gemm, paged_attention
+
+        sizes, (kind, form) = self._sizes, self._kernel.variant.split("/")
+        deepest = max(sizes["hidden"], sizes["heads"] * sizes["head_dim"], sizes["intermediate"])
+        products = gemm.scratch_bytes(kind, form, deepest)
+        attention = int(paged_attention.scratch_bytes(batch.tables.shape[1], sizes["width"]))
+        return -(-max(products, attention) // 64) * 64
+
+    def _room(self, name: str, size: int) -> npt.NDArray[np.uint8]:
+        memory = self._memory.get(name)
+        if memory is None or len(memory) < size:
+            memory = self._memory[name] = aligned(size)
+        return memory
+
+
+def _address(value: Value) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, PackedMatrix):
+        return value.address
+    return value if isinstance(value, int) else address(value)
+
+
+def _bytes(value: Any) -> int:
+    array = value.data if isinstance(value, PackedMatrix) else value
+    return array.nbytes if isinstance(array, np.ndarray) else 0

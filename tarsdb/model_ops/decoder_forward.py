@@ -1,0 +1,264 @@
+"""A decoder's forward pass in NumPy, and in one compiled call: the same results but for rounding.
+
+Takes batches that :class:`Decoder` has checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import decoder as compiled
+from tarsdb.kernels import decoder_reference as kernels
+from tarsdb.kernels import gemm_reference, packing
+from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, GELU_TANH
+from tarsdb.model_ops.decoder_spec import DecoderSpec
+from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader, DecoderWeights
+from tarsdb.model_ops.kv_cache import KVCache
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Rows to compute together.
+
+    Parameters
+    ----------
+    tokens : (n,) int32
+        Token of each row, the rows of a sequence one after another.
+    offsets : (s + 1,) int32
+        Rows of sequence i are ``offsets[i]`` to ``offsets[i + 1]``; at least one each.
+    positions : (s,) int32
+        Position of each sequence's first row; what lies before it is in the cache.
+    block_tables : (s, b) int32
+        Blocks of each sequence in the order of its tokens; unused entries hold anything.
+    wanted : (w,) int32
+        Rows whose logits are needed.
+    """
+
+    tokens: I32
+    offsets: I32
+    positions: I32
+    block_tables: I32
+    wanted: I32
+
+    def row_positions(self) -> npt.NDArray[np.int64]:
+        """Return the position of each row in its sequence."""
+        shift = self.positions.astype(np.int64) - self.offsets[:-1]
+        return np.arange(len(self.tokens)) + np.repeat(shift, np.diff(self.offsets))
+
+
+class Forward(Protocol):
+    """Computes checked batches.
+
+    Attributes
+    ----------
+    threads : int
+        How many share a step; what they compute does not depend on it.
+    weight_bytes, workspace_bytes : int
+        Memory held for the weights, and for what a step computes.
+    """
+
+    threads: int
+
+    @property
+    def weight_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def workspace_bytes(self) -> int: ...  # noqa: D102
+
+    def logits(
+        self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
+    ) -> F32:
+        """Return the wanted rows' logits; ``positions`` and ``angles`` are those of the rows."""
+        ...
+
+
+class NumpyForward:
+    """The definition, and the portable path."""
+
+    def __init__(self, spec: DecoderSpec, read: DecoderReader, kind: str) -> None:
+        self._spec, self._kind = spec, kind
+        self._weights = _rounded(read.weights(), kind)
+        self.threads = 1  # BLAS brings its own
+
+    @property
+    def weight_bytes(self) -> int:
+        """See :class:`Forward`."""
+        weights = self._weights
+        arrays = [
+            weights.words,
+            weights.norm,
+            *(a for x in weights.layers for a in vars(x).values()),
+        ]
+        arrays += [] if self._spec.tied else [weights.head]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """See :class:`Forward`."""
+        return 0  # allocated by each step
+
+    def logits(
+        self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
+    ) -> F32:
+        """See :class:`Forward`."""
+        spec, weights = self._spec, self._weights
+        rows = weights.words[batch.tokens] * np.float32(spec.embedding_scale)
+        for number, layer in enumerate(weights.layers):
+            turned = angles[spec.layers[number].rope]
+            context = self._attention(number, rows, turned, batch, cache)
+            update = self._linear(context, layer.context, layer.context_bias)
+            rows += _normalised(update, layer.context_norm, spec)
+            update = self._feed_forward(layer, rows)
+            rows += _normalised(update, layer.down_norm, spec)
+        rows = kernels.rms_norm(rows[batch.wanted], weights.norm, spec.epsilon)
+        return kernels.soft_cap(self._linear(rows, weights.head, None), spec.logit_cap)
+
+    def _attention(
+        self, number: int, rows: F32, angles: F32, batch: StepBatch, cache: KVCache
+    ) -> F32:
+        """Attend with one layer; returns (n, heads * head_dim)."""
+        spec, layer = self._spec, self._weights.layers[number]
+        normed = kernels.rms_norm(rows, layer.attention_norm, spec.epsilon)
+        qkv = self._linear(normed, layer.qkv, layer.qkv_bias).reshape(len(rows), -1, spec.head_dim)
+        queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.kv_heads], axis=1)
+        queries = kernels.rotate(_normalised(queries, layer.query_norm, spec), angles)
+        keys = kernels.rotate(_normalised(keys, layer.key_norm, spec), angles)
+        scoring = kernels.AttentionSpec(
+            spec.query_scale, spec.layers[number].window, spec.score_cap
+        )
+        out = np.empty((len(rows), spec.heads * spec.head_dim), np.float32)
+        for sequence, first in enumerate(batch.positions.tolist()):
+            own = slice(batch.offsets[sequence], batch.offsets[sequence + 1])
+            table = batch.block_tables[sequence]
+            cache.write(number, table, first, keys[own], values[own])
+            end = first + own.stop - own.start
+            past = cache.read(number, table, end, spec.head_dim)
+            out[own] = kernels.attend(queries[own], *past, first, scoring)
+        return out
+
+    def _feed_forward(self, layer: DecoderLayer, rows: F32) -> F32:
+        normed = kernels.rms_norm(rows, layer.mlp_norm, self._spec.epsilon)
+        gate_up = self._linear(normed, layer.gate_up, layer.gate_up_bias)
+        gate, up = np.split(gate_up, 2, axis=1)
+        hidden = kernels.gated(gate, up, self._spec.activation)
+        return self._linear(hidden, layer.down, layer.down_bias)
+
+    def _linear(self, rows: F32, weight: F32, bias: F32 | None) -> F32:
+        if self._kind == "int8":
+            codes, scales = gemm_reference.quantized_rows(rows)
+            rows = codes * scales[:, None]
+        out = kernels.product(rows, weight)
+        return out if bias is None else out + bias
+
+
+class CompiledForward:
+    """One compiled call a step, on packed weights, which are the only copy."""
+
+    def __init__(
+        self, spec: DecoderSpec, read: DecoderReader, kind: str, kernel: compiled.StepKernel
+    ) -> None:
+        words = read.words()
+        form = kernel.form
+        silu = gemm_reference.GATED + gemm_reference.SILU
+        sizes: dict[str, Any] = {
+            "hidden": spec.hidden, "heads": spec.heads, "kv_heads": spec.kv_heads,
+            "head_dim": spec.head_dim, "width": -(-spec.head_dim // 16) * 16,
+            "intermediate": spec.intermediate, "vocabulary": spec.vocabulary,
+            "gate": silu if spec.activation != GELU_TANH
+            else gemm_reference.GATED + gemm_reference.GELU_TANH,
+            "halved_words": int(kind != "f32"), "norm": read.final_norm(),
+            "words": words if kind == "f32" else packing.to_bfloat16(words),
+            "head": packing.pack(words if spec.tied else read.head(), kind, form),
+            "epsilon": spec.epsilon, "embedding_scale": spec.embedding_scale,
+            "query_scale": spec.query_scale, "score_cap": spec.score_cap,
+            "logit_cap": spec.logit_cap,
+        }  # fmt: skip
+        layers = [
+            {**_packed(read.layer(number), kind, form), "window": layer.window, "rope": layer.rope}
+            for number, layer in enumerate(spec.layers)
+        ]
+        self._step = compiled.DecoderStep(kernel, sizes, layers)
+
+    @property
+    def threads(self) -> int:
+        """See :class:`Forward`."""
+        return self._step.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._step.threads = count
+
+    @property
+    def weight_bytes(self) -> int:
+        """See :class:`Forward`."""
+        return self._step.weight_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """See :class:`Forward`."""
+        return self._step.workspace_bytes
+
+    def logits(
+        self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
+    ) -> F32:
+        """See :class:`Forward`."""
+        sequences = np.repeat(np.arange(len(batch.positions)), np.diff(batch.offsets))
+        blocks = batch.block_tables[sequences, positions // BLOCK_TOKENS].astype(np.int64)
+        slots = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        names = ("tokens", "offsets", "positions", "block_tables", "wanted")
+        tokens, offsets, firsts, tables, wanted = (
+            np.ascontiguousarray(getattr(batch, name), np.int32) for name in names
+        )
+        return self._step.run(
+            compiled.StepInput(
+                tokens, offsets, firsts, tables, slots, wanted, angles, cache.keys, cache.values
+            )
+        )
+
+
+def _packed(layer: DecoderLayer, kind: str, form: str) -> Mapping[str, compiled.Value]:
+    """Pack a layer's matrices and biases; norms stay."""
+    packed: dict[str, compiled.Value] = {}
+    for name, array in vars(layer).items():
+        if array is None:
+            continue
+        if name.startswith("gate_up"):
+            gate, up = np.split(array, 2)
+            packed[name] = (
+                packing.pack_bias(gate, up)
+                if array.ndim == 1
+                else packing.pack_gated(gate, up, kind, form)
+            )
+        elif name.endswith("bias"):
+            packed[name] = packing.pack_bias(array)
+        else:
+            packed[name] = packing.pack(array, kind, form) if array.ndim == 2 else array
+    return packed
+
+
+def _rounded(weights: DecoderWeights, kind: str) -> DecoderWeights:
+    """Return the weights that packed ones of a kind stand for; vectors of tokens are bfloat16."""
+    if kind == "f32":
+        return weights
+
+    def matrices(layer: DecoderLayer) -> dict[str, F32]:
+        found = {name: array for name, array in vars(layer).items() if array is not None}
+        return {n: packing.pack(a, kind).unpack() for n, a in found.items() if a.ndim == 2}
+
+    return replace(
+        weights,
+        words=packing.from_bfloat16(packing.to_bfloat16(weights.words)),
+        layers=tuple(replace(layer, **matrices(layer)) for layer in weights.layers),
+        head=packing.pack(weights.head, kind).unpack(),
+    )
+
+
+def _normalised(rows: F32, scale: F32 | None, spec: DecoderSpec) -> F32:
+    return rows if scale is None else kernels.rms_norm(rows, scale, spec.epsilon)

@@ -1,0 +1,109 @@
+"""Row operations and paged attention against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+import numba
+
+from tarsdb.kernels import decoder_reference as reference
+from tarsdb.kernels.cpu import paged_attention, rows
+from tarsdb.kernels.native import address
+from tarsdb.kernels.packing import aligned
+
+WIDTHS = (0, 1, 15, 16, 17, 40, 64)
+RANDOM = np.random.default_rng(9)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+@numba.njit
+def run_all(x, w, z, out, count):  # type: ignore[no-untyped-def]
+    rows.scale(out, x, np.float32(0.7), count)
+    rows.scale_by(out + 4 * count, x, w, np.float32(0.7), count)
+    rows.add_scaled_by(out + 8 * count, x, w, z, np.float32(0.7), count)
+    rows.soft_cap(out + 12 * count, x, np.float32(0.7), np.float32(2.0), count)
+    rows.fill(out + 16 * count, np.float32(5.0), count - 1)
+    return rows.norm_factor(x, count, np.float32(0.25))
+
+
+@pytest.mark.parametrize("count", WIDTHS)
+def test_elementwise(count: int) -> None:
+    x, w, z = normal(count), normal(count), normal(count)
+    out = np.zeros((5, count), np.float32)
+    factor = run_all(address(x), address(w), address(z), address(out), count)
+    assert np.allclose(out[0], x * 0.7, rtol=1e-6)
+    assert np.allclose(out[1], x * 0.7 * w, rtol=1e-6)
+    assert np.allclose(out[2], x * 0.7 * w + z, atol=1e-6)
+    assert np.allclose(out[3], np.tanh(x * 0.7 / 2.0) * 2.0, atol=1e-6)
+    assert (out[4] == ([5.0] * (count - 1) + [0.0] if count else [])).all()
+    if count:
+        assert np.isclose(factor, 1.0 / np.sqrt(np.square(x).mean() + 0.25), rtol=1e-6)
+
+
+@numba.njit
+def rotate(heads, angles, half):  # type: ignore[no-untyped-def]
+    rows.rotate(heads, angles, half)
+
+
+@numba.njit
+def soften(scores, count, scaling):  # type: ignore[no-untyped-def]
+    return rows.softmax_terms(scores, count, scaling)
+
+
+@pytest.mark.parametrize("half", [1, 6, 16, 20, 32])
+def test_rotation(half: int) -> None:
+    head, angles = normal(1, 1, 2 * half), normal(1, 2 * half)
+    expected = reference.rotate(head, angles)
+    rotate(address(head), address(angles), half)
+    assert np.allclose(head, expected, atol=1e-6)
+
+
+def test_softmax_does_not_see_what_is_hidden() -> None:
+    scores = normal(64) * 9
+    padded = np.full(96, -np.inf, np.float32)
+    padded[16:80] = scores
+    total = soften(address(scores), 4, np.float32(0.5))
+    again = soften(address(padded), 6, np.float32(0.5))
+    assert again == total
+    assert np.array_equal(padded[16:80], scores)
+    assert not padded[:16].any()
+    assert not padded[80:].any()
+    assert np.isclose(scores.sum(), total, rtol=1e-5)
+    assert scores.max() == 1.0
+
+
+@pytest.mark.parametrize("level", ["avx2", "avx512"])
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (5, 0.0), (20, 1.5)])
+def test_paged_attention(level: str, window: int, cap: float) -> None:
+    head_dim, count, position, blocks = 20, 9, 30, 3
+    keys, values = normal(4, head_dim, 16), np.zeros((4, 16, 32), np.float32)
+    values[:, :, :head_dim] = normal(4, 16, head_dim)
+    table = np.array([2, 0, 3], np.int32)
+    attend = paged_attention.make_attend(level)
+
+    @numba.njit
+    def call(step, addresses):  # type: ignore[no-untyped-def]
+        queries, out, scratch, keys, values, table = addresses
+        attend(queries, 4 * head_dim, count, position, step, table, keys, values, 64 * head_dim,
+               64 * 32, head_dim, 32, window, np.float32(0.4), np.float32(cap), out,
+               4 * head_dim, scratch)  # fmt: skip
+
+    scratch = aligned(int(paged_attention.scratch_bytes(blocks, 32)))
+    flat_keys = np.moveaxis(keys[table], 0, 1).reshape(1, head_dim, -1)
+    flat_values = values[table].reshape(1, -1, 32)[:, :, :head_dim]
+    spec = reference.AttentionSpec(0.4, window, cap)
+    for step in (1, 0):
+        queries, out = normal(count, head_dim), np.zeros((count, head_dim), np.float32)
+        call(step, tuple(map(address, (queries, out, scratch, keys, values, table))))
+        shaped = queries[:, None] if step else queries[None]
+        expected = np.concatenate(
+            [reference.attend(one[None], flat_keys, flat_values, position + step * row, spec)
+             for row, one in enumerate(shaped)]
+        ).reshape(count, head_dim)  # fmt: skip
+        assert np.allclose(out, expected, atol=1e-5)
+        assert np.abs(expected).max() > 0.1
