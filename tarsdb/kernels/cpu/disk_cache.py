@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numba
-from numba.core import caching
+from numba.core import bytecode, caching
 
 FOLDER_VARIABLE = "TARSDB_CACHE_DIR"
 
@@ -36,10 +37,22 @@ def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[...
     if folder is not None:
         with contextlib.suppress(Exception):  # Numba's cache classes are not public; we compile
             dispatcher._cache = _KernelCache(dispatcher.py_func, folder, variant)
+    _name_apart()
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Callable[..., int] = dispatcher
     return kernel
+
+
+def _name_apart() -> None:
+    """Let Numba number functions from a place no other process begins at.
+
+    The number is part of a function's name, and code from the cache is linked by name: what one
+    process compiled for one variant must not be taken for what another compiled for another.
+    """
+    with contextlib.suppress(AttributeError):
+        start = int.from_bytes(os.urandom(6), "little")
+        bytecode.FunctionIdentity._unique_ids = itertools.count(start)
 
 
 def kernel_folder() -> pathlib.Path | None:

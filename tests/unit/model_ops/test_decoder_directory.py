@@ -100,3 +100,16 @@ def test_the_real_model_tells_the_same_story(stories: Decoder) -> None:
     vocabulary = {n: word for word, n in json.loads(text)["model"]["vocab"].items()}
     story = "".join(vocabulary[n] for n in expected[1:]).replace("\u2581", " ").strip()
     assert story.startswith("Once upon a time, there was a little girl named Lily.")
+
+
+@pytest.mark.parametrize(("quantize", "least"), [("bf16", 0.99), ("int8", 0.96)])
+def test_quantized_weights_of_the_real_model_choose_the_same_tokens(
+    quantize: str, least: float
+) -> None:
+    if not STORIES.is_dir():
+        pytest.skip("the real model is not here")
+    model = read_model_directory(str(STORIES), {"quantize": quantize})
+    decoder = Decoder.from_files(model.files, model.tensors, {"quantize": quantize})
+    expected = np.load(GOLDEN / "stories260k.npz")["tokens"]
+    logits = step(decoder, decoder.new_cache(26), [(expected[:-1], 0, list(range(26)))])
+    assert (logits.argmax(axis=1) == expected[1:]).mean() >= least
