@@ -25,7 +25,7 @@ from tarsdb.kernels.cpu.activations import dequantize, make_quantize
 from tarsdb.kernels.cpu.emit import I64, load, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
 from tarsdb.kernels.cpu.gemm_forms import AVX2, AVX512, FORMS, Form, form_of
-from tarsdb.kernels.cpu.memory import keep_apart, put_real
+from tarsdb.kernels.cpu.memory import emit_prefetch, keep_apart, put_real
 
 __all__ = ["AVX2", "AVX512", "SCRATCH", "SIGNATURE", "SIGNATURES", "make_gemm", "make_kernels",
            "make_multiply", "scratch_bytes"]  # fmt: skip
@@ -51,9 +51,9 @@ def scratch_bytes(kind: str, variant: str, depth: int) -> int:
     return _CODES + ROWS_AT_ONCE * form.row_bytes(depth)
 
 
-def _emit_products(b: Any, form: Form, count: int, width: int, args: Any) -> None:
+def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args: Any) -> None:
     """Emit the micro-kernel of ``count`` rows and ``width`` tiles."""
-    a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh = args
+    a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh, ahead, pace = args
     is_fresh = b.icmp_signed("!=", fresh, ir.Constant(I64, 0))
     places = [b.add(sums, b.mul(sums_stride, ir.Constant(I64, r))) for r in range(count)]
     totals = [
@@ -75,6 +75,10 @@ def _emit_products(b: Any, form: Form, count: int, width: int, args: Any) -> Non
 
     def step(number: Any, is_half: bool = False) -> None:
         down, along = b.mul(number, line), b.mul(number, ir.Constant(I64, form.row_step))
+        for column in columns if asks else ():
+            soon = b.add(b.add(column, ahead), b.mul(number, pace))
+            for offset in range(0, form.line_bytes, 64):
+                emit_prefetch(b, b.add(soon, ir.Constant(I64, offset)))
         form.step(
             b, totals, [b.add(column, down) for column in columns],
             [b.add(start, along) for start in starts], is_half,
@@ -101,13 +105,15 @@ def _emit_products(b: Any, form: Form, count: int, width: int, args: Any) -> Non
 @intrinsic(prefer_literal=True)
 def accumulate(  # type: ignore[no-untyped-def]
     typingctx, form, most, tiles, rows, a, a_stride, weights, line, tile, depth, sums, sums_stride,
-    fresh,
+    fresh, ahead, pace,
 ):  # fmt: skip
     """Add the products of ``rows`` rows, 1 to the literal ``most``, and some tiles, a literal.
 
     Line i of tile t lies at ``weights + t * tile + i * line``; the sums of row r are numbers of
     32 bits at ``sums + r * sums_stride``, tile after tile. They start at zero if ``fresh`` is not
-    0. ``form`` is a literal number of FORMS.
+    0. ``form`` is a literal number of FORMS. With line i, memory is asked for what lies ``ahead``
+    + i * ``pace`` bytes behind a tile's first line, unless ``most`` is 3 or less: few rows read
+    several tiles at a time, which the processor foresees.
     """
     chosen, width = FORMS[form.literal_value], tiles.literal_value
     counts = range(1, most.literal_value + 1)
@@ -115,10 +121,10 @@ def accumulate(  # type: ignore[no-untyped-def]
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         for count in counts:
             with b.if_then(b.icmp_signed("==", args[3], ir.Constant(I64, count))):
-                _emit_products(b, chosen, count, width, args[4:])
+                _emit_products(b, chosen, count, width, len(counts) > 3, args[4:])
         return context.get_dummy_value()
 
-    return types.void(form, most, tiles, *[types.int64] * 10), codegen
+    return types.void(form, most, tiles, *[types.int64] * 12), codegen
 
 
 def make_multiply(variant: str, kind: str = "f32") -> Any:
@@ -137,7 +143,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
         0 adds to what ``sums`` holds.
     """
     form = form_of(kind, variant)
-    number, (most, width) = FORMS.index(form), form.shape(variant)
+    number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
@@ -145,13 +151,14 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
         done = 0
         while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
             accumulate(number, 1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
-                       sums + 64 * done, sums_stride, fresh)  # fmt: skip
+                       sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip
             done += 4
         while rows < 4 and done + 2 <= tiles:
             accumulate(number, 3, 2, rows, a, a_stride, weights + done * tile, line, tile, depth,
-                       sums + 64 * done, sums_stride, fresh)  # fmt: skip
+                       sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip
             done += 2
         blocks = (rows + most - 1) // most
+        reach = depth // per_line * line
         while done < tiles:
             here = min(width, tiles - done)
             at, to = weights + done * tile, sums + 64 * done
@@ -159,12 +166,14 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
                 first = rows * block // blocks
                 count = rows * (block + 1) // blocks - first
                 row, place = a + first * a_stride, to + first * sums_stride
+                # the rows together ask for the lines that follow, each block for its share
+                ahead, pace = reach + reach * block // blocks, line // blocks
                 if here == width:
                     accumulate(number, most, width, count, row, a_stride, at, line, tile, depth,
-                               place, sums_stride, fresh)  # fmt: skip
+                               place, sums_stride, fresh, ahead, pace)  # fmt: skip
                 else:
                     accumulate(number, most, 1, count, row, a_stride, at, line, tile, depth, place,
-                               sums_stride, fresh)  # fmt: skip
+                               sums_stride, fresh, ahead, pace)  # fmt: skip
             done += here
 
     return multiply
@@ -190,7 +199,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
     multiply, quantize = make_multiply(variant, kind), make_quantize(form.quantized)
     line, per_line, row_step = form.line_bytes, form.per_line, form.row_step
     padding, tail, quantized = form.padding, form.tail_bytes, form.quantized is not None
-    offset, has_scales = form.offset, form.tail_bytes > 0
+    offset, has_scales, width = form.offset, form.tail_bytes > 0, form.shape(variant)[1]
     at_once = _TILE_BYTES // line * per_line
 
     @njit(nogil=True)
@@ -218,10 +227,13 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
             group = 4 if count == 1 else 2
             for t in range(0, tiles, group):
                 here, here_at = min(group, tiles - t), weights + t * tile
-                for k in range(0, max(reach, 1), part_depth):
-                    multiply(row + k // per_line * row_step, stride, count,
-                             here_at + k // per_line * line, line, tile, here,
-                             min(part_depth, reach - k), sums, 64 * group, k == 0)  # fmt: skip
+                step = here if count < 4 else width
+                for part in range(0, here, step):
+                    for k in range(0, max(reach, 1), part_depth):
+                        multiply(row + k // per_line * row_step, stride, count,
+                                 here_at + part * tile + k // per_line * line, line, tile,
+                                 min(step, here - part), min(part_depth, reach - k),
+                                 sums + 64 * part, 64 * group, k == 0)  # fmt: skip
                 if has_scales:
                     for part in range(here):
                         dequantize(offset, sums + 64 * part, 64 * group, count, scratch + _SCALES,
