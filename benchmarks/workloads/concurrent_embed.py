@@ -21,7 +21,7 @@ from typing import Any
 import tarsdb
 from benchmarks import harness, inputs
 from tarsdb.errors import Error, LockError
-from tarsdb.kernels import transformer
+from tarsdb.kernels import encoder as kernels
 
 MODULE = "benchmarks.workloads.concurrent_embed"
 PACKAGES = ("numpy", "numba", "lmdb", "tokenizers")
@@ -105,7 +105,7 @@ def _write(path: pathlib.Path, writer: int, stop: Any, ready: Any, outcome: Outc
     with tarsdb.connect(path) as db:
         db.execute("SET inference_cache = off")  # texts come again: computing is what is measured
         db.execute("SELECT embed('minilm', 'warm up')").fetchall()
-        transformer.wait()
+        kernels.wait("f32")
         ready()
         seq = 0
         while not stop():

@@ -105,7 +105,7 @@ def with_torch(config: dict[str, Any], dtype: str, threads: int) -> dict[str, Ca
     def decode(past: Any, sequences: int) -> None:
         with torch.inference_mode():
             model(input_ids=torch.full((sequences, 1), 5), past_key_values=past)
-            past.crop(CONTEXT)
+            past.crop(-1)
 
     return {
         "b1": functools.partial(decode, prefill(1), 1),

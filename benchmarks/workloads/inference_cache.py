@@ -17,7 +17,7 @@ import numpy as np
 import tarsdb
 from benchmarks import harness, inputs
 from tarsdb.engine import inference_cache
-from tarsdb.kernels import transformer
+from tarsdb.kernels import encoder
 from tarsdb.metrics import METRICS
 from tarsdb.storage import inference
 
@@ -35,7 +35,7 @@ def run(rows: int, part: int) -> dict[str, Any]:
         db.executemany("INSERT INTO texts VALUES (?, ?)", enumerate(texts))
         db.execute("SET inference_cache = off")
         _embed(db, 1)
-        transformer.wait()
+        encoder.wait("f32")
         computed_s, computed = _embed(db, part)
         db.execute("SET inference_cache = on")
         first_s, _ = _embed(db, part)

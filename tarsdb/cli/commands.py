@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tarsdb.cli.catalog_text import quoted
@@ -162,14 +162,20 @@ def check(arguments: argparse.Namespace) -> int:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """Compile every kernel, so that no query waits for a compiler."""
-    from tarsdb.kernels import dispatch, graph, ivf, transformer
+    from tarsdb.kernels import decoder, dispatch, encoder, graph, ivf
 
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
     dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
-    for name, kernels in (("transformer", transformer), ("graph", graph), ("lists", ivf)):
+    waits: dict[str, Callable[[], object]] = {
+        "encoder": lambda: encoder.wait("f32"),
+        "decoder": lambda: decoder.wait("f32"),
+        "graph": graph.wait,
+        "lists": ivf.wait,
+    }
+    for name, wait in waits.items():
         began = time.perf_counter()
-        kernels.wait()
+        wait()
         sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0

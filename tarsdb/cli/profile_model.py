@@ -142,9 +142,10 @@ def _slowest(stats: pstats.Stats) -> Iterator[_Row]:
 
 def _compile() -> None:
     """Have the kernels ready: what is measured is the running."""
-    from tarsdb.kernels import transformer
+    from tarsdb.kernels import decoder, encoder
 
-    transformer.wait()
+    for kernels in (decoder, encoder):
+        kernels.finish()
 
 
 def _run(db: Connection, query: str, texts: list[str]) -> tuple[float, Mapping[str, float]]:

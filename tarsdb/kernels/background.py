@@ -54,12 +54,17 @@ class Compiled(Generic[Kernels]):
             self._start(level)
         return found
 
-    def wait(self) -> Kernels | None:
-        """Compile if need be and return the kernels; None where there is no compiler."""
+    def wait(self, timeout_s: float | None = None) -> Kernels | None:
+        """Compile if need be and return the kernels; None: there is no compiler, or too late."""
         level = dispatch.level()
         if level not in self._known:
-            self._start(level).join()
+            self._start(level).join(timeout_s)
         return self._known.get(level)
+
+    def finish(self) -> None:
+        """Return when what was begun is done."""
+        for thread in tuple(self._threads.values()):
+            thread.join()
 
     def _start(self, level: str) -> threading.Thread:
         with self._lock:

@@ -56,6 +56,12 @@ def prepare(kind: str) -> None:
     _compiled[kind].current()
 
 
+def finish() -> None:
+    """Return when the kernels that were asked for are there."""
+    for compiled in _compiled.values():
+        compiled.finish()
+
+
 def wait(kind: str) -> StepKernel | None:
     """Return the step of a kind, compiled if need be; None at the portable level."""
     return None if dispatch.level() == "portable" else _compiled[kind].wait()

@@ -74,7 +74,8 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     """Return the sums before bias, float32 (rows, columns); ``part`` 1 is up of a gated matrix.
 
     ``f32``, ``bf16``: one chain of fused multiply-adds over k in order, of float32 rows.
-    ``int8``: codes of rows times codes of weights, exact; (sum * row's scale) * column's scale.
+    ``int8``: codes of rows times codes of weights, exact (in float64, below 2^53);
+    (sum * row's scale) * column's scale.
     ``int4``: the same in groups of 32 k, which have scales of their own in rows and columns; then
     total = fma(sum, row's scale * column's scale, total) over the groups in order.
     """
@@ -82,7 +83,7 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
         return _by_groups(a, weights, part)
     if weights.kind == "int8":
         codes, scales = quantized_rows(a)
-        exact = codes.astype(np.int64) @ weights.elements(part).T.astype(np.int64)
+        exact = codes.astype(np.float64) @ weights.elements(part).T.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # rows of NaN or infinity
             return exact.astype(np.float32) * scales[:, None] * weights.scales(part)
     w = weights.unpack()

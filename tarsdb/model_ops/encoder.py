@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
-from tarsdb.kernels import transformer as kernels
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encode_figures import EncodeFigures
-from tarsdb.model_ops.panels import PANEL_TOKENS, Watch, cut_panels, run_panels
+from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
     cut_vectors,
@@ -33,8 +31,8 @@ from tarsdb.model_ops.sentence import (
     read_settings,
 )
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
-from tarsdb.model_ops.transformer import Panel, Workspace, forward
-from tarsdb.model_ops.weights import check_tensors, load_weights
+from tarsdb.model_ops.transformer import Panel, Transformer
+from tarsdb.model_ops.weights import check_tensors
 
 F32 = npt.NDArray[np.float32]
 Text = str | tuple[str, str]
@@ -68,8 +66,7 @@ class Encoder:
         self._tokenizer = TextTokenizer(
             files["tokenizer.json"], settings.max_length, lower=settings.lower
         )
-        self._weights = load_weights(spec, tensors)
-        self._workspaces: deque[Workspace] = deque(maxlen=os.cpu_count() or 1)
+        self._transformer = Transformer(spec, tensors, settings.weights)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -90,7 +87,7 @@ class Encoder:
             Read one at a time and copied, so a lazy mapping never holds two copies of a model.
         options : mapping, optional
             Of CREATE MODEL: pooling, normalize, max_length, overflow ('truncate' | 'error'),
-            prompt.
+            prompt, quantize ('none' | 'bf16' | 'int8').
 
         Raises
         ------
@@ -203,28 +200,16 @@ class Encoder:
         """Compute the vectors of some tokenised texts together."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(np.diff(tokens.offsets)[rows], out=offsets[1:])
-        workspace = self._borrow(int(offsets[-1]))
-        try:
-            panel = Panel(
-                tokens.take(rows, tokens.ids), offsets,
-                None if tokens.types is None else tokens.take(rows, tokens.types),
-            )  # fmt: skip
-            began = time.perf_counter()
-            hidden = forward(self._spec, self._weights, kernels.current(), panel, workspace)
-            middle = time.perf_counter()
-            vectors = pool(hidden, offsets, self._settings)
-            figures.computed(middle - began, time.perf_counter() - middle)
-            return vectors
-        finally:
-            self._workspaces.append(workspace)
-
-    def _borrow(self, tokens: int) -> Workspace:
-        """Take a workspace for this many tokens; the caller puts it back."""
-        try:
-            workspace = self._workspaces.pop()
-        except IndexError:
-            return Workspace(self._spec, max(tokens, PANEL_TOKENS))
-        return workspace if workspace.tokens >= tokens else Workspace(self._spec, tokens)
+        panel = Panel(
+            tokens.take(rows, tokens.ids), offsets,
+            None if tokens.types is None else tokens.take(rows, tokens.types),
+        )  # fmt: skip
+        began = time.perf_counter()
+        hidden = self._transformer.forward(panel)
+        middle = time.perf_counter()
+        vectors = pool(hidden, offsets, self._settings)
+        figures.computed(middle - began, time.perf_counter() - middle)
+        return vectors
 
     def _check(self, tokens: TokenizedTexts, batch: _Batch, start: int) -> None:
         """Refuse long texts where the model is told to, and ids the model has no row for."""

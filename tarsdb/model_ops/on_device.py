@@ -6,6 +6,7 @@ Activations are float32. Nothing here decides whether a device is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,13 @@ from tarsdb.model_ops.decoder_spec import DecoderSpec
 from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderWeights
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.transformer import Panel
-from tarsdb.model_ops.weights import EncoderWeights, LayerWeights
+from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, Linear
 
 F32 = npt.NDArray[np.float32]
 
 KINDS = ("f32", "int8", "int4")
 """How matrices of a decoder are kept: as they are, or as whole numbers with scales."""
+_LN2 = math.log(2.0)  # weights give scores in powers of two
 _BITS = {"int8": 8, "int4": 4}
 
 Product = Callable[[Any], Any]
@@ -92,16 +94,16 @@ class DeviceEncoder:
         return hidden
 
     def _layer(self, layer: LayerWeights, hidden: Any, offsets: npt.NDArray[np.int64]) -> None:
-        xp, spec, kernels = self._device.xp, self._spec, self._kernels
-        qkv = xp.matmul(hidden, layer.qkv)
-        qkv += layer.qkv_bias
-        context = kernels.self_attention(qkv, offsets, spec.heads, self._weights.relative, 1.0)
-        update = xp.matmul(context, layer.context)
-        kernels.residual_norm(hidden, update, layer.context_bias, *layer.context_norm, spec.epsilon)
-        expanded = xp.matmul(hidden, layer.expand)
-        kernels.bias_activation(expanded, layer.expand_bias, spec.activation)
-        update = xp.matmul(expanded, layer.reduce)
-        kernels.residual_norm(hidden, update, layer.reduce_bias, *layer.output_norm, spec.epsilon)
+        spec, kernels = self._spec, self._kernels
+        qkv = layer.qkv.product(hidden)
+        qkv += layer.qkv.bias
+        context = kernels.self_attention(qkv, offsets, spec.heads, self._weights.relative, _LN2)
+        update = layer.context.product(context)
+        kernels.residual_norm(hidden, update, layer.context.bias, *layer.context_norm, spec.epsilon)
+        expanded = layer.expand.product(hidden)
+        kernels.bias_activation(expanded, layer.expand.bias, spec.activation)
+        update = layer.reduce.product(expanded)
+        kernels.residual_norm(hidden, update, layer.reduce.bias, *layer.output_norm, spec.epsilon)
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,8 @@ def _brought(xp: Any, value: Any) -> Any:
     """Copy arrays to a device, and the tuples and records they are in."""
     if isinstance(value, np.ndarray):
         return xp.asarray(value)
+    if isinstance(value, Linear):
+        return Linear(xp.asarray(value.dense()), xp.asarray(value.bias))
     if isinstance(value, tuple):
         return tuple(_brought(xp, each) for each in value)
     if isinstance(value, EncoderWeights | LayerWeights):

@@ -20,7 +20,9 @@ from tarsdb.model_ops.architecture import EncoderSpec
 
 MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
-OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt")
+QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
+"""How matrices are kept: value of the option -> kind of ``kernels/packing``."""
+OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
 
 _DOCUMENT = ("document", "passage", "corpus")
 _LEGACY_KEYS = {
@@ -50,6 +52,8 @@ class SentenceSettings:
         Prompts of ``config_sentence_transformers.json`` by name.
     refuse_long : bool
         Raise DataError for a longer text instead of truncating it.
+    weights : str
+        Kind of packed weights matrices are kept as.
     """
 
     pooling: tuple[str, ...]
@@ -58,6 +62,7 @@ class SentenceSettings:
     lower: bool
     prompt: str
     refuse_long: bool
+    weights: str = "f32"
     prompts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -127,6 +132,7 @@ def read_settings(
         lower=bool(sentence.get("do_lower_case", False)),
         prompt=_prompt(files, prompts, options),
         refuse_long=options.get("overflow") == "error",
+        weights=QUANTIZE[options.get("quantize", "none")],
         prompts=prompts,
     )
 
@@ -140,7 +146,7 @@ def check_options(options: Mapping[str, Any], known: Sequence[str] = OPTIONS) ->
             )
         allowed: tuple[Any, ...] | None = {
             "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
-            "normalize": (True, False),
+            "normalize": (True, False), "quantize": tuple(QUANTIZE),
         }.get(name)  # fmt: skip
         if allowed is not None and value not in allowed:
             text = ", ".join(map(repr, allowed))

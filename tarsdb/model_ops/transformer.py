@@ -1,46 +1,39 @@
 """The forward pass of an encoder over one panel of packed texts.
 
 A panel is a few hundred tokens of whole texts, one after another: every matrix product runs over
-real tokens only. Knows no tokenizer, threads or pooling.
+real tokens only. All layers are one compiled call where the kernel is ready; NumPy computes the
+same where it is not, and is the reference. Knows no tokenizer, threads or pooling.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+import os
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.kernels.transformer import TransformerKernels
+from tarsdb.kernels import encoder as kernels
+from tarsdb.kernels import gemm_reference
+from tarsdb.kernels import transformer_reference as reference
 from tarsdb.model_ops.architecture import EncoderSpec
-from tarsdb.model_ops.weights import EncoderWeights, LayerWeights
+from tarsdb.model_ops.panels import PANEL_TOKENS
+from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-_SCORES = 1 << 19  # attention scores computed at a time: 2 MB, about an L2 cache
-
-
-class Workspace:
-    """Scratch arrays for panels of up to ``tokens`` tokens; used by one thread at a time."""
-
-    def __init__(self, spec: EncoderSpec, tokens: int) -> None:
-        self.tokens = tokens
-        self.heads = spec.heads
-        self.hidden = np.empty((tokens, spec.hidden), np.float32)
-        self.update = np.empty((tokens, spec.hidden), np.float32)
-        self.context = np.empty((tokens, spec.hidden), np.float32)
-        self.qkv = np.empty((tokens, 3 * spec.hidden), np.float32)
-        self.expanded = np.empty((tokens, spec.intermediate), np.float32)
-        self._scores = np.empty(0, np.float32)
-
-    def scores(self, count: int) -> F32:
-        """Return flat scratch for ``count`` attention scores."""
-        if len(self._scores) < count:
-            self._scores = np.empty(count, np.float32)
-        return self._scores[:count]
+_SCORES = 1 << 19  # attention scores NumPy computes at a time: 2 MB, about an L2 cache
+_LN2 = np.float32(math.log(2.0))
+_ACTIVATIONS = {
+    reference.GELU: gemm_reference.GELU,
+    reference.GELU_TANH: gemm_reference.GELU_TANH,
+    reference.RELU: gemm_reference.RELU,
+}
 
 
 class Panel(NamedTuple):
@@ -51,7 +44,7 @@ class Panel(NamedTuple):
     ids : (n,) int32
         Token ids, each below the vocabulary's size.
     offsets : (texts + 1,) int64
-        Where each text starts; no text longer than ``spec.max_tokens``.
+        Where each text starts; no text is empty or longer than ``spec.max_tokens``.
     types : (n,) int32, optional
         Token types, each below ``spec.token_types``; all 0 where absent.
     """
@@ -61,66 +54,124 @@ class Panel(NamedTuple):
     types: npt.NDArray[np.int32] | None = None
 
 
-def forward(
-    spec: EncoderSpec, weights: EncoderWeights, kernels: TransformerKernels, panel: Panel,
-    workspace: Workspace,
-) -> F32:  # fmt: skip
-    """Return the last layer's token vectors of a panel; the workspace holds at least its tokens.
+class Transformer:
+    """The layers of a model. Several threads may call it at once.
 
-    Returns
-    -------
-    (n, hidden) float32
-        A view of the workspace: it lives until the next panel.
+    Parameters
+    ----------
+    spec : EncoderSpec
+    tensors : mapping of str to ndarray
+        As :func:`load_weights` takes them.
+    kind : str
+        Of the weights: ``f32``, ``bf16`` or ``int8``.
     """
-    ids, offsets, types = panel
-    count = len(ids)
-    hidden = workspace.hidden[:count]
-    update = workspace.update[:count]
-    np.take(weights.words, ids, axis=0, out=hidden, mode="clip")
-    starts = np.repeat(offsets[:-1], np.diff(offsets))
-    np.take(weights.positions, np.arange(count) - starts, axis=0, out=update, mode="clip")
-    if types is not None:
-        update += weights.types[types]
-    scale, shift = weights.norm
+
+    def __init__(
+        self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str
+    ) -> None:
+        self._spec, self._kind = spec, kind
+        self._form = kernels.form(kind)
+        if self._form is not None:
+            kernels.prepare(kind)  # while the weights are read
+        portable = None if kind == "f32" else f"{kind}/avx2"
+        self._weights = load_weights(spec, tensors, self._form or portable)
+        self._model = None if self._form is None else model_table(spec, self._weights)
+        self._memories: deque[kernels.Memory] = deque(maxlen=os.cpu_count() or 1)
+
+    def forward(self, panel: Panel) -> F32:
+        """Return the last layer's token vectors of a panel, float32 (n, hidden)."""
+        kernel = None if self._form is None else kernels.current(self._kind)
+        if kernel is None or self._model is None or kernel.variant != self._form:
+            return forward(self._spec, self._weights, panel)
+        memory = self._borrow(self._model, kernel.variant, len(panel.ids))
+        try:
+            return compiled_forward(kernel, self._model, self._weights, panel, memory)
+        finally:
+            self._memories.append(memory)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of memory kept for the next calls: at most one panel's for each core."""
+        return sum(memory.nbytes for memory in tuple(self._memories))
+
+    def _borrow(self, model: kernels.ModelTable, form: str, tokens: int) -> kernels.Memory:
+        """Take memory for this many tokens; the caller puts it back."""
+        try:
+            memory = self._memories.pop()
+        except IndexError:
+            return kernels.Memory(model.shape, max(tokens, PANEL_TOKENS), form)
+        return memory if memory.tokens >= tokens else kernels.Memory(model.shape, tokens, form)
+
+
+def model_table(spec: EncoderSpec, weights: EncoderWeights) -> kernels.ModelTable:
+    """Return the addresses of packed weights, as the kernel wants them."""
+    shape = kernels.EncoderShape(
+        spec.layers, spec.hidden, spec.heads, weights.head_size, spec.intermediate,
+        _ACTIVATIONS[spec.activation], spec.epsilon,
+    )  # fmt: skip
+    layers = [
+        (layer.qkv.matrix, layer.qkv.bias, layer.context.matrix, layer.context.bias,
+         *layer.context_norm, layer.expand.matrix, layer.expand.bias, layer.reduce.matrix,
+         layer.reduce.bias, *layer.output_norm)
+        for layer in weights.layers
+    ]  # fmt: skip
+    return kernels.ModelTable(shape, weights.norm, weights.relative, layers)
+
+
+def compiled_forward(
+    kernel: kernels.EncoderKernel, model: kernels.ModelTable, weights: EncoderWeights,
+    panel: Panel, memory: kernels.Memory,
+) -> F32:  # fmt: skip
+    """Do the same by one call of a kernel; the memory holds at least the panel's tokens."""
+    count, width = len(panel.ids), model.shape.hidden
+    _embed(weights, panel, memory.hidden[:count, :width], memory.update[:count, :width])
+    kernels.encode(kernel, model, panel.offsets, memory)
+    return memory.hidden[:count, :width].copy()
+
+
+def forward(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
+    """Return the last layer's token vectors of a panel, float32 (n, hidden), by NumPy."""
+    hidden, update = (np.empty((len(panel.ids), spec.hidden), np.float32) for _ in range(2))
+    _embed(weights, panel, hidden, update)
     nothing = np.zeros(spec.hidden, np.float32)
-    kernels.residual_norm(hidden, update, nothing, scale, shift, spec.epsilon)
+    reference.residual_norm(hidden, update, nothing, *weights.norm, spec.epsilon)
     for layer in weights.layers:
-        _layer(spec, layer, kernels, workspace, offsets, weights.relative)
+        _layer(spec, weights, layer, hidden, panel.offsets)
     return hidden
 
 
+def _embed(weights: EncoderWeights, panel: Panel, hidden: F32, update: F32) -> None:
+    """Look up words into ``hidden``, positions and token types into ``update``."""
+    ids, offsets, types = panel
+    starts = np.repeat(offsets[:-1], np.diff(offsets))
+    hidden[:] = weights.words[ids]
+    update[:] = weights.positions[np.arange(len(ids)) - starts]
+    if types is not None:
+        update += weights.types[types]
+
+
 def _layer(
-    spec: EncoderSpec, layer: LayerWeights, kernels: TransformerKernels,
-    workspace: Workspace, offsets: I64, relative: F32 | None,
-) -> None:  # fmt: skip
-    count = int(offsets[-1])
-    hidden, update, context = (
-        array[:count] for array in (workspace.hidden, workspace.update, workspace.context)
-    )
-    qkv, expanded = workspace.qkv[:count], workspace.expanded[:count]
-    np.matmul(hidden, layer.qkv, out=qkv)
-    kernels.add_bias(qkv, layer.qkv_bias)
-    _attention(qkv, offsets, context, workspace, kernels, relative)
-    np.matmul(context, layer.context, out=update)
-    scale, shift = layer.context_norm
-    kernels.residual_norm(hidden, update, layer.context_bias, scale, shift, spec.epsilon)
-    np.matmul(hidden, layer.expand, out=expanded)
-    kernels.bias_activation(expanded, layer.expand_bias, spec.activation)
-    np.matmul(expanded, layer.reduce, out=update)
-    scale, shift = layer.output_norm
-    kernels.residual_norm(hidden, update, layer.reduce_bias, scale, shift, spec.epsilon)
+    spec: EncoderSpec, weights: EncoderWeights, layer: LayerWeights, hidden: F32, offsets: I64
+) -> None:
+    qkv = layer.qkv.product(hidden)
+    reference.add_bias(qkv, layer.qkv.bias)
+    context = _attention(qkv, offsets, spec.heads, weights.relative)
+    update = layer.context.product(context)
+    reference.residual_norm(hidden, update, layer.context.bias, *layer.context_norm, spec.epsilon)
+    expanded = layer.expand.product(hidden)
+    reference.bias_activation(expanded, layer.expand.bias, spec.activation)
+    update = layer.reduce.product(expanded)
+    reference.residual_norm(hidden, update, layer.reduce.bias, *layer.output_norm, spec.epsilon)
 
 
-def _attention(
-    qkv: F32, offsets: I64, out: F32, workspace: Workspace, kernels: TransformerKernels,
-    relative: F32 | None,
-) -> None:  # fmt: skip
+def _attention(qkv: F32, offsets: I64, heads: int, relative: F32 | None) -> F32:
     """Multi-head self-attention inside each text; queries come already scaled.
 
     Texts of one length, neighbours after sorting, are computed together as stacks of small
-    products: qkv (n, 3 * hidden) and out (n, hidden) are only looked at in other shapes.
+    products: qkv (n, 3 * width) and the result (n, width) are only looked at in other shapes.
     """
-    heads, size = workspace.heads, out.shape[1] // workspace.heads
+    out = np.empty((len(qkv), qkv.shape[1] // 3), np.float32)
+    size = out.shape[1] // heads
     text = 0
     for length, group in itertools.groupby(np.diff(offsets).tolist()):
         count = len(list(group))
@@ -131,15 +182,15 @@ def _attention(
             rows = slice(int(offsets[first]), int(offsets[last]))
             parts = qkv[rows].reshape(last - first, length, 3, heads, size)
             query, key, value = (parts[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
-            shape = (last - first, heads, length, length)
-            scores = workspace.scores(math.prod(shape)).reshape(shape)  # keys x queries
-            np.matmul(key, query.transpose(0, 1, 3, 2), out=scores)
+            scores = np.matmul(key, query.transpose(0, 1, 3, 2))  # keys x queries
             if bias is not None:
                 np.add(scores, bias, out=scores)
-            kernels.softmax_columns(scores.reshape(-1, length, length))
+            np.multiply(scores, _LN2, out=scores)  # from powers of two
+            reference.softmax_columns(scores.reshape(-1, length, length))
             context = out[rows].reshape(last - first, length, heads, size).transpose(0, 2, 1, 3)
             np.matmul(scores.transpose(0, 1, 3, 2), value, out=context)
         text += count
+    return out
 
 
 def _bias_matrix(relative: F32, length: int) -> F32:

@@ -1,8 +1,9 @@
 """A model's tensors in the layout the encoder computes with.
 
-Matrices are kept transposed (inputs x outputs), query, key and value side by side, the query
-scaled by 1/sqrt(head size), positions and token type 0 added up. Every array is this module's own
-copy, made one tensor at a time, so it outlives the file or the transaction it was read from.
+Query, key and value are one matrix, the query scaled by log2(e) / sqrt(head size) so that scores
+are powers of two; positions and token type 0 are added up. Matrices are packed for compiled
+products, or kept as NumPy multiplies them. Every array is this module's own copy, made one tensor
+at a time, so it outlives the file or the transaction it was read from.
 """
 
 from __future__ import annotations
@@ -16,28 +17,55 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
+from tarsdb.kernels import gemm_reference
+from tarsdb.kernels.packing import TILE, PackedMatrix, pack
 from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shapes
 
 F32 = npt.NDArray[np.float32]
 
+LOG2E = np.float32(math.log2(math.e))
 _ANCHOR = "embeddings.word_embeddings.weight"
 _NAMED = 8  # missing tensors spelled out in an error
 _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """One layer. Matrices are (inputs, outputs), vectors (outputs,), all float32, C order."""
+class Linear:
+    """A product with a weight matrix, and a bias.
 
-    qkv: F32
-    qkv_bias: F32
-    context: F32
-    context_bias: F32
+    ``matrix`` is packed, or float32 (inputs, outputs); ``bias`` float32 (outputs,).
+    """
+
+    matrix: PackedMatrix | F32
+    bias: F32
+
+    def product(self, rows: F32) -> F32:
+        """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
+        if isinstance(self.matrix, PackedMatrix) and self.matrix.kind == "int8":
+            return gemm_reference.product(rows, self.matrix)
+        return rows @ self.dense()
+
+    def dense(self) -> F32:
+        """Return the matrix as float32 (inputs, outputs)."""
+        return self.matrix.unpack().T if isinstance(self.matrix, PackedMatrix) else self.matrix
+
+    @classmethod
+    def of(cls, weight: F32, bias: F32, form: str | None) -> Linear:
+        """Make one of (outputs, inputs), packed in a form KIND/VARIANT or not at all."""
+        if form is None:
+            return cls(np.ascontiguousarray(weight.T), bias)
+        return cls(pack(weight, *form.split("/")), bias)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer. Heads are ``head_size`` wide in queries, keys, values and context."""
+
+    qkv: Linear
+    context: Linear
     context_norm: tuple[F32, F32]
-    expand: F32
-    expand_bias: F32
-    reduce: F32
-    reduce_bias: F32
+    expand: Linear
+    reduce: Linear
     output_norm: tuple[F32, F32]
 
 
@@ -47,7 +75,8 @@ class EncoderWeights:
 
     ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type 0 included;
     ``types`` (token_types, hidden), how each type differs from type 0; ``relative``
-    (heads, 2 * max_tokens - 1) or None.
+    (heads, 2 * max_tokens - 1), in powers of two like the scores, or None. ``head_size`` is filled
+    up with zeros to a multiple of 16.
     """
 
     words: F32
@@ -56,6 +85,7 @@ class EncoderWeights:
     norm: tuple[F32, F32]
     layers: tuple[LayerWeights, ...]
     relative: F32 | None
+    head_size: int
 
 
 def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
@@ -107,8 +137,12 @@ def compare_shapes(
         )
 
 
-def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> EncoderWeights:
+def load_weights(
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], form: str | None = None
+) -> EncoderWeights:
     """Copy the tensors an encoder needs; each is read from the mapping once.
+
+    Matrices are packed in a form KIND/VARIANT of the kernels, or kept for NumPy where it is None.
 
     Raises
     ------
@@ -127,14 +161,16 @@ def load_weights(spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> 
         types = types - types[0]
     relative = None
     if spec.relative_buckets:
-        relative = _relative_bias(read("encoder.relative_attention_bias.weight"), spec.max_tokens)
+        table = read("encoder.relative_attention_bias.weight") * LOG2E
+        relative = _relative_bias(table, spec.max_tokens)
     return EncoderWeights(
         words=read(_ANCHOR),
         positions=positions,
         types=types,
         norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
-        layers=tuple(_layer(spec, read, number) for number in range(spec.layers)),
+        layers=tuple(_layer(spec, read, number, form) for number in range(spec.layers)),
         relative=relative,
+        head_size=_padded_size(spec),
     )
 
 
@@ -148,10 +184,9 @@ class _Reader:
         self._prefix = prefix
         self._shapes = tensor_shapes(spec)
 
-    def __call__(self, name: str, transpose: bool = False) -> F32:
+    def __call__(self, name: str) -> F32:
         found = _find(self._tensors, self._prefix + name) or name
-        values = read_tensor(self._tensors, found, self._shapes[name])
-        return np.ascontiguousarray(values.T) if transpose else values
+        return read_tensor(self._tensors, found, self._shapes[name])
 
 
 def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> F32:
@@ -176,29 +211,45 @@ def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple
     return values
 
 
-def _layer(spec: EncoderSpec, read: _Reader, number: int) -> LayerWeights:
+def _layer(spec: EncoderSpec, read: _Reader, number: int, form: str | None) -> LayerWeights:
     def weight(part: str) -> F32:
-        return read(layer_tensor(spec, number, part, "weight"), transpose=True)
+        return read(layer_tensor(spec, number, part, "weight"))
 
     def bias(part: str) -> F32:
         return read(layer_tensor(spec, number, part, "bias"))
 
-    def norm(part: str) -> tuple[F32, F32]:
-        return read(layer_tensor(spec, number, part, "weight")), bias(part)
+    def linear(part: str) -> Linear:
+        return Linear.of(weight(part), bias(part), form)
 
-    scale = np.float32(1.0 / math.sqrt(spec.hidden // spec.heads))
+    def norm(part: str) -> tuple[F32, F32]:
+        return weight(part), bias(part)
+
+    scale = LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
+    parts = (("query", scale), ("key", np.float32(1)), ("value", np.float32(1)))
     return LayerWeights(
-        qkv=np.concatenate([weight("query") * scale, weight("key"), weight("value")], axis=1),
-        qkv_bias=np.concatenate([bias("query") * scale, bias("key"), bias("value")]),
-        context=weight("context"),
-        context_bias=bias("context"),
+        qkv=Linear.of(
+            np.concatenate([_padded_heads(spec, weight(part) * factor) for part, factor in parts]),
+            np.concatenate([_padded_heads(spec, bias(part) * factor) for part, factor in parts]),
+            form,
+        ),
+        context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), form),
         context_norm=norm("context_norm"),
-        expand=weight("expand"),
-        expand_bias=bias("expand"),
-        reduce=weight("reduce"),
-        reduce_bias=bias("reduce"),
+        expand=linear("expand"),
+        reduce=linear("reduce"),
         output_norm=norm("output_norm"),
     )
+
+
+def _padded_size(spec: EncoderSpec) -> int:
+    return -(-(spec.hidden // spec.heads) // TILE) * TILE
+
+
+def _padded_heads(spec: EncoderSpec, values: F32) -> F32:
+    """Fill each head's rows up with zeros: (heads * size, ...) to (heads * head_size, ...)."""
+    size, rest = spec.hidden // spec.heads, values.shape[1:]
+    whole = np.zeros((spec.heads, _padded_size(spec), *rest), np.float32)
+    whole[:, :size] = values.reshape(spec.heads, size, *rest)
+    return whole.reshape(-1, *rest)
 
 
 def _relative_bias(table: F32, longest: int) -> F32:

@@ -233,7 +233,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                         multiply(row + k // per_line * row_step, stride, count,
                                  here_at + part * tile + k // per_line * line, line, tile,
                                  min(step, here - part), min(part_depth, reach - k),
-                                 sums + 64 * part, 64 * group, k == 0)  # fmt: skip
+                                 sums + 64 * part, 64 * group, int(k == 0))  # fmt: skip
                 if has_scales:
                     for part in range(here):
                         dequantize(offset, sums + 64 * part, 64 * group, count, scratch + _SCALES,

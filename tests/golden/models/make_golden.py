@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.kernels import transformer
+from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder, read_model_directory
 from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.directory import resolve_directory
@@ -103,10 +103,10 @@ def check(count: int) -> None:
     texts = varied_texts(count)
     model = read_model_directory(MODEL)
     encoder = Encoder.from_files(model.files, model.tensors)
-    transformer.wait()
+    kernels.wait("f32")
     ours, theirs = encoder.encode(texts), reference_vectors(texts)
     cosine = (ours * theirs).sum(axis=1) / np.linalg.norm(theirs, axis=1)
-    print(f"{count} texts, {encoder.truncated} truncated, kernels {transformer.current().name}")
+    print(f"{count} texts, {encoder.truncated} truncated, kernels {kernels.wait('f32')}")
     print(f"cosine min {cosine.min():.8f} mean {cosine.mean():.8f}")
     print(f"largest difference of a component {np.abs(ours - theirs).max():.2e}")
     for place in np.argsort(cosine)[:3]:

@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from tarsdb.kernels.transformer import REFERENCE, TransformerKernels, wait
+from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder
 from tarsdb.model_ops.architecture import read_spec
-from tarsdb.model_ops.transformer import Panel, Workspace, forward
+from tarsdb.model_ops.transformer import Panel, compiled_forward, forward, model_table
 from tarsdb.model_ops.weights import load_weights
 from tests.golden.models.tiny_models import CONFIGS, tiny_ids, tiny_tensors
 from tests.golden.models.varied_texts import HAND_WRITTEN
@@ -31,14 +31,21 @@ def test_minilm_equals_sentence_transformers(minilm: Encoder) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["numpy", "compiled"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_family_equals_transformers(name: str, compiled: bool) -> None:
-    kernels: TransformerKernels = wait() if compiled else REFERENCE
     config = CONFIGS[name]
     spec = read_spec(config)
-    weights = load_weights(spec, tiny_tensors(config))
     texts = tiny_ids()
     offsets = np.cumsum([0, *map(len, texts)])
-    ids = np.concatenate(texts).astype(np.int32)
-    hidden = forward(spec, weights, kernels, Panel(ids, offsets), Workspace(spec, len(ids)))
+    panel = Panel(np.concatenate(texts).astype(np.int32), offsets)
+    if compiled:
+        kernel = kernels.wait("f32")
+        if kernel is None:
+            pytest.skip("no compiled kernels here")
+        weights = load_weights(spec, tiny_tensors(config), kernel.variant)
+        model = model_table(spec, weights)
+        memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
+        hidden = compiled_forward(kernel, model, weights, panel, memory)
+    else:
+        hidden = forward(spec, load_weights(spec, tiny_tensors(config)), panel)
     expected = np.load(GOLDEN / "tiny.npz")[name]
     assert np.abs(hidden - expected).max() < 2e-5
     assert np.abs(expected).max() > 1.0

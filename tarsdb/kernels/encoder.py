@@ -1,0 +1,203 @@
+"""The compiled encoder: which kernel, its tables of addresses, its memory.
+
+Knows arrays and sizes; not where they come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarsdb.kernels import dispatch
+from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.gemm import variant_of
+from tarsdb.kernels.native import address
+from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, pack_bias
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+BLOCK = 48
+"""Rows that go through a layer together; as in kernels/cpu, not imported before it is used."""
+PATIENCE_SECONDS = 1.0
+"""How long the first panel waits for kernels: loading them from the disk cache takes less."""
+
+
+@dataclass(frozen=True)
+class EncoderKernel:
+    """A compiled encoder; ``kernels/cpu/encoder.py`` says what it does."""
+
+    variant: str
+    encode: Callable[..., None]
+
+
+def _compiled_kind(kind: str) -> Compiled[EncoderKernel]:
+    def form(level: str) -> str | None:
+        found = variant_of(kind, level)
+        return None if found is None else f"{kind}/{found}"
+
+    return Compiled("encoder", EncoderKernel, form)
+
+
+_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+_patient_until: dict[str, float] = {}
+
+
+def form(kind: str) -> str | None:
+    """Return KIND/VARIANT as the kernels of this machine take weights of a kind; None: NumPy."""
+    found = variant_of(kind, dispatch.level())
+    return None if found is None else f"{kind}/{found}"
+
+
+def current(kind: str) -> EncoderKernel | None:
+    """Return the encoder of a kind of weights if it is ready, or will be soon; None otherwise.
+
+    Only calls within PATIENCE_SECONDS of the first one wait.
+    """
+    found = _compiled[kind].current()
+    if found is None and dispatch.level() != "portable":
+        now = time.monotonic()
+        until = _patient_until.setdefault(kind, now + PATIENCE_SECONDS)
+        if now < until:
+            return _compiled[kind].wait(until - now)
+    return found
+
+
+def prepare(kind: str) -> None:
+    """Let the encoder of a kind of weights be loaded or compiled in the background."""
+    _compiled[kind].current()
+
+
+def finish() -> None:
+    """Return when the kernels that were asked for are there."""
+    for compiled in _compiled.values():
+        compiled.finish()
+
+
+def wait(kind: str) -> EncoderKernel | None:
+    """Return the encoder of a kind, compiled if need be; None where there is no compiler."""
+    return _compiled[kind].wait()
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of an encoder.
+
+    Parameters
+    ----------
+    head_size : int
+        A multiple of 16.
+    activation : int
+        Of ``gemm_reference``.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_size: int
+    intermediate: int
+    activation: int
+    epsilon: float
+
+
+class ModelTable:
+    """Addresses of a model's arrays, which it keeps alive.
+
+    Parameters
+    ----------
+    shape : EncoderShape
+    norm : two float32 (hidden,)
+        Scale and shift of the embeddings' norm.
+    relative : float32 (heads, 2 * longest - 1), optional
+        Added to a score by distance key - query; in powers of two, like the scores.
+    layers : sequence of sequences
+        In the order of ``kernels/cpu/encoder.py``: packed qkv, its bias, context, bias, scale and
+        shift of its norm, expand, bias, reduce, bias, scale and shift.
+    """
+
+    def __init__(
+        self, shape: EncoderShape, norm: Sequence[F32], relative: F32 | None,
+        layers: Sequence[Sequence[PackedMatrix | F32]],
+    ) -> None:  # fmt: skip
+        self.shape = shape
+        self._held: list[object] = []
+        lines = [[self._address(part) for part in layer] for layer in layers]
+        table = self._keep(np.array(lines, np.int64))
+        epsilon = int(np.float32(shape.epsilon).view(np.int32))
+        bias, step = 0, 0
+        if relative is not None:
+            longest, heads = relative.shape[1] // 2, len(relative)
+            padded = np.zeros((heads, relative.shape[1] + 16), np.float32)
+            padded[:, : relative.shape[1]] = relative
+            bias, step = self._keep(padded) + 4 * longest, 4 * padded.shape[1]
+        sizes = (shape.layers, shape.hidden, shape.heads, shape.head_size, shape.intermediate,
+                 shape.activation, epsilon)  # fmt: skip
+        scale, shift = (self._address(part) for part in norm)
+        self.address = self._keep(np.array([*sizes, scale, shift, bias, step, table], np.int64))
+
+    def _address(self, part: PackedMatrix | F32) -> int:
+        if isinstance(part, PackedMatrix):
+            self._held.append(part)
+            return part.address
+        return self._keep(pack_bias(part))
+
+    def _keep(self, array: npt.NDArray[np.generic]) -> int:
+        self._held.append(array)
+        return address(array)
+
+
+class Memory:
+    """Arrays of one call at a time, for panels of up to ``tokens`` tokens and kernels of a form.
+
+    Attributes
+    ----------
+    hidden, update : float32 (tokens, hidden to the next 16)
+        Summands of the embeddings; ``hidden`` receives the result.
+    nbytes : int
+        Bytes of all its arrays.
+    """
+
+    def __init__(self, shape: EncoderShape, tokens: int, form: str) -> None:
+        from tarsdb.kernels.cpu.gemm import scratch_bytes
+
+        hidden, wide = _whole(shape.hidden), _whole(shape.intermediate)
+        keys, heads = _whole(tokens), shape.heads * shape.head_size
+        kind, variant = form.split("/")
+        product = scratch_bytes(kind, variant, max(hidden, wide, heads))
+        self.tokens = tokens
+        self.hidden, self.update = _rows(tokens, hidden), _rows(tokens, hidden)
+        others: list[npt.NDArray[Any]] = [
+            _rows(tokens, 3 * heads), _rows(keys, shape.head_size), _rows(BLOCK, keys),
+            _rows(1, BLOCK), aligned(product), _rows(BLOCK, hidden), _rows(BLOCK, wide),
+        ]  # fmt: skip
+        self._held: list[npt.NDArray[Any]] = [self.hidden, *others]
+        self._table = np.array([address(array) for array in self._held], np.int64)
+        self.address = address(self._table)
+        self.nbytes = self.update.nbytes + sum(array.nbytes for array in self._held)
+
+
+def encode(kernel: EncoderKernel, model: ModelTable, offsets: I64, memory: Memory) -> None:
+    """Run all layers over the embeddings in ``memory``.
+
+    Parameters
+    ----------
+    offsets : int64 (texts + 1,), C order
+        Where each text's rows start; no text is empty, and the last is at most ``memory.tokens``.
+    """
+    kernel.encode(
+        model.address, address(offsets), len(offsets) - 1, memory.address, address(memory.update),
+        BLOCK,
+    )  # fmt: skip
+
+
+def _whole(count: int) -> int:
+    return -(-count // 16) * 16
+
+
+def _rows(rows: int, width: int) -> F32:
+    return aligned(4 * rows * width).view(np.float32).reshape(rows, width)
