@@ -10,6 +10,7 @@ from tarsdb.engine.calibration import Calibration, count_right, measured, others
 from tarsdb.engine.index_methods import METHODS, Method, Part, Rows
 from tarsdb.errors import NotSupportedError
 from tarsdb.index import arrays
+from tarsdb.index.course import UNWATCHED
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import graph, ivf
 from tarsdb.types import parse_type
@@ -31,7 +32,7 @@ def method(request: pytest.FixtureRequest) -> Method:
 def source(vectors: np.ndarray, op: str = "<->") -> Rows:
     rowids = np.arange(7, 7 + len(vectors))
     kind = parse_type(f"VECTOR({vectors.shape[1]})")
-    return Rows(rowids, vectors.astype(np.float32), kind, op, 1, lambda done, total: None)
+    return Rows(rowids, vectors.astype(np.float32), kind, op, 1, UNWATCHED)
 
 
 def gaussian(rows: int, seed: int = 1) -> np.ndarray:
