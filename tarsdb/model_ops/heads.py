@@ -17,6 +17,7 @@ from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encoder import Encoder, Text
 from tarsdb.model_ops.sentence import (
+    QUANTIZE,
     SentenceSettings,
     check_options,
     read_max_length,
@@ -28,7 +29,7 @@ from tarsdb.model_ops.weights import check_tensors, compare_shapes, read_tensor
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-OPTIONS = ("max_length", "overflow")
+OPTIONS = ("max_length", "overflow", "quantize")
 MAX_LABELS = 100_000
 _IDENTITIES = ("torch.nn.modules.linear.Identity", "torch.nn.Identity")
 
@@ -203,6 +204,7 @@ class Classifier:
         settings = SentenceSettings(
             pooling=("cls",), normalize=False, max_length=longest, lower=False, prompt="",
             refuse_long=options.get("overflow") == "error",
+            weights=QUANTIZE[options.get("quantize", "none")],
         )  # fmt: skip
         encoder = Encoder(files, tensors, spec, settings)
         return cls(encoder, head, tensors, head_shapes(spec, head))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tarsdb.errors import DataError, InterruptError, ModelError, ModelFormatError, NotSupportedError
+from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder, ModelFiles, read_model_directory
 from tests.golden.models.varied_texts import varied_texts
 
@@ -16,12 +17,14 @@ def model(model_dir) -> ModelFiles:
 
 
 def test_result_does_not_depend_on_the_batch(minilm: Encoder) -> None:
+    if kernels.wait("f32") is None:
+        pytest.skip("NumPy's products depend on the number of rows")
     texts = varied_texts(150)
     together = minilm.encode(texts)
     alone = np.concatenate([minilm.encode([text]) for text in texts[::6]])
     shuffled = minilm.encode(texts[::-1], threads=1)[::-1]
-    assert np.abs(together[::6] - alone).max() < 1e-6
-    assert np.abs(together - shuffled).max() < 1e-6
+    assert np.array_equal(together[::6], alone)
+    assert np.array_equal(together, shuffled)
     assert np.array_equal(minilm.encode(texts[:20]), minilm.encode(texts[:20]))
 
 
