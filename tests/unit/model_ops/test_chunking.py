@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tarsdb.errors import DataError
-from tarsdb.model_ops import Encoder, chunk_text, chunk_tokens
+from tarsdb.model_ops import Encoder, chunk_text, chunk_tokens, chunking
 
 TEXT = "One two. Three four five! Six? seven eight. Nine 3.5 ten (eleven.) Twelve"
 
@@ -46,16 +48,22 @@ def test_where_sentences_end() -> None:
     st.text(alphabet="ab.!? \n。é", max_size=60), st.integers(1, 6), st.integers(0, 5),
     st.sampled_from(["words", "sentences"]),
 )  # fmt: skip
+@example("? ? ? ?", 3, 1, "words")
 def test_pieces_cover_the_text_in_order(text: str, size: int, overlap: int, by: str) -> None:
+    """By places: the same piece may stand several times in a text."""
     overlap = min(overlap, size - 1)
-    pieces = chunk_text(text, size, overlap, by=by)
-    place = covered = 0
-    for piece in pieces:
-        assert piece == piece.strip()
-        assert len(piece.split()) <= size
-        start = text.index(piece, place)
-        assert not text[covered:start].strip()
-        place, covered = start + 1 if overlap else start + len(piece), start + len(piece)
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    groups = [[word] for word in words] if by == "words" else chunking._sentences(text, words)
+    spans = chunking.pack(groups, size, overlap)
+    assert chunk_text(text, size, overlap, by=by) == [text[start:end] for start, end in spans]
+    covered = last = 0
+    for start, end in spans:
+        assert text[start:end] == text[start:end].strip()
+        assert len(text[start:end].split()) <= size
+        assert not text[covered:start].strip(), "words left out"
+        assert len(text[start:covered].split()) <= overlap, "more repeated than asked"
+        assert start >= last and end > covered, "no progress"
+        last, covered = start, end
     assert not text[covered:].strip()
 
 
