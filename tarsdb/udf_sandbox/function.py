@@ -200,12 +200,14 @@ class ScalarFunction:
         return result
 
     def _acquire(self, call: Call, watched: bool) -> Guest:
-        with self._lock:
-            guest = self._idle[watched].pop() if self._idle[watched] else None
-        if guest is None:
-            return self._compiled.guest(call, watched)
-        guest.begin(call)
-        return guest
+        while True:
+            with self._lock:
+                guest = self._idle[watched].pop() if self._idle[watched] else None
+            if guest is None:
+                return self._compiled.guest(call, watched)
+            if guest.begin(call):
+                return guest
+            guest.close()
 
     def _release(self, guest: Guest, watched: bool) -> None:
         if self._program.reusable and guest.footprint() <= KEPT_GUEST_BYTES:
