@@ -176,10 +176,16 @@ class Call:
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
+    waited: float = 0.0  # seconds that are not the guest's: its process had to be started
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""
         self.interrupted = True
+
+    def wait(self, seconds: float) -> None:
+        """Take no account of the time something else than the guest took."""
+        self.waited += seconds
+        self.deadline += seconds
 
     def is_interrupted(self) -> bool:
         """Return True when the call or its statement was interrupted."""

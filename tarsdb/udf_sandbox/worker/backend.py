@@ -30,7 +30,7 @@ from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, S
 from tarsdb.udf_sandbox.worker.pool import pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess
 
-KILL_GRACE_S = 0.03
+KILL_GRACE_S = 0.05
 """How long after its deadline a worker may still say that its guest was stopped."""
 
 T = TypeVar("T")
@@ -80,7 +80,9 @@ class WorkerProgram:
 
     def guest(self, call: Call, watched: bool) -> Guest:
         """Make a guest in a process that has loaded the program."""
+        began = time.monotonic()
         process = self._process()
+        call.wait(time.monotonic() - began)
         instance = WorkerInstance(self, process)
         try:
             instance.start(call)
@@ -130,6 +132,7 @@ class WorkerInstance:
     def __init__(self, compiled: WorkerProgram, process: WorkerProcess) -> None:
         self._compiled = compiled
         self._process = process
+        self._dropped = weakref.finalize(self, pool().discard, process)
         self._working = True
         self._begins = True
         self._fuel_left = 0
@@ -200,5 +203,9 @@ class WorkerInstance:
         if self._working:
             self._working = False
             pool().rest(self._process)
+        if self._dropped.detach() is None:
+            return
         if self._process.usable():
             self._compiled.put_back(self._process)
+        else:
+            pool().discard(self._process)

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from tarsdb.errors import UdfBackendError
 from tarsdb.metrics import METRICS
 from tarsdb.udf_sandbox.worker.process import WorkerProcess
 
@@ -23,7 +24,7 @@ class WorkerPool:
     """The idle workers of this process; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # collected functions discard their workers, at any moment
         self._starter = ThreadPoolExecutor(1, "tarsdb-sandbox-starter")
         self._spare: Future[WorkerProcess] | None = None
         self._idle: OrderedDict[WorkerProcess, None] = OrderedDict()
@@ -42,11 +43,13 @@ class WorkerPool:
             None can be started.
         """
         with self._lock:
-            coming, self._spare = self._spare, None
-        process = None if coming is None else coming.result()
-        if process is None or not process.usable():
-            process = self._start().result()
-        process.wait_until_ready()
+            spare, self._spare = self._spare, None
+        try:
+            process = _ready(spare or self._start())
+        except UdfBackendError:
+            if spare is None:
+                raise
+            process = _ready(self._start())  # the spare one may have been ended from outside
         if refill:
             with self._lock:
                 if self._spare is None:
@@ -97,8 +100,14 @@ class WorkerPool:
             process.kill()
 
 
+def _ready(starting: Future[WorkerProcess]) -> WorkerProcess:
+    process = starting.result()
+    process.wait_until_ready()
+    return process
+
+
 _pool: WorkerPool | None = None
-_pool_lock = threading.Lock()
+_pool_lock = threading.RLock()
 
 
 def pool() -> WorkerPool:
@@ -113,7 +122,7 @@ def pool() -> WorkerPool:
 def _after_fork() -> None:
     """Leave the parent its workers; a forked child makes its own."""
     global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    _pool, _pool_lock = None, threading.RLock()
 
 
 def _at_exit() -> None:

@@ -66,7 +66,7 @@ class WorkerProcess:
         self.owner = os.getpid()
         self.unfiltered = "it is not loaded"
         self._worked = 0.0
-        self._asked = False  # a request without an answer: nothing else can be asked
+        self._asked = True  # nothing can be asked while an answer is due; the first says: ready
         self._shared: mmap.mmap | None = None
         self._channel, theirs = socket.socketpair()
         with theirs:
@@ -98,6 +98,7 @@ class WorkerProcess:
             and not self._asked
             and self._worked < LIFETIME_S
             and self._channel.fileno() >= 0
+            and not self._poll.poll(0)  # nothing was asked: what is there to read is its end
             and self._process.poll() is None
         )
 
@@ -108,7 +109,6 @@ class WorkerProcess:
         ------
         UdfBackendError
         """
-        self._asked = True
         self._answer(START_SECONDS, lambda: False)
 
     def load(self, body: LoadBody) -> None:
