@@ -302,6 +302,20 @@ class RelationalInputs:
         """Run a sandboxed function."""
         return self._context.call_function(function, columns, rows)
 
+    def call_aggregate(
+        self, function: FunctionDef, columns: list[Column], offsets: np.ndarray
+    ) -> Column:
+        """Run a sandboxed aggregate function over the rows of groups, group after group."""
+        return self._context.engines.functions.call_aggregate(
+            self._context, function, columns, offsets
+        )
+
+    def call_table_function(
+        self, function: FunctionDef, columns: list[Column], rows: int
+    ) -> tuple[list[Column], np.ndarray]:
+        """Run a sandboxed table function; return its rows, and where each row's begin."""
+        return self._context.engines.functions.call_table(self._context, function, columns, rows)
+
     def call_session_function(self, name: str, columns: list[Column], rows: int) -> Column:
         """Run a Python function of the connection."""
         return self._context.engines.functions.call_session(name, columns, rows)
