@@ -18,14 +18,14 @@ _OFF = (
 )  # fmt: skip
 
 
-def in_process() -> wasmtime.Config:
-    """Return the settings of guests in this process."""
+def in_process(canonical: bool = True) -> wasmtime.Config:
+    """Return the settings of guests in this process; ``canonical`` is about NaN."""
     config = wasmtime.Config()
     for name in _OFF:  # a pool of compiler threads would not survive fork either
         setattr(config, name, False)
     config.consume_fuel = True
     config.epoch_interruption = True
-    config.cranelift_nan_canonicalization = True
+    config.cranelift_nan_canonicalization = canonical
     config.max_wasm_stack = MAX_WASM_STACK
     return config
 

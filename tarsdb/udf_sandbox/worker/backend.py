@@ -24,6 +24,7 @@ from tarsdb.metrics import METRICS
 from tarsdb.udf_sandbox import driver
 from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.compilation import native_code
+from tarsdb.udf_sandbox.fusion import fuse
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
 from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, Status
@@ -64,19 +65,31 @@ class WorkerProgram:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.memory_bytes = program.limits.max_memory_bytes // WASM_PAGE * WASM_PAGE
-        pages = 0 if program.driver is None else driver.memory_pages(len(program.arguments) + 1)
-        self.driver_bytes = pages * WASM_PAGE
-        code = native_code(WorkerBackend.name, program.code)
-        own = b""
+        self.driver_bytes = 0
+        code, own = program.code, b""
         if program.driver is not None:
-            own = native_code(WorkerBackend.name, program.driver)
+            driver_bytes = driver.memory_pages(len(program.arguments) + 1) * WASM_PAGE
+            fused = self._fused()
+            if fused is None:
+                self.driver_bytes, own = driver_bytes, program.driver
+            else:
+                self.memory_bytes, code = driver_bytes, fused
         self._body = LoadBody(
             self.memory_bytes, self.driver_bytes,
-            int(LIFETIME_S + program.limits.timeout_ms / 1000) + 60,
-            program.export, code, own,
+            int(LIFETIME_S + program.limits.timeout_ms / 1000) + 60, program.export,
+            native_code(WorkerBackend.name, code),
+            native_code(WorkerBackend.name, own) if own else b"",
         )  # fmt: skip
         self._resting: list[WorkerProcess] = []
         weakref.finalize(self, _discard, self._resting)
+
+    def _fused(self) -> bytes | None:
+        """Return function and loop as one module, where they can be."""
+        given = self.program
+        if not given.reusable:
+            return None
+        fused = fuse(given.code, given.export, given.arguments, given.returns)
+        return None if fused is None else fused.code
 
     def guest(self, call: Call, watched: bool) -> Guest:
         """Make a guest in a process that has loaded the program."""
