@@ -15,6 +15,7 @@ from typing import Any
 from tarsdb.errors import BindError, InterruptError, UdfError, UdfLimitError, UdfTrapError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox.backends import check_name
+from tarsdb.udf_sandbox.figures import Figures
 
 MAX_FUEL = 2**62
 MAX_MEMORY_BYTES = 4 << 30
@@ -128,6 +129,8 @@ class Budget:
     function. Calls that run at the same moment each see what was left when they began.
     """
 
+    figures: dict[str, Figures] = field(default_factory=dict)
+    """What each function did for the statement, by name."""
     _spent: dict[int, _Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _interrupted: threading.Event = field(default_factory=threading.Event)
@@ -162,6 +165,11 @@ class Budget:
             spent.fuel += fuel
             spent.seconds += seconds
 
+    def figures_of(self, function: str) -> Figures:
+        """Return what a function did for the statement, to add to."""
+        with self._lock:
+            return self.figures.setdefault(function, Figures())
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -177,6 +185,11 @@ class Call:
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
     waited: float = 0.0  # seconds that are not the guest's: its process had to be started
+    rows: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    memory: int = 0  # bytes the guest had at the end
+    reused: bool = False  # the guest served a call before
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""
