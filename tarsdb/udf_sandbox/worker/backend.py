@@ -178,11 +178,11 @@ class WorkerInstance:
         try:
             reply = self._process.ask(request, payload, seconds + KILL_GRACE_S, call.is_interrupted)
         except Unanswered:
-            METRICS.add("udf_workers_killed")
+            METRICS.add("udf.workers_killed")
             call.stopped = "interrupt" if call.is_interrupted() else "time"
             raise stop_error(call, "", "", None) from None
         except UdfBackendError as error:
-            METRICS.add("udf_workers_died")
+            METRICS.add("udf.workers_died")
             what = f"function {call.function}: {error.message}"
             raise UdfBackendError(what, error.hint) from error
         self._fuel_left = min(reply.fuel_left, call.fuel)

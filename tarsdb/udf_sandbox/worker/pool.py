@@ -57,7 +57,7 @@ class WorkerPool:
         return process
 
     def _start(self) -> Future[WorkerProcess]:
-        METRICS.add("udf_workers_started")
+        METRICS.add("udf.workers_started")
         return self._starter.submit(WorkerProcess)
 
     def rest(self, process: WorkerProcess) -> None:
