@@ -8,6 +8,7 @@ Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
 from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
+from tarsdb.udf_sandbox.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.module import (
     ModuleInfo,
     check_columnar,
@@ -21,6 +22,7 @@ from tarsdb.udf_sandbox.table_functions import TableFunction
 __all__ = [
     "AggregateFunction",
     "Budget",
+    "MetricFunction",
     "ModuleInfo",
     "SandboxedFunction",
     "ScalarFunction",
@@ -28,6 +30,7 @@ __all__ = [
     "check_aggregate",
     "check_columnar",
     "check_digest",
+    "check_metric",
     "check_signature",
     "inspect_module",
     "limits_from_options",
