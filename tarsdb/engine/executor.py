@@ -27,6 +27,7 @@ from tarsdb.sql.plan import (
     Aggregate,
     AggregateCall,
     Knn,
+    OneRow,
     PointLookup,
     Query,
     Relation,
@@ -48,6 +49,8 @@ def run(context: Context, plan: Query) -> Result:
             return _scan(context, plan)
         case Aggregate():
             return _aggregate(context, plan)
+        case OneRow():
+            return _one_row(context, plan)
         case Relational():
             return relational_result(context, plan)
     raise InternalError(f"no executor for {type(plan).__name__}")
@@ -99,6 +102,12 @@ def _scan(context: Context, plan: Scan) -> Result:
     if skip:
         merged = [column.take(np.arange(min(skip, len(column)), len(column))) for column in merged]
     return Result(names, types, columns=merged)
+
+
+def _one_row(context: Context, plan: OneRow) -> Result:
+    columns = project.evaluate_outputs(plan.outputs, evaluate.Batch(1, {}, context))
+    names, _ = project.header(plan.outputs)
+    return Result(names, [column.type for column in columns], columns=columns)
 
 
 def _nothing(output: ex.Output) -> Column:

@@ -58,6 +58,7 @@ from tarsdb.sql.plan import (
     Insert,
     Knn,
     Maintain,
+    OneRow,
     Plan,
     PointLookup,
     Pragma,
@@ -71,7 +72,7 @@ from tarsdb.sql.plan import (
 from tarsdb.storage import Environment, Snapshot, WriteSet
 
 T = TypeVar("T")
-QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
+QUERIES = (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)
 DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
 MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512
