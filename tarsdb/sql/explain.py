@@ -234,8 +234,9 @@ def _words(plan: pl.Plan) -> str:
 
 
 _PLANS: dict[type[Any], Callable[[Any], Lines]] = {
-    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.OneRow: _one_row, pl.Aggregate: _aggregate, pl.Knn: _knn,
-    pl.Relational: _relational, pl.VariableScan: _variable_scan, pl.Insert: _insert,
+    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.OneRow: _one_row,
+    pl.Aggregate: _aggregate, pl.Knn: _knn, pl.Relational: _relational,
+    pl.VariableScan: _variable_scan, pl.Insert: _insert,
     pl.Update: _update, pl.Delete: _delete,
     pl.CreateTable: _create_table, pl.Copy: _copy, pl.Explain: lambda plan: explain(plan.target),
 }  # fmt: skip

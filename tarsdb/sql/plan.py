@@ -387,6 +387,7 @@ class Explain:
 
 
 Plan = (
-    Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop
-    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
+    | CreateModel | CreateModule | CreateFunction | Drop | Transaction | SetOption | Show
+    | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip
