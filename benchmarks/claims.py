@@ -232,6 +232,24 @@ CLAIMS = (
               ">= 1.2", path("tarsdb_times", "hnswlib", target), "hnswlib")
         for target in ("0.95", "0.99")
     ),
+    *(
+        Claim("sandbox", f"sandboxed function, {words}, times as long (CPU)", bar, path(*names),
+              "the same function by Numba")
+        for words, bar, names in (
+            ("polynomial of 1,000,000 float64, bare", "<= 2",
+             ("polynomial_f64", "bare", "times_of_numba")),
+            ("polynomial of 1,000,000 float32, bare", "<= 1.5",
+             ("polynomial_f32", "bare", "times_of_numba")),
+            ("dot products of 384 float32, bare", "<= 4.5", ("dot", "bare", "times_of_numba")),
+            ("what f(x) adds to SELECT x", "<= 4.5", ("sql", "added_times_of_numba")),
+        )
+    ),
+    Claim("sandbox", "sandboxed function, what a row adds to a call, ns", "<= 5",
+          path("calls", "row_adds_ns")),
+    Claim("sandbox", "sandboxed function called row by row, times the time a row", ">= 1000",
+          path("calls", "per_row_over_batched"), "batches of 60,000"),
+    Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
+          path("calls", "new_instance_us")),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",

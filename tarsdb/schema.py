@@ -190,7 +190,17 @@ class ModuleDef:
 
 @dataclass(frozen=True)
 class FunctionDef:
-    """A sandboxed scalar function: signature, where its code is, limits."""
+    """A sandboxed function: signature, where its code is, limits.
+
+    Parameters
+    ----------
+    returns : SqlType
+        Of a table function: the type of its first column.
+    kind : str
+        ``'scalar'``, ``'aggregate'`` or ``'table'``.
+    columns : tuple of (str, SqlType)
+        Of a table function: what its rows hold.
+    """
 
     id: int
     name: str
@@ -204,6 +214,15 @@ class FunctionDef:
     volatility: str = "IMMUTABLE"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: int = 0
+    kind: str = "scalar"
+    columns: tuple[tuple[str, SqlType], ...] = ()
+
+    @cached_property
+    def result(self) -> str:
+        """What it returns, as SQL writes it."""
+        if self.kind != "table":
+            return str(self.returns)
+        return f"TABLE ({', '.join(f'{name} {sql_type}' for name, sql_type in self.columns)})"
 
 
 CatalogObject = TableDef | ModelDef | ModuleDef | FunctionDef
@@ -265,8 +284,11 @@ def _model(data: dict[str, Any]) -> ModelDef:
 
 
 def _function(data: dict[str, Any]) -> FunctionDef:
-    arguments = tuple((name, parse_type(text)) for name, text in data["arguments"])
-    return FunctionDef(**{**data, "arguments": arguments, "returns": parse_type(data["returns"])})
+    pairs = {
+        key: tuple((name, parse_type(text)) for name, text in data.get(key, ()))
+        for key in ("arguments", "columns")
+    }
+    return FunctionDef(**{**data, **pairs, "returns": parse_type(data["returns"])})
 
 
 _READERS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What table definitions mention: functions and models that may not vanish or change under them.
+"""Names: whether one is free, and what table definitions mention and so may not vanish or change.
 
 Looks at bound expressions only; runs nothing.
 """
@@ -6,6 +6,7 @@ Looks at bound expressions only; runs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
@@ -14,6 +15,22 @@ from tarsdb.schema import TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relational
+
+
+def may_create(context: Context, kind: str, plan: Any) -> bool:
+    """Return whether CREATE goes on: its name is free, or OR REPLACE was said.
+
+    Raises
+    ------
+    CatalogError
+        The name is taken, and nothing was said about that.
+    """
+    existing = getattr(context.catalog, kind)(plan.name)
+    if existing is None or plan.or_replace:
+        return True
+    if plan.if_not_exists:
+        return False
+    raise CatalogError(f"{kind} {plan.name!r} exists already")
 
 
 def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop") -> None:

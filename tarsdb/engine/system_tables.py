@@ -122,7 +122,7 @@ def _model_versions(context: Context) -> Rows:
 
 def _functions(context: Context) -> Rows:
     stored = [
-        (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), str(f.returns), f.language,
+        (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), f.result, f.language,
          f.volatility, f.strict, f.module, f.export)
         for f in context.catalog.functions()
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
 from tarsdb.sql.catalog import Catalog
 from tarsdb.sql.expressions import Expr
+from tarsdb.sql.function_calls import has_aggregate
 from tarsdb.sql.model_calls import FUNCTIONS as MODEL_FUNCTIONS
 from tarsdb.sql.plan import Copy, CreateFunction, CreateTable, Explain, Plan, Query, Relational
 from tarsdb.sql.relational import Rewriter
@@ -55,6 +56,8 @@ def bind_table_expression(text: str, table: TableDef, catalog: Catalog) -> Expr 
         raise BindError(f"{text!r} is not one expression")
     if statement.parameters:
         raise BindError(f"{text!r}: a stored expression cannot have parameters")
+    if has_aggregate(tree, catalog):
+        raise BindError(f"{text!r} aggregates rows, a stored expression is about one row")
     return dml.batch_expression(Binding(catalog), table, tree.expressions[0].unalias())
 
 

@@ -190,7 +190,7 @@ class Core:
         if operator is not None:
             return self.distance(node, operator)
         call = resolve_call(self.binding, node)
-        if call is None or not self.calls:
+        if call is None or not self.calls or call.kind in ("aggregate", "table"):
             return None
         arguments = [self.expr(argument) for argument in call.arguments]
         if any(argument is None for argument in arguments):

@@ -282,7 +282,10 @@ class CreateModule:
 
 @dataclass(frozen=True)
 class CreateFunction:
-    """CREATE FUNCTION: inline ``code`` (WAT text) or ``module`` + ``export``."""
+    """CREATE [AGGREGATE] FUNCTION: inline ``code`` (WAT text) or ``module`` + ``export``.
+
+    ``kind`` is 'scalar', 'aggregate' or 'table'; the last has ``columns`` in place of ``returns``.
+    """
 
     name: str
     arguments: tuple[tuple[str, str], ...]
@@ -296,6 +299,8 @@ class CreateFunction:
     options: dict[str, Any] = field(default_factory=dict)
     if_not_exists: bool = False
     or_replace: bool = False
+    kind: str = "scalar"
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class Program:
         Nothing a batch leaves behind can reach the next one.
     resettable : bool
         The module exports ``tars_reset``.
+    kind : str
+        ``'scalar'``, ``'aggregate'`` or ``'table'``: how ``export`` is called.
+    columns : tuple of SqlType
+        Of a table function: the columns of its rows.
     """
 
     code: bytes
@@ -52,6 +56,8 @@ class Program:
     limits: SandboxLimits
     reusable: bool
     resettable: bool
+    kind: str = "scalar"
+    columns: tuple[SqlType, ...] = ()
 
 
 class Instance(Protocol):

@@ -1,4 +1,4 @@
-"""ScalarFunction: a sandboxed function that maps columns to a column.
+"""Sandboxed functions, called with columns: what all kinds share, and the scalar kind.
 
 Handles NULLs, batch sizes, limits and reuse of guests; what runs them is a backend's.
 """
@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,105 +21,37 @@ from tarsdb.types import SqlType
 from tarsdb.udf_sandbox.backends import Guest, Program, backend
 from tarsdb.udf_sandbox.guests import driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
-from tarsdb.udf_sandbox.module import check_signature, inspect_module
+from tarsdb.udf_sandbox.module import ModuleInfo, check_signature, inspect_module
 
 MAX_BATCH_ROWS = 65_536
 KEPT_GUEST_BYTES = 16 << 20  # a guest that grew larger is freed, not kept
 _IDLE_GUESTS = 4
 _keys = itertools.count(1)
 
+T = TypeVar("T")
 
-class ScalarFunction:
-    """A function of a WebAssembly module, called with columns, safe to share between threads.
 
-    Parameters
-    ----------
-    code : bytes
-        A binary module. Compiled once per process and digest.
-    export : str
-    arguments : sequence of SqlType
-    returns : SqlType
-    strict : bool
-        ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
-        exports cannot see NULL and must be strict.
-    limits : SandboxLimits
+class SandboxedFunction:
+    """A program with its guests, safe to share between threads; kinds add how it is called.
 
     Attributes
     ----------
     name : str
         What errors call the function: the export until the owner sets another.
-
-    Raises
-    ------
-    UdfValidationError
-        The module is not acceptable, or the export does not fit the signature.
-    UdfLimitError
-        The module's memory starts larger than ``limits.max_memory_bytes``.
     """
 
-    def __init__(
-        self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
-        strict: bool = True, limits: SandboxLimits | None = None,
-    ) -> None:  # fmt: skip
-        self.name = export
-        self.arguments = tuple(arguments)
-        self.returns = returns
-        self.strict = strict
-        self.limits = limits or SandboxLimits()
+    def __init__(self, program: Program) -> None:
+        self.name = program.export
+        self.arguments = program.arguments
+        self.limits = program.limits
         self._key = next(_keys)
-        self._program = self._inspected(bytes(code), export)
+        self._program = program
         self._backend = backend(self.limits.backend)
-        self._compiled = self._backend.compile(self._program)
+        self._compiled = self._backend.compile(program)
         self._lock = threading.Lock()
         self._idle: dict[bool, list[Guest]] = {True: [], False: []}
         self._calls: set[Call] = set()
         self._closed = False
-
-    def _inspected(self, code: bytes, export: str) -> Program:
-        info = inspect_module(code)
-        kind = check_signature(info, export, self.arguments, self.returns, self.strict)
-        scalar = kind == "scalar"
-        if info.memory_pages * WASM_PAGE > self.limits.max_memory_bytes:
-            what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
-            raise memory_error(self.name, self.limits, what)
-        return Program(
-            code=code, sha256=info.sha256,
-            driver=driver_code(self.arguments, self.returns) if scalar else None,
-            export=export, arguments=self.arguments, returns=self.returns, limits=self.limits,
-            reusable=info.stateless if scalar else info.resettable,
-            resettable=info.resettable and not scalar,
-        )  # fmt: skip
-
-    def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
-        """Return the function's value for every row, as a new column.
-
-        Parameters
-        ----------
-        columns : sequence of Column
-            One per argument, of the declared types, each of ``rows`` rows. Only read.
-        rows : int
-        budget : Budget, optional
-            Of the statement; a fresh one when absent.
-
-        Raises
-        ------
-        UdfTrapError, UdfLimitError, UdfError, InterruptError
-            No part of the result survives, and the guest that failed is thrown away.
-        """
-        budget = Budget() if budget is None else budget
-        self._check(columns, rows)
-        budget.check(self.name)
-        if rows == 0:
-            return empty(self.returns)
-        keep = _valid_rows(columns) if self.strict else None
-        if keep is None:
-            return self._run(columns, rows, budget)
-        chosen = np.flatnonzero(keep)
-        if len(chosen) == 0:
-            return _scatter(empty(self.returns), keep)
-        taken = [column.take(chosen) for column in columns]
-        taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
-        return _scatter(self._run(taken, len(chosen), budget), keep)
 
     def interrupt(self) -> None:
         """End every running call of this function with InterruptError."""
@@ -150,26 +83,9 @@ class ScalarFunction:
                     f"got {column.type} of {len(column)} rows"
                 )
 
-    def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
-        pieces = 1 if self._program.driver is not None else self._pieces(columns, rows)
-        if pieces == 1:
-            return self._run_piece(columns, rows, budget)
-        size = -(-rows // pieces)
-        parts = []
-        for start in range(0, rows, size):
-            stop = min(start + size, rows)
-            part = [column.slice(start, stop) for column in columns]
-            parts.append(self._run_piece(part, stop - start, budget))
-        return concat(self.returns, parts)
-
-    def _pieces(self, columns: Sequence[Column], rows: int) -> int:
-        """Return how many batches keep each under a quarter of the guest's memory."""
-        size = sum(column.nbytes for column in columns)
-        size += rows * self.returns.width * self.returns.dtype.itemsize
-        wanted = max(-(-size // (self.limits.max_memory_bytes // 4)), -(-rows // MAX_BATCH_ROWS))
-        return min(max(wanted, 1), rows)
-
-    def _run_piece(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+    def _within_budget(self, work: Callable[[Guest, Call], T], rows: int, budget: Budget) -> T:
+        """Run work over that many rows with a guest, under what is left of the limits."""
+        budget.check(self.name)
         fuel, seconds = budget.begin(self._key, rows, self.limits)
         began = time.monotonic()
         call = Call(self.name, self.limits, budget, fuel, began + seconds)
@@ -178,18 +94,16 @@ class ScalarFunction:
         with self._lock:
             self._calls.add(call)
         try:
-            return self._backend.run(
-                lambda watched: self._batch(columns, rows, call, watched), call
-            )
+            return self._backend.run(lambda watched: self._with_guest(work, call, watched), call)
         finally:
             with self._lock:
                 self._calls.discard(call)
             budget.end(self._key, call.used, time.monotonic() - began)
 
-    def _batch(self, columns: Sequence[Column], rows: int, call: Call, watched: bool) -> Column:
+    def _with_guest(self, work: Callable[[Guest, Call], T], call: Call, watched: bool) -> T:
         guest = self._acquire(call, watched)
         try:
-            result = guest.batch(columns, rows, call)
+            result = work(guest, call)
         except BaseException:
             with contextlib.suppress(Exception):
                 call.used = guest.end(call)
@@ -216,7 +130,114 @@ class ScalarFunction:
         guest.close()
 
 
-def _valid_rows(columns: Sequence[Column]) -> np.ndarray | None:
+class ScalarFunction(SandboxedFunction):
+    """A function that maps columns to a column of as many rows.
+
+    Parameters
+    ----------
+    code : bytes
+        A binary module. Compiled once per process and digest.
+    export : str
+    arguments : sequence of SqlType
+    returns : SqlType
+    strict : bool
+        ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
+        exports cannot see NULL and must be strict.
+    limits : SandboxLimits
+
+    Raises
+    ------
+    UdfValidationError
+        The module is not acceptable, or the export does not fit the signature.
+    UdfLimitError
+        The module's memory starts larger than ``limits.max_memory_bytes``.
+    """
+
+    def __init__(
+        self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
+        strict: bool = True, limits: SandboxLimits | None = None,
+    ) -> None:  # fmt: skip
+        info = inspect_module(bytes(code))
+        kind = check_signature(info, export, arguments, returns, strict)
+        self.returns = returns
+        self.strict = strict
+        scalar = kind == "scalar"
+        super().__init__(
+            Program(
+                code=bytes(code), sha256=info.sha256,
+                driver=driver_code(tuple(arguments), returns) if scalar else None,
+                export=export, arguments=tuple(arguments), returns=returns,
+                limits=fitting(info, export, limits),
+                reusable=info.stateless if scalar else info.resettable,
+                resettable=info.resettable and not scalar,
+            )
+        )  # fmt: skip
+
+    def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
+        """Return the function's value for every row, as a new column.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            One per argument, of the declared types, each of ``rows`` rows. Only read.
+        rows : int
+        budget : Budget, optional
+            Of the statement; a fresh one when absent.
+
+        Raises
+        ------
+        UdfTrapError, UdfLimitError, UdfError, InterruptError
+            No part of the result survives, and the guest that failed is thrown away.
+        """
+        budget = Budget() if budget is None else budget
+        self._check(columns, rows)
+        if rows == 0:
+            return empty(self.returns)
+        keep = valid_rows(columns) if self.strict else None
+        if keep is None:
+            return self._run(columns, rows, budget)
+        chosen = np.flatnonzero(keep)
+        if len(chosen) == 0:
+            return _scatter(empty(self.returns), keep)
+        taken = [column.take(chosen) for column in columns]
+        taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
+        return _scatter(self._run(taken, len(chosen), budget), keep)
+
+    def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+        pieces = 1 if self._program.driver is not None else self._pieces(columns, rows)
+        if pieces == 1:
+            return self._batch(columns, rows, budget)
+        size = -(-rows // pieces)
+        parts = []
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            part = [column.slice(start, stop) for column in columns]
+            parts.append(self._batch(part, stop - start, budget))
+        return concat(self.returns, parts)
+
+    def _pieces(self, columns: Sequence[Column], rows: int) -> int:
+        """Return how many batches keep each under a quarter of the guest's memory."""
+        size = sum(column.nbytes for column in columns)
+        size += rows * self.returns.width * self.returns.dtype.itemsize
+        wanted = max(-(-size // (self.limits.max_memory_bytes // 4)), -(-rows // MAX_BATCH_ROWS))
+        return min(max(wanted, 1), rows)
+
+    def _batch(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+        return self._within_budget(
+            lambda guest, call: guest.batch(columns, rows, call), rows, budget
+        )
+
+
+def fitting(info: ModuleInfo, export: str, limits: SandboxLimits | None) -> SandboxLimits:
+    """Return the limits, defaults where there are none, unless the module starts too large."""
+    limits = limits or SandboxLimits()
+    if info.memory_pages * WASM_PAGE > limits.max_memory_bytes:
+        what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
+        raise memory_error(export, limits, what)
+    return limits
+
+
+def valid_rows(columns: Sequence[Column]) -> np.ndarray | None:
     """Return where no argument is NULL, or None when that is everywhere."""
     keep: np.ndarray | None = None
     for column in columns:
