@@ -59,7 +59,7 @@ def _halves(blocks: U8, at: int) -> F32:
 
 
 def _q4_0(data: U8) -> F32:
-    """Read a scale; 16 bytes: the first half of the codes in the low bits, the second in the high."""
+    """Read a scale and 16 bytes: codes of the first half in the low bits, of the second above."""
     blocks = data.reshape(-1, 18)
     codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.int8) - 8
     return (codes * _halves(blocks, 0)).reshape(-1)
