@@ -9,6 +9,7 @@ from tarsdb import storage
 from tarsdb.engine import (
     access,
     executor,
+    function_figures,
     index_build,
     inference_cache,
     inference_figures,
@@ -114,6 +115,8 @@ def explain(context: Context, plan: Explain) -> Result:
         lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
         after = context.engines.done.snapshot()
         lines += inference_figures.lines({n: v - before.get(n, 0) for n, v in after.items()})
+        if context.budget is not None:
+            lines += function_figures.lines(context.budget.figures)
     return _text_table(("plan",), [(line,) for line in lines])
 
 

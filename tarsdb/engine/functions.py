@@ -19,7 +19,7 @@ from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.udf_sandbox import Budget, SandboxedFunction
+    from tarsdb.udf_sandbox import Budget, Figures, SandboxedFunction
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,13 @@ class FunctionRuntime:
         finally:
             self._running.remove(context.budget)
 
+    def figures(self, function: FunctionDef) -> Figures | None:
+        """Return what a function did in this process; None when it was not called yet."""
+        compiled = self._env.caches.get("functions", {}).get(_key(function))
+        return None if compiled is None else compiled.figures
+
     def _compiled(self, context: Context, function: FunctionDef) -> SandboxedFunction:
-        loaded = self._env.caches.setdefault("functions", {})
-        key = (function.name, function.digest, function.export, function.arguments,
-               function.returns, function.kind, function.columns,
-               function.strict, tuple(sorted(function.options.items())))  # fmt: skip
+        loaded, key = self._env.caches.setdefault("functions", {}), _key(function)
         compiled: SandboxedFunction | None = loaded.get(key)
         if compiled is None:
             with self._lock:
@@ -136,6 +138,12 @@ class FunctionRuntime:
     def close(self) -> None:
         """Forget this connection's functions."""
         self.session.clear()
+
+
+def _key(function: FunctionDef) -> tuple[Any, ...]:
+    return (function.name, function.digest, function.export, function.arguments,
+            function.returns, function.kind, function.columns,
+            function.strict, tuple(sorted(function.options.items())))  # fmt: skip
 
 
 def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:

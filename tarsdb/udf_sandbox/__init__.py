@@ -6,6 +6,7 @@ Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 
 from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
+from tarsdb.udf_sandbox.figures import Figures
 from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
 from tarsdb.udf_sandbox.module import (
@@ -21,6 +22,7 @@ from tarsdb.udf_sandbox.table_functions import TableFunction
 __all__ = [
     "AggregateFunction",
     "Budget",
+    "Figures",
     "ModuleInfo",
     "SandboxedFunction",
     "ScalarFunction",

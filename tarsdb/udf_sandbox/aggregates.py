@@ -128,7 +128,7 @@ class AggregateFunction(SandboxedFunction):
             return empty(self.returns)
         given = [Column(BIGINT, np.asarray(offsets, dtype=np.int64)), *columns]
         return self._within_budget(
-            lambda guest, call: guest.batch(given, groups, call), rows + groups, budget
+            lambda guest, call: guest.batch(given, groups, call), given, rows + groups, budget
         )
 
 

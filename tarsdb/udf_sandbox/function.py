@@ -18,6 +18,7 @@ from tarsdb.columns import Column, concat, empty
 from tarsdb.errors import InterfaceError, UdfError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
+from tarsdb.udf_sandbox import figures
 from tarsdb.udf_sandbox.backends import Guest, Program, backend
 from tarsdb.udf_sandbox.guests import driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
@@ -38,12 +39,15 @@ class SandboxedFunction:
     ----------
     name : str
         What errors call the function: the export until the owner sets another.
+    figures : Figures
+        What it did in this process.
     """
 
     def __init__(self, program: Program) -> None:
         self.name = program.export
         self.arguments = program.arguments
         self.limits = program.limits
+        self.figures = figures.Figures()
         self._key = next(_keys)
         self._program = program
         self._backend = backend(self.limits.backend)
@@ -83,22 +87,35 @@ class SandboxedFunction:
                     f"got {column.type} of {len(column)} rows"
                 )
 
-    def _within_budget(self, work: Callable[[Guest, Call], T], rows: int, budget: Budget) -> T:
-        """Run work over that many rows with a guest, under what is left of the limits."""
+    def _within_budget(
+        self, work: Callable[[Guest, Call], T], columns: Sequence[Column], rows: int, budget: Budget
+    ) -> T:
+        """Run work over rows of these columns with a guest, under what is left of the limits."""
         budget.check(self.name)
         fuel, seconds = budget.begin(self._key, rows, self.limits)
         began = time.monotonic()
-        call = Call(self.name, self.limits, budget, fuel, began + seconds)
+        call = Call(self.name, self.limits, budget, fuel, began + seconds, rows=rows)
         if seconds <= 0:
             raise time_error(call)
+        call.bytes_in = figures.size(columns)
         with self._lock:
             self._calls.add(call)
+        failure: BaseException | None = None
         try:
-            return self._backend.run(lambda watched: self._with_guest(work, call, watched), call)
+            result = self._backend.run(lambda watched: self._with_guest(work, call, watched), call)
+            call.bytes_out = figures.size(result if isinstance(result, list) else [result])
+            return result
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             with self._lock:
                 self._calls.discard(call)
-            budget.end(self._key, call.used, time.monotonic() - began)
+            took = time.monotonic() - began
+            budget.end(self._key, call.used, took)
+            for kept in (self.figures, budget.figures_of(self.name)):
+                kept.add(call, took, failure)
+            figures.count(call, took, failure)
 
     def _with_guest(self, work: Callable[[Guest, Call], T], call: Call, watched: bool) -> T:
         guest = self._acquire(call, watched)
@@ -110,7 +127,8 @@ class SandboxedFunction:
             guest.close()
             raise
         call.used = guest.end(call)
-        self._release(guest, watched)
+        call.memory = guest.footprint()
+        self._release(guest, watched, call.memory)
         return result
 
     def _acquire(self, call: Call, watched: bool) -> Guest:
@@ -119,10 +137,11 @@ class SandboxedFunction:
         if guest is None:
             return self._compiled.guest(call, watched)
         guest.begin(call)
+        call.reused = True
         return guest
 
-    def _release(self, guest: Guest, watched: bool) -> None:
-        if self._program.reusable and guest.footprint() <= KEPT_GUEST_BYTES:
+    def _release(self, guest: Guest, watched: bool, memory: int) -> None:
+        if self._program.reusable and memory <= KEPT_GUEST_BYTES:
             with self._lock:
                 if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
                     self._idle[watched].append(guest)
@@ -224,7 +243,7 @@ class ScalarFunction(SandboxedFunction):
 
     def _batch(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
         return self._within_budget(
-            lambda guest, call: guest.batch(columns, rows, call), rows, budget
+            lambda guest, call: guest.batch(columns, rows, call), columns, rows, budget
         )
 
 

@@ -113,7 +113,7 @@ class TableFunction(SandboxedFunction):
             assert isinstance(guest, TableGuest)
             return guest.tables(part, stop - start, call)
 
-        return self._within_budget(work, stop - start, budget)
+        return self._within_budget(work, part, stop - start, budget)
 
 
 class TableGuest(InstanceGuest):
