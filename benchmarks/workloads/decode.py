@@ -115,7 +115,7 @@ def with_torch(config: dict[str, Any], dtype: str, threads: int) -> dict[str, Ca
 
 
 def write_gguf(config: dict[str, Any], kind: str, path: str) -> None:
-    """Write the weights as llama.cpp reads them: F32, BF16 or Q8_0; norms and biases float32."""
+    """Write the weights as llama.cpp reads them, in one coding; norms and biases float32."""
     import gguf
 
     family = config["model_type"]
@@ -218,7 +218,7 @@ def agreement() -> dict[str, float]:
     tokens = np.load(golden)["tokens"]
     model = read_model_directory(str(STORIES))
     found = {}
-    for quantize in ("none", "bf16", "int8"):
+    for quantize in ("none", "bf16", "int8", "int4"):
         decoder = Decoder.from_files(model.files, model.tensors, {"quantize": quantize})
         step = batch(1, 0, len(tokens) - 1)
         step = StepBatch(tokens[:-1], step.offsets, step.positions, step.block_tables,
@@ -231,7 +231,8 @@ def agreement() -> dict[str, float]:
 def contenders(shape: str, modes: list[str], threads: int) -> dict[str, dict[str, Any]]:
     """Return what is measured, by name; each loads its weights."""
     config, found = SHAPES[shape], {}
-    rivals = {"none": ("float32", "F32"), "bf16": ("bfloat16", "BF16"), "int8": ("", "Q8_0")}
+    rivals = {"none": ("float32", "F32"), "bf16": ("bfloat16", "BF16"), "int8": ("", "Q8_0"),
+              "int4": ("", "Q4_0")}  # fmt: skip
     for mode in modes:
         found[f"tarsdb {mode}"] = ours(config, mode, threads)
         dtype, kind = rivals[mode]
@@ -246,7 +247,7 @@ def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="110M")
-    parser.add_argument("--modes", nargs="+", default=["none", "bf16", "int8"])
+    parser.add_argument("--modes", nargs="+", default=["none", "bf16", "int8", "int4"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
