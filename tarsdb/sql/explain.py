@@ -116,6 +116,10 @@ def _scan(plan: pl.Scan) -> Lines:
             *_outputs(plan.outputs)]  # fmt: skip
 
 
+def _one_row(plan: pl.OneRow) -> Lines:
+    return ["OneRow", *(f"  {expression(output.expr)}" for output in plan.outputs)]
+
+
 def _aggregate(plan: pl.Aggregate) -> Lines:
     calls = [
         "count(*)" if c.column is None else f"{c.function}({c.column.name})" for c in plan.calls
@@ -240,8 +244,9 @@ def _words(plan: pl.Plan) -> str:
 
 
 _PLANS: dict[type[Any], Callable[[Any], Lines]] = {
-    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.Aggregate: _aggregate, pl.Knn: _knn,
-    pl.Relational: _relational, pl.VariableScan: _variable_scan, pl.Insert: _insert,
+    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.OneRow: _one_row,
+    pl.Aggregate: _aggregate, pl.Knn: _knn, pl.Relational: _relational,
+    pl.VariableScan: _variable_scan, pl.Insert: _insert,
     pl.Update: _update, pl.Delete: _delete,
     pl.CreateTable: _create_table, pl.Copy: _copy, pl.Explain: lambda plan: explain(plan.target),
 }  # fmt: skip
