@@ -50,7 +50,7 @@ def run_program() -> None:
 
 
 ATTEMPTS: dict[str, Callable[[], Any]] = {
-    "read a file": lambda: open("/etc/passwd").close(),
+    "read a file": lambda: open("/etc/passwd").read(),
     "write a file": lambda: os.close(os.open("/tmp/tarsdb-escape", os.O_CREAT | os.O_WRONLY)),
     "list a folder": lambda: os.listdir("/"),
     "internet socket": lambda: socket.socket(socket.AF_INET).close(),
@@ -79,12 +79,11 @@ def main(wasmtime_folder: str, package: str, *words: str) -> None:
     from tarsdb.udf_sandbox import settings
     from tarsdb.udf_sandbox.worker import confinement, memories, messages
 
-    if "filter" not in words:
-        confinement.filter_system_calls = lambda: ""
-    if "limits" not in words:
-        confinement.limit_resources = lambda cpu, memory: None
+    for word, name in (("filter", "filter_system_calls"), ("limits", "limit_resources")):
+        if word not in words:
+            setattr(confinement, name, lambda *_: "")
     shared = memories.Memories()
-    config = settings.in_worker()
+    config = settings.SETTINGS["worker"]()
     shared.install(config)
     engine = wasmtime.Engine(config)
     native = bytes(wasmtime.Module(engine, MODULE).serialize())
