@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import mmap
 import os
+import pathlib
 import socket
 import sys
 import threading
@@ -50,12 +51,12 @@ def run_program() -> None:
 
 
 ATTEMPTS: dict[str, Callable[[], Any]] = {
-    "read a file": lambda: open("/etc/passwd").read(),
+    "read a file": lambda: pathlib.Path("/etc/passwd").read_text(),
     "write a file": lambda: os.close(os.open("/tmp/tarsdb-escape", os.O_CREAT | os.O_WRONLY)),
     "list a folder": lambda: os.listdir("/"),
     "internet socket": lambda: socket.socket(socket.AF_INET).close(),
     "unix socket": lambda: socket.socket(socket.AF_UNIX).close(),
-    "pipe": lambda: [os.close(end) for end in os.pipe()],
+    "pipe": os.pipe,
     "executable mmap": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC).close(),
     "executable mprotect": executable_by_mprotect,
     "fork": fork,
