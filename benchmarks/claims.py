@@ -11,44 +11,11 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import harness
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One bar: a figure of a workload that is at most, at least or exactly something."""
-
-    workload: str
-    text: str
-    bar: str
-    """``<=``, ``>=`` or ``==`` and a number."""
-    figure: Callable[[Record], Any]
-    peer: str = ""
-
-    def passes(self, value: Any) -> bool:
-        """Compare; what is not a number passes no bar."""
-        sign, _, limit = self.bar.partition(" ")
-        if value is None or value != value:
-            return False
-        bound = float(limit)
-        return {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[sign]
-
-
-def path(*names: str) -> Callable[[Record], Any]:
-    """Return a reader of a nested entry."""
-
-    def read(record: Record) -> Any:
-        found: Any = record
-        for name in names:
-            found = found[name]
-        return found
-
-    return read
+from benchmarks.claim import Claim, Record, path
+from benchmarks.inference_claims import INFERENCE
 
 
 def _recall(record: Record) -> float:
@@ -260,6 +227,7 @@ CLAIMS = (
           path("rate", "select")),
     Claim("sql_logic", "sqllogictest random files, share that agrees", ">= 0.998",
           path("rate", "random")),
+    *INFERENCE,
 )  # fmt: skip
 
 CONDITIONAL = Claim(

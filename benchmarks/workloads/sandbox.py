@@ -75,7 +75,7 @@ def bare(function: ScalarFunction, columns: list[Column], rows: int) -> Iterator
                 guest.instance.invoke("run", call)
             return np.array(guest._output[: rows - start])
     else:
-        layout = BatchLayout(columns, function.returns, rows)
+        layout = BatchLayout(columns, (function.returns,), rows)
         region = guest.instance.invoke("tars_alloc", call, layout.size)
         base = layout.write(guest.instance.memory(), region)
 

@@ -37,6 +37,13 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """``SELECT outputs``, from no table."""
+
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
 class AggregateCall:
     """``function`` is count_star, count, sum, avg, min or max; ``column`` None for count_star."""
 
@@ -146,7 +153,7 @@ class VariableScan:
     columns: tuple[str, ...] | None = None
 
 
-Query = PointLookup | Scan | Aggregate | Knn | Relational
+Query = PointLookup | Scan | OneRow | Aggregate | Knn | Relational
 
 
 @dataclass(frozen=True)
@@ -380,7 +387,7 @@ class Explain:
 
 
 Plan = (
-    PointLookup | Scan | Aggregate | Knn | Relational | VariableScan | Insert | Update | Delete
-    | CreateTable | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop
-    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
+    | CreateModel | CreateModule | CreateFunction | Drop | Transaction | SetOption | Show
+    | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

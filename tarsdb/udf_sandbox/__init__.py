@@ -10,6 +10,7 @@ from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
 from tarsdb.udf_sandbox.figures import Figures
 from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
+from tarsdb.udf_sandbox.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.module import (
     ModuleInfo,
     check_columnar,
@@ -24,6 +25,7 @@ __all__ = [
     "AggregateFunction",
     "Budget",
     "Figures",
+    "MetricFunction",
     "ModuleInfo",
     "SandboxedFunction",
     "ScalarFunction",
@@ -31,6 +33,7 @@ __all__ = [
     "check_aggregate",
     "check_columnar",
     "check_digest",
+    "check_metric",
     "check_signature",
     "inspect_module",
     "limits_from_options",

@@ -230,7 +230,7 @@ class ScalarFunction(SandboxedFunction):
         parts = []
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            part = [column.slice(start, stop) for column in columns]
+            part = [c.slice(start, stop) if len(c) == rows else c for c in columns]
             parts.append(self._batch(part, stop - start, budget))
         return concat(self.returns, parts)
 

@@ -44,7 +44,7 @@ def test_the_descriptor_of_the_document() -> None:
     assert f"one {abi.DESCRIPTOR_BYTES}-byte record" in ABI
     assert f"values {abi.ALIGNMENT}-byte aligned" in ABI
     assert (abi.NULLABLE, abi.CONSTANT) == (1, 2)
-    assert "bit 0: some rows are NULL; bit 1: one value for all rows" in ABI
+    assert "bit 0: some rows are NULL; bit 1: one value, which stands for all rows" in ABI
 
 
 def test_the_type_numbers_of_the_document() -> None:
