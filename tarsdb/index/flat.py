@@ -338,7 +338,7 @@ class FlatIndex:
         return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
 
     def _windows(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield row ids and live rows as float32, block by block: read-only, views where they can."""
+        """Yield row ids and live rows as float32, block by block: read-only, views where it can."""
         step = max(1, own_metric.BLOCK_BYTES // (4 * max(1, self._type.width)))
         for number, block in enumerate(self._blocks):
             chosen = self._chosen(number, positions)

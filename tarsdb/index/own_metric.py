@@ -20,7 +20,7 @@ be a read-only view of the blocks, for the time of the call; the answer must not
 rows come together."""
 
 BLOCK_BYTES = 1 << 23
-"""Rows handed over at a time, in bytes: a call from block to block costs as much as reading 1 MiB."""
+"""Rows handed over at a time, in bytes: handing over costs about as much as reading 1 MiB."""
 
 
 def nearest(
