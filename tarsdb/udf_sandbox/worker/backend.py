@@ -29,7 +29,7 @@ from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, S
 from tarsdb.udf_sandbox.worker.pool import pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable
 
-KILL_GRACE_S = 0.05
+KILL_GRACE_S = 0.03
 """How long after its deadline a worker may still say that its guest was stopped."""
 
 T = TypeVar("T")
