@@ -133,9 +133,9 @@ SEARCHING = """(module (memory 1) (func (export "tool") (param i64) (result i64)
   (drop (memory.grow (i32.const 15)))
   (loop $l
     (if (i64.ne (i64.load (local.get 1)) (i64.const 0)) (then (return (i64.const 1))))
-    (local.set 1 (i32.add (local.get 1) (i32.const 256)))
+    (local.set 1 (i32.add (local.get 1) (i32.const 512)))
     (br_if $l (i32.lt_u (local.get 1) (i32.sub (i32.shl (memory.size) (i32.const 16))
-      (i32.const 256)))))
+      (i32.const 512)))))
   (i64.const 0)))"""
 REMEMBERING = """(module (global $last (mut i64) (i64.const 0))
   (func (export "tool") (param i64) (result i64) (global.get $last)
@@ -185,7 +185,7 @@ def test_a_tool_finds_nothing_of_the_other_agent(db: tarsdb.Connection) -> None:
 
 def test_the_search_of_the_spy_can_find_something(db: tarsdb.Connection) -> None:
     """Control: with a number in its memory the same tool says so."""
-    found = SEARCHING.replace("(module (memory 1)", '(module (memory 1) (data (i32.const 256) "x")')
+    found = SEARCHING.replace("(module (memory 1)", '(module (memory 1) (data (i32.const 512) "x")')
     spy = two_agents.Agent("spy", found)
     prepared(db, spy)
     assert two_agents.work(db, spy) == "2 results"
