@@ -1,9 +1,9 @@
 """Child process of test_mutated.py: mutate modules, run what is accepted, print the outcomes.
 
 ``python -m tests.sandbox.fuzz_modules SEED COUNT [CONTROL [BACKEND]]`` exits 0 unless something
-untyped escapes. Counted too, and meant to stay zero: ``leaked`` (a result holds another call's data),
-``late`` (beyond the deadline each of three times) and ``torn`` (a transaction half done). A control
-makes one of these happen, or ends or hangs the process, for the tests of the harness.
+untyped escapes. Counted too, and meant to stay zero: ``leaked`` (a result holds another call's
+data), ``late`` (beyond the deadline each of three times) and ``torn`` (a transaction half done). A
+control makes one of these happen, or ends or hangs the process, for the tests of the harness.
 """
 
 from __future__ import annotations
