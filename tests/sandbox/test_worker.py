@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import pathlib
@@ -355,6 +356,8 @@ def test_workers_end_with_the_connection(tmp_path: pathlib.Path) -> None:
         found = pathlib.Path("/proc/self/task").glob("*/children")
         return {int(pid) for path in found for pid in path.read_text().split()}
 
+    gc.collect()
+    pool.pool().close()
     with tarsdb.connect(tmp_path / "x.tars") as db:
         db.execute(
             "CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
@@ -365,7 +368,7 @@ def test_workers_end_with_the_connection(tmp_path: pathlib.Path) -> None:
         own = children() - before
         assert own
     gc.collect()
-    assert len(own & children()) <= 1  # the spare one waits for the next function
+    assert not own & children()
 
 
 @pytest.mark.parametrize(
@@ -405,3 +408,15 @@ def test_a_worker_cannot_claim_more_memory_than_is_shared_or_use_less_fuel() -> 
         function.call(column, 1)
     assert len(instance.memory()) == 64 << 20
     assert instance._fuel_left <= 2**61
+
+
+def test_a_worker_that_claims_less_memory_than_it_had_is_not_believed() -> None:
+    for text, column in ((IDENTITY, from_list(TEXT, ["x"])), (PLUS_ONE, ONE_ROW[0])):
+        function = make(text)
+        function.call([column], 1)
+        instance = function._idle[True][0].instance  # type: ignore[attr-defined]
+        before = len(instance.memory())
+        ask = instance._process.ask
+        instance._process.ask = lambda *args, ask=ask: dataclasses.replace(ask(*args), memory=1)
+        function.call([column], 1)
+        assert len(instance.memory()) >= before > 1
