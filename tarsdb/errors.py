@@ -33,7 +33,8 @@
         └── UdfError
             ├── UdfValidationError     a module that does not validate or match its declaration
             ├── UdfTrapError           the guest trapped
-            └── UdfLimitError          fuel, memory or time ran out
+            ├── UdfLimitError          fuel, memory or time ran out
+            └── UdfBackendError        a backend that is not available here, or whose process died
 """
 
 from __future__ import annotations
@@ -247,3 +248,7 @@ class UdfLimitError(UdfError):
     def __init__(self, message: str, hint: str | None = None, *, kind: str = "") -> None:
         super().__init__(message, hint)
         self.kind = kind
+
+
+class UdfBackendError(UdfError):
+    """What should run a function is not available on this machine, or its process died."""

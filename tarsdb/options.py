@@ -63,7 +63,7 @@ class OpenOptions:
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one statement's calls of a sandboxed function may use.
+    """What one statement's calls of a sandboxed function may use, and which backend runs them.
 
     Fuel is wasmtime's unit, about one per instruction.
     """
@@ -72,3 +72,4 @@ class SandboxLimits:
     fuel_per_row: int = 100_000
     max_memory_bytes: int = 64 << 20
     timeout_ms: int = 5_000
+    backend: str = "wasmtime"

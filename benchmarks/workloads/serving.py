@@ -18,10 +18,10 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.workloads.decode import SHAPES, RandomTensors
 from tarsdb.model_ops import Decoder
-from tarsdb.model_ops.constraint import ConstraintCompiler
-from tarsdb.model_ops.generation_options import GenerationOptions
-from tarsdb.model_ops.generator import DEFAULT_CACHE_BYTES, Generator
-from tarsdb.model_ops.prompts import PromptTokenizer
+from tarsdb.model_ops.generation.constraint import ConstraintCompiler
+from tarsdb.model_ops.generation.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.generator import DEFAULT_CACHE_BYTES, Generator
+from tarsdb.model_ops.generation.prompts import PromptTokenizer
 
 PACKAGES = ("numpy", "numba", "tokenizers")
 REQUESTS = 16

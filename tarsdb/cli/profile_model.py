@@ -116,7 +116,7 @@ def _direct(loaded: Any, task: str, max_tokens: int) -> Callable[[str], Any]:
     if task == "embed":
         return lambda text: loaded.encode([text], threads=1)
     if task == "generate":
-        from tarsdb.model_ops.generation_options import GenerationOptions
+        from tarsdb.model_ops.generation.generation_options import GenerationOptions
 
         options = GenerationOptions.from_mapping({"max_tokens": max_tokens})
         return lambda text: loaded.generate([text], options)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tarsdb.engine import evaluate, tables
+from tarsdb.engine import references, tables
 from tarsdb.engine.context import Context
 from tarsdb.engine.model_import import import_model
 from tarsdb.engine.result import Result
@@ -18,8 +18,6 @@ from tarsdb.errors import (
     UdfValidationError,
 )
 from tarsdb.schema import FunctionDef, ModuleDef
-from tarsdb.sql import bind_expression
-from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
     AlterTable,
     CreateFunction,
@@ -28,7 +26,6 @@ from tarsdb.sql.plan import (
     CreateModule,
     CreateTable,
     Drop,
-    Relational,
 )
 from tarsdb.types import SqlType, parse_type
 
@@ -87,6 +84,9 @@ def _create_module(context: Context, plan: CreateModule) -> Result:
 def _create_function(context: Context, plan: CreateFunction) -> Result:
     if not _may_create(context, "function", plan):
         return DONE
+    existing = context.catalog.function(plan.name)
+    if existing is not None:
+        references.refuse_dependents(context, "function", existing.name, "replace")
     if plan.language.lower() != "wasm":
         raise NotSupportedError(
             f"function {plan.name}: LANGUAGE {plan.language} is not built yet",
@@ -137,41 +137,10 @@ def _drop(context: Context, plan: Drop) -> Result:
     if kind == "table":
         tables.drop_table(context, existing)
         return DONE
-    _refuse_dependents(context, kind, existing.name)
+    references.refuse_dependents(context, kind, existing.name)
     context.require_writes().delete_object(kind, existing.name)
     context.refresh()
     return DONE
-
-
-def _refuse_dependents(context: Context, kind: str, name: str) -> None:
-    for function in context.catalog.functions() if kind == "module" else ():
-        if (function.module or "").lower() == name.lower():
-            raise CatalogError(f"cannot drop module {name}: function {function.name} uses it")
-    for table in context.catalog.tables():
-        texts = [c.generated for c in table.columns if c.generated]
-        texts += [text for _, text in table.checks]
-        for text in texts:
-            if _mentions(bind_expression(text, table, context.catalog), kind, name):
-                raise CatalogError(
-                    f"cannot drop {kind} {name}: table {table.name} uses it in {text}"
-                )
-
-
-def _mentions(expression: ex.Expr | Relational, kind: str, name: str) -> bool:
-    if isinstance(expression, Relational):
-        if kind == "model":
-            used = [call.call.target for call in expression.calls]
-        else:
-            used = [function.name for function in expression.functions]
-        return name.lower() in map(str.lower, used)
-    stack: list[ex.Expr] = [expression]
-    wanted = "model" if kind == "model" else "udf"
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ex.Call) and (node.kind, node.target.lower()) == (wanted, name.lower()):
-            return True
-        stack.extend(evaluate.children(node))
-    return False
 
 
 _ACTIONS: dict[type, Any] = {

@@ -17,8 +17,8 @@ from tarsdb.storage import Environment, Snapshot
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
     from tarsdb.engine.model_functions import Request, Values
-    from tarsdb.model_ops.generation_options import GenerationOptions
-    from tarsdb.model_ops.generator import Generator, TextIterator
+    from tarsdb.model_ops.generation.generation_options import GenerationOptions
+    from tarsdb.model_ops.generation.generator import Generator, TextIterator
 
 
 class Lease:
@@ -112,6 +112,6 @@ def _is_list_of_texts(prompt: Any) -> bool:
 
 
 def _options(options: Mapping[str, Any]) -> GenerationOptions:
-    from tarsdb.model_ops.generation_options import GenerationOptions
+    from tarsdb.model_ops.generation.generation_options import GenerationOptions
 
     return GenerationOptions.from_mapping(options)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.engine import derive, index_build
+from tarsdb.engine import derive, index_build, references
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
 from tarsdb.engine.index_choice import AUTO
@@ -166,6 +166,7 @@ def _validate_expressions(context: Context, table: TableDef) -> None:
                 )
     for _, text in table.checks:
         bind_expression(text, table, context.catalog)
+    references.pin_functions(context, table)
 
 
 def _validate_generated(

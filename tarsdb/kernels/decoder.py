@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels import dispatch
-from tarsdb.kernels.background import Compiled
-from tarsdb.kernels.gemm import variant_of
+from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned
+from tarsdb.kernels.packing import PackedMatrix, aligned
 from tarsdb.kernels.team import Team, cores, yielding
 
 F32 = npt.NDArray[np.float32]
@@ -40,31 +39,18 @@ class StepKernel:
         return self.variant.partition("/")[2]
 
 
-def _compiled_kind(kind: str) -> Compiled[StepKernel]:
-    def variant(level: str) -> str | None:
-        found = variant_of(kind, level)
-        return None if found is None else f"{kind}/{found}"
-
-    return Compiled("decoder", StepKernel, variant)
-
-
-_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+_compiled = CompiledKinds("decoder", StepKernel)
+finish = _compiled.finish
 
 
 def prepare(kind: str) -> None:
     """Let the step of a kind of weights be compiled in the background."""
-    _compiled[kind].current()
-
-
-def finish() -> None:
-    """Return when the kernels that were asked for are there."""
-    for compiled in _compiled.values():
-        compiled.finish()
+    _compiled.current(kind)
 
 
 def wait(kind: str) -> StepKernel | None:
     """Return the step of a kind, compiled if need be; None at the portable level."""
-    return None if dispatch.level() == "portable" else _compiled[kind].wait()
+    return None if dispatch.level() == "portable" else _compiled.wait(kind)
 
 
 @dataclass(frozen=True)

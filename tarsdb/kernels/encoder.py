@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels import dispatch
-from tarsdb.kernels.background import Compiled
-from tarsdb.kernels.gemm import variant_of
+from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, pack_bias
+from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -36,22 +35,9 @@ class EncoderKernel:
     encode: Callable[..., None]
 
 
-def _compiled_kind(kind: str) -> Compiled[EncoderKernel]:
-    def form(level: str) -> str | None:
-        found = variant_of(kind, level)
-        return None if found is None else f"{kind}/{found}"
-
-    return Compiled("encoder", EncoderKernel, form)
-
-
-_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+_compiled = CompiledKinds("encoder", EncoderKernel)
+finish, wait = _compiled.finish, _compiled.wait
 _patient_until: dict[str, float] = {}
-
-
-def form(kind: str) -> str | None:
-    """Return KIND/VARIANT as the kernels of this machine take weights of a kind; None: NumPy."""
-    found = variant_of(kind, dispatch.level())
-    return None if found is None else f"{kind}/{found}"
 
 
 def current(kind: str) -> EncoderKernel | None:
@@ -59,29 +45,18 @@ def current(kind: str) -> EncoderKernel | None:
 
     Only calls within PATIENCE_SECONDS of the first one wait.
     """
-    found = _compiled[kind].current()
+    found = _compiled.current(kind)
     if found is None and dispatch.level() != "portable":
         now = time.monotonic()
         until = _patient_until.setdefault(kind, now + PATIENCE_SECONDS)
         if now < until:
-            return _compiled[kind].wait(until - now)
+            return _compiled.wait(kind, until - now)
     return found
 
 
 def prepare(kind: str) -> None:
     """Let the encoder of a kind of weights be loaded or compiled in the background."""
-    _compiled[kind].current()
-
-
-def finish() -> None:
-    """Return when the kernels that were asked for are there."""
-    for compiled in _compiled.values():
-        compiled.finish()
-
-
-def wait(kind: str) -> EncoderKernel | None:
-    """Return the encoder of a kind, compiled if need be; None where there is no compiler."""
-    return _compiled[kind].wait()
+    _compiled.current(kind)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels import gemm_reference
-from tarsdb.kernels.background import Compiled
+from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import KINDS, PackedMatrix, aligned, layout_of, pack, pack_bias
+from tarsdb.kernels.packing import PackedMatrix, aligned, layout_of, pack, pack_bias
 
 F32 = npt.NDArray[np.float32]
 SCRATCH = 128 + 128 * 96
@@ -26,23 +26,6 @@ class GemmKernel:
 
     variant: str
     gemm: Callable[..., None]
-
-
-def variants_of(kind: str, level: str) -> tuple[str, ...]:
-    """Return the forms of a kind's kernels at a level of instructions, best first; none: NumPy."""
-    import llvmlite.binding as llvm
-
-    if level == "portable":
-        return ()
-    if level != "avx512":
-        return (level,)
-    has_vnni = kind in ("int8", "int4") and llvm.get_host_cpu_features().get("avx512vnni")
-    return ("vnni", "avx512", "avx2") if has_vnni else ("avx512", "avx2")
-
-
-def variant_of(kind: str, level: str) -> str | None:
-    """Return the best form of a kind's kernels at a level of instructions; None: NumPy."""
-    return next(iter(variants_of(kind, level)), None)
 
 
 def is_proven(kernel: GemmKernel) -> bool:
@@ -59,25 +42,9 @@ def is_proven(kernel: GemmKernel) -> bool:
     return True
 
 
-def _compiled_kind(kind: str) -> Compiled[GemmKernel]:
-    def variants(level: str) -> list[str]:
-        return [f"{kind}/{form}" for form in variants_of(kind, level)]
-
-    return Compiled("gemm", GemmKernel, variants, is_proven)
-
-
-_compiled = {kind: _compiled_kind(kind) for kind in KINDS}
+_compiled = CompiledKinds("gemm", GemmKernel, is_proven)
+current, wait = _compiled.current, _compiled.wait
 _scratch = threading.local()
-
-
-def current(kind: str) -> GemmKernel | None:
-    """Return the kernel of a kind if it is ready, and let it be compiled otherwise."""
-    return _compiled[kind].current()
-
-
-def wait(kind: str) -> GemmKernel | None:
-    """Return the kernel of a kind, compiled if need be; None where there is no compiler."""
-    return _compiled[kind].wait()
 
 
 def gemm(

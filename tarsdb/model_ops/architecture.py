@@ -13,6 +13,7 @@ from typing import Any
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, RELU
+from tarsdb.model_ops.config_values import short, whole
 
 _ACTIVATIONS = {
     "gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU,
@@ -180,15 +181,7 @@ def layer_tensor(spec: EncoderSpec, layer: int, part: str, kind: str) -> str:
 def _size(config: Mapping[str, Any], key: str, field: str) -> int:
     if not key:
         return 0
-    value = config.get(key)
-    lowest = 0 if field == "token_types" else 1
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ModelFormatError(f"config.json: {key} must be a whole number, not {_short(value)}")
-    if not lowest <= value <= _LIMITS[field]:
-        raise ModelFormatError(
-            f"config.json: {key} is {_short(value)}, outside {lowest} to {_LIMITS[field]}"
-        )
-    return value
+    return whole(config, key, None, _LIMITS[field], lowest=0 if field == "token_types" else 1)
 
 
 def _offset(config: Mapping[str, Any], family: _Family) -> int:
@@ -198,7 +191,7 @@ def _offset(config: Mapping[str, Any], family: _Family) -> int:
         return 2  # MPNet fixes its padding index to 1
     padding = config.get("pad_token_id", 1)
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < 1024:
-        raise ModelFormatError(f"config.json: pad_token_id is {_short(padding)}")
+        raise ModelFormatError(f"config.json: pad_token_id is {short(padding)}")
     return padding + 1
 
 
@@ -213,7 +206,7 @@ def _buckets(config: Mapping[str, Any]) -> int:
 def _epsilon(config: Mapping[str, Any]) -> float:
     value = config.get("layer_norm_eps", 1e-12)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 0.1:
-        raise ModelFormatError(f"config.json: layer_norm_eps is {_short(value)}, outside 0 to 0.1")
+        raise ModelFormatError(f"config.json: layer_norm_eps is {short(value)}, outside 0 to 0.1")
     return float(value)
 
 
@@ -222,7 +215,7 @@ def _activation(config: Mapping[str, Any], key: str) -> int:
     code = _ACTIVATIONS.get(name) if isinstance(name, str) else None
     if code is None:
         raise NotSupportedError(
-            f"config.json: activation {_short(name)} is not supported",
+            f"config.json: activation {short(name)} is not supported",
             "supported: " + ", ".join(_ACTIVATIONS),
         )
     return code
@@ -231,7 +224,7 @@ def _activation(config: Mapping[str, Any], key: str) -> int:
 def _refuse_variants(config: Mapping[str, Any]) -> None:
     kind = config.get("position_embedding_type", "absolute")
     if kind not in ("absolute", None):
-        raise NotSupportedError(f"config.json: position_embedding_type {_short(kind)}")
+        raise NotSupportedError(f"config.json: position_embedding_type {short(kind)}")
     for flag in ("is_decoder", "add_cross_attention"):
         if config.get(flag):
             raise NotSupportedError(f"config.json: {flag} makes this a decoder, not an encoder")
@@ -239,8 +232,3 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
         raise NotSupportedError(
             "config.json: the weights are quantised by another tool", "use the float model"
         )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

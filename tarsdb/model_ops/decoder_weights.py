@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
 from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors
+from tarsdb.model_ops.weights import read_tensor
 
 F32 = npt.NDArray[np.float32]
 
@@ -145,18 +146,7 @@ class DecoderReader:
         )
 
     def _read(self, name: str) -> F32:
-        tensor, expected = self._tensors[name], self._shapes[name]
-        if tensor.shape != expected:
-            raise ModelFormatError(
-                f"tensor {name!r} has shape {tensor.shape}, config.json asks for {expected}"
-            )
-        if tensor.dtype.kind != "f":
-            raise ModelFormatError(f"tensor {name!r} has dtype {tensor.dtype}, not a float type")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
-            values = np.array(tensor, dtype=np.float32, order="C")
-        if not np.isfinite(values).all():
-            raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
-        return values
+        return read_tensor(self._tensors, name, self._shapes[name])
 
     def _norm(self, name: str) -> F32:
         return self._read(f"{name}.weight") + self._offset

@@ -15,7 +15,7 @@ from tarsdb.model_ops.decoder_spec import FAMILIES as DECODERS
 from tarsdb.model_ops.decoder_spec import decoder_tensors
 from tarsdb.model_ops.decoder_weights import check_decoder_tensors
 from tarsdb.model_ops.encoder import Encoder, check_encoder
-from tarsdb.model_ops.generator import Generator
+from tarsdb.model_ops.generation.generator import Generator
 from tarsdb.model_ops.heads import Classifier, check_classifier, read_labels
 from tarsdb.model_ops.sentence import module_paths, read_object
 from tarsdb.model_ops.tokenizer import TextTokenizer

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tarsdb.kernels import encoder as kernels
 from tarsdb.kernels import gemm_reference
 from tarsdb.kernels import transformer_reference as reference
+from tarsdb.kernels.forms import form_of
 from tarsdb.model_ops.architecture import EncoderSpec
 from tarsdb.model_ops.panels import PANEL_TOKENS
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
@@ -70,7 +71,7 @@ class Transformer:
         self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str
     ) -> None:
         self._spec, self._kind = spec, kind
-        self._form = kernels.form(kind)
+        self._form = form_of(kind)
         if self._form is not None:
             kernels.prepare(kind)  # while the weights are read
         portable = None if kind == "f32" else f"{kind}/avx2"

@@ -1,6 +1,6 @@
 """ScalarFunction: a sandboxed function that maps columns to a column.
 
-Handles NULLs, batch sizes, threads and reuse; what runs the code is behind ``guests``.
+Handles NULLs, batch sizes, limits and reuse of guests; what runs them is a backend's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,15 +17,12 @@ from tarsdb.columns import Column, concat, empty
 from tarsdb.errors import InterfaceError, UdfError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
-from tarsdb.udf_sandbox import stacks
+from tarsdb.udf_sandbox.backends import Guest, Program, backend
+from tarsdb.udf_sandbox.guests import driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
 from tarsdb.udf_sandbox.module import check_signature, inspect_module
 
-if TYPE_CHECKING:
-    from tarsdb.udf_sandbox.guests import Guest, Program
-
 MAX_BATCH_ROWS = 65_536
-DIRECT_FUEL = 20_000_000  # about 10 ms: how long the main thread may not see Ctrl-C
 KEPT_GUEST_BYTES = 16 << 20  # a guest that grew larger is freed, not kept
 _IDLE_GUESTS = 4
 _keys = itertools.count(1)
@@ -70,30 +66,28 @@ class ScalarFunction:
         self.strict = strict
         self.limits = limits or SandboxLimits()
         self._key = next(_keys)
-        self._program, self._scalar = self._load(bytes(code), export)
+        self._program = self._inspected(bytes(code), export)
+        self._backend = backend(self.limits.backend)
+        self._compiled = self._backend.compile(self._program)
         self._lock = threading.Lock()
         self._idle: dict[bool, list[Guest]] = {True: [], False: []}
         self._calls: set[Call] = set()
         self._closed = False
 
-    def _load(self, code: bytes, export: str) -> tuple[Program, bool]:
+    def _inspected(self, code: bytes, export: str) -> Program:
         info = inspect_module(code)
         kind = check_signature(info, export, self.arguments, self.returns, self.strict)
         scalar = kind == "scalar"
         if info.memory_pages * WASM_PAGE > self.limits.max_memory_bytes:
             what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
             raise memory_error(self.name, self.limits, what)
-        from tarsdb.udf_sandbox.guests import Program, driver_module
-        from tarsdb.udf_sandbox.wasmtime_backend import runtime
-
-        program = Program(
-            module=runtime().module(info.sha256, code),
-            driver=driver_module(self.arguments, self.returns) if scalar else None,
+        return Program(
+            code=code, sha256=info.sha256,
+            driver=driver_code(self.arguments, self.returns) if scalar else None,
             export=export, arguments=self.arguments, returns=self.returns, limits=self.limits,
             reusable=info.stateless if scalar else info.resettable,
-            resettable=info.resettable,
+            resettable=info.resettable and not scalar,
         )  # fmt: skip
-        return program, scalar
 
     def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
         """Return the function's value for every row, as a new column.
@@ -130,7 +124,7 @@ class ScalarFunction:
         """End every running call of this function with InterruptError."""
         with self._lock:
             for call in self._calls:
-                call.interrupted = True
+                call.interrupt()
 
     def close(self) -> None:
         """Free idle guests; running calls end normally, later calls raise InterfaceError."""
@@ -139,7 +133,8 @@ class ScalarFunction:
             guests = self._idle[True] + self._idle[False]
             self._idle = {True: [], False: []}
         for guest in guests:
-            guest.store.close()
+            guest.close()
+        self._compiled.close()
 
     def _check(self, columns: Sequence[Column], rows: int) -> None:
         if self._closed:
@@ -156,7 +151,7 @@ class ScalarFunction:
                 )
 
     def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
-        pieces = 1 if self._scalar else self._pieces(columns, rows)
+        pieces = 1 if self._program.driver is not None else self._pieces(columns, rows)
         if pieces == 1:
             return self._run_piece(columns, rows, budget)
         size = -(-rows // pieces)
@@ -183,48 +178,34 @@ class ScalarFunction:
         with self._lock:
             self._calls.add(call)
         try:
-            return self._placed(columns, rows, call)
+            return self._backend.run(
+                lambda watched: self._batch(columns, rows, call, watched), call
+            )
         finally:
             with self._lock:
                 self._calls.discard(call)
             budget.end(self._key, call.used, time.monotonic() - began)
 
-    def _placed(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
-        """Run on this thread, or on one of ours where this one is not fit for it."""
-        main = stacks.on_main_thread()
-        if stacks.has_enough_stack() and not (main and call.fuel > DIRECT_FUEL):
-            return self._batch(columns, rows, call, not main)
-
-        def cancel() -> None:
-            call.interrupted = True
-
-        return stacks.run_with_stack(lambda: self._batch(columns, rows, call, True), cancel)
-
     def _batch(self, columns: Sequence[Column], rows: int, call: Call, watched: bool) -> Column:
-        from tarsdb.udf_sandbox.wasmtime_backend import runtime
-
-        with runtime().ticker:
-            guest = self._acquire(call, watched)
-            try:
-                result = guest.batch(columns, rows, call)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    call.used = guest.store.end(call)
-                guest.store.close()
-                raise
-            call.used = guest.store.end(call)
+        guest = self._acquire(call, watched)
+        try:
+            result = guest.batch(columns, rows, call)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                call.used = guest.end(call)
+            guest.close()
+            raise
+        call.used = guest.end(call)
         self._release(guest, watched)
         return result
 
     def _acquire(self, call: Call, watched: bool) -> Guest:
         with self._lock:
             guest = self._idle[watched].pop() if self._idle[watched] else None
-        if guest is not None:
-            guest.store.begin(call)
-            return guest
-        from tarsdb.udf_sandbox.guests import ColumnarGuest, ScalarGuest
-
-        return (ScalarGuest if self._scalar else ColumnarGuest)(self._program, call, watched)
+        if guest is None:
+            return self._compiled.guest(call, watched)
+        guest.begin(call)
+        return guest
 
     def _release(self, guest: Guest, watched: bool) -> None:
         if self._program.reusable and guest.footprint() <= KEPT_GUEST_BYTES:
@@ -232,7 +213,7 @@ class ScalarFunction:
                 if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
                     self._idle[watched].append(guest)
                     return
-        guest.store.close()
+        guest.close()
 
 
 def _valid_rows(columns: Sequence[Column]) -> np.ndarray | None:

@@ -1,79 +1,71 @@
 """Guests: one instance of a user module, called with whole batches of columns.
 
 ``ScalarGuest`` runs a bare scalar export through a generated driver, ``ColumnarGuest`` an
-export of the columnar ABI. Both are single-threaded and thrown away after any error.
+export of the columnar ABI. Both are single-threaded and thrown away after any error. They see an
+instance as exports and a memory of bytes; what runs it is the backend's.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import wasmtime
 
 from tarsdb.columns import Column, concat
 from tarsdb.errors import UdfError
-from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import driver, outputs
 from tarsdb.udf_sandbox.abi import BatchLayout
-from tarsdb.udf_sandbox.exports import Export
-from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
-from tarsdb.udf_sandbox.module import scalar_type
-from tarsdb.udf_sandbox.wasmtime_backend import Store, assemble, runtime
+from tarsdb.udf_sandbox.backends import Guest, Instance, Program
+from tarsdb.udf_sandbox.limits import Call, memory_error
+from tarsdb.udf_sandbox.module import scalar_type, to_wasm
 
 _RESULT_DTYPES = {"i32": np.int32, "i64": np.int64, "f32": np.float32, "f64": np.float64}
 
 
-@dataclass(frozen=True)
-class Program:
-    """Everything needed to make a guest: compiled code, signature and limits."""
-
-    module: wasmtime.Module
-    driver: wasmtime.Module | None  # of bare scalar exports
-    export: str
-    arguments: tuple[SqlType, ...]
-    returns: SqlType
-    limits: SandboxLimits
-    reusable: bool  # nothing a batch leaves behind can reach the next one
-    resettable: bool
+@functools.lru_cache(maxsize=64)
+def driver_code(arguments: tuple[SqlType, ...], returns: SqlType) -> bytes:
+    """Return the driver module of a signature."""
+    return to_wasm(driver.driver_text(arguments, returns))
 
 
-def driver_module(arguments: Sequence[SqlType], returns: SqlType) -> wasmtime.Module:
-    """Return the compiled driver of a signature; signatures share it."""
-    text = driver.driver_text(arguments, returns).encode()
-    key = "driver:" + hashlib.sha256(text).hexdigest()
-    return runtime().module(key, assemble(text))
+def guest_of(program: Program, instance: Instance) -> Guest:
+    """Return the guest that calls an instance as its program's export asks."""
+    kind = ColumnarGuest if program.driver is None else ScalarGuest
+    return kind(program, instance)
 
 
-class ScalarGuest:
+class _InstanceGuest:
+    """What all guests over an :class:`Instance` share."""
+
+    def __init__(self, program: Program, instance: Instance) -> None:
+        self.program = program
+        self.instance = instance
+
+    def begin(self, call: Call) -> None:
+        """Give the instance the fuel and the time of a call."""
+        self.instance.begin(call)
+
+    def end(self, call: Call) -> int:
+        """Return the fuel the call used."""
+        return self.instance.end(call)
+
+    def footprint(self) -> int:
+        """Return the bytes of memory the guest holds while idle."""
+        return len(self.instance.memory())
+
+    def close(self) -> None:
+        """Free the instance."""
+        self.instance.close()
+
+
+class ScalarGuest(_InstanceGuest):
     """A bare scalar export and the driver that loops over it."""
 
-    def __init__(self, program: Program, call: Call, watched: bool) -> None:
-        assert program.driver is not None  # the caller matched the signature
-        self.program = program
-        self.store = Store(program.limits, watched)
-        self.store.begin(call)
-        try:
-            self._start(program, call)
-        except BaseException:
-            self.store.close()
-            raise
-
-    def _start(self, program: Program, call: Call) -> None:
-        assert program.driver is not None
-        raw = self.store.raw
-        user = self.store.instantiate(program.module, [], call)
-        size = driver.memory_pages(len(program.arguments) + 1) * WASM_PAGE
-        self.store.set_memory_limit(max(size, program.limits.max_memory_bytes))
-        function = user.exports(raw)[program.export]
-        instance = self.store.instantiate(program.driver, [function], call)
-        self.store.set_memory_limit(program.limits.max_memory_bytes)
-        exports = instance.exports(raw)
-        self._run = Export(raw, exports["run"], 0)
-        memory = self.store.view(exports["memory"])  # of fixed size, so it never moves
+    def __init__(self, program: Program, instance: Instance) -> None:
+        super().__init__(program, instance)
+        memory = instance.memory()  # the driver's: of fixed size, so it never moves
         self._rows = memory[:4].view(np.uint32)
         self._inputs = [
             _slot_view(memory, number, argument.dtype)
@@ -92,16 +84,12 @@ class ScalarGuest:
             [self._chunk(columns, i, min(i + driver.CHUNK_ROWS, rows), call) for i in starts],
         )
 
-    def footprint(self) -> int:
-        """Return the bytes of memory the guest holds while idle."""
-        return driver.memory_pages(len(self.program.arguments) + 1) * WASM_PAGE
-
     def _chunk(self, columns: Sequence[Column], start: int, stop: int, call: Call) -> Column:
         rows = stop - start
         for view, column in zip(self._inputs, columns, strict=True):
             view[:rows] = column.values[start:stop]
         self._rows[0] = rows
-        self.store.invoke(self._run, call, None)
+        self.instance.invoke("run", call)
         column = Column(self.program.returns, self._output[:rows].copy())
         column = outputs.checked(column, call.function)
         if column.values.dtype != self.program.returns.dtype:
@@ -114,51 +102,28 @@ def _slot_view(memory: np.ndarray, number: int, dtype: np.dtype[np.generic]) -> 
     return memory[start : start + driver.CHUNK_ROWS * dtype.itemsize].view(dtype)
 
 
-class ColumnarGuest:
+class ColumnarGuest(_InstanceGuest):
     """An export of the columnar ABI."""
-
-    def __init__(self, program: Program, call: Call, watched: bool) -> None:
-        self.program = program
-        self.store = Store(program.limits, watched)
-        self.store.begin(call)
-        try:
-            instance = self.store.instantiate(program.module, [], call)
-        except BaseException:
-            self.store.close()
-            raise
-        exports = instance.exports(self.store.raw)
-        raw = self.store.raw
-        self._function = Export(raw, exports[program.export], 2)
-        self._alloc = Export(raw, exports["tars_alloc"], 1)
-        self._reset = Export(raw, exports["tars_reset"], 0) if program.resettable else None
-        self._memory = exports["memory"]
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows."""
-        store, memory = self.store, self._memory
+        instance, limits = self.instance, self.program.limits
         layout = BatchLayout(columns, self.program.returns, rows)
-        if layout.size > self.program.limits.max_memory_bytes:
+        if layout.size > limits.max_memory_bytes:
+            what = f"a batch of {layout.size} bytes does not fit"
+            raise memory_error(call.function, limits, what)
+        if self.program.resettable:
+            instance.invoke("tars_reset", call)
+        region = instance.invoke("tars_alloc", call, layout.size) & 0xFFFFFFFF
+        memory = instance.memory()
+        if region in (0, 0xFFFFFFFF) or region + layout.size > len(memory):
             raise memory_error(
-                call.function, self.program.limits, f"a batch of {layout.size} bytes does not fit"
-            )
-        if self._reset is not None:
-            store.invoke(self._reset, call, memory)
-        region = store.invoke(self._alloc, call, memory, layout.size) & 0xFFFFFFFF
-        view = store.view(memory)
-        if region in (0, 0xFFFFFFFF) or region + layout.size > len(view):
-            raise memory_error(
-                call.function, self.program.limits,
-                f"tars_alloc({layout.size}) gave {region} in a memory of {len(view)} bytes",
+                call.function, limits,
+                f"tars_alloc({layout.size}) gave {region} in a memory of {len(memory)} bytes",
             )  # fmt: skip
-        base = layout.write(view, region)
-        status = store.invoke(self._function, call, memory, base, rows)
+        base = layout.write(memory, region)
+        status = instance.invoke(self.program.export, call, base, rows)
         if status != 0:
             raise UdfError(f"function {call.function}: returned status {status}")
-        return outputs.checked(layout.read(store.view(memory), base, call.function), call.function)
-
-    def footprint(self) -> int:
-        """Return the bytes of memory the guest holds while idle."""
-        return len(self.store.view(self._memory))
-
-
-Guest = ScalarGuest | ColumnarGuest
+        column = layout.read(instance.memory(), base, call.function)
+        return outputs.checked(column, call.function)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tarsdb.errors import BindError, InterruptError, UdfLimitError
 from tarsdb.options import SandboxLimits
+from tarsdb.udf_sandbox.backends import check_name
 
 MAX_FUEL = 2**62
 MAX_MEMORY_BYTES = 4 << 30
@@ -31,7 +32,7 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
     ----------
     options : mapping
         ``fuel``, ``fuel_per_row``, ``max_memory`` (bytes, or text such as ``'16MB'``; units are
-        powers of 1024), ``timeout_ms``. Names ignore case. ``backend`` may be ``'wasmtime'``.
+        powers of 1024), ``timeout_ms``, ``backend`` (see ``backends``). Names ignore case.
 
     Raises
     ------
@@ -45,10 +46,11 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         "max_memory": defaults.max_memory_bytes,
         "timeout_ms": defaults.timeout_ms,
     }
+    backend = defaults.backend
     for name, value in options.items():
         key = name.lower()
         if key == "backend":
-            _check_backend(value)
+            backend = check_name(value)
         elif key == "max_memory":
             found[key] = _bounded(name, parse_size(value, name), WASM_PAGE, MAX_MEMORY_BYTES)
         elif key in found:
@@ -61,16 +63,8 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
             )
     return SandboxLimits(
         fuel=found["fuel"], fuel_per_row=found["fuel_per_row"],
-        max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"],
+        max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"], backend=backend,
     )  # fmt: skip
-
-
-def _check_backend(value: Any) -> None:
-    if str(value).lower() != "wasmtime":
-        raise BindError(
-            f"function option backend = {value!r} is not available",
-            hint="this release runs functions by backend = 'wasmtime'",
-        )
 
 
 def parse_size(value: Any, name: str = "size") -> int:
@@ -155,7 +149,7 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One running call: when it must end, and why it was stopped."""
+    """One running call: when it must end, why it was stopped, and what it took."""
 
     function: str
     limits: SandboxLimits
@@ -165,6 +159,11 @@ class Call:
     stopped: str = ""  # '', 'time' or 'interrupt'
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
+    transitions: int = 0  # calls of guest code from the host
+
+    def interrupt(self) -> None:
+        """Let the call end with InterruptError."""
+        self.interrupted = True
 
     def must_stop(self) -> bool:
         """Decide at every tick whether to stop, and remember the reason."""

@@ -27,7 +27,7 @@ from tarsdb.errors import (
     StatementTimeoutError,
 )
 from tarsdb.model_ops import Decoder
-from tarsdb.model_ops.generation_options import OPTIONS
+from tarsdb.model_ops.generation.generation_options import OPTIONS
 from tarsdb.sql.model_calls import FUNCTIONS
 from tests.golden.models.tiny_decoders import tiny_prompts, tiny_text, write_tiny_decoder
 

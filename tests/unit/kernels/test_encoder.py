@@ -182,6 +182,7 @@ def test_nobody_waits_long_for_a_compiler() -> None:
 
 
 def test_portable_and_no_numba_stay_with_numpy() -> None:
-    code = "from tarsdb.kernels import encoder as e; print(e.wait('f32'), e.form('int8'))"
+    code = "from tarsdb.kernels import encoder, forms; "
+    code += "print(encoder.wait('f32'), forms.form_of('int8'))"
     assert run(code, TARSDB_ISA="portable") == "None None"
     assert run("import sys; sys.modules['numba'] = None; " + code) == "None None"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tarsdb.kernels import encoder as kernels
+from tarsdb.kernels.forms import form_of
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.transformer import Panel, Transformer, compiled_forward, forward, model_table
 from tarsdb.model_ops.weights import EncoderWeights, load_weights
@@ -36,7 +37,7 @@ def compiled(spec: EncoderSpec, weights: EncoderWeights, kind: str, panel: Panel
 @pytest.mark.parametrize("name", CONFIGS)
 def test_compiled_equals_numpy(name: str, kind: str) -> None:
     spec = read_spec(CONFIGS[name])
-    form = kernels.form(kind)
+    form = form_of(kind)
     if form is None:
         pytest.skip("no compiled kernels here")
     weights = load_weights(spec, tiny_tensors(CONFIGS[name]), form)

@@ -43,7 +43,7 @@ def test_sizes(text: object, size: int) -> None:
         ({"timeout_ms": "soon"}, "not a whole number"),
         ({"max_memory": "16 parsecs"}, "is not a size"),
         ({"max_memory": "1KB"}, "outside 65536"),
-        ({"backend": "hyperlight"}, "not available"),
+        ({"backend": "vmware"}, "backends: wasmtime"),
     ],
 )
 def test_bad_options(options: dict[str, object], words: str) -> None:

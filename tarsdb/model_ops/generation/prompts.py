@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import DataError, ModelError
-from tarsdb.model_ops.chat import ChatTemplate, Message, check_messages
-from tarsdb.model_ops.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.chat import ChatTemplate, Message, check_messages
+from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, QueueFullError
-from tarsdb.model_ops import scheduler
-from tarsdb.model_ops.constraint import ConstraintCompiler
-from tarsdb.model_ops.continuous_batch import ContinuousBatch
 from tarsdb.model_ops.decoder import Decoder
-from tarsdb.model_ops.generation_options import GenerationOptions
-from tarsdb.model_ops.prompts import Prompt, PromptTokenizer
-from tarsdb.model_ops.request import Completion, Request
+from tarsdb.model_ops.generation import scheduler
+from tarsdb.model_ops.generation.constraint import ConstraintCompiler
+from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch
+from tarsdb.model_ops.generation.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
+from tarsdb.model_ops.generation.request import Completion, Request
 
 DEFAULT_CACHE_BYTES = 512 << 20
 _AT_A_TIME = 64  # texts of one call that run or wait

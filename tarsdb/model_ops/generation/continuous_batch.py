@@ -25,9 +25,9 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.model_ops.decoder_forward import StepBatch
-from tarsdb.model_ops.kv_blocks import BlockPool
-from tarsdb.model_ops.request import Request
-from tarsdb.model_ops.scheduler import Chunk, Scheduler
+from tarsdb.model_ops.generation.kv_blocks import BlockPool
+from tarsdb.model_ops.generation.request import Request
+from tarsdb.model_ops.generation.scheduler import Chunk, Scheduler
 
 MAX_QUEUED = 1024
 _POLL_S = 0.05  # how often a caller that waits looks whether it was interrupted

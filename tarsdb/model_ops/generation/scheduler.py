@@ -15,7 +15,7 @@ import bisect
 import math
 from dataclasses import dataclass, field
 
-from tarsdb.model_ops.kv_blocks import BlockPool, chain
+from tarsdb.model_ops.generation.kv_blocks import BlockPool, chain
 
 
 @dataclass(eq=False, slots=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tarsdb.errors import InternalError
-from tarsdb.model_ops.kv_blocks import BlockPool, chain
-from tarsdb.model_ops.scheduler import Chunk, Scheduler, Sequence
+from tarsdb.model_ops.generation.kv_blocks import BlockPool, chain
+from tarsdb.model_ops.generation.scheduler import Chunk, Scheduler, Sequence
 
 SIZE = 4
 

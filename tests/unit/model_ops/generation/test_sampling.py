@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tarsdb.errors import ModelError
-from tarsdb.model_ops.generation_options import GenerationOptions
-from tarsdb.model_ops.prompt_lookup import PromptLookup
-from tarsdb.model_ops.sampling import SamplingOptions, choose, uniform
+from tarsdb.model_ops.generation.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
+from tarsdb.model_ops.generation.sampling import SamplingOptions, choose, uniform
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.05, 0.05], np.float32))
 

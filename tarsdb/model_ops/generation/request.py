@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.model_ops import scheduler
-from tarsdb.model_ops.constraint import Constraint
-from tarsdb.model_ops.prompt_lookup import MAX_DRAFTS, PromptLookup
-from tarsdb.model_ops.sampling import SamplingOptions, choose, new_seed, uniform
-from tarsdb.model_ops.text_stream import TextStream
+from tarsdb.model_ops.generation import scheduler
+from tarsdb.model_ops.generation.constraint import Constraint
+from tarsdb.model_ops.generation.prompt_lookup import MAX_DRAFTS, PromptLookup
+from tarsdb.model_ops.generation.sampling import SamplingOptions, choose, new_seed, uniform
+from tarsdb.model_ops.generation.text_stream import TextStream
 
 _CONTEXT = 6  # prompt tokens that may change how the first ones of the text are decoded
 

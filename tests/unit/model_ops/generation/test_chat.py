@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tarsdb.errors import ModelError, ModelFormatError
-from tarsdb.model_ops.chat import ChatTemplate
+from tarsdb.model_ops.generation.chat import ChatTemplate
 
 CHATML = (
     "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}"

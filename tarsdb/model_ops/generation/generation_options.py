@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tarsdb.errors import ModelError
-from tarsdb.model_ops.constraint import RULES
-from tarsdb.model_ops.sampling import SamplingOptions, number
+from tarsdb.model_ops.generation.constraint import RULES
+from tarsdb.model_ops.generation.sampling import SamplingOptions, number
 
 _SAMPLING = tuple(item.name for item in fields(SamplingOptions))
 _OWN = ("system", "chat", "special_tokens", "speculate", "priority", "timeout")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarsdb.model_ops.text_stream import TextStream
+from tarsdb.model_ops.generation.text_stream import TextStream
 
 
 def of_bytes(tokens: Sequence[int]) -> str:

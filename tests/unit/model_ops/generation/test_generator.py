@@ -18,11 +18,11 @@ from tarsdb.errors import (
     QueueFullError,
     StatementTimeoutError,
 )
-from tarsdb.model_ops.constraint import ConstraintCompiler
-from tarsdb.model_ops.generation_options import GenerationOptions
-from tarsdb.model_ops.generator import Generator
-from tarsdb.model_ops.prompts import PromptTokenizer
-from tests.unit.model_ops.fake_decoder import FakeCache, FakeDecoder, FakeSpec, alone
+from tarsdb.model_ops.generation.constraint import ConstraintCompiler
+from tarsdb.model_ops.generation.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.generator import Generator
+from tarsdb.model_ops.generation.prompts import PromptTokenizer
+from tests.unit.model_ops.generation.fake_decoder import FakeCache, FakeDecoder, FakeSpec, alone
 
 WORDS = ["<unk>", "<s>", "</s>", *'abcdefghijklmnopqrstuvwxyz0123456789 .{}":,ABCDEFGHIJKLMNOPQR']
 CHAT = (

@@ -1,0 +1,95 @@
+"""What table definitions mention: functions and models that may not vanish or change under them.
+
+Looks at bound expressions only; runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tarsdb.engine import evaluate
+from tarsdb.engine.context import Context
+from tarsdb.errors import CatalogError
+from tarsdb.schema import TableDef
+from tarsdb.sql import bind_expression
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Relational
+
+
+def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop") -> None:
+    """Raise CatalogError where something still needs a module, model or function."""
+    for function in context.catalog.functions() if kind == "module" else ():
+        if (function.module or "").lower() == name.lower():
+            raise CatalogError(f"cannot {verb} module {name}: function {function.name} uses it")
+    for table in context.catalog.tables() if kind != "module" else ():
+        for place, text in _texts(table):
+            names = mentioned(bind_expression(text, table, context.catalog), kind)
+            if name.lower() in names:
+                raise CatalogError(
+                    f"cannot {verb} {kind} {name}: table {table.name} uses it in {text}",
+                    hint=f"{place} of {table.name} would change its meaning",
+                )
+
+
+def pin_functions(context: Context, table: TableDef) -> None:
+    """Check the functions a table's CHECKs and generated columns call, and hold on to all.
+
+    A commit that drops or replaces one of them meanwhile, and this one, conflict.
+
+    Raises
+    ------
+    CatalogError
+        One is not IMMUTABLE.
+    """
+    for place, text in _texts(table):
+        expression = bind_expression(text, table, context.catalog)
+        for name in sorted(mentioned(expression, "function")):
+            function = context.catalog.function(name)
+            if function is None:
+                continue
+            if function.volatility.upper() != "IMMUTABLE" and not place.startswith("DEFAULT"):
+                raise CatalogError(
+                    f"{place} of table {table.name} calls {function.name}, which is "
+                    f"{function.volatility.upper()}, not IMMUTABLE",
+                    hint="what is stored must follow from the row alone",
+                )
+            context.require_writes().put_object("function", function.name, function)
+    context.refresh()
+
+
+def _texts(table: TableDef) -> Iterator[tuple[str, str]]:
+    """Yield what an expression of a definition is for, and its text."""
+    for column in table.columns:
+        if column.default is not None:
+            yield f"DEFAULT {column.name}", column.default
+        if column.generated is not None:
+            yield f"generated column {column.name}", column.generated
+    for name, text in table.checks:
+        yield f"CHECK {name}", text
+
+
+def mentioned(expression: ex.Expr | Relational, kind: str) -> set[str]:
+    """Return the names, in lower case, of what an expression calls.
+
+    Parameters
+    ----------
+    expression : Expr or Relational
+    kind : str
+        ``'function'`` (sandboxed) or ``'model'``.
+    """
+    if isinstance(expression, Relational):
+        if kind == "model":
+            found = [call.call.target for call in expression.calls]
+        else:
+            found = [function.name for function in expression.functions]
+        inside = [node for _, node in expression.constants]
+        return set(map(str.lower, found)).union(*(mentioned(node, kind) for node in inside))
+    wanted = "udf" if kind == "function" else kind
+    names: set[str] = set()
+    stack: list[ex.Expr] = [expression]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ex.Call) and node.kind == wanted and node.target:
+            names.add(node.target.lower())
+        stack.extend(evaluate.children(node))
+    return names

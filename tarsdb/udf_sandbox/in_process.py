@@ -1,0 +1,119 @@
+"""The wasmtime backend: instances in this process, on threads whose stacks are fit for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import wasmtime
+
+from tarsdb.options import SandboxLimits
+from tarsdb.udf_sandbox import stacks
+from tarsdb.udf_sandbox.backends import Guest, Program
+from tarsdb.udf_sandbox.exports import Export
+from tarsdb.udf_sandbox.guests import guest_of
+from tarsdb.udf_sandbox.limits import MAX_MEMORY_BYTES, Call
+from tarsdb.udf_sandbox.wasmtime_backend import Store, runtime
+
+DIRECT_FUEL = 20_000_000  # about 10 ms: how long the main thread may not see Ctrl-C
+
+T = TypeVar("T")
+
+
+class InProcessBackend:
+    """Runs guests in this process: the fastest way, one layer of isolation."""
+
+    name = "wasmtime"
+
+    def unavailable(self) -> str:
+        """Return ``''``: wasmtime is a dependency."""
+        return ""
+
+    def compile(self, program: Program) -> InProcessProgram:
+        """Compile the module, or find it compiled; programs of one module share it."""
+        module = runtime().module(program.sha256, program.code)
+        driver = None if program.driver is None else _driver(program.driver)
+        return InProcessProgram(program, module, driver)
+
+    def run(self, batch: Callable[[bool], T], call: Call) -> T:
+        """Run on this thread, or on one of ours where this one is not fit for it."""
+        with runtime().ticker:
+            main = stacks.on_main_thread()
+            if stacks.has_enough_stack() and not (main and call.fuel > DIRECT_FUEL):
+                return batch(not main)
+            return stacks.run_with_stack(lambda: batch(True), call.interrupt)
+
+
+def _driver(code: bytes) -> wasmtime.Module:
+    return runtime().module("driver:" + code.hex(), code)
+
+
+@dataclass(frozen=True)
+class InProcessProgram:
+    """A program and its compiled modules."""
+
+    program: Program
+    module: wasmtime.Module
+    driver: wasmtime.Module | None
+
+    def guest(self, call: Call, watched: bool) -> Guest:
+        """Make a guest in a store of its own."""
+        return guest_of(self.program, InProcessInstance(self, call, watched))
+
+    def close(self) -> None:
+        """Do nothing: compiled modules are kept by the runtime."""
+
+
+class InProcessInstance:
+    """A module's instance, and its driver's where the export is a bare scalar one."""
+
+    def __init__(self, compiled: InProcessProgram, call: Call, watched: bool) -> None:
+        limits = compiled.program.limits
+        self._store = Store(limits, watched)
+        self._store.begin(call)
+        self._functions: dict[str, Export] = {}
+        self._limit = limits.max_memory_bytes
+        try:
+            self._exports = self._start(compiled, limits, call)
+        except BaseException:
+            self._store.close()
+            raise
+        self._memory = self._exports["memory"]
+
+    def _start(self, compiled: InProcessProgram, limits: SandboxLimits, call: Call) -> Any:
+        store = self._store
+        exports = store.instantiate(compiled.module, [], call).exports(store.raw)
+        if compiled.driver is None:
+            return exports
+        store.set_memory_limit(MAX_MEMORY_BYTES)  # the driver is ours, of fixed size
+        function = exports[compiled.program.export]
+        driver = store.instantiate(compiled.driver, [function], call)
+        store.set_memory_limit(limits.max_memory_bytes)
+        return driver.exports(store.raw)
+
+    def begin(self, call: Call) -> None:
+        """Give the instance the fuel and the time of a call."""
+        self._store.begin(call)
+
+    def invoke(self, export: str, call: Call, *arguments: int) -> int:
+        """Call an export; traps and stops become typed errors."""
+        function = self._functions.get(export)
+        if function is None:
+            found = self._exports[export]
+            function = self._functions[export] = Export(self._store.raw, found, len(arguments))
+        call.transitions += 1
+        return self._store.invoke(function, call, self._memory, *arguments)
+
+    def memory(self) -> np.ndarray:
+        """Return the memory as bytes; valid until the guest next runs."""
+        return self._store.view(self._memory)
+
+    def end(self, call: Call) -> int:
+        """Return the fuel the call used."""
+        return self._store.end(call)
+
+    def close(self) -> None:
+        """Free the store and everything in it."""
+        self._store.close()
