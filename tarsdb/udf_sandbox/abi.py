@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,14 @@ DESCRIPTOR = np.dtype(
         ("validity", "<u4"), ("offsets", "<u4"), ("width", "<u4"), ("parameter", "<u4"),
     ]
 )  # fmt: skip
+
+
+class Memory(Protocol):
+    """A guest's memory as its bytes: an array, or what fetches the bytes asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
 
 
 def _align(size: int) -> int:
@@ -89,6 +98,16 @@ class BatchLayout:
         self._end += _align(size)
         return at
 
+    @property
+    def output_at(self) -> int:
+        """Where arguments end and the output begins, relative to the region's start."""
+        return self._output.data
+
+    @property
+    def validity_at(self) -> int:
+        """Where the output's validity bitmap begins; its bits are set before the call."""
+        return self._output.validity
+
     def write(self, memory: np.ndarray, region: int) -> int:
         """Copy descriptors and arguments into the guest; return the address of descriptor 0."""
         base = _align(region)
@@ -121,7 +140,7 @@ class BatchLayout:
         if slot.offsets >= 0:
             memory[base + slot.offsets : base + slot.offsets + 4 * (self.rows + 1)] = 0
 
-    def read(self, memory: np.ndarray, base: int, function: str) -> Column:
+    def read(self, memory: Memory, base: int, function: str) -> Column:
         """Return the output column, copied out of the guest's memory.
 
         Values are in range of the buffers only; :mod:`tarsdb.udf_sandbox.outputs` checks what
@@ -147,7 +166,7 @@ class BatchLayout:
             values[~validity] = np.zeros(1, dtype=values.dtype)[0]
         return Column(self.returns, values, None, validity)
 
-    def _validity(self, memory: np.ndarray, at: int, function: str) -> np.ndarray | None:
+    def _validity(self, memory: Memory, at: int, function: str) -> np.ndarray | None:
         if at == 0:
             return None
         size = (self.rows + 7) // 8
@@ -156,7 +175,7 @@ class BatchLayout:
         return None if valid.all() else valid
 
     def _variable(
-        self, memory: np.ndarray, found: np.void, validity: np.ndarray | None, function: str
+        self, memory: Memory, found: np.void, validity: np.ndarray | None, function: str
     ) -> Column:
         size = 4 * (self.rows + 1)
         raw = _region(memory, int(found["offsets"]), size, function, "output offsets")
@@ -205,7 +224,7 @@ def _put(memory: np.ndarray, at: int, data: np.ndarray) -> None:
     memory[at : at + len(data)] = data
 
 
-def _region(memory: np.ndarray, at: int, size: int, function: str, what: str) -> np.ndarray:
+def _region(memory: Memory, at: int, size: int, function: str, what: str) -> np.ndarray:
     if at + size > len(memory):
         raise UdfError(
             f"function {function}: {what} at {at}..{at + size} lie outside its memory "

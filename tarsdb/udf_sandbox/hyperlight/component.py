@@ -12,14 +12,14 @@ Knows ``messages`` and the formats of WebAssembly; compiles and runs nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.hyperlight.messages import CALL, CALL_REPLY, CALL_REQUEST, STATE
 from tarsdb.udf_sandbox.module import scalar_type
 
 _RAW, _TEXT, _INPUT = 1_024, 24_576, 65_536  # places in the adapter's own memory
-_CORE_MODULE_SECTION = 1
+_CORE_MODULE_SECTION = 1  # of a component
+_MEMORY_SECTION = 5  # of a core module
 _PREAMBLE_BYTES = 8
 _DESCRIPTOR = CALL_REPLY.fields["descriptor"][1]  # type: ignore[index]  # a structured dtype
 _HEADER = CALL_REQUEST.itemsize
@@ -38,23 +38,15 @@ _STEPS = (
 )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A component's text, and the core module that stands for its first, empty one."""
-
-    text: str
-    module: bytes
-
-
 def component(
-    module: bytes, export: str, *, resettable: bool, scalar: tuple[Sequence[SqlType], SqlType] | None
-) -> Parts:  # fmt: skip
-    """Return the component around an export.
+    export: str, *, resettable: bool, scalar: tuple[Sequence[SqlType], SqlType] | None = None
+) -> str:
+    """Return the text of the component around an export.
+
+    Its first core module is empty and stands for the user's, see :func:`splice`.
 
     Parameters
     ----------
-    module : bytes
-        A validated binary module that imports nothing.
     export : str
     resettable : bool
         It exports ``tars_reset``.
@@ -66,7 +58,7 @@ def component(
         loop = _loop(export, *scalar)
         loop += '\n  (core instance $loop (instantiate $loop (with "user" (instance $user))))'
         inner, export, resettable = "$loop", "f", True
-    return Parts(_COMPONENT.format(loop, inner, _adapter(export, resettable)), module)
+    return _COMPONENT.format(loop, inner, _adapter(export, resettable))
 
 
 _COMPONENT = """(component
@@ -103,6 +95,30 @@ def splice(binary: bytes, module: bytes) -> bytes:
             return binary[:at] + head + module + binary[start + size :]
         at = start + size
     raise ValueError("component without a core module")
+
+
+def capped(module: bytes, pages: int) -> bytes:
+    """Return a module whose memory cannot grow beyond a number of pages: growth gives -1.
+
+    Parameters
+    ----------
+    module : bytes
+        Validated, with at most one memory, of 32-bit addresses and not shared.
+    pages : int
+        Of 64 KiB; at least what the memory starts with.
+    """
+    at = _PREAMBLE_BYTES
+    while at < len(module):
+        size, start = _leb(module, at + 1)
+        if module[at] == _MEMORY_SECTION and module[start] == 1:
+            limited = module[start + 1]
+            least, end = _leb(module, start + 2)
+            most = min(pages, _leb(module, end)[0]) if limited else pages
+            body = bytes([1, 1]) + _leb_bytes(least) + _leb_bytes(most)
+            head = bytes([_MEMORY_SECTION]) + _leb_bytes(len(body))
+            return module[:at] + head + body + module[start + size :]
+        at = start + size
+    return module
 
 
 def _leb(data: bytes, at: int) -> tuple[int, int]:
@@ -251,6 +267,7 @@ def _adapter(export: str, resettable: bool) -> str:
         (call $place (i32.add (local.get $d) (i32.const 20)) (local.get $base))
         (local.set $d (i32.add (local.get $d) (i32.const 32)))
         (br_if $next (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+      (call $say (i32.const 0) (local.get $base))
       (call $say (i32.const 8) (call $f (local.get $base) {_field("rows")}))
       (call $say (i32.const 4) (memory.size $u))
       (memory.copy $m $u (i32.const {_RAW + _DESCRIPTOR})

@@ -24,9 +24,9 @@ CALL_REQUEST = np.dtype(
 )  # fmt: skip
 READ_REQUEST = np.dtype([("kind", "<u4"), ("address", "<u4"), ("size", "<u4")])
 CALL_REPLY = np.dtype(
-    [("region", "<u4"), ("pages", "<u4"), ("status", "<i4"), ("descriptor", "u1", 32)]
+    [("base", "<u4"), ("pages", "<u4"), ("status", "<i4"), ("descriptor", "u1", 32)]
 )
-REFUSED_BYTES = 8  # a call's reply ends after ``pages`` when tars_alloc gave no usable region
+REFUSED_BYTES = 8  # of the reply when tars_alloc gave no usable region: that region, pages
 MAX_WANTED = REPLY_BYTES - CALL_REPLY.itemsize
 
 
