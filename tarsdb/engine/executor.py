@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,28 @@ def _knn(context: Context, plan: Knn) -> Result:
 
 
 def _scan(context: Context, plan: Scan) -> Result:
-    view = context.view(plan.table)
     skip = vector_search.count_of(context.constant(plan.offset), "OFFSET")
     limit = context.constant(plan.limit)
     stop = None if limit is None else skip + vector_search.count_of(limit, "LIMIT")
     names, types = project.header(plan.outputs)
+    if any(isinstance(output.expr, ex.Call) for output in plan.outputs):
+        return Result(names, types, columns=_called(context, plan, (skip, stop)))
+    return Result(names, types, columns=_scanned(context, plan, (skip, stop)))
+
+
+def _called(context: Context, plan: Scan, window: tuple[int, int | None]) -> list[Column]:
+    """Return a scan's columns where functions are among them: each is called once, for all rows."""
+    needed = evaluate.columns_of(*(output.expr for output in plan.outputs))
+    read = tuple(ex.Output(c.name, ex.ColumnRef(c), c.type) for c in needed.values())
+    columns = _scanned(context, replace(plan, outputs=read), window)
+    batch = evaluate.Batch(len(columns[0]), dict(zip(needed, columns, strict=True)), context)
+    return project.evaluate_outputs(plan.outputs, batch)
+
+
+def _scanned(context: Context, plan: Scan, window: tuple[int, int | None]) -> list[Column]:
+    """Return a scan's columns, of the rows from the window's start to its stop."""
+    skip, stop = window
+    view = context.view(plan.table)
     parts: list[list[Column]] = []
     rows = 0
     for batch in _batches(context, view, plan.predicate, plan.outputs):
@@ -98,7 +116,7 @@ def _scan(context: Context, plan: Scan) -> Result:
     ]
     if skip:
         merged = [column.take(np.arange(min(skip, len(column)), len(column))) for column in merged]
-    return Result(names, types, columns=merged)
+    return merged
 
 
 def _nothing(output: ex.Output) -> Column:

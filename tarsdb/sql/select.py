@@ -11,7 +11,9 @@ from sqlglot import exp
 from tarsdb.schema import TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, table_name
+from tarsdb.sql.calls import resolve_call
 from tarsdb.sql.core import Core, output_type
+from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
 
 _PARTS = frozenset({"expressions", "from_", "where", "order", "limit", "offset"})
@@ -66,6 +68,29 @@ class TableSelect:
                 return None
             found.append(Output(item.name, item.expr, sql_type))
         return tuple(found)
+
+    def called_outputs(self) -> tuple[Output, ...] | None:
+        """Return a SELECT list of columns, and of functions over columns of just their types."""
+        found = []
+        for item in self.items:
+            expr = item.expr if isinstance(item.expr, ex.ColumnRef) else self._function(item.node)
+            if expr is None:
+                return None
+            found.append(Output(item.name, expr, output_type(expr)))
+        return tuple(found)
+
+    def _function(self, node: Any) -> ex.Expr | None:
+        if not isinstance(node, exp.Anonymous) or OPERATOR_OF.get(node.name) is not None:
+            return None
+        call = resolve_call(self.binding, node)
+        if call is None or call.function is None or not call.arguments:
+            return None
+        arguments = [self.core.expr(argument) for argument in call.arguments]
+        columns = tuple(a for a in arguments if isinstance(a, ex.ColumnRef))
+        wanted = [sql_type for _, sql_type in call.function.arguments]
+        if [a.column.type for a in columns] != wanted:
+            return None
+        return ex.Call(call.kind, call.name, call.target, columns, call.returns, call.options)
 
     def predicates(self) -> list[ex.Expr] | None:
         """Return WHERE as native terms, or None when part of it is outside."""

@@ -7,6 +7,8 @@ length of their immediates, core specification section 5.4) and such functions r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tarsdb.errors import UdfValidationError
 
 MAX_LOOP_DEPTH = 32
@@ -65,6 +67,23 @@ def _special(data: bytes, opcode: int, at: int) -> int:
     if code <= 11 or 84 <= code <= 93:  # loads and stores, the first eight with a lane
         return _skip(data, at, 2) + (84 <= code <= 91)
     return at + (21 <= code <= 34)  # lane numbers
+
+
+def instructions(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (position, opcode, position after its immediates) of a valid body."""
+    at = start
+    while at < stop:
+        first, opcode = at, data[at]
+        count = _LEBS[opcode]
+        if count < 9:
+            at = _skip(data, at + 1, count)
+        elif opcode in (_BLOCK, _LOOP, _IF):
+            at = _skip(data, at + 1, 1)
+        elif opcode == _END:
+            at += 1
+        else:
+            at = _special(data, opcode, at + 1)
+        yield first, opcode, at
 
 
 def count_loops(data: bytes, start: int, stop: int, local_count: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tarsdb.columns import Column, concat
+from tarsdb.columns import Column
 from tarsdb.errors import UdfError
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import driver, outputs
@@ -76,24 +76,17 @@ class ScalarGuest(_InstanceGuest):
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows, none of which is NULL."""
-        if rows <= driver.CHUNK_ROWS:
-            return self._chunk(columns, 0, rows, call)
-        starts = range(0, rows, driver.CHUNK_ROWS)
-        return concat(
-            self.program.returns,
-            [self._chunk(columns, i, min(i + driver.CHUNK_ROWS, rows), call) for i in starts],
-        )
-
-    def _chunk(self, columns: Sequence[Column], start: int, stop: int, call: Call) -> Column:
-        rows = stop - start
-        for view, column in zip(self._inputs, columns, strict=True):
-            view[:rows] = column.values[start:stop]
-        self._rows[0] = rows
-        self.instance.invoke("run", call)
-        column = Column(self.program.returns, self._output[:rows].copy())
-        column = outputs.checked(column, call.function)
-        if column.values.dtype != self.program.returns.dtype:
-            column.values = column.values.astype(self.program.returns.dtype)
+        returns = self.program.returns
+        values = np.empty(rows, dtype=self._output.dtype)
+        for start in range(0, rows, driver.CHUNK_ROWS):
+            stop = min(start + driver.CHUNK_ROWS, rows)
+            for view, column in zip(self._inputs, columns, strict=True):
+                view[: stop - start] = column.values[start:stop]
+            self._rows[0] = stop - start
+            self.instance.invoke("run", call)
+            values[start:stop] = self._output[: stop - start]
+        column = outputs.checked(Column(returns, values), call.function)
+        column.values = column.values.astype(returns.dtype, copy=False)
         return column
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox import stacks
 from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.exports import Export
+from tarsdb.udf_sandbox.fusion import fuse
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import MAX_MEMORY_BYTES, Call
 from tarsdb.udf_sandbox.wasmtime_backend import Store, runtime
@@ -33,9 +35,16 @@ class InProcessBackend:
 
     def compile(self, program: Program) -> InProcessProgram:
         """Compile the module, or find it compiled; programs of one module share it."""
+        if program.driver is None:
+            return InProcessProgram(program, runtime().module(program.sha256, program.code), None)
+        if program.reusable:  # without state
+            fused = fuse(program.code, program.export, program.arguments, program.returns)
+            if fused is not None:
+                key = hashlib.sha256(fused.code).hexdigest()
+                module = runtime().module(key, fused.code, canonical=fused.sees_nan)
+                return InProcessProgram(program, module, None, canonical=fused.sees_nan)
         module = runtime().module(program.sha256, program.code)
-        driver = None if program.driver is None else _driver(program.driver)
-        return InProcessProgram(program, module, driver)
+        return InProcessProgram(program, module, _driver(program.driver))
 
     def run(self, batch: Callable[[bool], T], call: Call) -> T:
         """Run on this thread, or on one of ours where this one is not fit for it."""
@@ -52,11 +61,20 @@ def _driver(code: bytes) -> wasmtime.Module:
 
 @dataclass(frozen=True)
 class InProcessProgram:
-    """A program and its compiled modules."""
+    """A program and its compiled modules.
+
+    Attributes
+    ----------
+    driver : wasmtime.Module, optional
+        Of a bare scalar export whose module is not fused with the loop already.
+    canonical : bool
+        Whether every operation of the guest gives the one canonical NaN.
+    """
 
     program: Program
     module: wasmtime.Module
     driver: wasmtime.Module | None
+    canonical: bool = True
 
     def guest(self, call: Call, watched: bool) -> Guest:
         """Make a guest in a store of its own."""
@@ -71,7 +89,7 @@ class InProcessInstance:
 
     def __init__(self, compiled: InProcessProgram, call: Call, watched: bool) -> None:
         limits = compiled.program.limits
-        self._store = Store(limits, watched)
+        self._store = Store(limits, watched, compiled.canonical)
         self._store.begin(call)
         self._functions: dict[str, Export] = {}
         self._limit = limits.max_memory_bytes
@@ -84,14 +102,16 @@ class InProcessInstance:
 
     def _start(self, compiled: InProcessProgram, limits: SandboxLimits, call: Call) -> Any:
         store = self._store
+        fused = compiled.program.driver is not None and compiled.driver is None
+        if fused:
+            store.set_memory_limit(MAX_MEMORY_BYTES)  # the driver's, of fixed size
         exports = store.instantiate(compiled.module, [], call).exports(store.raw)
-        if compiled.driver is None:
-            return exports
-        store.set_memory_limit(MAX_MEMORY_BYTES)  # the driver is ours, of fixed size
-        function = exports[compiled.program.export]
-        driver = store.instantiate(compiled.driver, [function], call)
+        if compiled.driver is not None:
+            store.set_memory_limit(MAX_MEMORY_BYTES)
+            function = exports[compiled.program.export]
+            exports = store.instantiate(compiled.driver, [function], call).exports(store.raw)
         store.set_memory_limit(limits.max_memory_bytes)
-        return driver.exports(store.raw)
+        return exports
 
     def begin(self, call: Call) -> None:
         """Give the instance the fuel and the time of a call."""

@@ -38,36 +38,49 @@ _OFF = (
 )  # fmt: skip
 
 
-def _config() -> wasmtime.Config:
-    """Return the settings every guest runs under."""
+def _config(canonical: bool) -> wasmtime.Config:
+    """Return the settings every guest runs under; ``canonical`` is about NaN."""
     config = wasmtime.Config()
     for name in _OFF:  # a pool of compiler threads would not survive fork either
         setattr(config, name, False)
     config.consume_fuel = True
     config.epoch_interruption = True
-    config.cranelift_nan_canonicalization = True
+    config.cranelift_nan_canonicalization = canonical
     config.max_wasm_stack = stacks.MAX_WASM_STACK
     return config
 
 
 class Runtime:
-    """One engine of this process, its clock and its compiled modules."""
+    """The engines of this process, their clock and its compiled modules.
+
+    The second engine is for functions that cannot tell one NaN from another: to make each
+    operation's NaN the canonical one costs such a function more than all else it does.
+    """
 
     def __init__(self) -> None:
-        self.engine = wasmtime.Engine(_config())
-        self.ticker = Ticker(self.engine.increment_epoch)
+        self.engines = {
+            canonical: wasmtime.Engine(_config(canonical)) for canonical in (True, False)
+        }
+        self.ticker = Ticker(self._tick)
         self._modules: OrderedDict[str, wasmtime.Module] = OrderedDict()
         self._lock = threading.Lock()
 
-    def module(self, key: str, code: bytes) -> wasmtime.Module:
-        """Return the compiled module, from the cache when its key (a sha256) is known."""
+    def _tick(self) -> None:
+        for engine in self.engines.values():
+            engine.increment_epoch()
+
+    def module(self, key: str, code: bytes, *, canonical: bool = True) -> wasmtime.Module:
+        """Return the compiled module, from the cache when its key (a sha256) is known.
+
+        One key stands for one code and one ``canonical``.
+        """
         with self._lock:
             found = self._modules.get(key)
             if found is not None:
                 self._modules.move_to_end(key)
                 return found
         try:
-            module = wasmtime.Module(self.engine, code)
+            module = wasmtime.Module(self.engines[canonical], code)
         except wasmtime.WasmtimeError as error:
             raise UdfValidationError(f"module does not compile: {_short(error)}") from error
         with self._lock:
@@ -118,7 +131,7 @@ def assemble(text: bytes) -> bytes:
 def validate(code: bytes) -> None:
     """Raise UdfValidationError unless the module validates under our settings; compiles nothing."""
     try:
-        wasmtime.Module.validate(runtime().engine, code)
+        wasmtime.Module.validate(runtime().engines[True], code)
     except wasmtime.WasmtimeError as error:
         raise UdfValidationError(f"module does not validate: {_short(error)}") from error
 
@@ -167,12 +180,14 @@ class Store:
     watched : bool
         Ask at every tick whether to stop. Not for calls on the main thread, where the question
         would swallow a pending Ctrl-C; those end at their deadline.
+    canonical : bool
+        Which of the engines its modules were compiled for.
     """
 
-    def __init__(self, limits: SandboxLimits, watched: bool) -> None:
+    def __init__(self, limits: SandboxLimits, watched: bool, canonical: bool = True) -> None:
         self.limits = limits
         self.watched = watched and _set_callback is not None
-        self.raw = wasmtime.Store(runtime().engine)
+        self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
         self.set_memory_limit(limits.max_memory_bytes)
         if self.watched:

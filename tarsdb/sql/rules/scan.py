@@ -12,7 +12,9 @@ def match(select: TableSelect) -> Scan | None:
     if select.order:
         return None
     terms = select.predicates()
-    outputs = select.outputs() if terms is not None else None
-    if terms is None or outputs is None:
+    if terms is None:
+        return None
+    outputs = select.outputs() or select.called_outputs()
+    if outputs is None:
         return None
     return Scan(select.table, outputs, conjunction(terms), select.limit, select.offset)
