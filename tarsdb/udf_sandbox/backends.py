@@ -41,6 +41,8 @@ class Program:
         Nothing a batch leaves behind can reach the next one.
     resettable : bool
         The module exports ``tars_reset``.
+    language : str
+        ``'wasm'``, or that of ``code`` as source text: ``'python'``, ``'javascript'``.
     """
 
     code: bytes
@@ -52,6 +54,7 @@ class Program:
     limits: SandboxLimits
     reusable: bool
     resettable: bool
+    language: str = "wasm"
 
 
 class Instance(Protocol):
@@ -186,7 +189,9 @@ def _worker() -> Backend:
 
 
 def _hyperlight() -> Backend:
-    raise _unavailable("hyperlight", "it is not part of this release")
+    from tarsdb.udf_sandbox.hyperlight.backend import HyperlightBackend
+
+    return HyperlightBackend()
 
 
 _LOADERS: dict[str, Callable[[], Backend]] = {

@@ -184,7 +184,7 @@ class ScalarFunction:
         finally:
             with self._lock:
                 self._calls.discard(call)
-            budget.end(self._key, call.used, time.monotonic() - began)
+            budget.end(self._key, call.used, time.monotonic() - began - call.excused)
 
     def _batch(self, columns: Sequence[Column], rows: int, call: Call, watched: bool) -> Column:
         guest = self._acquire(call, watched)

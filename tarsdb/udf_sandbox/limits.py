@@ -160,6 +160,7 @@ class Call:
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
+    excused: float = 0.0  # seconds that were not the function's: starting what runs it
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""

@@ -4,11 +4,11 @@ The guest (hyperlight-sandbox 0.8.0) runs wasmtime 36.0.14 on a machine without 
 system, and accepts native code compiled for exactly that engine. The compiler used is wasmtime
 36.0.0, the only 36 among Python packages, in a child process. It cannot name the guest's target,
 so it compiles for x86-64 Linux without processor features, which is the same code, and the
-artefact's record of the engine is replaced by the one the guest expects. Compared field by field
-the records differ in five: the version, the target's name, canonical NaNs (on: code that keeps
-them runs anywhere), the garbage collector (compiled in, unused) and three switches of WebAssembly
-proposals. Both records are pinned by hash; any other is refused. Wrong code would run inside the
-virtual machine only.
+artefact's record of the engine is replaced by the one the guest expects. The records differ in the
+version, the target's name, canonical NaNs (on: code that keeps them runs anywhere), the garbage
+collector (unused), what lies behind a memory (nothing: addresses are compared) and switches of
+WebAssembly proposals (fewer). Both records are pinned by hash; any other is refused. Wrong code
+would run inside the virtual machine only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tarsdb.errors import UdfBackendError, UdfValidationError
 
 COMPILER_VERSION = "36.0.0"
 LIBRARY_SHA256 = "203ac7c7fcb61ea3030283fc297d66f302e83878c86533db5905e71a582793b4"
-COMPILED_RECORD_SHA256 = "e82746801381767de5ea0eee42f2af3491b412ca95f589f5cd6bb7e02ec4f2d2"
+COMPILED_RECORD_SHA256 = "f421bdf66104a9c5e8c3eb5be45f1d7db0cef2aa8d5c9234926e33b2bba42679"
 GUEST_RECORD_SHA256 = "d2f5cb2d32a4588dd4b1989dba4f11058885ff05a55cb3c849044a64e638a5c1"
 COMPILER_VARIABLE = "TARSDB_HYPERLIGHT_COMPILER"
 MEMORY_BYTES = 2 << 30
@@ -116,16 +116,15 @@ def for_guest(artefact: bytes) -> bytes:
     """Return the artefact with the guest's engine record in place of its own."""
     header, start, size = _record(artefact)
     digest = hashlib.sha256(artefact[start : start + size]).hexdigest()
-    record = guest_record()
-    if digest != COMPILED_RECORD_SHA256 or len(record) > size:
+    if digest != COMPILED_RECORD_SHA256:
         raise UdfBackendError(
             f"the compiler's engine record has sha256 {digest}, expected {COMPILED_RECORD_SHA256}",
             hint=f"reinstall wasmtime {COMPILER_VERSION} into {compiler_folder()}",
         )
-    patched = bytearray(artefact)
-    patched[start : start + size] = record.ljust(size, b"\0")
-    struct.pack_into("<Q", patched, header + 32, len(record))  # sh_size
-    return bytes(patched)
+    record = guest_record()
+    patched = bytearray(artefact.ljust(-(-len(artefact) // 8) * 8, b"\0"))
+    struct.pack_into("<QQ", patched, header + 24, len(patched), len(record))  # place and size
+    return bytes(patched) + record
 
 
 def guest_record() -> bytes:

@@ -22,7 +22,8 @@ from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
 from tarsdb.udf_sandbox.module import scalar_type, to_wasm
 
 MAX_IMAGE_BYTES = 256 << 10  # a request lies in the guest's heap several times
-RUNTIME_MIB = 8  # heap of the guest's runtime and the adapter
+RUNTIME_MIB = 4  # heap of the guest's runtime and the adapter
+STACK_MIB = 4  # more than the heap: the request's buffer lies there and is as large as the heap
 _WIRE_TYPES = {"i32": "INT", "i64": "BIGINT", "f32": "REAL", "f64": "DOUBLE"}
 
 
@@ -42,8 +43,8 @@ def sandbox_spec(program: Program) -> SandboxSpec:
     heap = -(-memory // (1 << 20)) + RUNTIME_MIB
     return SandboxSpec(
         key=f"{hashlib.sha256(binary).hexdigest()}:{heap}",
-        artefact=_compiled(binary, program.export), path="", heap=heap, stack=heap + RUNTIME_MIB,
-        first=messages.to_text(np.zeros(7, dtype=np.uint8)),
+        artefact=_compiled(binary, program.export), path="", heap=heap, stack=heap + STACK_MIB,
+        first=messages.to_text(np.zeros(7, dtype=np.uint8)), restored=not program.reusable,
     )  # fmt: skip
 
 

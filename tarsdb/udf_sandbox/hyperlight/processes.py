@@ -50,6 +50,9 @@ class SandboxSpec:
         What the first run is given.
     definition : str, optional
         The user's source, run once before the snapshot. With it, ``first`` runs no user code.
+    restored : bool
+        Snapshotted when loaded, and restored before each use. Else it is used as it was left, and
+        loaded again after a failure.
     """
 
     key: str
@@ -59,6 +62,7 @@ class SandboxSpec:
     stack: int
     first: str
     definition: str | None = None
+    restored: bool = True
 
 
 class GuestFailure(Exception):
@@ -99,15 +103,21 @@ class SandboxProcess:
             return self._load(spec, call)
         self._numbers.move_to_end(spec.key)
         if number in self._unclean:
+            if not spec.restored:
+                self._drop(spec.key, call)
+                return self._load(spec, call)
             self._trusted(worker.RESTORE, number, b"", call)
             self._unclean.discard(number)
         return number
 
+    def _drop(self, key: str, call: Call) -> None:
+        number = self._numbers.pop(key)
+        self._unclean.discard(number)
+        self._trusted(worker.DROP, number, b"", call)
+
     def _load(self, spec: SandboxSpec, call: Call) -> int:
         while len(self._numbers) >= MAX_SANDBOXES:
-            _, oldest = self._numbers.popitem(last=False)
-            self._unclean.discard(oldest)
-            self._trusted(worker.DROP, oldest, b"", call)
+            self._drop(next(iter(self._numbers)), call)
         number = next(self._next)
         head = {"path": spec.path, "heap": spec.heap, "stack": spec.stack, "first": spec.first}
         payload = json.dumps(head).encode() + b"\n" + spec.artefact
@@ -116,7 +126,8 @@ class SandboxProcess:
         else:
             self._trusted(worker.LOAD, number, payload, call)
             self.run(number, spec.definition, call)
-        self._trusted(worker.SNAPSHOT, number, b"", call)
+        if spec.restored:
+            self._trusted(worker.SNAPSHOT, number, b"", call)
         self._unclean.discard(number)
         self._numbers[spec.key] = number
         return number

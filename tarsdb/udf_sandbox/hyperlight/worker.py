@@ -25,9 +25,9 @@ class Sandboxes:
     """Sandboxes by number, each with the snapshot it returns to."""
 
     def __init__(self) -> None:
-        from hyperlight_sandbox import Sandbox
+        from hyperlight_sandbox_backend_wasm import WasmSandbox
 
-        self._make = Sandbox
+        self._make = WasmSandbox
         self._held: dict[int, Any] = {}
         self._snapshots: dict[int, Any] = {}
 
