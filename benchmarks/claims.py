@@ -11,44 +11,11 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import harness
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One bar: a figure of a workload that is at most, at least or exactly something."""
-
-    workload: str
-    text: str
-    bar: str
-    """``<=``, ``>=`` or ``==`` and a number."""
-    figure: Callable[[Record], Any]
-    peer: str = ""
-
-    def passes(self, value: Any) -> bool:
-        """Compare; what is not a number passes no bar."""
-        sign, _, limit = self.bar.partition(" ")
-        if value is None or value != value:
-            return False
-        bound = float(limit)
-        return {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[sign]
-
-
-def path(*names: str) -> Callable[[Record], Any]:
-    """Return a reader of a nested entry."""
-
-    def read(record: Record) -> Any:
-        found: Any = record
-        for name in names:
-            found = found[name]
-        return found
-
-    return read
+from benchmarks.claim import Claim, Record, path
+from benchmarks.inference_claims import INFERENCE
 
 
 def _recall(record: Record) -> float:
@@ -232,6 +199,24 @@ CLAIMS = (
               ">= 1.2", path("tarsdb_times", "hnswlib", target), "hnswlib")
         for target in ("0.95", "0.99")
     ),
+    *(
+        Claim("sandbox", f"sandboxed function, {words}, times as long (CPU)", bar, path(*names),
+              "the same function by Numba")
+        for words, bar, names in (
+            ("polynomial of 1,000,000 float64, bare", "<= 2",
+             ("polynomial_f64", "bare", "times_of_numba")),
+            ("polynomial of 1,000,000 float32, bare", "<= 1.5",
+             ("polynomial_f32", "bare", "times_of_numba")),
+            ("dot products of 384 float32, bare", "<= 4.5", ("dot", "bare", "times_of_numba")),
+            ("what f(x) adds to SELECT x", "<= 4.5", ("sql", "added_times_of_numba")),
+        )
+    ),
+    Claim("sandbox", "sandboxed function, what a row adds to a call, ns", "<= 5",
+          path("calls", "row_adds_ns")),
+    Claim("sandbox", "sandboxed function called row by row, times the time a row", ">= 1000",
+          path("calls", "per_row_over_batched"), "batches of 60,000"),
+    Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
+          path("calls", "new_instance_us")),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",
@@ -242,6 +227,7 @@ CLAIMS = (
           path("rate", "select")),
     Claim("sql_logic", "sqllogictest random files, share that agrees", ">= 0.998",
           path("rate", "random")),
+    *INFERENCE,
 )  # fmt: skip
 
 CONDITIONAL = Claim(

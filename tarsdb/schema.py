@@ -53,7 +53,8 @@ class IndexDef:
     """An index over columns of one table.
 
     ``method`` is ``'btree'`` here (ordered scalar index); vector methods come with their issue.
-    ``origin`` is ``'primary key'``, ``'unique'`` (constraint) or ``'create index'``.
+    ``origin`` is ``'primary key'``, ``'unique'`` (constraint) or ``'create index'``. ``function``
+    is the sandboxed metric that compares what a vector index finds, ``digest`` that of its code.
     """
 
     id: int
@@ -64,6 +65,8 @@ class IndexDef:
     method: str = "btree"
     origin: str = "create index"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    function: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,24 @@ class ModuleDef:
     version: int = 0
 
 
+ROLES = ("metric", "filter", "reranker", "tokenizer")
+
+
 @dataclass(frozen=True)
 class FunctionDef:
-    """A sandboxed scalar function: signature, where its code is, limits."""
+    """A sandboxed function: signature, where its code is, limits.
+
+    Parameters
+    ----------
+    returns : SqlType
+        Of a table function: the type of its first column.
+    kind : str
+        ``'scalar'``, ``'aggregate'`` or ``'table'``.
+    columns : tuple of (str, SqlType)
+        Of a table function: what its rows hold.
+    role : str
+        ``''``, or what it is to the engine besides: one of :data:`ROLES`.
+    """
 
     id: int
     name: str
@@ -204,6 +222,16 @@ class FunctionDef:
     volatility: str = "IMMUTABLE"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: int = 0
+    kind: str = "scalar"
+    columns: tuple[tuple[str, SqlType], ...] = ()
+    role: str = ""
+
+    @cached_property
+    def result(self) -> str:
+        """What it returns, as SQL writes it."""
+        if self.kind != "table":
+            return str(self.returns)
+        return f"TABLE ({', '.join(f'{name} {sql_type}' for name, sql_type in self.columns)})"
 
 
 CatalogObject = TableDef | ModelDef | ModuleDef | FunctionDef
@@ -265,8 +293,11 @@ def _model(data: dict[str, Any]) -> ModelDef:
 
 
 def _function(data: dict[str, Any]) -> FunctionDef:
-    arguments = tuple((name, parse_type(text)) for name, text in data["arguments"])
-    return FunctionDef(**{**data, "arguments": arguments, "returns": parse_type(data["returns"])})
+    pairs = {
+        key: tuple((name, parse_type(text)) for name, text in data.get(key, ()))
+        for key in ("arguments", "columns")
+    }
+    return FunctionDef(**{**data, **pairs, "returns": parse_type(data["returns"])})
 
 
 _READERS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from tarsdb.model_ops import Decoder, StepBatch, read_model_directory
+from tarsdb.model_ops import Decoder, StepBatch, blas_threads, read_model_directory
 from tarsdb.model_ops.decoder_spec import decoder_tensors, read_decoder_spec
 
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python", "gguf")
@@ -115,7 +115,7 @@ def with_torch(config: dict[str, Any], dtype: str, threads: int) -> dict[str, Ca
 
 
 def write_gguf(config: dict[str, Any], kind: str, path: str) -> None:
-    """Write the weights as llama.cpp reads them: F32, BF16 or Q8_0; norms and biases float32."""
+    """Write the weights as llama.cpp reads them, in one coding; norms and biases float32."""
     import gguf
 
     family = config["model_type"]
@@ -189,14 +189,24 @@ def with_llama(config: dict[str, Any], kind: str, threads: int) -> dict[str, Cal
     return {"b1": functools.partial(step, 1), "b8": functools.partial(step, 8), "prefill": prefill}
 
 
+def bytes_a_token(config: dict[str, Any], mode: str) -> int:
+    """Return what one token after the context must read: each matrix once, keys and values."""
+    spec = read_decoder_spec(config)
+    matrices = sum(int(np.prod(s)) for s in decoder_tensors(spec).values() if len(s) == 2)
+    cache = 2 * len(spec.layers) * CONTEXT * spec.kv_heads * spec.head_dim * 4
+    return matrices * {"none": 4, "bf16": 2, "int8": 1}[mode] + cache
+
+
 def read_bandwidth() -> float:
-    """Return bytes a second at which one thread reads 512 MB: the largest of a few sums."""
-    words = np.ones(64 << 20, np.float64)
+    """Return bytes a second at which one thread reads 512 MB: the best of a maximum and a sum."""
+    words = np.ones(128 << 20, np.float32)
+    reads = (words.view(np.uint8).max, functools.partial(np.dot, words, words))
     best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        np.max(words)
-        best = max(best, words.nbytes / (time.perf_counter() - start))
+    with blas_threads.single_threaded():
+        for read in reads * 5:
+            start = time.perf_counter()
+            read()
+            best = max(best, words.nbytes / (time.perf_counter() - start))
     return best
 
 
@@ -208,7 +218,7 @@ def agreement() -> dict[str, float]:
     tokens = np.load(golden)["tokens"]
     model = read_model_directory(str(STORIES))
     found = {}
-    for quantize in ("none", "bf16", "int8"):
+    for quantize in ("none", "bf16", "int8", "int4"):
         decoder = Decoder.from_files(model.files, model.tensors, {"quantize": quantize})
         step = batch(1, 0, len(tokens) - 1)
         step = StepBatch(tokens[:-1], step.offsets, step.positions, step.block_tables,
@@ -221,7 +231,8 @@ def agreement() -> dict[str, float]:
 def contenders(shape: str, modes: list[str], threads: int) -> dict[str, dict[str, Any]]:
     """Return what is measured, by name; each loads its weights."""
     config, found = SHAPES[shape], {}
-    rivals = {"none": ("float32", "F32"), "bf16": ("bfloat16", "BF16"), "int8": ("", "Q8_0")}
+    rivals = {"none": ("float32", "F32"), "bf16": ("bfloat16", "BF16"), "int8": ("", "Q8_0"),
+              "int4": ("", "Q4_0")}  # fmt: skip
     for mode in modes:
         found[f"tarsdb {mode}"] = ours(config, mode, threads)
         dtype, kind = rivals[mode]
@@ -236,7 +247,7 @@ def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="110M")
-    parser.add_argument("--modes", nargs="+", default=["none", "bf16", "int8"])
+    parser.add_argument("--modes", nargs="+", default=["none", "bf16", "int8", "int4"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
@@ -245,6 +256,10 @@ def main() -> None:
     calls = contenders(arguments.shape, arguments.modes, arguments.threads)
     record: dict[str, Any] = {"shape": arguments.shape, "random_weights": True,
                               "threads": arguments.threads, "bandwidth": bandwidth,
+                              "bytes_a_token": {
+                                  mode: bytes_a_token(SHAPES[arguments.shape], mode)
+                                  for mode in arguments.modes
+                              },
                               "agreement": agreed}  # fmt: skip
     for what, tokens in (("b1", 1), ("b8", 8), ("prefill", CONTEXT)):
         steps = {name: each[what] for name, each in calls.items()}

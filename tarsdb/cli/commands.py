@@ -7,6 +7,7 @@ only :mod:`tarsdb.cli.bench` asks the engine itself, to time it without the stat
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -161,24 +162,39 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def warmup(arguments: argparse.Namespace) -> int:
-    """Compile every kernel, so that no query waits for a compiler."""
+    """Compile every kernel, so that no query waits for a compiler.
+
+    Of models' kernels those for float32, and those that the models of a file need.
+    """
     from tarsdb.kernels import decoder, dispatch, encoder, graph, ivf
 
+    rooms: dict[str, Callable[[str], object]] = {"encoder": encoder.wait, "decoder": decoder.wait}
+    needed = {(room, "f32") for room in rooms} | _kinds_of(arguments.file)
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
     dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
     waits: dict[str, Callable[[], object]] = {
-        "encoder": lambda: encoder.wait("f32"),
-        "decoder": lambda: decoder.wait("f32"),
-        "graph": graph.wait,
-        "lists": ivf.wait,
+        f"{room} {kind}": functools.partial(rooms[room], kind) for room, kind in sorted(needed)
     }
+    waits.update(graph=graph.wait, lists=ivf.wait)
     for name, wait in waits.items():
         began = time.perf_counter()
         wait()
         sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
+
+
+def _kinds_of(file: str | None) -> set[tuple[str, str]]:
+    """Return which kernels the models of a file need: encoder or decoder, and a kind of weights."""
+    if file is None:
+        return set()
+    with connect(_existing(file), read_only=True) as db:
+        models = db.execute("SELECT task, numeric_mode FROM tars_models").fetchall()
+    return {
+        ("decoder" if task == "generate" else "encoder", "f32" if mode == "fp32" else str(mode))
+        for task, mode in models
+    }
 
 
 def demo(arguments: argparse.Namespace) -> int:

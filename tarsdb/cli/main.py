@@ -117,6 +117,9 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 
 def _warmup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="compile what the models of this file need as well"
+    )
     parser.set_defaults(run=commands.warmup)
 
 

@@ -9,6 +9,7 @@ from tarsdb import storage
 from tarsdb.engine import (
     access,
     executor,
+    function_figures,
     index_build,
     inference_cache,
     inference_figures,
@@ -27,6 +28,7 @@ from tarsdb.sql.plan import (
     Explain,
     Knn,
     Maintain,
+    OneRow,
     PointLookup,
     Pragma,
     Relational,
@@ -105,7 +107,7 @@ def explain(context: Context, plan: Explain) -> Result:
     """EXPLAIN: the plan and the access path; ANALYZE runs it and adds time and rows."""
     lines = [*explain_plan(plan.target), *access_notes(context, plan.target)]
     if plan.analyze:
-        if not isinstance(plan.target, (PointLookup, Scan, Aggregate, Knn, Relational)):
+        if not isinstance(plan.target, (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)):
             raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")
         start = time.perf_counter()
         before = context.engines.done.snapshot()
@@ -114,6 +116,8 @@ def explain(context: Context, plan: Explain) -> Result:
         lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
         after = context.engines.done.snapshot()
         lines += inference_figures.lines({n: v - before.get(n, 0) for n, v in after.items()})
+        if context.budget is not None:
+            lines += function_figures.lines(context.budget.figures)
     return _text_table(("plan",), [(line,) for line in lines])
 
 

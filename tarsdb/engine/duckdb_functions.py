@@ -7,7 +7,7 @@ a time runs a function or a scan of a statement, because they share its read tra
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -18,6 +18,8 @@ import pyarrow as pa
 from tarsdb.columns import Column
 from tarsdb.engine.arrow import from_arrow, to_arrow
 from tarsdb.errors import BindError, DimensionMismatchError
+from tarsdb.schema import FunctionDef
+from tarsdb.sql.function_calls import BITS_TYPE, duckdb_type
 from tarsdb.types import REAL, TEXT, Kind, SqlType, from_storage
 
 if TYPE_CHECKING:
@@ -27,20 +29,6 @@ DISTANCES = {
     "l2": "<->", "ip": "<#>", "cosine": "<=>", "l1": "<+>", "hamming": "<~>", "jaccard": "<%>",
 }  # fmt: skip
 _VECTOR_TYPE = "FLOAT[]"  # a list takes vectors of any dimension; the call checks that they agree
-_BITS_TYPE = "VARCHAR"
-
-
-def duckdb_type(sql_type: SqlType) -> str:
-    """Return DuckDB's name of the type a SQL type travels as."""
-    if sql_type.kind in (Kind.VECTOR, Kind.HALFVEC):
-        return f"FLOAT[{sql_type.dim}]"
-    if sql_type.kind is Kind.INT8VEC:
-        return f"TINYINT[{sql_type.dim}]"
-    if sql_type.kind is Kind.BIT:
-        return _BITS_TYPE
-    if sql_type.kind is Kind.ARRAY:
-        return f"{duckdb_type(sql_type.element or TEXT)}[]"
-    return str(sql_type)
 
 
 class FunctionRegistry:
@@ -66,10 +54,8 @@ class FunctionRegistry:
             returns = duckdb_type(model_call.call.returns or TEXT)
             self._add(model_call.name, arguments, returns, self._model(model_call.name), False)
         for function in plan.functions:
-            arguments = tuple(duckdb_type(sql_type) for _, sql_type in function.arguments)
-            name, returns = f"__udf_{function.name.lower()}", duckdb_type(function.returns)
-            volatile = function.volatility.upper() == "VOLATILE"
-            self._add(name, arguments, returns, self._catalog(function.name.lower()), volatile)
+            key, volatile = function.name.lower(), function.volatility.upper() == "VOLATILE"
+            self._add(f"__udf_{key}", *_signature(function), self._catalog(key), volatile)
         for name in plan.session_functions:
             types, result = running.inputs.session_signature(name)
             arguments = tuple(duckdb_type(sql_type) for sql_type in types)
@@ -77,7 +63,7 @@ class FunctionRegistry:
             self._add(f"__udf_{name.lower()}", arguments, duckdb_type(result), call, not types)
         for operation, _ in plan.distances:
             bits = operation in ("hamming", "jaccard")
-            argument = _BITS_TYPE if bits else _VECTOR_TYPE
+            argument = BITS_TYPE if bits else _VECTOR_TYPE
             call = self._distance(operation, _bits if bits else _vectors)
             self._add(f"__distance_{operation}", (argument, argument), "FLOAT", call, False)
 
@@ -99,12 +85,14 @@ class FunctionRegistry:
         )  # fmt: skip
         self._signatures[name] = signature
 
-    def _guarded(self, call: Callable[..., Column], arity: int) -> Callable[..., Any]:
+    def _guarded(self, call: Callable[..., Any], arity: int) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
             running = self._running()
             with running.alone():
-                column = call(running, *arrays)
-                return to_arrow(column) if arity else _single(column)
+                answer = call(running, *arrays)
+                if not isinstance(answer, Column):
+                    return answer
+                return to_arrow(answer) if arity else _single(answer)
 
         # DuckDB counts the parameters of what it registers
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # functions have it
@@ -120,15 +108,10 @@ class FunctionRegistry:
 
         return call
 
-    def _catalog(self, name: str) -> Callable[..., Column]:
-        def call(running: Running, *arrays: Any) -> Column:
+    def _catalog(self, name: str) -> Callable[..., Any]:
+        def call(running: Running, *arrays: Any) -> Any:
             function = running.functions[name]
-            columns = [
-                from_arrow(array, sql_type, f"{function.name}({argument})")
-                for array, (argument, sql_type) in zip(arrays, function.arguments, strict=True)
-            ]
-            rows = len(columns[0]) if columns else 1
-            return running.inputs.call_function(function, columns, rows)
+            return _CALLS[function.kind](running, function, arrays)
 
         return call
 
@@ -166,6 +149,56 @@ class FunctionRegistry:
             return Column(REAL, result, None, None if valid.all() else valid)
 
         return call
+
+
+def _signature(function: FunctionDef) -> tuple[tuple[str, ...], str]:
+    """Return the types DuckDB hands a function, and what it gets back."""
+    types = tuple(duckdb_type(sql_type) for _, sql_type in function.arguments)
+    if function.kind == "aggregate":
+        types = (f"{types[0] if len(types) == 1 else _struct(function.arguments)}[]",)
+    if function.kind == "table":
+        return types, f"{_struct(function.columns)}[]"
+    return types, duckdb_type(function.returns)
+
+
+def _struct(fields: tuple[tuple[str, SqlType], ...]) -> str:
+    quoted = [name.replace('"', '""') for name, _ in fields]
+    parts = [f'"{n}" {duckdb_type(t)}' for n, (_, t) in zip(quoted, fields, strict=True)]
+    return f"STRUCT({', '.join(parts)})"
+
+
+def _scalar(running: Running, function: FunctionDef, arrays: Sequence[Any]) -> Column:
+    columns = _columns(function, arrays)
+    return running.inputs.call_function(function, columns, len(columns[0]) if columns else 1)
+
+
+def _aggregate(running: Running, function: FunctionDef, arrays: Sequence[Any]) -> Column:
+    import pyarrow.compute as pc
+
+    (lists,) = arrays
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+    flat = pa.concat_arrays([chunk.flatten() for chunk in lists.chunks])
+    columns = _columns(function, [flat] if len(function.arguments) == 1 else flat.flatten())
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    return running.inputs.call_aggregate(function, columns, offsets)
+
+
+def _table(running: Running, function: FunctionDef, arrays: Sequence[Any]) -> pa.Array:
+    columns = _columns(function, arrays)
+    found, offsets = running.inputs.call_table_function(function, columns, len(columns[0]))
+    names = [column for column, _ in function.columns]
+    rows = pa.StructArray.from_arrays([to_arrow(column) for column in found], names)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rows)
+
+
+_CALLS = {"scalar": _scalar, "aggregate": _aggregate, "table": _table}
+
+
+def _columns(function: FunctionDef, arrays: Sequence[Any]) -> list[Column]:
+    return [
+        from_arrow(array, sql_type, f"{function.name}({argument})")
+        for array, (argument, sql_type) in zip(arrays, function.arguments, strict=True)
+    ]
 
 
 def _single(column: Column) -> Any:

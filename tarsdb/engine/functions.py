@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.udf_sandbox import Budget, ScalarFunction
+    from tarsdb.udf_sandbox import Budget, Figures, SandboxedFunction
 
 
 @dataclass(frozen=True)
@@ -55,46 +56,87 @@ class FunctionRuntime:
         self, context: Context, function: FunctionDef, columns: list[Column], rows: int
     ) -> Column:
         """Run a sandboxed function over a batch; limits hold for the whole statement."""
+        with self._using(context, function, columns, rows) as (compiled, arguments, budget):
+            answer: Column = compiled.call(arguments, rows, budget)
+            return answer
+
+    def call_aggregate(
+        self, context: Context, function: FunctionDef, columns: list[Column], offsets: np.ndarray
+    ) -> Column:
+        """Run a sandboxed aggregate function; group g has rows ``offsets[g]`` and on."""
+        rows = int(offsets[-1])
+        with self._using(context, function, columns, rows) as (compiled, arguments, budget):
+            answer: Column = compiled.call(arguments, offsets, budget)
+            return answer
+
+    def call_table(
+        self, context: Context, function: FunctionDef, columns: list[Column], rows: int
+    ) -> tuple[list[Column], np.ndarray]:
+        """Run a sandboxed table function; return its rows, and where each row's begin."""
+        with self._using(context, function, columns, rows) as (compiled, arguments, budget):
+            answer: tuple[list[Column], np.ndarray] = compiled.call(arguments, rows, budget)
+            return answer
+
+    def compare(
+        self,
+        context: Context,
+        function: FunctionDef,
+        pair: tuple[np.ndarray, np.ndarray],
+        *,
+        is_swapped: bool,
+    ) -> np.ndarray:
+        """Return the distances of vectors, float32 (n, dim), to a query (dim,) by a metric."""
+        vectors, query = pair
+        with self._running_one(context, function, len(vectors)) as (compiled, budget):
+            found: np.ndarray = compiled.compare(
+                vectors, query, is_swapped=is_swapped, budget=budget
+            )
+            return found
+
+    @contextmanager
+    def _using(
+        self, context: Context, function: FunctionDef, columns: list[Column], rows: int
+    ) -> Iterator[tuple[Any, list[Column], Budget]]:
+        """Yield the compiled function, arguments of its types, and the statement's budget."""
+        with self._running_one(context, function, rows) as (compiled, budget):
+            arguments = [
+                cast(column, sql_type, f"{function.name}({name})")
+                for column, (name, sql_type) in zip(columns, function.arguments, strict=True)
+            ]
+            yield compiled, arguments, budget
+
+    @contextmanager
+    def _running_one(
+        self, context: Context, function: FunctionDef, rows: int
+    ) -> Iterator[tuple[Any, Budget]]:
+        """Yield the compiled function and the statement's budget, which can be interrupted."""
         from tarsdb.udf_sandbox import Budget
 
         compiled = self._compiled(context, function)
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
-        columns = [
-            cast(column, sql_type, f"{function.name}({name})")
-            for column, (name, sql_type) in zip(columns, function.arguments, strict=True)
-        ]
         if context.budget is None:
             context.budget = Budget()
+        budget = context.budget
         METRICS.add("udf_rows", rows)
-        self._running.append(context.budget)
+        self._running.append(budget)
         try:
-            return compiled.call(columns, rows, context.budget)
+            yield compiled, budget
         finally:
-            self._running.remove(context.budget)
+            self._running.remove(budget)
 
-    def _compiled(self, context: Context, function: FunctionDef) -> ScalarFunction:
-        loaded = self._env.caches.setdefault("functions", {})
-        key = (function.name, function.digest, function.export, function.arguments,
-               function.returns,
-               function.strict, tuple(sorted(function.options.items())))  # fmt: skip
-        compiled: ScalarFunction | None = loaded.get(key)
+    def figures(self, function: FunctionDef) -> Figures | None:
+        """Return what a function did in this process; None when it was not called yet."""
+        compiled = self._env.caches.get("functions", {}).get(_key(function))
+        return None if compiled is None else compiled.figures
+
+    def _compiled(self, context: Context, function: FunctionDef) -> SandboxedFunction:
+        loaded, key = self._env.caches.setdefault("functions", {}), _key(function)
+        compiled: SandboxedFunction | None = loaded.get(key)
         if compiled is None:
             with self._lock:
-                compiled = loaded.get(key) or self._compile(context, function)
+                compiled = loaded.get(key) or _compile(context, function)
                 loaded[key] = compiled
-        return compiled
-
-    def _compile(self, context: Context, function: FunctionDef) -> ScalarFunction:
-        from tarsdb.udf_sandbox import ScalarFunction, limits_from_options
-
-        code = context.read_blob(function.digest)
-        types = [sql_type for _, sql_type in function.arguments]
-        limits = limits_from_options(function.options)
-        compiled = ScalarFunction(
-            code, function.export, types, function.returns, strict=function.strict, limits=limits
-        )
-        compiled.name = function.name
         return compiled
 
     def call_session(self, name: str, columns: Sequence[Column], rows: int) -> Column:
@@ -121,6 +163,41 @@ class FunctionRuntime:
     def close(self) -> None:
         """Forget this connection's functions."""
         self.session.clear()
+
+
+def _key(function: FunctionDef) -> tuple[Any, ...]:
+    return (function.name, function.digest, function.export, function.arguments,
+            function.returns, function.kind, function.columns, function.role,
+            function.strict, tuple(sorted(function.options.items())))  # fmt: skip
+
+
+def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:
+    from tarsdb.udf_sandbox import (
+        AggregateFunction,
+        MetricFunction,
+        ScalarFunction,
+        TableFunction,
+        limits_from_options,
+    )
+
+    code, limits = context.read_blob(function.digest), limits_from_options(function.options)
+    types = [sql_type for _, sql_type in function.arguments]
+    compiled: SandboxedFunction
+    if function.kind == "table":
+        outputs = [sql_type for _, sql_type in function.columns]
+        compiled = TableFunction(
+            code, function.export, types, outputs, strict=function.strict, limits=limits
+        )
+    else:
+        kinds: dict[str, type[ScalarFunction | AggregateFunction]] = {
+            "aggregate": AggregateFunction, "metric": MetricFunction,
+        }  # fmt: skip
+        made = kinds.get(function.role or function.kind, ScalarFunction)
+        compiled = made(
+            code, function.export, types, function.returns, strict=function.strict, limits=limits
+        )
+    compiled.name = function.name
+    return compiled
 
 
 def cast(column: Column, sql_type: SqlType, name: str) -> Column:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tarsdb.engine.loaded_models import model_threads
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError, ProgrammingError
 from tarsdb.schema import ModelDef
@@ -64,21 +65,31 @@ def open_model(context: Context, name: str) -> tuple[ModelDef, Generator]:
     ModelError
         It does something else.
     """
+    model, generator = _load(context, name)
+    _prepare(generator, context.engines.settings)
+    return model, generator
+
+
+def with_draft(context: Context, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options whose ``draft`` is the model of that name, loaded; raises as `open_model`."""
+    name = options.get("draft")
+    return options if name is None else {**options, "draft": _load(context, str(name))[1]}
+
+
+def _load(context: Context, name: str) -> tuple[ModelDef, Generator]:
     from tarsdb.engine.models import require_model
 
     model = require_model(context.catalog.model(name), name)
     if model.task != "generate":
         raise ModelError(f"model {model.name} does {model.task}, not generate")
-    generator: Generator = context.engines.models.load(context, model)
-    generator.reserve(cache_bytes(context.engines.settings))
-    return model, generator
+    return model, context.engines.models.load(context, model)
 
 
 def generate(request: Request) -> Values:
     """Return the text each prompt is continued with."""
     options = _options(request.options)
     generator: Generator = request.model
-    generator.reserve(cache_bytes(request.settings))
+    _prepare(generator, request.settings)
     prompts = [prompt for (prompt,) in request.items]
     done = generator.generate(prompts, options, request.check, request.progress)
     return [completion.text for completion in done]
@@ -100,6 +111,15 @@ def stream(
     if _is_list_of_texts(prompt):
         raise ProgrammingError("generate streams the text of one prompt, a list was given")
     return generator.stream(prompt, _options(options), check)
+
+
+def _prepare(generator: Generator, settings: Mapping[str, Any]) -> None:
+    """Give a model the memory and cores of a connection; connections share it, the last one says.
+
+    No text depends on either.
+    """
+    generator.reserve(cache_bytes(settings))
+    generator.decoder.limit_threads(model_threads(settings))
 
 
 def cache_bytes(settings: Mapping[str, Any]) -> int:

@@ -130,6 +130,12 @@ def numeric_mode(options: Mapping[str, Any]) -> str:
     return "fp32" if quantize == "none" else quantize
 
 
+def model_threads(settings: Mapping[str, Any]) -> int | None:
+    """Return the cores a connection lets models use, by ``model_threads``; None: all of them."""
+    setting = settings["model_threads"]
+    return None if setting == "auto" else int(setting)
+
+
 def memory_bytes(setting: str) -> int:
     """Return the bytes of the setting ``model_memory``: a size, or auto, half of the machine's."""
     if setting != "auto":

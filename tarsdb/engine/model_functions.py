@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.engine import generation, shared_batches
+from tarsdb.engine.loaded_models import model_threads
 from tarsdb.errors import BindError
 
 
@@ -54,7 +55,10 @@ Values = Sequence[Any] | np.ndarray
 
 
 def _watch(request: Request) -> dict[str, Any]:
-    return {"progress": request.progress, "interrupted": request.interrupted}
+    return {
+        "progress": request.progress, "interrupted": request.interrupted,
+        "threads": model_threads(request.settings),
+    }  # fmt: skip
 
 
 def _texts(request: Request) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
-from tarsdb.engine.generation import Lease
+from tarsdb.engine.generation import Lease, with_draft
 from tarsdb.engine.inference_cache import question_of, through
 from tarsdb.engine.loaded_models import loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
@@ -85,8 +85,8 @@ class ModelRuntime:
                 lease.check()
 
         request = Request(
-            call.name, loaded, items, options, listener.report, interrupt.is_set, check,
-            context.engines.settings,
+            call.name, loaded, items, with_draft(context, options), listener.report,
+            interrupt.is_set, check, context.engines.settings,
         )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():

@@ -1,4 +1,4 @@
-"""What table definitions mention: functions and models that may not vanish or change under them.
+"""Names: whether one is free, and what table definitions mention and so may not vanish or change.
 
 Looks at bound expressions only; runs nothing.
 """
@@ -6,14 +6,32 @@ Looks at bound expressions only; runs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
 from tarsdb.errors import CatalogError
-from tarsdb.schema import TableDef
+from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relational
+from tarsdb.types import Kind
+
+
+def may_create(context: Context, kind: str, plan: Any) -> bool:
+    """Return whether CREATE goes on: its name is free, or OR REPLACE was said.
+
+    Raises
+    ------
+    CatalogError
+        The name is taken, and nothing was said about that.
+    """
+    existing = getattr(context.catalog, kind)(plan.name)
+    if existing is None or plan.or_replace:
+        return True
+    if plan.if_not_exists:
+        return False
+    raise CatalogError(f"{kind} {plan.name!r} exists already")
 
 
 def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop") -> None:
@@ -22,6 +40,12 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
         if (function.module or "").lower() == name.lower():
             raise CatalogError(f"cannot {verb} module {name}: function {function.name} uses it")
     for table in context.catalog.tables() if kind != "module" else ():
+        for index in table.indexes:
+            if kind == "function" and index.function.lower() == name.lower():
+                raise CatalogError(
+                    f"cannot {verb} function {name}: index {index.name} compares by it",
+                    hint=f"DROP INDEX {index.name} first",
+                )
         for place, text in _texts(table):
             names = mentioned(bind_expression(text, table, context.catalog), kind)
             if name.lower() in names:
@@ -55,6 +79,36 @@ def pin_functions(context: Context, table: TableDef) -> None:
                 )
             context.require_writes().put_object("function", function.name, function)
     context.refresh()
+
+
+def pinned_metric(
+    context: Context, options: dict[str, Any], column: ColumnDef, name: str
+) -> FunctionDef | None:
+    """Return the sandboxed metric an index's options name, and hold on to it.
+
+    None where the metric is built in. A commit that drops or replaces the function meanwhile, and
+    this one, conflict.
+
+    Raises
+    ------
+    CatalogError
+        The function is no metric of the column's dimension, or not IMMUTABLE.
+    """
+    function = context.catalog.function(str(options.get("metric", "")))
+    if function is None or function.role != "metric":
+        return None
+    _, wanted = function.arguments[0]
+    if column.type.dim != wanted.dim or column.type.kind is Kind.BIT:
+        raise CatalogError(
+            f"index {name}: metric {function.name} compares {wanted}, "
+            f"{column.name} is {column.type}"
+        )
+    if function.volatility.upper() != "IMMUTABLE":
+        raise CatalogError(
+            f"index {name}: metric {function.name} is {function.volatility.upper()}, not IMMUTABLE"
+        )
+    context.require_writes().put_object("function", function.name, function)
+    return function
 
 
 def _texts(table: TableDef) -> Iterator[tuple[str, str]]:
@@ -91,5 +145,7 @@ def mentioned(expression: ex.Expr | Relational, kind: str) -> set[str]:
         node = stack.pop()
         if isinstance(node, ex.Call) and node.kind == wanted and node.target:
             names.add(node.target.lower())
+        if isinstance(node, ex.Distance) and node.function and kind == "function":
+            names.add(node.function.lower())
         stack.extend(evaluate.children(node))
     return names

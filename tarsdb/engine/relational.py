@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from tarsdb.columns import Column
@@ -60,6 +61,16 @@ class Inputs(Protocol):
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function."""
+
+    def call_aggregate(
+        self, function: FunctionDef, columns: list[Column], offsets: np.ndarray
+    ) -> Column:
+        """Run a sandboxed aggregate function over the rows of groups, group after group."""
+
+    def call_table_function(
+        self, function: FunctionDef, columns: list[Column], rows: int
+    ) -> tuple[list[Column], np.ndarray]:
+        """Run a sandboxed table function; return its rows, and where each row's begin."""
 
     def call_session_function(self, name: str, columns: list[Column], rows: int) -> Column:
         """Run a Python function of the connection."""

@@ -58,6 +58,7 @@ from tarsdb.sql.plan import (
     Insert,
     Knn,
     Maintain,
+    OneRow,
     Plan,
     PointLookup,
     Pragma,
@@ -71,7 +72,7 @@ from tarsdb.sql.plan import (
 from tarsdb.storage import Environment, Snapshot, WriteSet
 
 T = TypeVar("T")
-QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
+QUERIES = (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)
 DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
 MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512
@@ -467,6 +468,7 @@ class Session:
         interrupt = Interrupt()
         with self._lock:
             model, generator = self.inspect(lambda context: generation.open_model(context, name))
+            options = self.inspect(lambda context: generation.with_draft(context, options))
             self._generating.add(interrupt)
         lease = generation.Lease(self.env, model)
 

@@ -72,6 +72,11 @@ def _integer(low: int, high: int) -> Callable[[str, Any], int]:
     return read
 
 
+def _integer_or_auto(low: int, high: int) -> Callable[[str, Any], int | str]:
+    read = _integer(low, high)
+    return lambda name, value: "auto" if str(value).lower() == "auto" else read(name, value)
+
+
 def _fraction(name: str, value: Any) -> float:
     try:
         number = float(value)
@@ -130,6 +135,9 @@ SETTINGS: dict[str, Setting] = {
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
     "model_memory": Setting(
         "auto", _size_or_auto, "memory of loaded models, auto: half of the machine's"
+    ),
+    "model_threads": Setting(
+        "auto", _integer_or_auto(1, 256), "cores that models compute with, auto: all of them"
     ),
     "inference_cache": Setting(
         True, _switch, "whether results of models are kept in the file and taken from it"

@@ -28,11 +28,12 @@ _POLL_S = 0.05
 class _Call:
     """One caller's texts, and what became of them."""
 
-    __slots__ = ("alone", "key", "result", "texts", "wake")
+    __slots__ = ("alone", "key", "result", "texts", "threads", "wake")
 
-    def __init__(self, texts: Sequence[Any], key: Any) -> None:
+    def __init__(self, texts: Sequence[Any], key: Any, threads: int | None) -> None:
         self.texts = texts
         self.key = key
+        self.threads = threads
         self.result: np.ndarray | None = None
         self.alone = False
         self.wake = threading.Event()
@@ -57,15 +58,20 @@ class SharedBatches:
         self._waiting: list[_Call] = []
         self._leading = 0
 
-    def run(self, texts: Sequence[Any], key: Any, interrupted: Callable[[], bool]) -> np.ndarray:
+    def run(
+        self, texts: Sequence[Any], key: Any, interrupted: Callable[[], bool],
+        threads: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """Return a row for each text; texts of callers with an equal key may share a batch.
+
+        A caller that is alone computes with ``threads``, all cores where it is None.
 
         Raises
         ------
         InterruptError
             The caller was asked to stop while it waited.
         """
-        call = _Call(texts, key)
+        call = _Call(texts, key, threads)
         with self._lock:
             leads = self._leading < self._cores
             if leads:
@@ -98,7 +104,7 @@ class SharedBatches:
         try:
             group += self._company(call)
             texts = [text for each in group for text in each.texts]
-            rows = self._compute(texts, call.key, None if self._leading == 1 else 1)
+            rows = self._compute(texts, call.key, call.threads if self._leading == 1 else 1)
             start = 0
             for each in group:
                 each.result = rows[start : start + len(each.texts)]
@@ -168,7 +174,7 @@ def encode(model: Any, texts: Sequence[Any], kind: str | None, **watch: Any) -> 
         shared = _of.get(model)
         if shared is None:
             shared = _of[model] = SharedBatches(weakref.WeakMethod(model.encode))
-    vectors = shared.run(texts, kind, watch["interrupted"])
+    vectors = shared.run(texts, kind, watch["interrupted"], watch["threads"])
     progress = watch["progress"]
     if progress is not None:
         progress(len(texts), len(texts))

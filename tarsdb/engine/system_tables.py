@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import inference_figures
+from tarsdb.engine import function_figures, inference_figures
 from tarsdb.engine.context import Context
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import CatalogError
@@ -122,13 +122,14 @@ def _model_versions(context: Context) -> Rows:
 
 def _functions(context: Context) -> Rows:
     stored = [
-        (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), str(f.returns), f.language,
-         f.volatility, f.strict, f.module, f.export)
+        (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), f.result, f.language,
+         f.volatility, f.strict, f.module, f.export,
+         *function_figures.row(context.engines.functions.figures(f)))
         for f in context.catalog.functions()
     ]  # fmt: skip
     session = [
         (f.name, ", ".join(map(str, f.arguments)), str(f.returns), "python (this connection)",
-         "VOLATILE", f.strict, None, None)
+         "VOLATILE", f.strict, None, None, *[None] * len(function_figures.COLUMNS))
         for f in context.engines.functions.session.values()
     ]  # fmt: skip
     return stored + session
@@ -184,8 +185,8 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("files", BIGINT), ("lineage", TEXT)), _model_versions),
     "tars_functions": (
         (("name", TEXT), ("arguments", TEXT), ("returns", TEXT), ("language", TEXT),
-         ("volatility", TEXT), ("strict", BOOLEAN), ("module", TEXT), ("export", TEXT)),
-        _functions),
+         ("volatility", TEXT), ("strict", BOOLEAN), ("module", TEXT), ("export", TEXT),
+         *function_figures.COLUMNS), _functions),
     "tars_modules": ((("name", TEXT), ("size", BIGINT), ("sha256", TEXT)), _modules),
     "tars_metrics": ((("name", TEXT), ("value", DOUBLE)), _metrics),
     "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),

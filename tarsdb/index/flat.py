@@ -94,8 +94,7 @@ class FlatIndex:
         -------
         rowids : int64 (q, k')
         distances : float32 (q, k')
-            k' is the smaller of k and the number of live rows; ordered by distance, then row id,
-            NaN last.
+            k' is the smaller of k and the number of live rows; ordered by distance, then row id.
         """
         metric = metric_code(op, self._type)
         matrix = self.checked(queries)
@@ -227,7 +226,7 @@ class FlatIndex:
         DimensionMismatchError
             The query has another width.
         DataError
-            The function failed, or returned something else than float32 (n,).
+            The function failed, or returned something else than float32 (n,), or NaN for a row.
         """
         if self._type.kind is Kind.BIT:
             raise NotSupportedError(

@@ -43,19 +43,23 @@ def nearest(
     -------
     rowids : int64 (k',)
     distances : float32 (k',)
-        Ordered by distance, then row id, NaN last; k' is the smaller of k and the number of rows.
+        Ordered by distance, then row id; k' is the smaller of k and the number of rows.
 
     Raises
     ------
     DataError
-        The function failed, or returned something else than float32 (n,).
+        The function failed, or returned something else than float32 (n,), or NaN for a row.
     """
     ids, values = np.empty(0, np.int64), np.empty(0, np.float32)
     if k <= 0:
         return ids, values
     for rowids, rows in parts:
         ids = np.concatenate((ids, rowids))
-        values = np.concatenate((values, _asked(distance, query, rows)))
+        found = _asked(distance, query, rows)
+        if np.isnan(found).any():
+            row, name = rowids[np.isnan(found)].min(), getattr(distance, "__name__", "")
+            raise DataError(f"the distance function {name} gave NaN for row {row}")
+        values = np.concatenate((values, found))
         order = reference.smallest(values, ids, k)
         ids, values = ids[order], values[order]
     return ids, values

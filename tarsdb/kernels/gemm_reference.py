@@ -95,12 +95,13 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
 
 
 def _by_groups(a: F32, weights: PackedMatrix, part: int) -> F32:
-    codes, scales = weights.elements(part).astype(np.int64), weights.scales(part)
+    # sums of a group are whole numbers below 2^15, which float32 holds in any order
+    codes, scales = weights.elements(part).astype(np.float32), weights.scales(part)
     total = np.zeros((len(a), weights.columns), np.float32)
     for group in range(scales.shape[1]):
         here = slice(group * GROUP, (group + 1) * GROUP)
         rows, factors = quantized_rows(np.ascontiguousarray(a[:, here]))
-        exact = (rows.astype(np.int64) @ codes[:, here].T).astype(np.float32)
+        exact = rows.astype(np.float32) @ codes[:, here].T
         with np.errstate(over="ignore", invalid="ignore"):  # rows of NaN or infinity
             total = fma(exact, factors[:, None] * scales[None, :, group], total)
     return total
@@ -120,6 +121,18 @@ def quantized_rows(a: F32) -> tuple[npt.NDArray[np.int8], F32]:
         whole = np.rint(a * inverse[:, None])
     scales = np.where(small, np.float32(0), largest / np.float32(127))
     return np.where(np.isfinite(whole), whole, 0).astype(np.int8), scales
+
+
+def rounded_rows(a: F32, kind: str) -> F32:
+    """Return the rows that products of a kind compute with: those of integer kinds are coded."""
+    if kind not in ("int8", "int4"):
+        return a
+    group = GROUP if kind == "int4" else a.shape[1]
+    found = np.empty_like(a)
+    for start in range(0, a.shape[1], group):
+        codes, scales = quantized_rows(np.ascontiguousarray(a[:, start : start + group]))
+        found[:, start : start + group] = codes * scales[:, None]
+    return found
 
 
 def fma(x: F32, y: F32, z: F32) -> F32:

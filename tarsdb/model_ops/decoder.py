@@ -23,13 +23,12 @@ from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
+from tarsdb.model_ops.weights import QUANTIZE
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 OPTIONS = ("task", "quantize")
-QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
-"""Values of the option ``quantize``, and the kinds of packed weights they name."""
 
 
 class Decoder:
@@ -49,6 +48,7 @@ class Decoder:
         self.spec: DecoderSpec = read_spec(files)
         kind = QUANTIZE[str(options.get("quantize", "none"))]
         self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind)
+        self._threads = self._forward.threads
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
     @classmethod
@@ -65,8 +65,9 @@ class Decoder:
         tensors : mapping of str to ndarray
             Read one at a time and copied.
         options : mapping, optional
-            Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights) or 'int8' (weights
-            by output, activations by row).
+            Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights), 'int8' (weights by
+            output, activations by row) or 'int4' (weights of 4 bits, activations of 8, both in
+            groups of 32 inputs).
 
         Raises
         ------
@@ -87,6 +88,10 @@ class Decoder:
     @threads.setter
     def threads(self, count: int) -> None:
         self._forward.threads = max(1, min(int(count), cores()))
+
+    def limit_threads(self, most: int | None) -> None:
+        """Let at most this many threads share a step, of as many as suit the model; None: all."""
+        self.threads = self._threads if most is None else min(most, self._threads)
 
     @property
     def weight_bytes(self) -> int:

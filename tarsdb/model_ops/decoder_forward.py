@@ -151,10 +151,7 @@ class NumpyForward:
         return self._linear(hidden, layer.down, layer.down_bias)
 
     def _linear(self, rows: F32, weight: F32, bias: F32 | None) -> F32:
-        if self._kind == "int8":
-            codes, scales = gemm_reference.quantized_rows(rows)
-            rows = codes * scales[:, None]
-        out = kernels.product(rows, weight)
+        out = kernels.product(gemm_reference.rounded_rows(rows, self._kind), weight)
         return out if bias is None else out + bias
 
 

@@ -1,4 +1,4 @@
-"""A model directory in the Hugging Face layout, read without running anything of it.
+"""A model directory in the Hugging Face layout or a GGUF file, read without running anything of it.
 
 Takes the small JSON files as bytes and maps the weights; checks that config, tensors and tokenizer
 belong together, so that CREATE MODEL fails before anything is stored. No pickle, no imports of
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops import hub
+from tarsdb.model_ops.gguf.model import read_gguf_decoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
@@ -30,10 +31,12 @@ _SMALL_FILES = (
 )  # fmt: skip
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_GGUF = ".gguf"
 _PACKAGE_DEPTH = 3
 _MAX_SHARDS = 1000
 _LAYOUT = (
-    "a model directory holds config.json, tokenizer.json and *.safetensors (Hugging Face layout)"
+    "a model is a directory of config.json, tokenizer.json and *.safetensors (Hugging Face layout) "
+    "or a .gguf file"
 )
 
 
@@ -49,8 +52,9 @@ class ModelFiles:
         Width of its vectors, 0 where it makes none.
     files : dict of str to bytes
         Small files by name relative to the directory: config.json, tokenizer.json, ...
-    tensors : dict of str to ndarray
-        Read-only views of the mapped weight files (BF16 ones are float32 copies).
+    tensors : mapping of str to ndarray
+        Read-only views of the mapped weight files (BF16 ones are float32 copies), or of a GGUF
+        file, made when asked for.
     max_length : int
         Tokens of a text that are read; prompt and answer together for 'generate'.
     """
@@ -58,7 +62,7 @@ class ModelFiles:
     task: str
     dim: int
     files: dict[str, bytes]
-    tensors: dict[str, npt.NDArray[Any]]
+    tensors: Mapping[str, npt.NDArray[Any]]
     max_length: int
 
 
@@ -68,8 +72,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     Parameters
     ----------
     path : str
-        A directory, 'package:NAME' for the model directory inside an installed Python package,
-        which is found without importing it, or 'hf://owner/name' (see ``hub``).
+        A directory, a GGUF file, 'package:NAME' for the model directory inside an installed Python
+        package, which is found without importing it, or 'hf://owner/name' (see ``hub``).
     options : mapping, optional
         Of CREATE MODEL: the task, else told by the files, and the task's own options, checked here
         so that a wrong one fails before anything is stored.
@@ -83,6 +87,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     ModelError
         An unknown option or a value it cannot have.
     """
+    if str(path).endswith(_GGUF):
+        return _read_gguf(os.path.expanduser(path), dict(options or {}))
     directory = resolve_directory(str(path))
     files = _read_small_files(directory)
     given = dict(options or {})
@@ -97,6 +103,17 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     TextTokenizer(files["tokenizer.json"], facts.max_length)
     if facts.tensors is not None:
         tensors = {name: tensors[name] for name in facts.tensors}
+    return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
+
+
+def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
+    if not os.path.isfile(path):
+        raise ModelFormatError(f"there is no file {path!r}")
+    files, tensors = read_gguf_decoder(path)
+    if "tokenizer.json" not in files:
+        files["tokenizer.json"] = _read_tokenizer(os.path.dirname(path) or ".")
+    task = choose_task(files, given.pop("task", None))
+    facts = TASKS[task].check(files, tensors.shapes(), given, path)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
 
 

@@ -87,7 +87,7 @@ class Encoder:
             Read one at a time and copied, so a lazy mapping never holds two copies of a model.
         options : mapping, optional
             Of CREATE MODEL: pooling, normalize, max_length, overflow ('truncate' | 'error'),
-            prompt, quantize ('none' | 'bf16' | 'int8').
+            prompt, quantize ('none' | 'bf16' | 'int8' | 'int4').
 
         Raises
         ------

@@ -17,14 +17,13 @@ from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encoder import Encoder, Text
 from tarsdb.model_ops.sentence import (
-    QUANTIZE,
     SentenceSettings,
     check_options,
     read_max_length,
     read_object,
 )
 from tarsdb.model_ops.tokenizer import TextTokenizer
-from tarsdb.model_ops.weights import check_tensors, compare_shapes, read_tensor
+from tarsdb.model_ops.weights import QUANTIZE, check_tensors, compare_shapes, read_tensor
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops.architecture import EncoderSpec
+from tarsdb.model_ops.weights import QUANTIZE
 
 MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
-QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8"}
-"""How matrices are kept: value of the option -> kind of ``kernels/packing``."""
 OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
 
 _DOCUMENT = ("document", "passage", "corpus")

@@ -64,7 +64,7 @@ class Transformer:
     tensors : mapping of str to ndarray
         As :func:`load_weights` takes them.
     kind : str
-        Of the weights: ``f32``, ``bf16`` or ``int8``.
+        Of the weights: ``f32``, ``bf16``, ``int8`` or ``int4``.
     """
 
     def __init__(

@@ -23,6 +23,8 @@ from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shap
 
 F32 = npt.NDArray[np.float32]
 
+QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8", "int4": "int4"}
+"""How matrices are kept: value of the option ``quantize`` -> kind of ``kernels/packing``."""
 LOG2E = np.float32(math.log2(math.e))
 _ANCHOR = "embeddings.word_embeddings.weight"
 _NAMED = 8  # missing tensors spelled out in an error
@@ -41,7 +43,7 @@ class Linear:
 
     def product(self, rows: F32) -> F32:
         """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
-        if isinstance(self.matrix, PackedMatrix) and self.matrix.kind == "int8":
+        if isinstance(self.matrix, PackedMatrix) and self.matrix.kind in ("int8", "int4"):
             return gemm_reference.product(rows, self.matrix)
         return rows @ self.dense()
 

@@ -15,10 +15,11 @@ from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
 from tarsdb.sql.catalog import Catalog
 from tarsdb.sql.expressions import Expr
+from tarsdb.sql.function_calls import has_aggregate
 from tarsdb.sql.model_calls import FUNCTIONS as MODEL_FUNCTIONS
 from tarsdb.sql.plan import Copy, CreateFunction, CreateTable, Explain, Plan, Query, Relational
 from tarsdb.sql.relational import Rewriter
-from tarsdb.sql.rules import RULES
+from tarsdb.sql.rules import RULES, one_row
 from tarsdb.sql.select import take_apart
 from tarsdb.sql.statements import Statement
 
@@ -55,6 +56,8 @@ def bind_table_expression(text: str, table: TableDef, catalog: Catalog) -> Expr 
         raise BindError(f"{text!r} is not one expression")
     if statement.parameters:
         raise BindError(f"{text!r}: a stored expression cannot have parameters")
+    if has_aggregate(tree, catalog):
+        raise BindError(f"{text!r} aggregates rows, a stored expression is about one row")
     return dml.batch_expression(Binding(catalog), table, tree.expressions[0].unalias())
 
 
@@ -69,6 +72,10 @@ def bind_query(binding: Binding, statement: Statement) -> Query:
             if plan is not None:
                 statement.tree = tree  # rules only read it
                 return plan
+    calls = one_row.match(binding, tree, statement.titles)
+    if calls is not None:
+        statement.tree = tree
+        return calls
     return Rewriter(binding).rewrite(tree, statement.titles)
 
 

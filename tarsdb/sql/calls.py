@@ -12,6 +12,7 @@ from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.dialect import own_name
+from tarsdb.sql.function_calls import aggregate_arguments
 from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call
 from tarsdb.types import SqlType
 
@@ -20,7 +21,10 @@ _LATER = ("tars_ab_report", "hybrid_search", "kmeans", "knn_graph")
 
 @dataclass(frozen=True, slots=True)
 class OwnCall:
-    """A call that DuckDB does not know: ``kind`` is 'model', 'udf' or 'session'."""
+    """A call that DuckDB does not know.
+
+    ``kind`` is 'model', 'udf' (a scalar function), 'aggregate', 'table' or 'session'.
+    """
 
     kind: str
     name: str
@@ -55,7 +59,10 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
 
 
 def _sandboxed(function: FunctionDef, node: Any) -> OwnCall:
-    arguments = tuple(node.expressions)
+    is_aggregate = function.kind == "aggregate"
+    arguments = aggregate_arguments(node) if is_aggregate else tuple(node.expressions)
+    if any(isinstance(argument, exp.Star) for argument in arguments):
+        raise BindError(f"function {function.name} does not take *{where(node)}")
     if any(isinstance(argument, (exp.Kwarg, exp.PropertyEQ)) for argument in arguments):
         arguments = _by_name(function, arguments, node)
     if len(arguments) != len(function.arguments):
@@ -64,7 +71,12 @@ def _sandboxed(function: FunctionDef, node: Any) -> OwnCall:
             f"{len(arguments)} are given{where(node)}"
         )
     return OwnCall(
-        "udf", function.name, function.name, arguments, function.returns, function=function
+        "udf" if function.kind == "scalar" else function.kind,
+        function.name,
+        function.name,
+        arguments,
+        function.returns,
+        function=function,
     )
 
 

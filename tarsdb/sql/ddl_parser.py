@@ -1,12 +1,13 @@
-"""CREATE and DROP of everything but tables: indexes, models, modules, functions."""
+"""CREATE and DROP of everything but tables: indexes, models, modules; functions have their own."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tarsdb.errors import NotSupportedError
-from tarsdb.sql.ddl_table import if_not_exists, type_text
-from tarsdb.sql.plan import CreateFunction, CreateIndex, CreateModel, CreateModule, Drop, Plan
+from tarsdb.sql.ddl_table import if_not_exists
+from tarsdb.sql.function_parser import create_function
+from tarsdb.sql.plan import CreateIndex, CreateModel, CreateModule, Drop, Plan
 from tarsdb.sql.stream import TokenStream
 
 METHODS = ("btree", "hnsw", "ivf", "fts", "auto")
@@ -35,7 +36,9 @@ def create_object(stream: TokenStream, or_replace: bool) -> Plan:
     if stream.accept("MODULE"):
         return _create_module(stream, or_replace)
     if stream.accept("FUNCTION"):
-        return _create_function(stream, or_replace)
+        return create_function(stream, "scalar", or_replace)
+    if stream.accept("AGGREGATE", "FUNCTION"):
+        return create_function(stream, "aggregate", or_replace)
     if stream.peek() in _UNSUPPORTED_CREATE:
         raise NotSupportedError(f"CREATE {stream.peek()} is not supported")
     stream.fail("expected TABLE, INDEX, MODEL, MODULE or FUNCTION")
@@ -102,64 +105,6 @@ def _create_module(stream: TokenStream, or_replace: bool) -> CreateModule:
     options = stream.options() if stream.accept("WITH") else {}
     stream.finish()
     return CreateModule(name, source, options, exists_ok, or_replace)
-
-
-def _create_function(stream: TokenStream, or_replace: bool) -> CreateFunction:
-    exists_ok = if_not_exists(stream)
-    name = stream.name("a function name")
-    arguments = _arguments(stream)
-    if stream.accept("RETURNS", "TABLE"):
-        raise NotSupportedError("functions that return a table are not supported")
-    stream.expect("RETURNS")
-    fields: dict[str, Any] = {"returns": type_text(stream), "language": "", "options": {}}
-    while not stream.at_end:
-        _function_clause(stream, name, fields)
-    if not fields["language"]:
-        stream.fail("expected LANGUAGE wasm")
-    if (fields.get("code") is None) == (fields.get("module") is None):
-        stream.fail("expected AS '<code>' or FROM module::export")
-    return CreateFunction(name, arguments, if_not_exists=exists_ok, or_replace=or_replace, **fields)
-
-
-def _arguments(stream: TokenStream) -> tuple[tuple[str, str], ...]:
-    stream.expect("(")
-    arguments: list[tuple[str, str]] = []
-    while not stream.accept(")"):
-        if arguments:
-            stream.expect(",")
-        argument = stream.name("an argument name")
-        if argument.lower() in {known.lower() for known, _ in arguments}:
-            stream.fail(f"argument {argument} is given twice")
-        if stream.peek() in (",", ")"):
-            stream.fail(f"argument {argument} needs a type")
-        arguments.append((argument, type_text(stream)))
-    return tuple(arguments)
-
-
-def _function_clause(stream: TokenStream, name: str, fields: dict[str, Any]) -> None:
-    volatility = stream.accept_any("IMMUTABLE", "STABLE", "VOLATILE")
-    if volatility:
-        fields["volatility"] = volatility
-    elif stream.accept("STRICT") or stream.accept("RETURNS", "NULL", "ON", "NULL", "INPUT"):
-        fields["strict"] = True
-    elif stream.accept("CALLED", "ON", "NULL", "INPUT"):
-        fields["strict"] = False
-    elif stream.accept("LANGUAGE"):
-        language = stream.name("a language").lower()
-        if language != "wasm":
-            raise NotSupportedError(f"LANGUAGE {language} is not supported", hint="LANGUAGE wasm")
-        fields["language"] = language
-    elif stream.accept("AS"):
-        fields["code"] = stream.string("the function's code")
-        fields["export"] = name
-    elif stream.accept("FROM"):
-        fields["module"] = stream.name("a module name")
-        stream.expect("::")
-        fields["export"] = stream.name("an export")
-    elif stream.accept("WITH"):
-        fields["options"] = stream.options()
-    else:
-        stream.fail("expected LANGUAGE, AS, FROM, WITH, IMMUTABLE or STRICT")
 
 
 def drop(stream: TokenStream) -> Drop:

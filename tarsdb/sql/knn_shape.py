@@ -50,6 +50,8 @@ def find(select: TableSelect) -> KnnShape | None:
         terms.remove(radius)
     if shape is None or (select.limit is None and shape.within is None):
         return None
+    if shape.distance.function and (shape.descending or shape.within is not None):
+        return None  # a sandboxed metric finds the nearest
     shape.predicate, shape.residue = conjunction(terms), tuple(residue)
     return shape
 

@@ -97,7 +97,7 @@ FUNCTIONS: dict[str, ModelFunction] = {
         options=(
             "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
             "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "system", "chat",
-            "special_tokens", "speculate", "priority", "timeout",
+            "special_tokens", "speculate", "draft", "priority", "timeout",
         ),
     ),
     "chunk": ModelFunction(

@@ -37,6 +37,13 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """``SELECT outputs``, from no table."""
+
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
 class AggregateCall:
     """``function`` is count_star, count, sum, avg, min or max; ``column`` None for count_star."""
 
@@ -146,7 +153,7 @@ class VariableScan:
     columns: tuple[str, ...] | None = None
 
 
-Query = PointLookup | Scan | Aggregate | Knn | Relational
+Query = PointLookup | Scan | OneRow | Aggregate | Knn | Relational
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,10 @@ class CreateModule:
 
 @dataclass(frozen=True)
 class CreateFunction:
-    """CREATE FUNCTION: inline ``code`` (WAT text) or ``module`` + ``export``."""
+    """CREATE [AGGREGATE] FUNCTION: inline ``code`` (WAT text) or ``module`` + ``export``.
+
+    ``kind`` is 'scalar', 'aggregate' or 'table'; the last has ``columns`` in place of ``returns``.
+    """
 
     name: str
     arguments: tuple[tuple[str, str], ...]
@@ -296,6 +306,8 @@ class CreateFunction:
     options: dict[str, Any] = field(default_factory=dict)
     if_not_exists: bool = False
     or_replace: bool = False
+    kind: str = "scalar"
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -375,7 +387,7 @@ class Explain:
 
 
 Plan = (
-    PointLookup | Scan | Aggregate | Knn | Relational | VariableScan | Insert | Update | Delete
-    | CreateTable | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop
-    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
+    | CreateModel | CreateModule | CreateFunction | Drop | Transaction | SetOption | Show
+    | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

@@ -15,6 +15,7 @@ from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
+from tarsdb.sql.function_calls import has_aggregate
 from tarsdb.sql.knn_shape import KnnShape, find, make_knn
 from tarsdb.sql.plan import Knn
 from tarsdb.sql.scope import DISTANCE, KNN_ROWID, Scope
@@ -24,7 +25,7 @@ from tarsdb.types import BIGINT, REAL
 if TYPE_CHECKING:
     from tarsdb.sql.relational import Rewriter
 
-_PER_GROUP = (exp.AggFunc, exp.Window, exp.Unnest, exp.Explode)
+_PER_GROUP = (exp.Window, exp.Unnest, exp.Explode)
 
 
 def push_search(rewriter: Rewriter, node: Any, parent: Scope | None, ctes: frozenset[str]) -> bool:
@@ -35,7 +36,8 @@ def push_search(rewriter: Rewriter, node: Any, parent: Scope | None, ctes: froze
     shape = find(select) if select is not None else None
     if select is None or shape is None:
         return False
-    if any(item.find(*_PER_GROUP) for item in node.expressions):
+    catalog = rewriter.binding.catalog
+    if any(item.find(*_PER_GROUP) or has_aggregate(item, catalog) for item in node.expressions):
         return False
     if not _closed(select, shape, parent, ctes):
         rewriter.notes["exact: the search depends on the query around it"] = None
@@ -117,7 +119,7 @@ def _replace_source(
 def _replace_distances(select: TableSelect, shape: KnnShape, node: Any) -> None:
     for item in list(node.expressions):
         for call in list(item.find_all(exp.Anonymous)):
-            if call.name in OPERATOR_OF and select.core.expr(call) == shape.distance:
+            if select.core.expr(call) == shape.distance:
                 call.replace(_own(DISTANCE, select))
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 from sqlglot import exp
 
-from tarsdb.errors import NotSupportedError
+from tarsdb.errors import BindError, NotSupportedError
 from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name
+from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name, where
 from tarsdb.sql.calls import OwnCall, resolve_call
 from tarsdb.sql.core import Core, parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
+from tarsdb.sql.function_calls import rewrite_aggregate, rewrite_table, table_function
 from tarsdb.sql.plan import Relational, RelationalCall
 from tarsdb.sql.pushdown import push_search, search_note
 from tarsdb.sql.scope import Scope, Source, hide_from_stars
@@ -162,7 +163,9 @@ class Rewriter:
     def source(self, node: Any, scope: Scope) -> None:
         """Add something in FROM to the scope."""
         alias = node.alias.lower() if node.alias else ""
-        if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
+        if table_function(node, self.binding.catalog) is not None:
+            node = self._table_function(node, scope)
+        elif isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
             self._table(node, scope)
         elif isinstance(node, exp.Subquery) and not isinstance(node.this, (exp.Query, exp.Values)):
             self.source(node.this, scope)
@@ -182,6 +185,19 @@ class Rewriter:
             for source in scope.sources:
                 source.use_all()
             scope.sources.append(Source(""))
+
+    def _table_function(self, node: Any, scope: Scope) -> Any:
+        """Rewrite a call in FROM of a function that returns rows; return what took its place."""
+        call = resolve_call(self.binding, node.this)
+        assert call is not None
+        holder = node.parent, node.arg_key, node.index
+        alias = (node.alias or call.name).lower()
+        rewritten = rewrite_table(node, self._function(call), call.arguments)
+        self.children(rewritten, scope)
+        scope.sources.append(Source(alias))
+        parent, key, index = holder
+        found = parent.args[key]
+        return found if index is None else found[index]
 
     def _table(self, node: Any, scope: Scope) -> None:
         name = node.name
@@ -320,15 +336,29 @@ class Rewriter:
             if constant is not None:
                 node.replace(self.constant(constant))
                 return False
-        self._rename_call(node, call)
+        if call.kind == "table":
+            raise BindError(
+                f"function {call.name} returns rows{where(node)}",
+                hint=f"SELECT * FROM {call.name}(...)",
+            )
+        if call.kind == "aggregate":
+            assert call.function is not None
+            rewrite_aggregate(node, call.function, self._function(call), call.arguments)
+        else:
+            self._rename_call(node, call)
         return True
+
+    def _function(self, call: OwnCall) -> str:
+        """Note that a sandboxed function is called; return its name in the text."""
+        assert call.function is not None
+        self.functions[call.target] = call.function
+        return f"__udf_{call.target}"
 
     def _rename_call(self, node: Any, call: OwnCall) -> None:
         if call.kind == "model":
             name = self._model_call(call)
         elif call.function is not None:
-            self.functions[call.target] = call.function
-            name = f"__udf_{call.target}"
+            name = self._function(call)
         else:
             self.session[call.target] = None
             name = f"__udf_{call.target}"

@@ -83,7 +83,7 @@ class TableSelect:
         if not isinstance(node, exp.Anonymous) or OPERATOR_OF.get(node.name) is not None:
             return None
         call = resolve_call(self.binding, node)
-        if call is None or call.function is None or not call.arguments:
+        if call is None or call.kind != "udf" or call.function is None or not call.arguments:
             return None
         arguments = [self.core.expr(argument) for argument in call.arguments]
         columns = tuple(a for a in arguments if isinstance(a, ex.ColumnRef))

@@ -5,21 +5,34 @@ under limits of fuel, memory and time. docs/sandbox.md states the threat model a
 Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 
-from tarsdb.udf_sandbox.function import ScalarFunction
+from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
+from tarsdb.udf_sandbox.figures import Figures
+from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
+from tarsdb.udf_sandbox.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.module import (
     ModuleInfo,
+    check_columnar,
     check_digest,
     check_signature,
     inspect_module,
     to_wasm,
 )
+from tarsdb.udf_sandbox.table_functions import TableFunction
 
 __all__ = [
+    "AggregateFunction",
     "Budget",
+    "Figures",
+    "MetricFunction",
     "ModuleInfo",
+    "SandboxedFunction",
     "ScalarFunction",
+    "TableFunction",
+    "check_aggregate",
+    "check_columnar",
     "check_digest",
+    "check_metric",
     "check_signature",
     "inspect_module",
     "limits_from_options",

@@ -19,6 +19,7 @@ from tarsdb.types import SqlType
 ALIGNMENT = 64
 DESCRIPTOR_BYTES = 32
 NULLABLE = 1  # descriptor flag: the validity bitmap has cleared bits
+CONSTANT = 2  # descriptor flag: the buffers hold one value, which stands for every row
 
 DESCRIPTOR = np.dtype(
     [
@@ -55,15 +56,21 @@ class _Slot:
     offsets: int
 
 
+_NOWHERE = _Slot(0, 0, -1, -1)
+
+
 class BatchLayout:
     """Places of a batch's descriptors and buffers in one region of guest memory.
 
     Parameters
     ----------
     columns : sequence of Column
-        Arguments, all of ``rows`` rows.
-    returns : SqlType
+        Arguments, of ``rows`` rows, or of one row that stands for all.
+    outputs : sequence of SqlType
     rows : int
+    prepared : int, optional
+        How many of the outputs have ``rows`` rows and get buffers for them: all, when absent. The
+        guest provides the buffers of the others.
 
     Attributes
     ----------
@@ -71,26 +78,32 @@ class BatchLayout:
         Bytes to ask of ``tars_alloc``; includes the slack to align the start.
     """
 
-    def __init__(self, columns: Sequence[Column], returns: SqlType, rows: int) -> None:
+    def __init__(
+        self, columns: Sequence[Column], outputs: Sequence[SqlType], rows: int,
+        prepared: int | None = None,
+    ) -> None:  # fmt: skip
         self.columns = columns
-        self.returns = returns
+        self.outputs = tuple(outputs)
         self.rows = rows
-        self._end = _align(DESCRIPTOR_BYTES * (len(columns) + 1))
+        self._end = _align(DESCRIPTOR_BYTES * (len(columns) + len(outputs)))
         self._slots = [self._argument(column) for column in columns]
-        self._output = self._place(row_bytes(returns) * rows, True, returns.is_variable)
+        self._cleared = [
+            self._place(row_bytes(sql_type) * rows, True, sql_type.is_variable, rows)
+            for sql_type in self.outputs[:prepared]
+        ]
         self.size = self._end + ALIGNMENT
 
     def _argument(self, column: Column) -> _Slot:
-        data_bytes = _values(column).nbytes
-        return self._place(data_bytes, column.validity is not None, column.offsets is not None)
+        has_validity, is_variable = column.validity is not None, column.offsets is not None
+        return self._place(_values(column).nbytes, has_validity, is_variable, len(column))
 
-    def _place(self, data_bytes: int, validity: bool, offsets: bool) -> _Slot:
+    def _place(self, data_bytes: int, validity: bool, offsets: bool, rows: int) -> _Slot:
         data = self._take(data_bytes)
         return _Slot(
             data,
             data_bytes,
-            self._take((self.rows + 7) // 8) if validity else -1,
-            self._take(4 * (self.rows + 1)) if offsets else -1,
+            self._take((rows + 7) // 8) if validity else -1,
+            self._take(4 * (rows + 1)) if offsets else -1,
         )
 
     def _take(self, size: int) -> int:
@@ -100,96 +113,120 @@ class BatchLayout:
 
     @property
     def output_at(self) -> int:
-        """Where arguments end and the output begins, relative to the region's start."""
-        return self._output.data
+        """Where arguments end and prepared outputs begin, relative to the region's start."""
+        return self._cleared[0].data
 
     @property
     def validity_at(self) -> int:
-        """Where the output's validity bitmap begins; its bits are set before the call."""
-        return self._output.validity
+        """Where the first output's validity bitmap begins; its bits are set before the call."""
+        return self._cleared[0].validity
 
     def write(self, memory: np.ndarray, region: int) -> int:
         """Copy descriptors and arguments into the guest; return the address of descriptor 0."""
         base = _align(region)
         count = len(self.columns)
-        descriptors = np.zeros(count + 1, dtype=DESCRIPTOR)
+        descriptors = np.zeros(count + len(self.outputs), dtype=DESCRIPTOR)
         for number, (column, slot) in enumerate(zip(self.columns, self._slots, strict=True)):
-            descriptors[number] = self._descriptor(column.type, slot, base)
+            descriptors[number] = _descriptor(column.type, slot, base)
             _write_column(memory, base, column, slot)
             if slot.validity >= 0:
                 descriptors[number]["flags"] = NULLABLE
-        descriptors[count] = self._descriptor(self.returns, self._output, base)
-        self._clear_output(memory, base)
+            if len(column) != self.rows:
+                descriptors[number]["flags"] |= CONSTANT
+        for number, sql_type in enumerate(self.outputs):
+            cleared = number < len(self._cleared)
+            slot = self._cleared[number] if cleared else _NOWHERE
+            descriptors[count + number] = _descriptor(sql_type, slot, base if cleared else 0)
+            if cleared:
+                self._clear(memory, base, slot)
         _put(memory, base, descriptors.view(np.uint8))
         return base
 
-    def _descriptor(self, sql_type: SqlType, slot: _Slot, base: int) -> tuple[int, ...]:
-        parameter = sql_type.dim or sql_type.scale or 0
-        return (
-            int(sql_type.physical), 0, base + slot.data, slot.data_bytes,
-            base + slot.validity if slot.validity >= 0 else 0,
-            base + slot.offsets if slot.offsets >= 0 else 0,
-            row_bytes(sql_type), parameter,
-        )  # fmt: skip
-
-    def _clear_output(self, memory: np.ndarray, base: int) -> None:
-        slot = self._output
+    def _clear(self, memory: np.ndarray, base: int, slot: _Slot) -> None:
         memory[base + slot.data : base + slot.data + slot.data_bytes] = 0
         start = base + slot.validity
         memory[start : start + (self.rows + 7) // 8] = 0xFF
         if slot.offsets >= 0:
             memory[base + slot.offsets : base + slot.offsets + 4 * (self.rows + 1)] = 0
 
-    def read(self, memory: Memory, base: int, function: str) -> Column:
-        """Return the output column, copied out of the guest's memory.
+    def read(
+        self, memory: Memory, base: int, function: str, number: int = 0, rows: int | None = None
+    ) -> Column:
+        """Return an output column, copied out of the guest's memory.
 
         Values are in range of the buffers only; :mod:`tarsdb.udf_sandbox.outputs` checks what
         they hold.
+
+        Parameters
+        ----------
+        number : int
+            Which output.
+        rows : int, optional
+            How many rows it has, where they are not the batch's.
 
         Raises
         ------
         UdfError
             A pointer or offset the guest left lies outside its memory, or offsets decrease.
         """
-        at = base + DESCRIPTOR_BYTES * len(self.columns)
+        at = base + DESCRIPTOR_BYTES * (len(self.columns) + number)
         fields = _region(memory, at, DESCRIPTOR_BYTES, function, "output descriptor")
         found = fields.view(DESCRIPTOR)[0]
-        validity = self._validity(memory, int(found["validity"]), function)
-        if self.returns.is_variable:
-            return self._variable(memory, found, validity, function)
-        size = row_bytes(self.returns) * self.rows
-        raw = _region(memory, int(found["data"]), size, function, "output values").copy()
-        values = raw.view(self.returns.dtype)
-        if self.returns.is_vector:
-            values = values.reshape(self.rows, self.returns.width)
-        if validity is not None:
-            values[~validity] = np.zeros(1, dtype=values.dtype)[0]
-        return Column(self.returns, values, None, validity)
+        return _read_column(
+            memory, found, self.outputs[number], self.rows if rows is None else rows, function
+        )
 
-    def _validity(self, memory: Memory, at: int, function: str) -> np.ndarray | None:
-        if at == 0:
-            return None
-        size = (self.rows + 7) // 8
-        bits = _region(memory, at, size, function, "output validity")
-        valid = np.unpackbits(bits, count=self.rows, bitorder="little").astype(bool)
-        return None if valid.all() else valid
 
-    def _variable(
-        self, memory: Memory, found: np.void, validity: np.ndarray | None, function: str
-    ) -> Column:
-        size = 4 * (self.rows + 1)
-        raw = _region(memory, int(found["offsets"]), size, function, "output offsets")
-        offsets = raw.copy().view("<i4").astype(np.int64)
-        if offsets[0] < 0 or (np.diff(offsets) < 0).any():
-            row = int(np.argmax(np.diff(offsets) < 0))
-            raise UdfError(
-                f"function {function}: output offsets decrease at row {row} "
-                f"({offsets[row]} then {offsets[row + 1]})"
-            )
-        start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
-        data = _region(memory, int(found["data"]) + start, size, function, "output bytes").copy()
-        column = Column(self.returns, data, (offsets - start).astype(np.int32), validity)
+def _descriptor(sql_type: SqlType, slot: _Slot, base: int) -> tuple[int, ...]:
+    parameter = sql_type.dim or sql_type.scale or 0
+    return (
+        int(sql_type.physical), 0, base + slot.data, slot.data_bytes,
+        base + slot.validity if slot.validity >= 0 else 0,
+        base + slot.offsets if slot.offsets >= 0 else 0,
+        row_bytes(sql_type), parameter,
+    )  # fmt: skip
+
+
+def _read_column(
+    memory: Memory, found: np.void, sql_type: SqlType, rows: int, function: str
+) -> Column:
+    validity = _read_validity(memory, int(found["validity"]), rows, function)
+    if sql_type.is_variable:
+        values, offsets = _read_variable(memory, found, rows, function)
+        column = Column(sql_type, values, offsets, validity)
         return column if validity is None else _without_hidden_bytes(column, validity)
+    size = row_bytes(sql_type) * rows
+    raw = _region(memory, int(found["data"]), size, function, "output values").copy()
+    values = raw.view(sql_type.dtype)
+    if sql_type.is_vector:
+        values = values.reshape(rows, sql_type.width)
+    if validity is not None:
+        values[~validity] = np.zeros(1, dtype=values.dtype)[0]
+    return Column(sql_type, values, None, validity)
+
+
+def _read_validity(memory: Memory, at: int, rows: int, function: str) -> np.ndarray | None:
+    if at == 0:
+        return None
+    bits = _region(memory, at, (rows + 7) // 8, function, "output validity")
+    valid = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
+    return None if valid.all() else valid
+
+
+def _read_variable(
+    memory: Memory, found: np.void, rows: int, function: str
+) -> tuple[np.ndarray, np.ndarray]:
+    raw = _region(memory, int(found["offsets"]), 4 * (rows + 1), function, "output offsets")
+    offsets = raw.copy().view("<i4").astype(np.int64)
+    if offsets[0] < 0 or (np.diff(offsets) < 0).any():
+        row = int(np.argmax(np.diff(offsets) < 0))
+        raise UdfError(
+            f"function {function}: output offsets decrease at row {row} "
+            f"({offsets[row]} then {offsets[row + 1]})"
+        )
+    start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+    data = _region(memory, int(found["data"]) + start, size, function, "output bytes").copy()
+    return data, (offsets - start).astype(np.int32)
 
 
 def _without_hidden_bytes(column: Column, validity: np.ndarray) -> Column:

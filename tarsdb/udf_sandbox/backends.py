@@ -41,6 +41,10 @@ class Program:
         Nothing a batch leaves behind can reach the next one.
     resettable : bool
         The module exports ``tars_reset``.
+    kind : str
+        ``'scalar'``, ``'aggregate'`` or ``'table'``: how ``export`` is called.
+    columns : tuple of SqlType
+        Of a table function: the columns of its rows.
     language : str
         ``'wasm'``, or that of ``code`` as source text: ``'python'``, ``'javascript'``.
     """
@@ -54,6 +58,8 @@ class Program:
     limits: SandboxLimits
     reusable: bool
     resettable: bool
+    kind: str = "scalar"
+    columns: tuple[SqlType, ...] = ()
     language: str = "wasm"
 
 

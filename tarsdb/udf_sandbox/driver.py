@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.module import scalar_type
 
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 32_768
 PAGE = 65_536
 SLOT_BYTES = 8 * CHUNK_ROWS
 FIRST_SLOT = 2048

@@ -1,4 +1,4 @@
-"""ScalarFunction: a sandboxed function that maps columns to a column.
+"""Sandboxed functions, called with columns: what all kinds share, and the scalar kind.
 
 Handles NULLs, batch sizes, limits and reuse of guests; what runs them is a backend's.
 """
@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,108 +18,44 @@ from tarsdb.columns import Column, concat, empty
 from tarsdb.errors import InterfaceError, UdfError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
+from tarsdb.udf_sandbox import figures
 from tarsdb.udf_sandbox.backends import Guest, Program, backend
 from tarsdb.udf_sandbox.guests import driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
-from tarsdb.udf_sandbox.module import check_signature, inspect_module
+from tarsdb.udf_sandbox.module import ModuleInfo, check_signature, inspect_module
 
 MAX_BATCH_ROWS = 65_536
 KEPT_GUEST_BYTES = 16 << 20  # a guest that grew larger is freed, not kept
 _IDLE_GUESTS = 4
 _keys = itertools.count(1)
 
+T = TypeVar("T")
 
-class ScalarFunction:
-    """A function of a WebAssembly module, called with columns, safe to share between threads.
 
-    Parameters
-    ----------
-    code : bytes
-        A binary module. Compiled once per process and digest.
-    export : str
-    arguments : sequence of SqlType
-    returns : SqlType
-    strict : bool
-        ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
-        exports cannot see NULL and must be strict.
-    limits : SandboxLimits
+class SandboxedFunction:
+    """A program with its guests, safe to share between threads; kinds add how it is called.
 
     Attributes
     ----------
     name : str
         What errors call the function: the export until the owner sets another.
-
-    Raises
-    ------
-    UdfValidationError
-        The module is not acceptable, or the export does not fit the signature.
-    UdfLimitError
-        The module's memory starts larger than ``limits.max_memory_bytes``.
+    figures : Figures
+        What it did in this process.
     """
 
-    def __init__(
-        self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
-        strict: bool = True, limits: SandboxLimits | None = None,
-    ) -> None:  # fmt: skip
-        self.name = export
-        self.arguments = tuple(arguments)
-        self.returns = returns
-        self.strict = strict
-        self.limits = limits or SandboxLimits()
+    def __init__(self, program: Program) -> None:
+        self.name = program.export
+        self.arguments = program.arguments
+        self.limits = program.limits
+        self.figures = figures.Figures()
         self._key = next(_keys)
-        self._program = self._inspected(bytes(code), export)
+        self._program = program
         self._backend = backend(self.limits.backend)
-        self._compiled = self._backend.compile(self._program)
+        self._compiled = self._backend.compile(program)
         self._lock = threading.Lock()
         self._idle: dict[bool, list[Guest]] = {True: [], False: []}
         self._calls: set[Call] = set()
         self._closed = False
-
-    def _inspected(self, code: bytes, export: str) -> Program:
-        info = inspect_module(code)
-        kind = check_signature(info, export, self.arguments, self.returns, self.strict)
-        scalar = kind == "scalar"
-        if info.memory_pages * WASM_PAGE > self.limits.max_memory_bytes:
-            what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
-            raise memory_error(self.name, self.limits, what)
-        return Program(
-            code=code, sha256=info.sha256,
-            driver=driver_code(self.arguments, self.returns) if scalar else None,
-            export=export, arguments=self.arguments, returns=self.returns, limits=self.limits,
-            reusable=info.stateless if scalar else info.resettable,
-            resettable=info.resettable and not scalar,
-        )  # fmt: skip
-
-    def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
-        """Return the function's value for every row, as a new column.
-
-        Parameters
-        ----------
-        columns : sequence of Column
-            One per argument, of the declared types, each of ``rows`` rows. Only read.
-        rows : int
-        budget : Budget, optional
-            Of the statement; a fresh one when absent.
-
-        Raises
-        ------
-        UdfTrapError, UdfLimitError, UdfError, InterruptError
-            No part of the result survives, and the guest that failed is thrown away.
-        """
-        budget = Budget() if budget is None else budget
-        self._check(columns, rows)
-        budget.check(self.name)
-        if rows == 0:
-            return empty(self.returns)
-        keep = _valid_rows(columns) if self.strict else None
-        if keep is None:
-            return self._run(columns, rows, budget)
-        chosen = np.flatnonzero(keep)
-        if len(chosen) == 0:
-            return _scatter(empty(self.returns), keep)
-        taken = [column.take(chosen) for column in columns]
-        taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
-        return _scatter(self._run(taken, len(chosen), budget), keep)
 
     def interrupt(self) -> None:
         """End every running call of this function with InterruptError."""
@@ -150,16 +87,151 @@ class ScalarFunction:
                     f"got {column.type} of {len(column)} rows"
                 )
 
+    def _within_budget(
+        self, work: Callable[[Guest, Call], T], columns: Sequence[Column], rows: int, budget: Budget
+    ) -> T:
+        """Run work over rows of these columns with a guest, under what is left of the limits."""
+        budget.check(self.name)
+        fuel, seconds = budget.begin(self._key, rows, self.limits)
+        began = time.monotonic()
+        call = Call(self.name, self.limits, budget, fuel, began + seconds, rows=rows)
+        if seconds <= 0:
+            raise time_error(call)
+        call.bytes_in = figures.size(columns)
+        with self._lock:
+            self._calls.add(call)
+        failure: BaseException | None = None
+        try:
+            result = self._backend.run(lambda watched: self._with_guest(work, call, watched), call)
+            call.bytes_out = figures.size(result if isinstance(result, list) else [result])
+            return result
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+            took = time.monotonic() - began - call.excused
+            budget.end(self._key, call.used, took)
+            for kept in (self.figures, budget.figures_of(self.name)):
+                kept.add(call, took, failure)
+            figures.count(call, took, failure)
+
+    def _with_guest(self, work: Callable[[Guest, Call], T], call: Call, watched: bool) -> T:
+        guest = self._acquire(call, watched)
+        try:
+            result = work(guest, call)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                call.used = guest.end(call)
+            guest.close()
+            raise
+        call.used = guest.end(call)
+        call.memory = guest.footprint()
+        self._release(guest, watched, call.memory)
+        return result
+
+    def _acquire(self, call: Call, watched: bool) -> Guest:
+        with self._lock:
+            guest = self._idle[watched].pop() if self._idle[watched] else None
+        if guest is None:
+            return self._compiled.guest(call, watched)
+        guest.begin(call)
+        call.reused = True
+        return guest
+
+    def _release(self, guest: Guest, watched: bool, memory: int) -> None:
+        if self._program.reusable and memory <= KEPT_GUEST_BYTES:
+            with self._lock:
+                if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
+                    self._idle[watched].append(guest)
+                    return
+        guest.close()
+
+
+class ScalarFunction(SandboxedFunction):
+    """A function that maps columns to a column of as many rows.
+
+    Parameters
+    ----------
+    code : bytes
+        A binary module. Compiled once per process and digest.
+    export : str
+    arguments : sequence of SqlType
+    returns : SqlType
+    strict : bool
+        ``RETURNS NULL ON NULL INPUT``: rows with a NULL are not passed to the guest. Bare scalar
+        exports cannot see NULL and must be strict.
+    limits : SandboxLimits
+
+    Raises
+    ------
+    UdfValidationError
+        The module is not acceptable, or the export does not fit the signature.
+    UdfLimitError
+        The module's memory starts larger than ``limits.max_memory_bytes``.
+    """
+
+    def __init__(
+        self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
+        strict: bool = True, limits: SandboxLimits | None = None,
+    ) -> None:  # fmt: skip
+        info = inspect_module(bytes(code))
+        kind = check_signature(info, export, arguments, returns, strict)
+        self.returns = returns
+        self.strict = strict
+        scalar = kind == "scalar"
+        super().__init__(
+            Program(
+                code=bytes(code), sha256=info.sha256,
+                driver=driver_code(tuple(arguments), returns) if scalar else None,
+                export=export, arguments=tuple(arguments), returns=returns,
+                limits=fitting(info, export, limits),
+                reusable=info.stateless if scalar else info.resettable,
+                resettable=info.resettable and not scalar,
+            )
+        )  # fmt: skip
+
+    def call(self, columns: Sequence[Column], rows: int, budget: Budget | None = None) -> Column:
+        """Return the function's value for every row, as a new column.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            One per argument, of the declared types, each of ``rows`` rows. Only read.
+        rows : int
+        budget : Budget, optional
+            Of the statement; a fresh one when absent.
+
+        Raises
+        ------
+        UdfTrapError, UdfLimitError, UdfError, InterruptError
+            No part of the result survives, and the guest that failed is thrown away.
+        """
+        budget = Budget() if budget is None else budget
+        self._check(columns, rows)
+        if rows == 0:
+            return empty(self.returns)
+        keep = valid_rows(columns) if self.strict else None
+        if keep is None:
+            return self._run(columns, rows, budget)
+        chosen = np.flatnonzero(keep)
+        if len(chosen) == 0:
+            return _scatter(empty(self.returns), keep)
+        taken = [column.take(chosen) for column in columns]
+        taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
+        return _scatter(self._run(taken, len(chosen), budget), keep)
+
     def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
         pieces = 1 if self._program.driver is not None else self._pieces(columns, rows)
         if pieces == 1:
-            return self._run_piece(columns, rows, budget)
+            return self._batch(columns, rows, budget)
         size = -(-rows // pieces)
         parts = []
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            part = [column.slice(start, stop) for column in columns]
-            parts.append(self._run_piece(part, stop - start, budget))
+            part = [c.slice(start, stop) if len(c) == rows else c for c in columns]
+            parts.append(self._batch(part, stop - start, budget))
         return concat(self.returns, parts)
 
     def _pieces(self, columns: Sequence[Column], rows: int) -> int:
@@ -169,54 +241,22 @@ class ScalarFunction:
         wanted = max(-(-size // (self.limits.max_memory_bytes // 4)), -(-rows // MAX_BATCH_ROWS))
         return min(max(wanted, 1), rows)
 
-    def _run_piece(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
-        fuel, seconds = budget.begin(self._key, rows, self.limits)
-        began = time.monotonic()
-        call = Call(self.name, self.limits, budget, fuel, began + seconds)
-        if seconds <= 0:
-            raise time_error(call)
-        with self._lock:
-            self._calls.add(call)
-        try:
-            return self._backend.run(
-                lambda watched: self._batch(columns, rows, call, watched), call
-            )
-        finally:
-            with self._lock:
-                self._calls.discard(call)
-            budget.end(self._key, call.used, time.monotonic() - began - call.excused)
-
-    def _batch(self, columns: Sequence[Column], rows: int, call: Call, watched: bool) -> Column:
-        guest = self._acquire(call, watched)
-        try:
-            result = guest.batch(columns, rows, call)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                call.used = guest.end(call)
-            guest.close()
-            raise
-        call.used = guest.end(call)
-        self._release(guest, watched)
-        return result
-
-    def _acquire(self, call: Call, watched: bool) -> Guest:
-        with self._lock:
-            guest = self._idle[watched].pop() if self._idle[watched] else None
-        if guest is None:
-            return self._compiled.guest(call, watched)
-        guest.begin(call)
-        return guest
-
-    def _release(self, guest: Guest, watched: bool) -> None:
-        if self._program.reusable and guest.footprint() <= KEPT_GUEST_BYTES:
-            with self._lock:
-                if not self._closed and len(self._idle[watched]) < _IDLE_GUESTS:
-                    self._idle[watched].append(guest)
-                    return
-        guest.close()
+    def _batch(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
+        return self._within_budget(
+            lambda guest, call: guest.batch(columns, rows, call), columns, rows, budget
+        )
 
 
-def _valid_rows(columns: Sequence[Column]) -> np.ndarray | None:
+def fitting(info: ModuleInfo, export: str, limits: SandboxLimits | None) -> SandboxLimits:
+    """Return the limits, defaults where there are none, unless the module starts too large."""
+    limits = limits or SandboxLimits()
+    if info.memory_pages * WASM_PAGE > limits.max_memory_bytes:
+        what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
+        raise memory_error(export, limits, what)
+    return limits
+
+
+def valid_rows(columns: Sequence[Column]) -> np.ndarray | None:
     """Return where no argument is NULL, or None when that is everywhere."""
     keep: np.ndarray | None = None
     for column in columns:

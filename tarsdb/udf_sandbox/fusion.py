@@ -20,7 +20,8 @@ from tarsdb.udf_sandbox.sections import HEADER, Reader
 MAX_BODY_BYTES = 512  # of a function worth copying
 MAX_LOCALS = 16  # which each row sets to zero
 MAX_MODULE_BYTES = 64 << 10
-UNROLLED = 4  # rows or vectors a turn: fuel and time are asked for once a turn
+UNROLLED = 4  # rows a turn: fuel and time are asked for once a turn
+VECTORS = 8  # the same of vectors
 
 _TYPE, _FUNCTION, _MEMORY, _GLOBAL, _EXPORT, _ELEMENT, _CODE = 1, 3, 5, 6, 7, 9, 10
 _KNOWN = {0, _TYPE, _FUNCTION, _GLOBAL, _EXPORT, _ELEMENT, _CODE}
@@ -217,7 +218,7 @@ class _Loop:
         rows = bytes([_CONST, 0, 0x28, 2, 0, _SET]) + leb(self.rows)  # i32.load of address 0
         turns = self._turns(self._row, 1, UNROLLED) + self._turns(self._row, 1, 1)
         if self.vectors is not None:
-            turns = self._turns(self._vector, 16 >> self._shift(), UNROLLED) + turns
+            turns = self._turns(self._vector, 16 >> self._shift(), VECTORS) + turns
         return count + groups + rows + turns + bytes([_END])
 
     def _shift(self) -> int:

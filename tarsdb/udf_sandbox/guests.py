@@ -32,11 +32,18 @@ def driver_code(arguments: tuple[SqlType, ...], returns: SqlType) -> bytes:
 
 def guest_of(program: Program, instance: Instance) -> Guest:
     """Return the guest that calls an instance as its program's export asks."""
-    kind = ColumnarGuest if program.driver is None else ScalarGuest
-    return kind(program, instance)
+    if program.kind == "scalar":
+        return (ColumnarGuest if program.driver is None else ScalarGuest)(program, instance)
+    if program.kind == "aggregate":
+        from tarsdb.udf_sandbox.aggregates import AggregateGuest
+
+        return AggregateGuest(program, instance)
+    from tarsdb.udf_sandbox.table_functions import TableGuest
+
+    return TableGuest(program, instance)
 
 
-class _InstanceGuest:
+class InstanceGuest:
     """What all guests over an :class:`Instance` share."""
 
     def __init__(self, program: Program, instance: Instance) -> None:
@@ -55,12 +62,37 @@ class _InstanceGuest:
         """Return the bytes of memory the guest holds while idle."""
         return len(self.instance.memory())
 
+    def reset(self, call: Call) -> None:
+        """Let the guest forget what it has allocated, where its module can."""
+        if self.program.resettable:
+            self.instance.invoke("tars_reset", call)
+
+    def allocate(self, call: Call, size: int) -> tuple[np.ndarray, int]:
+        """Return the guest's memory and the address of ``size`` free bytes in it."""
+        limits = self.program.limits
+        if size > limits.max_memory_bytes:
+            raise memory_error(call.function, limits, f"a batch of {size} bytes does not fit")
+        region = self.instance.invoke("tars_alloc", call, size) & 0xFFFFFFFF
+        memory = self.instance.memory()
+        if region in (0, 0xFFFFFFFF) or region + size > len(memory):
+            raise memory_error(
+                call.function, limits,
+                f"tars_alloc({size}) gave {region} in a memory of {len(memory)} bytes",
+            )  # fmt: skip
+        return memory, region
+
+    def ask(self, export: str, call: Call, *arguments: int) -> None:
+        """Call an export that returns a status, which must be 0."""
+        status = self.instance.invoke(export, call, *arguments)
+        if status != 0:
+            raise UdfError(f"function {call.function}: {export} returned status {status}")
+
     def close(self) -> None:
         """Free the instance."""
         self.instance.close()
 
 
-class ScalarGuest(_InstanceGuest):
+class ScalarGuest(InstanceGuest):
     """A bare scalar export and the driver that loops over it."""
 
     def __init__(self, program: Program, instance: Instance) -> None:
@@ -95,28 +127,14 @@ def _slot_view(memory: np.ndarray, number: int, dtype: np.dtype[np.generic]) -> 
     return memory[start : start + driver.CHUNK_ROWS * dtype.itemsize].view(dtype)
 
 
-class ColumnarGuest(_InstanceGuest):
+class ColumnarGuest(InstanceGuest):
     """An export of the columnar ABI."""
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
-        """Return the results of ``rows`` rows."""
-        instance, limits = self.instance, self.program.limits
-        layout = BatchLayout(columns, self.program.returns, rows)
-        if layout.size > limits.max_memory_bytes:
-            what = f"a batch of {layout.size} bytes does not fit"
-            raise memory_error(call.function, limits, what)
-        if self.program.resettable:
-            instance.invoke("tars_reset", call)
-        region = instance.invoke("tars_alloc", call, layout.size) & 0xFFFFFFFF
-        memory = instance.memory()
-        if region in (0, 0xFFFFFFFF) or region + layout.size > len(memory):
-            raise memory_error(
-                call.function, limits,
-                f"tars_alloc({layout.size}) gave {region} in a memory of {len(memory)} bytes",
-            )  # fmt: skip
-        base = layout.write(memory, region)
-        status = instance.invoke(self.program.export, call, base, rows)
-        if status != 0:
-            raise UdfError(f"function {call.function}: returned status {status}")
-        column = layout.read(instance.memory(), base, call.function)
+        """Return the results of ``rows`` rows; a column of one row stands for all of them."""
+        layout = BatchLayout(columns, (self.program.returns,), rows)
+        self.reset(call)
+        base = layout.write(*self.allocate(call, layout.size))
+        self.ask(self.program.export, call, base, rows)
+        column = layout.read(self.instance.memory(), base, call.function)
         return outputs.checked(column, call.function)

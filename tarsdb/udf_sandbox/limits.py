@@ -15,6 +15,7 @@ from typing import Any
 from tarsdb.errors import BindError, InterruptError, UdfLimitError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox.backends import check_name
+from tarsdb.udf_sandbox.figures import Figures
 
 MAX_FUEL = 2**62
 MAX_MEMORY_BYTES = 4 << 30
@@ -112,6 +113,8 @@ class Budget:
     function. Calls that run at the same moment each see what was left when they began.
     """
 
+    figures: dict[str, Figures] = field(default_factory=dict)
+    """What each function did for the statement, by name."""
     _spent: dict[int, _Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _interrupted: threading.Event = field(default_factory=threading.Event)
@@ -146,6 +149,11 @@ class Budget:
             spent.fuel += fuel
             spent.seconds += seconds
 
+    def figures_of(self, function: str) -> Figures:
+        """Return what a function did for the statement, to add to."""
+        with self._lock:
+            return self.figures.setdefault(function, Figures())
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -161,6 +169,11 @@ class Call:
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
     excused: float = 0.0  # seconds that were not the function's: starting what runs it
+    rows: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    memory: int = 0  # bytes the guest had at the end
+    reused: bool = False  # the guest served a call before
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""

@@ -168,17 +168,8 @@ def check_signature(
     UdfValidationError
         Naming the export, its type and the type the signature asks for.
     """
-    found = info.functions.get(export)
-    if found is None:
-        names = sorted(name for name in info.functions if not name.startswith("tars_"))
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise UdfValidationError(
-            f"module exports no function {export!r}", hint=f"its functions: {shown or 'none'}"
-        )
-    if len(arguments) > MAX_ARGUMENTS:
-        raise UdfValidationError(
-            f"function {export} takes {len(arguments)} arguments, at most {MAX_ARGUMENTS} allowed"
-        )
+    found = _exported(info, export)
+    check_arity(export, arguments)
     if info.columnar and found == COLUMNAR_TYPE:
         return "columnar"
     wanted = _scalar_signature(arguments, returns)
@@ -191,15 +182,52 @@ def check_signature(
         )
     signature = f"({', '.join(map(str, arguments))}) RETURNS {returns}"
     if wanted is None:
-        raise UdfValidationError(
-            f"export {export} has type {found}, {signature} needs the columnar ABI: {COLUMNAR_TYPE}"
-            " in a module that exports memory, tars_alloc and the global tars_abi_v1",
-            hint="see docs/sandbox.md",
-        )
+        raise _not_columnar(export, found, signature)
     raise UdfValidationError(
         f"export {export} has type {found}, {signature} needs {wanted}",
         hint="BOOLEAN, SMALLINT, INT and DATE are i32; BIGINT, TIME and TIMESTAMP i64; "
         "REAL f32; DOUBLE f64",
+    )
+
+
+def check_columnar(info: ModuleInfo, export: str, arguments: Sequence[SqlType]) -> None:
+    """Check that an export can serve a table function, which needs the columnar interface.
+
+    Raises
+    ------
+    UdfValidationError
+        Naming the export, its type and the type it needs.
+    """
+    found = _exported(info, export)
+    check_arity(export, arguments)
+    if not info.columnar or found != COLUMNAR_TYPE:
+        raise _not_columnar(export, found, "RETURNS TABLE")
+
+
+def check_arity(export: str, arguments: Sequence[SqlType]) -> None:
+    """Raise UdfValidationError for more arguments than functions may take."""
+    if len(arguments) > MAX_ARGUMENTS:
+        raise UdfValidationError(
+            f"function {export} takes {len(arguments)} arguments, at most {MAX_ARGUMENTS} allowed"
+        )
+
+
+def _exported(info: ModuleInfo, export: str) -> FuncType:
+    found = info.functions.get(export)
+    if found is not None:
+        return found
+    names = sorted(name for name in info.functions if not name.startswith("tars_"))
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    raise UdfValidationError(
+        f"module exports no function {export!r}", hint=f"its functions: {shown or 'none'}"
+    )
+
+
+def _not_columnar(export: str, found: FuncType, signature: str) -> UdfValidationError:
+    return UdfValidationError(
+        f"export {export} has type {found}, {signature} needs the columnar ABI: {COLUMNAR_TYPE}"
+        " in a module that exports memory, tars_alloc and the global tars_abi_v1",
+        hint="see docs/sandbox.md",
     )
 
 

@@ -1,20 +1,28 @@
 """Child process of test_mutated.py: mutate modules, run what is accepted, print the outcomes.
 
-``python fuzz_modules.py SEED COUNT``; exits 0 unless something untyped escapes.
+``python -m tests.sandbox.fuzz_modules SEED COUNT [CONTROL]`` exits 0 unless something untyped
+escapes. Counted too, and meant to stay zero: ``leaked`` (a result holds another call's data),
+``late`` (beyond the deadline each of three times) and ``torn`` (a transaction half done). A control
+makes one of these happen, or ends or hangs the process, for the tests of the harness.
 """
 
 from __future__ import annotations
 
 import collections
+import os
+import pathlib
 import random
 import sys
+import tempfile
+import time
 
-from tarsdb.columns import from_list
+import tarsdb
+from tarsdb.columns import Column, from_list
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.types import BIGINT, INT, TEXT, SqlType
+from tarsdb.types import BIGINT, BLOB, INT, TEXT, SqlType
 from tarsdb.udf_sandbox import ScalarFunction, to_wasm
-from tests.sandbox.wasm_text import DEMO, IDENTITY
+from tests.sandbox.wasm_text import DEMO, DUMP, IDENTITY
 
 LIMITS = SandboxLimits(fuel=200_000, fuel_per_row=1000, max_memory_bytes=4 << 20, timeout_ms=500)
 FIB = """(module (func $f (export "f") (param i64) (result i64)
@@ -27,7 +35,11 @@ SUBJECTS: list[tuple[str, str, SqlType, SqlType, list[object]]] = [
     (IDENTITY, "f", TEXT, TEXT, ["ab", None, "é"]),
     (TEXTKIT, "shout", TEXT, TEXT, ["hello", "", "é"]),
     (TEXTKIT, "vowels", TEXT, INT, ["hello", "", "é"]),
+    (DUMP, "f", TEXT, BLOB, ["ab", "", "é"]),
 ]
+CANARY = b"\xc2\xa7canary of another call\xc2\xa7"
+STATEMENT_EVERY = 20  # accepted modules, of which one runs as a statement too
+SLACK_S = max(0.1 * LIMITS.timeout_ms / 1000, 0.1)
 
 
 # Opcodes of one type: exchanging them keeps a module valid, so that its guest gets to run.
@@ -75,31 +87,107 @@ def mutate(code: bytes, source: random.Random) -> bytes:
     return bytes(data)
 
 
-def main(seed: int, count: int) -> None:
-    source = random.Random(seed)
-    codes = [to_wasm(subject[0]) for subject in SUBJECTS]
-    seen: collections.Counter[str] = collections.Counter()
-    for _ in range(count):
-        number = source.randrange(len(SUBJECTS))
+class Harness:
+    """Runs mutated modules and counts what becomes of them."""
+
+    def __init__(self, folder: pathlib.Path, control: str) -> None:
+        self.control = control
+        self.accepted = 0
+        self.seconds, self.slow = 0.0, False
+        self.seen: collections.Counter[str] = collections.Counter()
+        self.victim = ScalarFunction(to_wasm(IDENTITY), "f", [BLOB], BLOB, limits=LIMITS)
+        self.file = folder / "mutated.wasm"
+        self.db = tarsdb.connect(folder / "mutated.tars", file_access=True)
+        self.db.execute("CREATE TABLE source (n BIGINT, t TEXT)")
+        self.db.execute("INSERT INTO source VALUES (5, 'ab'), (6, ''), (7, 'x')")
+        self.db.execute("CREATE TABLE log (step INT)")
+
+    def run(self, code: bytes, number: int) -> None:
+        """Run a module as its subject is meant to be run."""
         _, export, argument, returns, items = SUBJECTS[number]
         try:
-            function = ScalarFunction(
-                mutate(codes[number], source), export, [argument], returns, limits=LIMITS
-            )
+            function = ScalarFunction(code, export, [argument], returns, limits=LIMITS)
         except UdfValidationError:
-            seen["refused"] += 1
-            continue
+            self.seen["refused"] += 1
+            return
         except UdfError:
-            seen["limited"] += 1
-            continue
-        try:
-            function.call([from_list(argument, items)], len(items)).to_list()
-            seen["ran"] += 1
-        except UdfError as error:
-            seen[type(error).__name__] += 1
+            self.seen["limited"] += 1
+            return
+        if self.control == "leaked" and argument == TEXT:
+            items = [*items, CANARY.decode()]
+        seconds = min(self._call(function, items, attempt) for attempt in range(3))
+        if self.control == "late":
+            seconds += LIMITS.timeout_ms / 1000 + SLACK_S
+        self.seen["late"] += seconds > LIMITS.timeout_ms / 1000 + SLACK_S
         function.close()
-    print(dict(seen))
+        self.accepted += 1
+        if self.accepted % STATEMENT_EVERY == 0:
+            self._statement(code, number)
+
+    def _call(self, function: ScalarFunction, items: list[object], attempt: int) -> float:
+        """Call it behind a call with the canary; repeat only what was late."""
+        if attempt and not self.slow:
+            return self.seconds
+        self.victim.call([from_list(BLOB, [CANARY * 9])], 1)
+        start = time.monotonic()
+        result: Column | None = None
+        try:
+            result = function.call([from_list(function.arguments[0], items)], len(items))
+            result.to_list()
+            found = "ran"
+        except UdfError as error:
+            found = type(error).__name__
+        self.seconds = time.monotonic() - start
+        self.slow = self.seconds > LIMITS.timeout_ms / 1000 + SLACK_S
+        if not attempt:
+            self.seen[found] += 1
+        if result is not None and CANARY in result.values.tobytes():
+            self.seen["leaked"] += 1
+        return self.seconds
+
+    def _statement(self, code: bytes, number: int) -> None:
+        """Insert what the function gives, within a transaction that goes on behind it."""
+        _, export, argument, returns, _ = SUBJECTS[number]
+        self.file.write_bytes(code)
+        db, column = self.db, "n" if argument == BIGINT else "t"
+        db.execute("BEGIN")
+        db.execute("DELETE FROM log")
+        db.execute(f"CREATE OR REPLACE MODULE m FROM '{self.file}'")
+        db.execute(
+            f"CREATE OR REPLACE FUNCTION f(x {argument}) RETURNS {returns} LANGUAGE wasm "
+            f"FROM m::{export} WITH (fuel = 200000, fuel_per_row = 1000, timeout_ms = 500)"
+        )
+        db.execute("INSERT INTO log VALUES (1)")
+        rows = 3
+        try:
+            db.execute(f"INSERT INTO log SELECT 2 FROM (SELECT f({column}) AS y FROM source) AS s "
+                       "WHERE y IS NULL OR y = y")  # fmt: skip
+        except UdfError:
+            rows = 0
+        if self.control == "torn":
+            db.execute("INSERT INTO log VALUES (2)")
+        db.execute("INSERT INTO log VALUES (3)")
+        db.execute("COMMIT")
+        steps = [step for (step,) in db.execute("SELECT step FROM log ORDER BY step").fetchall()]
+        self.seen["statements"] += 1
+        self.seen["torn"] += steps != [1, *[2] * rows, 3]
+
+
+def main(seed: int, count: int, control: str = "") -> None:
+    source = random.Random(seed)
+    codes = [to_wasm(subject[0]) for subject in SUBJECTS]
+    with tempfile.TemporaryDirectory() as folder:
+        harness = Harness(pathlib.Path(folder), control)
+        for done in range(count):
+            if done == 3 and control == "dead":
+                os.abort()
+            if done == 3 and control == "hung":
+                time.sleep(3600)
+            number = source.randrange(len(SUBJECTS))
+            harness.run(mutate(codes[number], source), number)
+        harness.db.close()
+    print(dict(harness.seen))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -19,21 +19,45 @@ def child(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+def outcomes(seed: int, count: int, control: str = "", timeout: float = 300) -> dict[str, int]:
+    """Run mutated modules in a child; raise AssertionError when it dies, hangs or reports harm."""
+    arguments = ["-m", "tests.sandbox.fuzz_modules", str(seed), str(count), control]
+    try:
+        result = child(*arguments, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"seed {seed} hung") from error
+    assert result.returncode == 0, (
+        f"seed {seed} died ({result.returncode}): {result.stderr[-2000:]}"
+    )
+    seen: dict[str, int] = ast.literal_eval(result.stdout)
+    harm = {kind: seen[kind] for kind in ("leaked", "late", "torn") if seen.get(kind)}
+    assert not harm, f"seed {seed}: {harm}"
+    return seen
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_modules(seed: int) -> None:
-    result = child("-m", "tests.sandbox.fuzz_modules", str(seed), "1000")
-    assert result.returncode == 0, result.stderr[-2000:]
-    seen = ast.literal_eval(result.stdout)
-    assert sum(seen.values()) == 1000
-    # The mutations reach every stage: the validator, the guest, its traps.
+    seen = outcomes(seed, 1000)
+    assert sum(seen.values()) - seen["statements"] == 1000
+    # The mutations reach every stage: the validator, the guest, its traps, statements.
     assert seen["refused"] > 50 and seen["ran"] > 20 and seen["UdfTrapError"] > 5
+    assert seen["statements"] > 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 20))
 def test_many_mutated_modules(seed: int) -> None:
-    result = child("-m", "tests.sandbox.fuzz_modules", str(seed), "3000")
-    assert result.returncode == 0, result.stderr[-2000:]
+    outcomes(seed, 3000)
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [("dead", "died"), ("hung", "hung"), ("leaked", "leaked"), ("late", "late"), ("torn", "torn")],
+)
+def test_harm_control(control: str, words: str) -> None:
+    """What the tests above look for is noticed when it happens."""
+    with pytest.raises(AssertionError, match=words):
+        outcomes(3, 120, control, timeout=8 if control == "hung" else 300)
 
 
 STACK = """

@@ -29,6 +29,18 @@ IDENTITY = f"""(module {PRELUDE}
                  (i32.const 16))
     (i32.const 0)))"""
 
+# f(x) is the whole memory, a BLOB, for row 0.
+DUMP = f"""(module {PRELUDE}
+  (func (export "f") (param $d i32) (param $n i32) (result i32) (local $i i32)
+    (i32.store offset=40 (local.get $d) (i32.const 0))
+    (loop $next
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (i32.store
+        (i32.add (i32.load offset=52 (local.get $d)) (i32.shl (local.get $i) (i32.const 2)))
+        (i32.shl (memory.size) (i32.const 16)))
+      (br_if $next (i32.lt_u (local.get $i) (local.get $n))))
+    (i32.const 0)))"""
+
 # f(x) counts NULLs as 1 and values as 0 (an INT), so it must see the validity bitmap.
 IS_NULL = f"""(module {PRELUDE}
   (func (export "f") (param $d i32) (param $n i32) (result i32) (local $i i32) (local $v i32)

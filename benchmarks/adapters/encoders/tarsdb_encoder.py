@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.adapters.encoders import Encode
 from tarsdb.kernels import encoder as kernels
 from tarsdb.model_ops import Encoder, read_model_directory
-from tarsdb.model_ops.sentence import QUANTIZE
+from tarsdb.model_ops.weights import QUANTIZE
 
 
 def make(folder: pathlib.Path, precision: str, threads: int) -> Encode:

@@ -142,8 +142,8 @@ class ContinuousBatch:
             self._accept(request, chunk, logits[row : row + chunk.wanted])
             row += chunk.wanted
         self._count(chunks, requests, seconds, preempted)
+        self._speculate(requests)
         with self._changed:
-            self._speculate(requests)
             if any(request.finished or request.pieces for request in requests):
                 self._drop()
                 self._changed.notify_all()
@@ -167,10 +167,16 @@ class ContinuousBatch:
             METRICS.add("generate.tokens", len(new))
 
     def _speculate(self, requests: Sequence[Request]) -> None:
-        if len(requests) <= _SPECULATING:
-            for request in requests:
+        if len(requests) > _SPECULATING:
+            return
+        started = time.perf_counter()
+        for request in requests:
+            try:
                 if not request.finished:
                     request.draft()
+            except Exception as error:  # a draft model may fail, and not the others' texts
+                request.error = _failure(error)
+        METRICS.add("generate.draft_seconds", time.perf_counter() - started)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in requests:

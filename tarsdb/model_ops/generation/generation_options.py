@@ -11,7 +11,7 @@ from tarsdb.model_ops.generation.constraint import RULES
 from tarsdb.model_ops.generation.sampling import SamplingOptions, number
 
 _SAMPLING = tuple(item.name for item in fields(SamplingOptions))
-_OWN = ("system", "chat", "special_tokens", "speculate", "priority", "timeout")
+_OWN = ("system", "chat", "special_tokens", "speculate", "draft", "priority", "timeout")
 OPTIONS = (*_SAMPLING, *RULES, *_OWN)
 
 
@@ -32,6 +32,8 @@ class GenerationOptions:
         Read the texts of special tokens in a prompt as these, not as plain text.
     speculate : bool
         Guess tokens from repetitions in the text and check several at once.
+    draft : Generator, optional
+        A smaller model of the same tokens that guesses in place of the repetitions.
     priority : int
         Higher goes first.
     timeout : float, optional
@@ -44,6 +46,7 @@ class GenerationOptions:
     chat: bool | None = None
     special_tokens: bool = False
     speculate: bool = True
+    draft: Any = None
     priority: int = 0
     timeout: float | None = None
 

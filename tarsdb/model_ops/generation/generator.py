@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tarsdb.errors import DataError, QueueFullError
+from tarsdb.errors import DataError, ModelError, QueueFullError
 from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.generation import scheduler
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
 from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch
+from tarsdb.model_ops.generation.draft_model import DraftModel
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
+from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
 from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
-from tarsdb.model_ops.generation.request import Completion, Request
+from tarsdb.model_ops.generation.request import Completion, Drafter, Request
 
 DEFAULT_CACHE_BYTES = 512 << 20
 _AT_A_TIME = 64  # texts of one call that run or wait
@@ -163,10 +165,20 @@ class Generator:
             constraint = self._constraints.compile(options.rules)
             request = Request(
                 sequence, options.sampling, self.prompts.decode, spec.end_tokens, constraint,
-                options.speculate,
+                self._drafter(options, length),
             )  # fmt: skip
             requests.append(request)
         return requests
+
+    def _drafter(self, options: GenerationOptions, length: int) -> Drafter | None:
+        if not options.speculate:
+            return None
+        if options.draft is None:
+            return PromptLookup()
+        if not isinstance(options.draft, Generator):
+            raise ModelError(f"generate: draft {options.draft!r:.60} is no model that generates")
+        self.prompts.require_same_tokens(options.draft.prompts)
+        return DraftModel(options.draft.decoder, self.decoder.spec.vocabulary, length)
 
     def _fill(
         self, batch: ContinuousBatch, waiting: deque[Request], running: list[Request]

@@ -32,6 +32,7 @@ class PromptTokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes], begin_token: int = -1) -> None:
+        self._same: PromptTokenizer | None = None  # the last one found to have equal tokens
         self._begin = [begin_token] if begin_token >= 0 else []
         self._parsing = load_tokenizer(files["tokenizer.json"])
         self._literal: tokenizers.Tokenizer = load_tokenizer(files["tokenizer.json"])
@@ -62,6 +63,20 @@ class PromptTokenizer:
         """Return the text of tokens, nothing of special ones."""
         text: str = self._parsing.decode(list(tokens), skip_special_tokens=True)
         return text
+
+    def require_same_tokens(self, other: PromptTokenizer) -> None:
+        """Raise ModelError unless another model's tokens stand for the same texts."""
+        if self is other or self._same is other:
+            return
+        ours, theirs = (each._parsing.get_vocab(True) for each in (self, other))
+        if ours != theirs:
+            token, _ = next(item for item in (ours.items() ^ theirs.items()))
+            raise ModelError(
+                f"generate: the draft model has other tokens: {token!r:.40} is "
+                f"{ours.get(token)} here and {theirs.get(token)} there",
+                hint="a draft model shares the tokenizer of the model it drafts for",
+            )
+        self._same = other
 
     def _encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
         chat = options.chat

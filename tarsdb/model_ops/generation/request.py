@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.model_ops.generation import scheduler
 from tarsdb.model_ops.generation.constraint import Constraint
-from tarsdb.model_ops.generation.prompt_lookup import MAX_DRAFTS, PromptLookup
+from tarsdb.model_ops.generation.prompt_lookup import MAX_DRAFTS
 from tarsdb.model_ops.generation.sampling import SamplingOptions, choose, new_seed, uniform
 from tarsdb.model_ops.generation.text_stream import TextStream
 
@@ -41,6 +42,16 @@ class Completion:
     cached_tokens: int
 
 
+class Drafter(Protocol):
+    """Guesses what comes next in one text."""
+
+    def drafts(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Return up to ``most`` tokens that may come next; ``tokens`` only ever grows."""
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Take in how many drafts of the last guess were right."""
+
+
 class Request:
     """One text between its prompt and its end. Used by the thread that steps the batch.
 
@@ -52,7 +63,7 @@ class Request:
         Tokens to text.
     end_tokens : sequence of int
     constraint : Constraint, optional
-    speculate : bool
+    drafter : Drafter, optional
 
     Attributes
     ----------
@@ -79,7 +90,7 @@ class Request:
         decode: Callable[[Sequence[int]], str],
         end_tokens: Sequence[int],
         constraint: Constraint | None = None,
-        speculate: bool = True,
+        drafter: Drafter | None = None,
     ) -> None:
         self.sequence = sequence
         self.pieces: deque[str] = deque()
@@ -94,7 +105,7 @@ class Request:
         self._ends = frozenset(end_tokens)
         self._constraint = constraint
         self._stream = TextStream(decode, sequence.tokens[-_CONTEXT:], sampling.stop)
-        self._lookup = PromptLookup() if speculate else None
+        self._drafter = drafter
 
     @property
     def finished(self) -> bool:
@@ -113,17 +124,17 @@ class Request:
             self._end(token, len(self.sequence.tokens) + len(new))
             if self.reason or row == len(drafts) or token != drafts[row]:
                 break
-        if self._lookup is not None and drafts:
-            self._lookup.learn(len(drafts), len(new) - 1)
+        if self._drafter is not None and drafts:
+            self._drafter.learn(len(drafts), len(new) - 1)
         return new
 
     def draft(self, most: int = MAX_DRAFTS) -> None:
         """Guess up to ``most`` tokens for the next step."""
-        if self._lookup is None:
+        if self._drafter is None:
             return
         room = self.sequence.max_length - len(self.sequence.tokens) - 1
         if room > 0:
-            self.sequence.drafts = self._lookup.drafts(self.sequence.tokens, min(most, room))
+            self.sequence.drafts = self._drafter.drafts(self.sequence.tokens, min(most, room))
 
     def completion(self) -> Completion:
         """Return the finished text; raises what ended it otherwise."""

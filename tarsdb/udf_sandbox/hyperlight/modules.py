@@ -111,7 +111,7 @@ class ModuleGuest:
         while pending:
             start, stop = pending.pop()
             part = [column.slice(start, stop) for column in columns]
-            layout = BatchLayout(part, self._returns, stop - start)
+            layout = BatchLayout(part, [self._returns], stop - start)
             if layout.output_at > MAX_IMAGE_BYTES and stop - start > 1:
                 middle = (start + stop) // 2
                 pending += [(middle, stop), (start, middle)]

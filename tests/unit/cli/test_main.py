@@ -180,3 +180,26 @@ def test_interrupt_stops_the_statement(file: str) -> None:
     _, err = command.communicate(timeout=30)
     assert command.returncode == 1
     assert err.startswith("InterruptError")
+
+
+def test_warmup_compiles_what_the_models_of_a_file_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tarsdb.kernels import decoder, dispatch, encoder, graph, ivf
+    from tests.golden.models.tiny_decoders import write_tiny_decoder
+
+    write_tiny_decoder(tmp_path / "tiny", "llama")
+    path, source = str(tmp_path / "models.tars"), tmp_path / "tiny"
+    assert main(["query", path, f"CREATE MODEL m FROM '{source}' WITH (quantize = 'int4')"]) == 0
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(dispatch, "warmup", lambda progress: None)
+    for module in (graph, ivf):
+        monkeypatch.setattr(module, "wait", lambda: None)
+    for module, name in ((encoder, "encoder"), (decoder, "decoder")):
+        monkeypatch.setattr(module, "wait", lambda kind, name=name: asked.append((name, kind)))
+    assert main(["warmup"]) == 0
+    assert asked == [("decoder", "f32"), ("encoder", "f32")]
+    asked.clear()
+    assert main(["warmup", path]) == 0
+    assert asked == [("decoder", "f32"), ("decoder", "int4"), ("encoder", "f32")]
+    assert "decoder int4" in capsys.readouterr().err

@@ -425,3 +425,41 @@ def test_a_rule_holds_in_sql(db: tarsdb.Connection) -> None:
     except NotSupportedError:
         pytest.skip("llguidance is not installed")
     assert all(len(text) == 4 and set(text) <= set("abc") for (text,) in rows)
+
+
+def test_model_threads_bounds_decoders_and_encoders(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int | None] = []
+    monkeypatch.setattr(Decoder, "limit_threads", lambda self, most: limits.append(most))
+    db.execute("SELECT generate('tiny', 'abc', max_tokens => 2)").fetchall()
+    db.execute("SET model_threads = 1")
+    db.execute("SELECT generate('tiny', 'abc', max_tokens => 2)").fetchall()
+    db.generate("tiny", "abc", max_tokens=2)
+    assert limits == [None, 1, 1]
+    with pytest.raises(DataError, match="model_threads: 0 is outside"):
+        db.execute("SET model_threads = 0")
+
+
+def test_a_draft_model_changes_no_text(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    write_tiny_decoder(path.parent / "draft", "qwen2")
+    db.execute(f"CREATE MODEL draft FROM '{path.parent / 'draft'}'")
+    sql = "SELECT generate('tiny', body, draft => {}, max_tokens => 25) FROM prompts ORDER BY id"
+    for draft in ("'draft'", "'tiny'"):
+        assert [text for (text,) in db.execute(sql.format(draft)).fetchall()] == golden()
+    assert db.generate("tiny", LETTERS[1], draft="tiny", max_tokens=25) == golden()[1]
+    with pytest.raises(CatalogError, match="'none' does not exist"):
+        db.execute(sql.format("'none'")).fetchall()
+
+
+def test_a_draft_model_with_other_tokens_is_refused(
+    db: tarsdb.Connection, path: pathlib.Path
+) -> None:
+    folder = path.parent / "other"
+    write_tiny_decoder(folder, "llama")
+    tokenizer = (folder / "tokenizer.json").read_text()
+    assert '"<s>"' in tokenizer
+    (folder / "tokenizer.json").write_text(tokenizer.replace('"<s>"', '"<t>"'))
+    db.execute(f"CREATE MODEL other FROM '{folder}'")
+    with pytest.raises(ModelError, match=r"other tokens: '<[st]>'"):
+        db.execute("SELECT generate('tiny', 'abc', draft => 'other')").fetchall()

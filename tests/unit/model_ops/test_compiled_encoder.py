@@ -12,7 +12,7 @@ from tarsdb.model_ops.transformer import Panel, Transformer, compiled_forward, f
 from tarsdb.model_ops.weights import EncoderWeights, load_weights
 from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
 
-KINDS = ("f32", "bf16", "int8")
+KINDS = ("f32", "bf16", "int8", "int4")
 
 
 def random_texts(spec: EncoderSpec, lengths: list[int]) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ def test_compiled_equals_numpy(name: str, kind: str) -> None:
     panel = panel_of(random_texts(spec, [1, 7, spec.max_tokens, 2, 16, 17]))
     exact, found = forward(spec, weights, panel), compiled(spec, weights, kind, panel)
     # a code of int8 may fall on the other side of a half where sums differ in their last bits
-    assert np.abs(found - exact).max() < (0.05 if kind == "int8" else 5e-5)
+    assert np.abs(found - exact).max() < (0.05 if kind.startswith("int") else 5e-5)
     plain = forward(spec, load_weights(spec, tiny_tensors(CONFIGS[name])), panel)
     assert (np.abs(found - plain).max() < 5e-5) == (kind == "f32")  # the others round weights
 

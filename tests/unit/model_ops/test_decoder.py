@@ -13,6 +13,7 @@ import pytest
 
 from tarsdb.errors import DataError, ModelError, ModelFormatError
 from tarsdb.kernels import dispatch
+from tarsdb.kernels.team import cores
 from tarsdb.model_ops import Decoder, KVCache, StepBatch
 from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tiny_prompts
 
@@ -79,7 +80,7 @@ def test_family_equals_transformers(name: str, tiny) -> None:
     assert np.abs(logits - other).max() > 0.1
 
 
-@pytest.mark.parametrize(("quantize", "error"), [("bf16", 0.04), ("int8", 0.2)])
+@pytest.mark.parametrize(("quantize", "error"), [("bf16", 0.04), ("int8", 0.2), ("int4", 2)])
 def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> None:
     expected = np.load(GOLDEN / "tiny_decoders.npz")["qwen3"]
     logits = together(tiny("qwen3", quantize), tiny_prompts())
@@ -90,7 +91,13 @@ def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> Non
 
 @pytest.mark.parametrize(
     ("name", "quantize"),
-    [("llama", "none"), ("gemma2", "none"), ("qwen2_sliding", "bf16"), ("qwen2", "int8")],
+    [
+        ("llama", "none"),
+        ("gemma2", "none"),
+        ("qwen2_sliding", "bf16"),
+        ("qwen2", "int8"),
+        ("llama_biased", "int4"),
+    ],
 )
 def test_a_row_does_not_depend_on_batch_or_chunks(name: str, quantize: str, tiny) -> None:
     decoder, prompts = tiny(name, quantize), tiny_prompts()
@@ -229,3 +236,14 @@ def test_options_and_generation_config() -> None:
         Decoder.from_files(config, tensors, {"task": "embed"})
     with pytest.raises(ModelError, match=r"quantize cannot be 'int3'.*'bf16'"):
         Decoder.from_files(config, tensors, {"quantize": "int3"})
+
+
+def test_threads_can_be_limited(tiny) -> None:
+    decoder = tiny("llama")
+    decoder.limit_threads(1)
+    assert decoder.threads == 1
+    decoder._threads = 2  # as of a model that is large enough
+    decoder.limit_threads(None)
+    assert decoder.threads == min(2, cores())
+    decoder.limit_threads(1)
+    assert decoder.threads == 1

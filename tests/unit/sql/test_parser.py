@@ -91,6 +91,19 @@ PLANS: list[tuple[str, pl.Plan]] = [
         ),
     ),
     (
+        "CREATE AGGREGATE FUNCTION g(x DOUBLE) RETURNS DOUBLE LANGUAGE wasm FROM stats::gmean",
+        pl.CreateFunction(
+            "g", (("x", "DOUBLE"),), "DOUBLE", "wasm", None, "stats", "gmean", kind="aggregate"
+        ),
+    ),
+    (
+        "CREATE FUNCTION s(t TEXT) RETURNS TABLE (w TEXT, v VECTOR(3)) LANGUAGE wasm FROM k::s",
+        pl.CreateFunction(
+            "s", (("t", "TEXT"),), "", "wasm", None, "k", "s", kind="table",
+            columns=(("w", "TEXT"), ("v", "VECTOR(3)")),
+        ),
+    ),
+    (
         "ALTER TABLE docs ADD COLUMN IF NOT EXISTS z VECTOR(3) NOT NULL",
         pl.AlterTable(
             "docs", "add_column", "z", pl.ColumnSpec("z", "VECTOR(3)", True), None, True
@@ -141,7 +154,6 @@ def test_create_table_of_the_documentation() -> None:
         "FINETUNE MODEL clf FROM (SELECT 1)", "BACKUP DATABASE TO 'x.tars'",
         "RESTORE DATABASE FROM 'x.tars'", "OPTIMIZE MODEL minilm FOR 'latency'",
         "CREATE TRIGGER t AFTER INSERT ON docs CALL f",
-        "CREATE AGGREGATE FUNCTION g(x DOUBLE) RETURNS DOUBLE LANGUAGE wasm FROM stats::g",
         "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE python AS $$ x $$",
         "ALTER TABLE docs ALTER COLUMN emb SET MODEL 'm/v2'", "CREATE VIEW v AS SELECT 1",
         "GRANT SELECT ON docs TO me", "MERGE INTO a USING b ON a.x = b.x", "TRUNCATE docs",

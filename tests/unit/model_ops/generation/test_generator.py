@@ -18,6 +18,7 @@ from tarsdb.errors import (
     QueueFullError,
     StatementTimeoutError,
 )
+from tarsdb.metrics import METRICS
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.generator import Generator
@@ -117,6 +118,36 @@ def test_drafts_change_nothing_of_drawn_texts() -> None:
         for i, decoder in enumerate(decoders)
     ]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_a_draft_model_changes_nothing_but_the_number_of_steps(temperature: float) -> None:
+    options = {"max_tokens": 60, "temperature": temperature, "seed": 3}
+    spec = FakeSpec(end_tokens=())
+    plain, same, other = (FakeDecoder(spec) for _ in range(3))
+    prompts = ["abc", "hello", "x" * 40]
+    expected = texts(make(plain), prompts, speculate=False, **options)
+    known = METRICS.snapshot().get("generate.accepted_drafts", 0)
+    assert texts(make(same), prompts, draft=make(FakeDecoder(spec)), **options) == expected
+    if not temperature:  # a draft of the same model is right
+        assert len(same.steps) < len(plain.steps) / 4
+        assert METRICS.snapshot()["generate.accepted_drafts"] > known + 100
+    wrong = make(FakeDecoder(FakeSpec(end_tokens=()), repeat=1))
+    assert texts(make(other), prompts, draft=wrong, **options) == expected
+    assert texts(make(), prompts, draft=make(FakeDecoder(FakeSpec(max_positions=20)))) == texts(
+        make(), prompts
+    )
+
+
+def test_a_draft_model_that_fails_ends_only_the_text_it_drafts_for() -> None:
+    draft = make(FakeDecoder())
+    draft.decoder.new_cache = lambda blocks: 1 / 0  # type: ignore[method-assign,assignment]
+    generator = make()
+    with pytest.raises(ModelError, match="ZeroDivisionError"):
+        texts(generator, ["abc"], draft=draft)
+    assert texts(generator, ["abc"], max_tokens=20) == [written(FakeDecoder(), "abc", 20)]
+    with pytest.raises(ModelError, match="draft 'small' is no model"):
+        texts(generator, ["abc"], draft="small")
 
 
 def test_a_seed_gives_the_same_text_in_any_company() -> None:

@@ -1,0 +1,142 @@
+"""CREATE MODULE and CREATE FUNCTION: code into the file, once it fits what was declared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from tarsdb.engine import references
+from tarsdb.engine.context import Context
+from tarsdb.engine.references import may_create
+from tarsdb.engine.result import Result
+from tarsdb.engine.tables import DONE
+from tarsdb.errors import (
+    BindError,
+    CatalogError,
+    NotSupportedError,
+    OperationalError,
+    UdfValidationError,
+)
+from tarsdb.schema import ROLES, FunctionDef, ModuleDef
+from tarsdb.sql.plan import CreateFunction, CreateModule
+from tarsdb.types import parse_type
+
+
+def create_module(context: Context, plan: CreateModule) -> Result:
+    """Run CREATE MODULE."""
+    from tarsdb.udf_sandbox import inspect_module, to_wasm
+
+    if not may_create(context, "module", plan):
+        return DONE
+    try:
+        code = Path(plan.source).expanduser().read_bytes()
+    except OSError as error:
+        raise OperationalError(f"module {plan.name}: cannot read {plan.source}: {error}") from error
+    found = hashlib.sha256(code).hexdigest()
+    wanted = str(plan.options.get("sha256", found)).lower()
+    unknown = set(plan.options) - {"sha256"}
+    if unknown:
+        raise NotSupportedError(f"CREATE MODULE {plan.name}: option {sorted(unknown)[0]!r}")
+    if wanted != found:
+        raise UdfValidationError(
+            f"module {plan.name}: sha256 of {plan.source} is {found}, the statement says {wanted}"
+        )
+    code = to_wasm(code)
+    inspect_module(code)
+    writes = context.require_writes()
+    module = ModuleDef(writes.new_id(), plan.name, writes.put_blob(code), found, len(code))
+    writes.put_object("module", module.name, module)
+    context.refresh()
+    return DONE
+
+
+def create_function(context: Context, plan: CreateFunction) -> Result:
+    """Run CREATE FUNCTION of any kind."""
+    if not may_create(context, "function", plan):
+        return DONE
+    existing = context.catalog.function(plan.name)
+    if existing is not None:
+        references.refuse_dependents(context, "function", existing.name, "replace")
+    if plan.language.lower() != "wasm":
+        raise NotSupportedError(
+            f"function {plan.name}: LANGUAGE {plan.language} is not built yet",
+            hint="LANGUAGE wasm, or Connection.create_function for trusted Python",
+        )
+    function = _defined(plan)
+    writes, code = context.require_writes(), _code(context, plan)
+    _check(function, code)
+    function = replace(function, id=writes.new_id(), digest=writes.put_blob(code))
+    writes.put_object("function", function.name, function)
+    context.refresh()
+    return DONE
+
+
+def _defined(plan: CreateFunction) -> FunctionDef:
+    """Return the function as it was declared, its code not yet known."""
+    arguments = tuple((name, parse_type(text)) for name, text in plan.arguments)
+    columns = tuple((name, parse_type(text)) for name, text in plan.columns)
+    if plan.kind == "table" and not arguments:
+        raise NotSupportedError(
+            f"function {plan.name}: a table function without arguments is not supported",
+            hint="give it one, such as the number of rows",
+        )
+    options = dict(plan.options)
+    role = str(options.pop("role", "")).lower()
+    if role and role not in ROLES:
+        raise BindError(
+            f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
+        )
+    return FunctionDef(
+        0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns), "wasm",
+        plan.module, plan.export or plan.name, "", plan.strict, plan.volatility,
+        options, kind=plan.kind, columns=columns, role=role,
+    )  # fmt: skip
+
+
+def _code(context: Context, plan: CreateFunction) -> bytes:
+    from tarsdb.udf_sandbox import to_wasm
+
+    if plan.module is None:
+        return to_wasm(plan.code or "")
+    module = context.catalog.module(plan.module)
+    if module is None:
+        raise CatalogError(f"module {plan.module!r} does not exist")
+    return context.read_blob(module.digest)
+
+
+def _check(function: FunctionDef, code: bytes) -> None:
+    """Raise unless the module's exports fit the signature, and the options mean something."""
+    from tarsdb.udf_sandbox import (
+        check_aggregate,
+        check_columnar,
+        check_signature,
+        inspect_module,
+        limits_from_options,
+    )
+
+    limits_from_options(function.options)
+    if function.role:
+        _check_role(function)
+    info, types = inspect_module(code), [sql_type for _, sql_type in function.arguments]
+    if function.kind == "aggregate":
+        check_aggregate(info, function.export, types)
+    elif function.kind == "table":
+        check_columnar(info, function.export, types)
+    else:
+        check_signature(info, function.export, types, function.returns, function.strict)
+
+
+def _check_role(function: FunctionDef) -> None:
+    from tarsdb.udf_sandbox import check_metric
+
+    if function.kind != "scalar" or not function.strict:
+        raise BindError(
+            f"function {function.name}: role {function.role!r} is for STRICT scalar ones"
+        )
+    if function.role == "metric":
+        check_metric(function.name, [t for _, t in function.arguments], function.returns)
+    else:
+        raise NotSupportedError(
+            f"function {function.name}: role {function.role!r} is not supported"
+        )
