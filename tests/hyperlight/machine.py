@@ -177,7 +177,9 @@ def emulate(command: list[str]) -> int:
     python = pathlib.Path(sys.prefix).resolve() / "bin" / "python"
     variables = environment() | {"HOME": "/tmp", "TARSDB_EMULATED": "1", "PYTHONUNBUFFERED": "1"}
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
-    script.write_text(f"{exports}\ncd {shlex.quote(str(ROOT))}\n{shlex.join([str(python), *command])}\n")
+    script.write_text(
+        f"{exports}\ncd {shlex.quote(str(ROOT))}\n{shlex.join([str(python), *command])}\n"
+    )
     archive = initramfs(modules, script, status)
     shares: list[str] = []
     for number, (folder, mode) in enumerate(mounts()):
@@ -186,7 +188,7 @@ def emulate(command: list[str]) -> int:
             "-fsdev", f"local,id=f{number},path={folder},security_model=none,multidevs=remap{only}",
             "-device", f"virtio-9p-pci,fsdev=f{number},mount_tag=m{number}",
         ]  # fmt: skip
-    boot = ("console=ttyS0 quiet panic=-1 mitigations=off nokaslr rdinit=/init tsc=reliable")
+    boot = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr rdinit=/init tsc=reliable"
     done = subprocess.run(
         [qemu, "-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,+svm,+npt", "-smp", "1",
          "-m", str(MEMORY_MIB), "-kernel", str(image), "-initrd", str(archive), "-append", boot,

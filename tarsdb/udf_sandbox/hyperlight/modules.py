@@ -95,30 +95,32 @@ class ModuleGuest:
         """Return the results of ``rows`` rows."""
         with processes.POOL.lease(self.spec.key, call) as process:
             try:
-                column = self._parts(process, columns, rows, call)
+                found = self._parts(process, columns, rows, call)
             except GuestFailure as error:
                 raise guest_error(error, call, self.program.limits) from error
-        column = outputs.checked(Column(self.program.returns, *column), call.function)
+        column = Column(self.program.returns, found.values, found.offsets, found.validity)
+        column = outputs.checked(column, call.function)
         if column.values.dtype != self.program.returns.dtype:
             column.values = column.values.astype(self.program.returns.dtype)
         return column
 
     def _parts(
         self, process: SandboxProcess, columns: Sequence[Column], rows: int, call: Call
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    ) -> Column:
         parts = []
         pending = [(0, rows)]
         while pending:
             start, stop = pending.pop()
-            part = [column.slice(start, stop) for column in columns]
+            part = [  # a column of one row stands for all
+                column.slice(start, stop) if len(column) == rows else column for column in columns
+            ]
             layout = BatchLayout(part, [self._returns], stop - start)
             if layout.output_at > MAX_IMAGE_BYTES and stop - start > 1:
                 middle = (start + stop) // 2
                 pending += [(middle, stop), (start, middle)]
                 continue
             parts.append(self._part(process, layout, call))
-        found = concat(self._returns, parts)
-        return found.values, found.offsets, found.validity
+        return concat(self._returns, parts)
 
     def _part(self, process: SandboxProcess, layout: BatchLayout, call: Call) -> Column:
         limits = self.program.limits

@@ -293,7 +293,7 @@ POOL = ProcessPool()
 
 
 def _after_fork() -> None:
-    """A forked child starts its own processes; the parent's keep their pipes."""
+    """Let a forked child start its own processes; the parent's are not its."""
     global POOL
     POOL = ProcessPool()
 

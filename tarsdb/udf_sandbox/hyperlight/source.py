@@ -2,7 +2,8 @@
 
 The source defines a function of the SQL function's name (or export). It is run once, the sandbox
 is snapshotted, and every batch goes to the restored sandbox: rows as JSON in, results as JSON
-out. Results are data of an untrusted program and converted like anything a user binds.
+out; what the function prints is dropped. Results are data of an untrusted program and converted
+like anything a user binds.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.columns import Column, concat, from_list
-from tarsdb.errors import DatabaseError, UdfBackendError, UdfError, UdfValidationError
+from tarsdb.errors import DatabaseError, UdfBackendError, UdfError
 from tarsdb.options import SandboxLimits
-from tarsdb.types import Kind, SqlType, to_storage
+from tarsdb.types import Kind, to_storage
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.backends import Program
 from tarsdb.udf_sandbox.hyperlight import processes
@@ -30,10 +31,6 @@ MAX_TEXT = 256 << 10  # characters of one batch's rows
 PIECE = 15_000  # characters of one reply; Hyperlight's output buffer holds 16 KiB
 MARK = "\x1e"  # before what we print, after what the user's function printed
 MAX_SAFE_INTEGER = 2**53 - 1
-_KINDS = frozenset(
-    {Kind.BOOLEAN, Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.REAL, Kind.DOUBLE, Kind.TEXT,
-     Kind.JSON, Kind.ARRAY, Kind.VECTOR, Kind.HALFVEC, Kind.INT8VEC}
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,19 @@ class Language:
     more: str  # reads on from {start}
 
 
-_PYTHON = '''
+_PYTHON = """
 def _tars_batch(_rows):
     global _tars_text
-    import json
-    results, failure = [], None
+    import io, json, sys
+    results, failure, printed = [], None, sys.stdout
+    sys.stdout = io.StringIO()
     for number, row in enumerate(json.loads(_rows)):
         try:
             results.append({name}(*row))
         except Exception as error:
             failure = [number, f"{{type(error).__name__}}: {{error}}"[:500]]
             break
+    sys.stdout = printed
     try:
         _tars_text = json.dumps({{"results": results, "failure": failure}})
     except (TypeError, ValueError) as error:
@@ -70,9 +69,11 @@ def _tars_more(start):
     print({mark!r} + str(len(_tars_text)) + ":" + _tars_text[start : start + {piece}], end="")
 
 {name}
-'''
+"""
 _JAVASCRIPT = """
 globalThis.__tarsFunction = {name};
+globalThis.__tarsPrint = console.log.bind(console);
+console.log = () => {{}};
 globalThis.__tarsBatch = (rows) => {{
   const results = [];
   let failure = null;
@@ -91,7 +92,7 @@ globalThis.__tarsBatch = (rows) => {{
 }};
 globalThis.__tarsMore = (start) => {{
   const text = globalThis.__tarsText;
-  console.log({mark_json} + text.length + ":" + text.slice(start, start + {piece}));
+  globalThis.__tarsPrint({mark_json} + text.length + ":" + text.slice(start, start + {piece}));
 }};
 """
 LANGUAGES = {
@@ -104,33 +105,6 @@ LANGUAGES = {
         "globalThis.__tarsBatch({text})", "globalThis.__tarsMore({start})",
     ),
 }  # fmt: skip
-
-
-def check_source(language: str, name: str, arguments: Sequence[SqlType], returns: SqlType) -> None:
-    """Check that a source function of this signature can be run.
-
-    Raises
-    ------
-    UdfValidationError
-        The language has no guest, the name is no identifier, or a type has no form in JSON.
-    """
-    if language not in LANGUAGES:
-        raise UdfValidationError(
-            f"function {name}: LANGUAGE {language} has no guest",
-            hint=f"languages: wasm, {', '.join(LANGUAGES)}",
-        )
-    if not (name.isidentifier() and name.isascii()):
-        raise UdfValidationError(
-            f"function {name}: {name!r} cannot name a function in {language}",
-            hint="name the function inside with EXPORT",
-        )
-    for sql_type in (*arguments, returns):
-        inner = sql_type.element or sql_type
-        if sql_type.kind not in _KINDS or inner.kind not in _KINDS:
-            raise UdfValidationError(
-                f"function {name}: {sql_type} does not pass to {language}, whose values are JSON",
-                hint="pass it as TEXT, or write the function for LANGUAGE wasm",
-            )
 
 
 def sandbox_spec(language: str, code: bytes, limits: SandboxLimits, name: str = "") -> SandboxSpec:
@@ -152,9 +126,7 @@ def sandbox_spec(language: str, code: bytes, limits: SandboxLimits, name: str = 
     heap = -(-limits.max_memory_bytes // (1 << 20)) + guest.heap
     definition = None
     if name:
-        driver = guest.driver.format(
-            name=name, mark=MARK, mark_json=json.dumps(MARK), piece=PIECE
-        )
+        driver = guest.driver.format(name=name, mark=MARK, mark_json=json.dumps(MARK), piece=PIECE)
         definition = code.decode() + "\n" + driver
     digest = hashlib.sha256((definition or "").encode()).hexdigest()
     return SandboxSpec(
@@ -168,9 +140,7 @@ class SourceProgram:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.spec = sandbox_spec(
-            program.language, program.code, program.limits, program.export
-        )
+        self.spec = sandbox_spec(program.language, program.code, program.limits, program.export)
 
     def guest(self, call: Call, watched: bool) -> SourceGuest:
         """Make a guest."""
@@ -230,9 +200,7 @@ class SourceGuest:
                     )
         return items
 
-    def _part(
-        self, process: SandboxProcess, number: int, texts: list[str], call: Call
-    ) -> Column:
+    def _part(self, process: SandboxProcess, number: int, texts: list[str], call: Call) -> Column:
         said = process.run(number, self.language.batch.format(text=f"[{','.join(texts)}]"), call)
         size, text = _printed(said)
         while len(text) < min(size, self.program.limits.max_memory_bytes):
