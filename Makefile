@@ -38,7 +38,7 @@ test-all: $(VENV)/.test $(VENV)/.model
 
 # In an emulated machine each import is slow, so only the plugins that are needed are loaded.
 test-hyperlight: $(VENV)/.test
-	$(BIN)/python -m tests.hyperlight.machine -m pytest tests/hyperlight -q -x --no-header \
+	$(BIN)/python -m tests.hyperlight.machine -m pytest tests/hyperlight -q --no-header --color=no \
 	  -p no:cacheprovider -p no:xdist -p no:hypothesispytest --durations=5
 
 crash: $(VENV)/.test

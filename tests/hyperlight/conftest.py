@@ -38,10 +38,11 @@ def make() -> Make:
         limits = SandboxLimits(
             fuel=10**12, timeout_ms=timeout_ms, max_memory_bytes=memory, backend=backend
         )
-        types = [parse_type(name) for name in arguments.split()]
-        strict = not arguments.startswith("INT NULL")
-        types = [parse_type("INT")] if not strict else types
-        code = to_wasm(text)
-        return ScalarFunction(code, "f", types, parse_type(returns), strict=strict, limits=limits)
+        names = arguments.split()
+        types = [parse_type(name) for name in names if name != "NULL"]  # NULL: not STRICT
+        return ScalarFunction(
+            to_wasm(text), "f", types, parse_type(returns), strict="NULL" not in names,
+            limits=limits,
+        )  # fmt: skip
 
     return made

@@ -36,6 +36,7 @@ INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin:/usr/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t debugfs debug /sys/kernel/debug
 mount -t tmpfs tmp /tmp; mkdir -p /dev/shm /usr; mount -t tmpfs shm /dev/shm
 for module in {modules}; do insmod /modules/$module.ko; done
 mount_host() {{

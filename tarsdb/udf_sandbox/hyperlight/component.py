@@ -196,19 +196,7 @@ def _field(name: str) -> str:
     return f"(i32.load $m offset={_INPUT + CALL_REQUEST.fields[name][1]} (i32.const 0))"
 
 
-def _adapter(export: str, resettable: bool) -> str:
-    """Return the adapter between the executor's ``run`` and a columnar export.
-
-    It owns memory ``$m``, where messages lie; the module's is ``$u``. A request or a module that
-    reaches outside either traps, which ends this guest and nothing else.
-    """
-    reset = '(import "user" "tars_reset" (func $reset))' if resettable else ""
-    return f"""(core module $adapter
-    (import "user" "memory" (memory $u 0))
-    (import "user" "tars_alloc" (func $alloc (param i32) (result i32)))
-    (import "user" {_quoted(export)} (func $f (param i32 i32) (result i32)))
-    {reset}
-    (memory $m (export "memory") 2)
+_TRANSPORT = f"""(memory $m (export "memory") 2)
     (func (export "realloc") (param i32 i32 i32) (param $size i32) (result i32) (local $more i32)
       (local.set $more (i32.sub
         (i32.add (i32.shr_u (local.get $size) (i32.const 16)) (i32.const 3)) (memory.size $m)))
@@ -238,19 +226,9 @@ def _adapter(export: str, resettable: bool) -> str:
       (i32.store $m (i32.const 4) (local.get $to))
       (i32.const 0))
     (func $say (param $place i32) (param $value i32)
-      (i32.store $m offset={_RAW} (local.get $place) (local.get $value)))
-    (func $call (result i32) (local $region i32)
-      {"(call $reset)" if resettable else ""}
-      (local.set $region (call $alloc {_field("size")}))
-      (call $say (i32.const 0) (local.get $region))
-      (call $say (i32.const 4) (memory.size $u))
-      (if (i32.eqz (local.get $region)) (then (return (call $reply (i32.const 8)))))
-      (if (i64.gt_u
-        (i64.add (i64.extend_i32_u (local.get $region)) (i64.extend_i32_u {_field("size")}))
-        (i64.shl (i64.extend_i32_u (memory.size $u)) (i64.const 16)))
-        (then (return (call $reply (i32.const 8)))))
-      (call $batch (i32.and (i32.add (local.get $region) (i32.const 63)) (i32.const -64))))
-    (func $place (param $field i32) (param $base i32)
+      (i32.store $m offset={_RAW} (local.get $place) (local.get $value)))"""
+
+_BATCH = f"""(func $place (param $field i32) (param $base i32)
       (if (i32.load $u (local.get $field)) (then (i32.store $u (local.get $field)
         (i32.add (i32.load $u (local.get $field)) (local.get $base))))))
     (func $batch (param $base i32) (result i32) (local $d i32) (local $n i32)
@@ -274,7 +252,34 @@ def _adapter(export: str, resettable: bool) -> str:
         (i32.sub (local.get $d) (i32.const 32)) (i32.const 32))
       (memory.copy $m $u (i32.const {_RAW + CALL_REPLY.itemsize})
         (i32.add (local.get $base) {_field("image")}) {_field("wanted")})
-      (call $reply (i32.add (i32.const {CALL_REPLY.itemsize}) {_field("wanted")})))
+      (call $reply (i32.add (i32.const {CALL_REPLY.itemsize}) {_field("wanted")})))"""
+
+
+def _adapter(export: str, resettable: bool) -> str:
+    """Return the adapter between the executor's ``run`` and a columnar export.
+
+    It owns memory ``$m``, where messages lie; the module's is ``$u``. A request or a module that
+    reaches outside either traps, which ends this guest and nothing else.
+    """
+    reset = '(import "user" "tars_reset" (func $reset))' if resettable else ""
+    return f"""(core module $adapter
+    (import "user" "memory" (memory $u 0))
+    (import "user" "tars_alloc" (func $alloc (param i32) (result i32)))
+    (import "user" {_quoted(export)} (func $f (param i32 i32) (result i32)))
+    {reset}
+    {_TRANSPORT}
+    {_BATCH}
+    (func $call (result i32) (local $region i32)
+      {"(call $reset)" if resettable else ""}
+      (local.set $region (call $alloc {_field("size")}))
+      (call $say (i32.const 0) (local.get $region))
+      (call $say (i32.const 4) (memory.size $u))
+      (if (i32.eqz (local.get $region)) (then (return (call $reply (i32.const 8)))))
+      (if (i64.gt_u
+        (i64.add (i64.extend_i32_u (local.get $region)) (i64.extend_i32_u {_field("size")}))
+        (i64.shl (i64.extend_i32_u (memory.size $u)) (i64.const 16)))
+        (then (return (call $reply (i32.const 8)))))
+      (call $batch (i32.and (i32.add (local.get $region) (i32.const 63)) (i32.const -64))))
     (func (export "run") (param $text i32) (param $length i32) (result i32)
       (call $unpack (local.get $length))
       (if (i32.eq {_field("kind")} (i32.const {STATE})) (then
