@@ -204,8 +204,8 @@ class FlatIndex:
         ----------
         distance : callable
             ``distance(query float32 (width,), rows float32 (n, width)) -> float32 (n,)``, called
-            for blocks of live rows; rows of other element types come as float32. They are copies,
-            never views of the blocks.
+            for blocks of live rows; rows of other element types come as float32. They are read-only
+            and may be views of the blocks: they must not be kept.
         query : (width,)
         k : int
             May exceed the number of rows.
@@ -237,7 +237,7 @@ class FlatIndex:
                 f"the query has shape {query.shape}, the vectors are {self._type}"
             )
         wide = np.array(query, dtype=np.float32)
-        return own_metric.nearest(distance, wide, self._copies(positions), k)
+        return own_metric.nearest(distance, wide, self._windows(positions), k)
 
     def within(
         self,
@@ -337,15 +337,17 @@ class FlatIndex:
         numbers = [np.broadcast_to(np.asarray(b.created), b.rowids.shape) for b in self._blocks]
         return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
 
-    def _copies(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield row ids and float32 copies of live rows, block by block."""
+    def _windows(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield row ids and live rows as float32, block by block: read-only, views where it can."""
         step = max(1, own_metric.BLOCK_BYTES // (4 * max(1, self._type.width)))
         for number, block in enumerate(self._blocks):
             chosen = self._chosen(number, positions)
             for start in range(0, len(block.rowids if chosen is None else chosen), step):
                 window = slice(start, start + step)
                 at = window if chosen is None else chosen[window]
-                yield block.rowids[at], np.array(block.data[at], dtype=np.float32)
+                rows = np.asarray(block.data[at], dtype=np.float32).view()
+                rows.flags.writeable = False
+                yield block.rowids[at], rows
 
     def _runs(self) -> _Runs | None:
         """Return first row id, first position and end of blocks, where all are ascending runs."""

@@ -1,7 +1,8 @@
 """Untrusted functions as WebAssembly: inspect a module, check a signature, call it with columns.
 
 A guest imports nothing, sees only copies of its arguments in its own memory, and always runs
-under limits of fuel, memory and time. docs/sandbox.md states the threat model and the ABI.
+under limits of fuel, memory and time. docs/sandbox.md states the threat model,
+docs/udf-abi.md the ABI.
 Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 

@@ -227,7 +227,7 @@ def _not_columnar(export: str, found: FuncType, signature: str) -> UdfValidation
     return UdfValidationError(
         f"export {export} has type {found}, {signature} needs the columnar ABI: {COLUMNAR_TYPE}"
         " in a module that exports memory, tars_alloc and the global tars_abi_v1",
-        hint="see docs/sandbox.md",
+        hint="see docs/udf-abi.md",
     )
 
 

@@ -18,7 +18,9 @@ from tests.hyperlight.conftest import Make
 from tests.sandbox.wasm_text import IDENTITY, IS_NULL, columnar
 
 RNG = np.random.default_rng(7)
-FLOATS = np.concatenate([RNG.normal(size=2_500), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]])
+FLOATS: np.ndarray = np.concatenate(
+    [RNG.normal(size=2_500), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]]
+)
 TEXTS = ["", "a", "é", "日本", *("x" * (i % 97) + "é" for i in range(900)), "y" * 40_000]
 
 
@@ -35,16 +37,16 @@ def column(name: str, items: Sequence[Any]) -> Column:
 
 CORPUS = {
     "double": (scalar("f64", "f64", "(f64.div (f64.const 1) (f64.sqrt (local.get 0)))"),
-               "DOUBLE", "DOUBLE", [column("DOUBLE", FLOATS.tolist())]),
+               "DOUBLE", "DOUBLE", [column("DOUBLE", list(FLOATS))]),
     "real": (scalar("f32 f32", "f32", "(f32.mul (f32.sub (local.get 0) (local.get 1)) "
                     "(f32.nearest (local.get 1)))"), "REAL REAL", "REAL",
-             [column("REAL", np.float32(FLOATS).tolist())] * 2),
+             [column("REAL", list(np.float32(FLOATS)))] * 2),
     "bigint": (scalar("i64 i64", "i64", "(i64.xor (i64.rotl (local.get 0) (local.get 1)) "
                       "(i64.mul (local.get 0) (local.get 0)))"), "BIGINT BIGINT", "BIGINT",
                [column("BIGINT", RNG.integers(-2**63, 2**63 - 1, 3_000).tolist())] * 2),
     "narrow": (scalar("i32 i32", "i32", "(i32.sub (local.get 0) (local.get 1))"),
                "SMALLINT BOOLEAN", "SMALLINT",
-               [column("SMALLINT", list(range(-300, 700))), column("BOOLEAN", [True, False] * 500)]),
+               [column("SMALLINT", range(-300, 700)), column("BOOLEAN", [True, False] * 500)]),
     "boolean": (scalar("i32", "i32", "(i32.and (local.get 0) (i32.const 6))"), "INT", "BOOLEAN",
                 [column("INT", list(range(1_000)))]),
     "strict NULLs": (scalar("i32", "i32", "(i32.add (local.get 0) (i32.const 1))"), "INT", "INT",
@@ -60,7 +62,7 @@ CORPUS = {
                   [column("INT", [None if i % 5 else i for i in range(1_001)])]),
     "simd": (scalar("f32", "f32", "(f32x4.extract_lane 2 (f32x4.mul (f32x4.splat (local.get 0)) "
                     "(f32x4.splat (f32.const 3))))"), "REAL", "REAL",
-             [column("REAL", np.float32(FLOATS).tolist())]),
+             [column("REAL", list(np.float32(FLOATS)))]),
 }  # fmt: skip
 
 

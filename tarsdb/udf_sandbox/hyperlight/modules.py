@@ -77,8 +77,9 @@ class ModuleGuest:
         wire = scalar_type(self.program.returns) if self.program.driver is not None else None
         self._returns = parse_type(_WIRE_TYPES[wire]) if wire else self.program.returns
 
-    def begin(self, call: Call) -> None:
-        """Do nothing: nothing is counted inside."""
+    def begin(self, call: Call) -> bool:
+        """Return True: a guest is a sandbox's name and never gone."""
+        return True
 
     def end(self, call: Call) -> int:
         """Return 0: fuel is not counted."""
@@ -175,10 +176,11 @@ class RemoteMemory:
         head = reply[: messages.CALL_REPLY.itemsize]
         if len(head) < messages.CALL_REPLY.itemsize:
             region, pages = reply[: messages.REFUSED_BYTES].view("<u4").tolist()
-            self._size = pages << 16
+            self._size = pages * WASM_PAGE
             return 0, region
         fields = head.view(messages.CALL_REPLY)[0]
-        self._size = int(fields["pages"]) << 16
+        most = max(self._call.limits.max_memory_bytes, layout.size + 2 * WASM_PAGE)
+        self._size = min(int(fields["pages"]) * WASM_PAGE, most)  # whatever the guest says
         base = int(fields["base"])
         rest = reply[messages.CALL_REPLY.itemsize :][:wanted]
         self._known = [(base + 32 * (columns - 1), fields["descriptor"]),
@@ -189,14 +191,15 @@ class RemoteMemory:
         return self._size
 
     def __getitem__(self, place: slice) -> np.ndarray:
+        parts, at = [np.zeros(0, dtype=np.uint8)], place.start
         for start, data in self._known:
-            if start <= place.start and place.stop <= start + len(data):
-                return data[place.start - start : place.stop - start]
-        parts = [
-            self._fetch(at, min(messages.REPLY_BYTES, place.stop - at))
-            for at in range(place.start, place.stop, messages.REPLY_BYTES)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+            if start <= at < min(start + len(data), place.stop):
+                parts.append(data[at - start : place.stop - start])
+                at += len(parts[-1])
+        while at < place.stop:
+            parts.append(self._fetch(at, min(messages.REPLY_BYTES, place.stop - at)))
+            at += len(parts[-1])
+        return np.concatenate(parts)
 
     def _fetch(self, address: int, size: int) -> np.ndarray:
         request = np.zeros(1, dtype=messages.READ_REQUEST)

@@ -173,9 +173,8 @@ class SandboxProcess:
                 f"function {call.function}: its Hyperlight sandbox does not start: {error}"
             ) from error
         finally:
-            took = time.monotonic() - began
-            call.excused += took
-            call.deadline = deadline + took
+            call.deadline = deadline
+            call.wait(time.monotonic() - began)
 
     def _ask(self, kind: bytes, number: int, payload: bytes, call: Call) -> str:
         assert self._process.stdin is not None

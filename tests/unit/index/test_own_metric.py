@@ -83,13 +83,15 @@ def test_the_built_in_metric_written_by_hand_gives_the_built_in_answer() -> None
     np.testing.assert_array_equal(own_values, values[0])
 
 
-def test_rows_are_copies() -> None:
+def test_the_blocks_cannot_be_written_to() -> None:
     index, _, data, _ = index_of(parse_type("VECTOR(5)"), 50, False)
     before = data.copy()
 
     def rude(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         assert rows.flags.c_contiguous
-        rows[:], query[:] = 7, 7
+        with pytest.raises(ValueError, match="read-only"):
+            rows[:] = 7
+        query[:] = 7
         return np.zeros(len(rows), np.float32)
 
     query = np.zeros(5, np.float32)

@@ -154,7 +154,7 @@ def test_create_table_of_the_documentation() -> None:
         "FINETUNE MODEL clf FROM (SELECT 1)", "BACKUP DATABASE TO 'x.tars'",
         "RESTORE DATABASE FROM 'x.tars'", "OPTIMIZE MODEL minilm FOR 'latency'",
         "CREATE TRIGGER t AFTER INSERT ON docs CALL f",
-        "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE python AS $$ x $$",
+        "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE lua AS $$ x $$",
         "ALTER TABLE docs ALTER COLUMN emb SET MODEL 'm/v2'", "CREATE VIEW v AS SELECT 1",
         "GRANT SELECT ON docs TO me", "MERGE INTO a USING b ON a.x = b.x", "TRUNCATE docs",
         "CREATE TABLE a (x INT, FOREIGN KEY (x) REFERENCES b (y))",
