@@ -18,7 +18,7 @@ from tests.hyperlight.conftest import Make
 from tests.sandbox.wasm_text import IDENTITY, IS_NULL, columnar
 
 RNG = np.random.default_rng(7)
-FLOATS: np.ndarray = np.concatenate(
+FLOATS: Any = np.concatenate(
     [RNG.normal(size=2_500), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]]
 )
 TEXTS = ["", "a", "é", "日本", *("x" * (i % 97) + "é" for i in range(900)), "y" * 40_000]
