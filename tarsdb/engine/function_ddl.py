@@ -20,7 +20,7 @@ from tarsdb.errors import (
 )
 from tarsdb.schema import ROLES, FunctionDef, ModuleDef
 from tarsdb.sql.plan import CreateFunction, CreateModule
-from tarsdb.types import parse_type
+from tarsdb.types import Kind, parse_type
 
 
 def create_module(context: Context, plan: CreateModule) -> Result:
@@ -160,13 +160,22 @@ def _check(function: FunctionDef, code: bytes) -> None:
 def _check_role(function: FunctionDef) -> None:
     from tarsdb.udf_sandbox import check_metric
 
+    role = function.role
     if function.kind != "scalar" or not function.strict:
-        raise BindError(
-            f"function {function.name}: role {function.role!r} is for STRICT scalar ones"
-        )
-    if function.role == "metric":
-        check_metric(function.name, [t for _, t in function.arguments], function.returns)
-    else:
+        raise BindError(f"function {function.name}: role {role!r} is for STRICT scalar ones")
+    if role == "tokenizer":
         raise NotSupportedError(
-            f"function {function.name}: role {function.role!r} is not supported"
+            f"function {function.name}: role 'tokenizer' is not supported",
+            hint="there is no full text search that could call it",
         )
+    if role == "metric":
+        check_metric(function.name, [t for _, t in function.arguments], function.returns)
+    elif function.returns.kind not in _RETURNS[role]:
+        wanted = " or ".join(kind.value for kind in _RETURNS[role])
+        raise UdfValidationError(
+            f"function {function.name}: role {role!r} needs RETURNS {wanted}, "
+            f"not {function.returns}"
+        )
+
+
+_RETURNS = {"filter": (Kind.BOOLEAN,), "reranker": (Kind.REAL, Kind.DOUBLE)}

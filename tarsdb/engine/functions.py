@@ -58,7 +58,10 @@ class FunctionRuntime:
         """Run a sandboxed function over a batch; limits hold for the whole statement."""
         with self._using(context, function, columns, rows) as (compiled, arguments, budget):
             answer: Column = compiled.call(arguments, rows, budget)
-            return answer
+        if function.role == "reranker" and np.isnan(answer.values).any():
+            row = int(np.argmax(np.isnan(answer.values)))
+            raise UdfError(f"function {function.name}: the score of row {row} is NaN")
+        return answer
 
     def call_aggregate(
         self, context: Context, function: FunctionDef, columns: list[Column], offsets: np.ndarray

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import access, evaluate, project, vector_index
+from tarsdb.engine import access, evaluate, lazy_filter, project, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found
@@ -29,6 +29,8 @@ from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, REAL, Kind, SqlType, presenter
 
 MAX_LIMIT = 2**40
+_Asked = tuple[np.ndarray, int, np.ndarray | None]
+"""Queries, rows wanted, positions allowed."""
 KEPT_POSITIONS = 1 << 16
 """Rows of a predicate's answer up to which it is kept with the plan."""
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -77,17 +79,32 @@ def _answer(
     positions = None
     if shape.is_filtered:
         positions = _positions(context, plan, view, index)
+    if plan.filters and (plan.within is not None or plan.descending or is_batch):
+        positions = lazy_filter.passing(context, plan, view, index, positions)
     if plan.within is not None:
         return _within(context, plan, index, queries, positions)
     skip, wanted = shape.window or _window(context, plan)
     k = min(wanted + skip, view.count())
-    found, distance = None, metric_of(context, plan)
-    if shape.index is not None:
-        found = _by_index(context, shape.index, index, (queries, k, positions), distance)
+
+    def nearest(k: int, positions: np.ndarray | None) -> Found:
+        return _nearest(context, plan, index, (queries, k, positions))
+
+    if plan.filters and not (plan.descending or is_batch):
+        found = lazy_filter.search(context, plan, index, nearest, (k, positions))
+    else:
+        found = nearest(k, positions)
+    return _flatten(*found, skip, is_batch)
+
+
+def _nearest(context: Context, plan: Knn, index: FlatIndex, asked: _Asked) -> Found:
+    """Return the k nearest rows of each query, by an index where one fits."""
+    (queries, k, positions), found = asked, None
+    definition, distance = Shape.of(plan).index, metric_of(context, plan)
+    if definition is not None:
+        found = _by_index(context, definition, index, asked, distance)
     if found is None and distance is not None:
-        found = _by_metric(index, distance, (queries, k, positions))
-    rowids, distances = found or _exact(context, plan, index, (queries, positions), k)
-    return _flatten(rowids, distances, skip, is_batch)
+        found = _by_metric(index, distance, asked)
+    return found or _exact(context, plan, index, (queries, positions), k)
 
 
 def _exact(
@@ -103,10 +120,6 @@ def _exact(
         queries, k, op, positions=positions, descending=plan.descending,
         threads=settings["threads"],
     )  # fmt: skip
-
-
-_Asked = tuple[np.ndarray, int, np.ndarray | None]
-"""Queries, rows wanted, positions allowed."""
 
 
 def metric_of(context: Context, plan: Knn) -> Distance | None:

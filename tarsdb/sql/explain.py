@@ -140,6 +140,8 @@ def _knn(plan: pl.Knn) -> Lines:
         sign = "<=" if plan.within_inclusive else "<"
         lines.append(f"  within: distance {sign} {expression(plan.within)}")
     lines += _detail("offset", plan.offset) + _detail("filter", plan.predicate)
+    if plan.filters:
+        lines.append(f"  filter candidates by: {' AND '.join(map(expression, plan.filters))}")
     if plan.needs_filter_sql is not None:
         lines += ["  filter rows by:", *_indent(_indent(_relational(plan.needs_filter_sql)))]
     return [*lines, "  search: exact scan", *_outputs(plan.outputs)]

@@ -83,6 +83,7 @@ class Knn:
     within_inclusive: bool = False
     descending: bool = False
     needs_filter_sql: Relational | None = None
+    filters: tuple[Call, ...] = ()  # functions of role 'filter', asked about candidates only
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 

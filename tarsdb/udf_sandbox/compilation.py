@@ -1,18 +1,25 @@
 """Native code of modules: compiled in a child process, because compiling is untrusted work too.
 
 The child has limits of memory and processor time and may open nothing (``worker.main``); it serves
-the compilations of a few seconds and is then let go. Knows no columns and no SQL.
+the compilations of a few seconds and is then let go. What it made is kept in ``artefacts``. Knows
+no columns and no SQL.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import hashlib
 import os
 import threading
 
 from tarsdb.errors import UdfBackendError, UdfValidationError
+from tarsdb.metrics import METRICS
+from tarsdb.udf_sandbox.artefacts import artefacts
+from tarsdb.udf_sandbox.sections import HEADER as EMPTY_MODULE
 from tarsdb.udf_sandbox.worker.messages import Status
 from tarsdb.udf_sandbox.worker.pool import pool
-from tarsdb.udf_sandbox.worker.process import Unanswered, WorkerProcess
+from tarsdb.udf_sandbox.worker.process import Unanswered, WorkerProcess, unavailable
 
 SECONDS = 30.0
 """Of wall time for one module; the worst one under the caps takes less than one."""
@@ -30,8 +37,8 @@ class Compiler:
         self._timer: threading.Timer | None = None
         self._done = 0
 
-    def compile(self, backend: str, code: bytes) -> bytes:
-        """Return a module's native code for guests of a backend.
+    def compile(self, name: str, code: bytes) -> bytes:
+        """Return a module's native code under settings of a name (see ``settings``).
 
         Raises
         ------
@@ -44,7 +51,7 @@ class Compiler:
             self._stop_timer()
             child = self._ready()
             try:
-                reply, native = child.compile(backend, code, SECONDS, MAX_NATIVE_BYTES)
+                reply, native = child.compile(name, code, SECONDS, MAX_NATIVE_BYTES)
             except Unanswered:
                 raise _refused(f"takes longer than {SECONDS:.0f} s") from None
             except UdfBackendError as error:
@@ -96,9 +103,47 @@ def _refused(why: str) -> UdfValidationError:
 _compiler = Compiler()
 
 
-def native_code(backend: str, code: bytes) -> bytes:
-    """Return a module's native code for guests of a backend; see :meth:`Compiler.compile`."""
-    return _compiler.compile(backend, code)
+def native_code(name: str, code: bytes) -> bytes:
+    """Return a module's native code under settings of a name, from the cache where it is there.
+
+    Where no child can be started (a frozen application, a Windows), this process compiles: the
+    caps of a module then are all that bounds the work. Counted as ``udf.compiled_here``.
+
+    Raises
+    ------
+    UdfValidationError, UdfBackendError
+        As :meth:`Compiler.compile` does.
+    """
+    entry = hashlib.sha256(code).hexdigest() + "-" + _fingerprint(name)
+    kept = artefacts().get(entry)
+    if kept is not None:
+        METRICS.add("udf.artefact_hits")
+        return kept
+    METRICS.add("udf.compilations")
+    made = _compiled_here(name, code) if unavailable() else _compiler.compile(name, code)
+    artefacts().put(entry, made)
+    return made
+
+
+@functools.cache
+def _fingerprint(name: str) -> str:
+    """Return a name for what native code depends on beside its module.
+
+    An empty module's code holds the versions, the settings and the processor's features.
+    """
+    return hashlib.sha256(_compiled_here(name, EMPTY_MODULE)).hexdigest()[:32]
+
+
+def _compiled_here(name: str, code: bytes) -> bytes:
+    import wasmtime
+
+    from tarsdb.udf_sandbox import settings
+
+    METRICS.add("udf.compiled_here", code is not EMPTY_MODULE)
+    try:
+        return bytes(wasmtime.Module(settings.engine(name), code).serialize())
+    except wasmtime.WasmtimeError as error:
+        raise UdfValidationError(f"module does not compile: {str(error)[:500]}") from error
 
 
 def _after_fork() -> None:
@@ -108,3 +153,4 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+atexit.register(lambda: _compiler.close())

@@ -112,7 +112,7 @@ def inspect_module(code: bytes, sha256: str | None = None) -> ModuleInfo:
         shown = ", ".join(outline.imports[:5]) + (", ..." if len(outline.imports) > 5 else "")
         raise UdfValidationError(
             f"module imports {shown}; functions may import nothing",
-            hint="build it freestanding, without WASI: see docs/sandbox.md",
+            hint="build it freestanding, without WASI: see docs/udf-guide.md",
         )
     from tarsdb.udf_sandbox import wasmtime_backend
 

@@ -1,9 +1,11 @@
-"""wasmtime's settings: what every guest runs under, here and in a worker.
+"""wasmtime's settings, by the name of what runs with them: guests here, or in a worker.
 
 Part of what a worker process imports, so it imports wasmtime and little else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import wasmtime
 from wasmtime import _bindings as c_api
@@ -18,7 +20,7 @@ _OFF = (
 )  # fmt: skip
 
 
-def in_process(canonical: bool = True) -> wasmtime.Config:
+def _in_process(canonical: bool) -> wasmtime.Config:
     """Return the settings of guests in this process; ``canonical`` is about NaN."""
     config = wasmtime.Config()
     for name in _OFF:  # a pool of compiler threads would not survive fork either
@@ -30,16 +32,29 @@ def in_process(canonical: bool = True) -> wasmtime.Config:
     return config
 
 
-def in_worker() -> wasmtime.Config:
+def _in_worker() -> wasmtime.Config:
     """Return the settings of guests in a worker: memories that fit an address-space limit.
 
     Reserving 4 GiB for each would not; without that, and without guards, every access is compiled
     with a bounds check.
     """
-    config = in_process()
+    config = _in_process(True)
     config.memory_reservation = 0
     config.memory_reservation_for_growth = 0
     config.memory_guard_size = 0
     # Data segments are copied, not mapped from a file that a confined process cannot make.
     c_api.wasmtime_config_memory_init_cow_set(config.ptr(), False)
     return config
+
+
+SETTINGS: dict[str, Callable[[], wasmtime.Config]] = {
+    "wasmtime": lambda: _in_process(True),
+    "any-nan": lambda: _in_process(False),
+    "worker": _in_worker,
+}
+"""``any-nan`` is ``wasmtime`` for functions that cannot tell one NaN from another."""
+
+
+def engine(name: str) -> wasmtime.Engine:
+    """Return a new engine with settings of a name."""
+    return wasmtime.Engine(SETTINGS[name]())

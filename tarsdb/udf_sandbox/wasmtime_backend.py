@@ -24,12 +24,17 @@ import wasmtime
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox import settings, stacks
+from tarsdb.udf_sandbox.compilation import native_code
 from tarsdb.udf_sandbox.exports import Export, describe_trap, is_memory_limit
 from tarsdb.udf_sandbox.limits import Call, memory_error, stop_error
 from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
 from tarsdb.udf_sandbox.ticker import INTERVAL_S, Ticker
 
 _CACHED_MODULES = 64
+
+
+def _settings(canonical: bool) -> str:
+    return "wasmtime" if canonical else "any-nan"
 
 
 class Runtime:
@@ -41,8 +46,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.engines = {
-            canonical: wasmtime.Engine(settings.in_process(canonical))
-            for canonical in (True, False)
+            canonical: settings.engine(_settings(canonical)) for canonical in (True, False)
         }
         self.ticker = Ticker(self._tick)
         self._modules: OrderedDict[str, wasmtime.Module] = OrderedDict()
@@ -62,10 +66,8 @@ class Runtime:
             if found is not None:
                 self._modules.move_to_end(key)
                 return found
-        try:
-            module = wasmtime.Module(self.engines[canonical], code)
-        except wasmtime.WasmtimeError as error:
-            raise UdfValidationError(f"module does not compile: {_short(error)}") from error
+        native = native_code(_settings(canonical), code)
+        module = wasmtime.Module.deserialize(self.engines[canonical], native)
         with self._lock:
             self._modules[key] = module
             while len(self._modules) > _CACHED_MODULES:

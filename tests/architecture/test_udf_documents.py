@@ -8,9 +8,11 @@ import re
 import numpy as np
 import pytest
 
+import tarsdb
 from tarsdb.columns import Column, from_list
 from tarsdb.types import INT, TEXT, Physical, parse_type
 from tarsdb.udf_sandbox import abi, aggregates, driver, function
+from tests.architecture.test_documents import fences
 from tests.conftest import ROOT
 
 ABI = (ROOT / "docs" / "udf-abi.md").read_text("utf-8")
@@ -111,3 +113,17 @@ def test_preludes_have_the_type_numbers(path: pathlib.Path) -> None:
     for kind in Physical:
         assert numbers.pop(kind.name) == int(kind)
     assert numbers == {}
+
+
+def test_the_statements_of_the_guide_run(tmp_path: pathlib.Path) -> None:
+    text = (ROOT / "docs" / "udf-guide.md").read_text("utf-8")
+    blocks = fences(ROOT / "docs" / "udf-guide.md", "sql")
+    assert len(blocks) == 1 and "celsius" in text
+    with tarsdb.connect(tmp_path / "guide.tars") as db:
+        assert db.execute(blocks[0]).fetchall() == [(100.0,)]
+
+
+def test_every_example_of_the_guide_is_there() -> None:
+    text = (ROOT / "docs" / "udf-guide.md").read_text("utf-8")
+    named = {row[0].strip("`") for row in table_below(text, "| example | language |")}
+    assert named == {path.stem for path in (ROOT / "examples" / "functions").glob("*.wasm")}

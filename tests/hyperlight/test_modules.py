@@ -18,9 +18,7 @@ from tests.hyperlight.conftest import Make
 from tests.sandbox.wasm_text import IDENTITY, IS_NULL, columnar
 
 RNG = np.random.default_rng(7)
-FLOATS: Any = np.concatenate(
-    [RNG.normal(size=2_500), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]]
-)
+FLOATS: Any = np.concatenate([RNG.normal(size=2_500), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]])
 TEXTS = ["", "a", "é", "日本", *("x" * (i % 97) + "é" for i in range(900)), "y" * 40_000]
 
 
@@ -40,7 +38,7 @@ CORPUS = {
                "DOUBLE", "DOUBLE", [column("DOUBLE", list(FLOATS))]),
     "real": (scalar("f32 f32", "f32", "(f32.mul (f32.sub (local.get 0) (local.get 1)) "
                     "(f32.nearest (local.get 1)))"), "REAL REAL", "REAL",
-             [column("REAL", list(np.float32(FLOATS)))] * 2),
+             [column("REAL", list(np.asarray(FLOATS, np.float32)))] * 2),
     "bigint": (scalar("i64 i64", "i64", "(i64.xor (i64.rotl (local.get 0) (local.get 1)) "
                       "(i64.mul (local.get 0) (local.get 0)))"), "BIGINT BIGINT", "BIGINT",
                [column("BIGINT", RNG.integers(-2**63, 2**63 - 1, 3_000).tolist())] * 2),
@@ -62,7 +60,7 @@ CORPUS = {
                   [column("INT", [None if i % 5 else i for i in range(1_001)])]),
     "simd": (scalar("f32", "f32", "(f32x4.extract_lane 2 (f32x4.mul (f32x4.splat (local.get 0)) "
                     "(f32x4.splat (f32.const 3))))"), "REAL", "REAL",
-             [column("REAL", list(np.float32(FLOATS)))]),
+             [column("REAL", list(np.asarray(FLOATS, np.float32)))]),
 }  # fmt: skip
 
 

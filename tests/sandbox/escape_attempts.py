@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import mmap
 import os
+import pathlib
 import socket
 import sys
 import threading
@@ -50,12 +51,12 @@ def run_program() -> None:
 
 
 ATTEMPTS: dict[str, Callable[[], Any]] = {
-    "read a file": lambda: open("/etc/passwd").close(),
+    "read a file": lambda: pathlib.Path("/etc/passwd").read_text(),
     "write a file": lambda: os.close(os.open("/tmp/tarsdb-escape", os.O_CREAT | os.O_WRONLY)),
     "list a folder": lambda: os.listdir("/"),
     "internet socket": lambda: socket.socket(socket.AF_INET).close(),
     "unix socket": lambda: socket.socket(socket.AF_UNIX).close(),
-    "pipe": lambda: [os.close(end) for end in os.pipe()],
+    "pipe": os.pipe,
     "executable mmap": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC).close(),
     "executable mprotect": executable_by_mprotect,
     "fork": fork,
@@ -79,12 +80,11 @@ def main(wasmtime_folder: str, package: str, *words: str) -> None:
     from tarsdb.udf_sandbox import settings
     from tarsdb.udf_sandbox.worker import confinement, memories, messages
 
-    if "filter" not in words:
-        confinement.filter_system_calls = lambda: ""
-    if "limits" not in words:
-        confinement.limit_resources = lambda cpu, memory: None
+    for word, name in (("filter", "filter_system_calls"), ("limits", "limit_resources")):
+        if word not in words:
+            setattr(confinement, name, lambda *_: "")
     shared = memories.Memories()
-    config = settings.in_worker()
+    config = settings.SETTINGS["worker"]()
     shared.install(config)
     engine = wasmtime.Engine(config)
     native = bytes(wasmtime.Module(engine, MODULE).serialize())

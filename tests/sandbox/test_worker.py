@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ LOOP = """(module (func (export "f") (param i64) (result i64)
   (if (i64.eqz (local.get 0)) (then (return (i64.const 7)))) (loop (br 0)) (local.get 0)))"""
 
 
-def make(text: str, timeout_ms: int = 5000, **limits: int) -> ScalarFunction:
+def make(text: str, timeout_ms: int = 5000, **limits: Any) -> ScalarFunction:
     asked = SandboxLimits(fuel=2**60, timeout_ms=timeout_ms, backend="worker", **limits)
     types = [TEXT, TEXT] if "tars_abi_v1" in text else [BIGINT, BIGINT]
     return ScalarFunction(to_wasm(text), "f", types[:1], types[1], limits=asked)

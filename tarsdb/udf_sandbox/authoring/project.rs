@@ -3,16 +3,18 @@
 mod tars_udf;
 use tars_udf::{arguments, Column};
 
-fn words(text: &[u8]) -> i32 {
-    let (mut count, mut inside) = (0, false);
-    for byte in text {
-        let letter = *byte > b' ';
-        if letter && !inside {
-            count += 1;
+mod counting {
+    pub fn words(text: &[u8]) -> i32 {
+        let (mut count, mut inside) = (0, false);
+        for byte in text {
+            let letter = *byte > b' ';
+            if letter && !inside {
+                count += 1;
+            }
+            inside = letter;
         }
-        inside = letter;
+        count
     }
-    count
 }
 
 /// # Safety
@@ -22,7 +24,7 @@ pub unsafe extern "C" fn NAME(args: *mut Column, rows: u32) -> i32 {
     let args = arguments(args, 2);
     let out = args[1].values::<i32>(rows as usize);
     for row in 0..rows as usize {
-        out[row] = words(args[0].bytes(row));
+        out[row] = counting::words(args[0].bytes(row));
     }
     0
 }

@@ -2,7 +2,7 @@
 import { argument, tars_abi_v1, tars_alloc, tars_reset } from "./tars_udf";
 export { tars_abi_v1, tars_alloc, tars_reset };
 
-function words(start: usize, length: i32): i32 {
+function countWords(start: usize, length: i32): i32 {
   let count = 0, inside = false;
   for (let i = 0; i < length; i++) {
     const letter = load<u8>(start + i) > 32;
@@ -14,6 +14,6 @@ function words(start: usize, length: i32): i32 {
 
 export function NAME(args: usize, rows: i32): i32 {
   const text = argument(args, 0), out = argument(args, 1);
-  for (let row = 0; row < rows; row++) out.set<i32>(row, words(text.start(row), text.length(row)));
+  for (let row = 0; row < rows; row++) out.set<i32>(row, countWords(text.start(row), text.length(row)));
   return 0;
 }

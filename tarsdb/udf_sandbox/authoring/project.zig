@@ -4,7 +4,7 @@ comptime {
     _ = tars;
 }
 
-fn words(text: []const u8) i32 {
+fn countWords(text: []const u8) i32 {
     var count: i32 = 0;
     var inside = false;
     for (text) |byte| {
@@ -17,6 +17,6 @@ fn words(text: []const u8) i32 {
 
 export fn NAME(args: [*]tars.Column, rows: u32) i32 {
     const out = args[1].values(i32, rows);
-    for (0..rows) |row| out[row] = words(args[0].bytes(row));
+    for (0..rows) |row| out[row] = countWords(args[0].bytes(row));
     return 0;
 }

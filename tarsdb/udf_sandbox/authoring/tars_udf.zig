@@ -82,7 +82,7 @@ export fn tars_reset() void {
     top = @intFromPtr(&__heap_base);
 }
 
-export fn tars_alloc(size: u32) ?[*]u8 {
+pub export fn tars_alloc(size: u32) ?[*]u8 {
     const start = ((if (top == 0) @intFromPtr(&__heap_base) else top) + 15) & ~@as(u32, 15);
     const end = @as(u64, start) + size;
     if (end > 0xffff0000) return null;

@@ -8,10 +8,8 @@ copied.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -29,7 +27,7 @@ from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
 from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, Status
 from tarsdb.udf_sandbox.worker.pool import pool
-from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess
+from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable
 
 KILL_GRACE_S = 0.05
 """How long after its deadline a worker may still say that its guest was stopped."""
@@ -44,11 +42,7 @@ class WorkerBackend:
 
     def unavailable(self) -> str:
         """Return why no worker can be started, or ``''``."""
-        if os.name != "posix":
-            return f"it needs a Unix, this is {sys.platform}"
-        if not sys.executable:
-            return "the Python interpreter's path is not known"
-        return ""
+        return unavailable()
 
     def compile(self, program: Program) -> WorkerProgram:
         """Compile the module for workers, or find it compiled."""

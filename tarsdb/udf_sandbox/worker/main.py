@@ -44,23 +44,18 @@ class Compiler:
 
     def confine(self) -> str:
         """Make the engines, then give up what compiling does not need."""
-        import wasmtime
-
         from tarsdb.udf_sandbox import settings
         from tarsdb.udf_sandbox.worker import confinement
 
-        self._engines = {
-            "wasmtime": wasmtime.Engine(settings.in_process()),
-            "worker": wasmtime.Engine(settings.in_worker()),
-        }
+        self._engines = {name: settings.engine(name) for name in settings.SETTINGS}
         confinement.limit_resources(COMPILER_CPU_S, COMPILER_MEMORY)
         return confinement.filter_system_calls(executable_memory=True)
 
-    def compile(self, backend: str, code: bytes) -> bytes:
-        """Return a module's native code for guests of a backend."""
+    def compile(self, name: str, code: bytes) -> bytes:
+        """Return a module's native code under the settings of a name."""
         import wasmtime
 
-        return bytes(wasmtime.Module(self._engines[backend], code).serialize())
+        return bytes(wasmtime.Module(self._engines[name], code).serialize())
 
 
 class Guest:
@@ -174,8 +169,8 @@ def serve(channel: socket.socket, guest: Guest, ticker: Ticker) -> None:
                 if compiler is None:
                     compiler = Compiler()
                     compiler.confine()
-                backend, _, code = payload.partition(b"\0")
-                answer = compiler.compile(backend.decode(), code)
+                name, _, code = payload.partition(b"\0")
+                answer = compiler.compile(name.decode(), code)
                 reply = messages.Reply(messages.Status.DONE, size=len(answer))
             else:
                 with ticker:
@@ -238,7 +233,7 @@ def main(arguments: list[str]) -> None:
     from tarsdb.udf_sandbox.worker import memories, messages
 
     shared = memories.Memories()
-    config = settings.in_worker()
+    config = settings.SETTINGS["worker"]()
     shared.install(config)
     engine = wasmtime.Engine(config)
     channel = socket.socket(fileno=int(descriptor))

@@ -16,7 +16,7 @@ MAX_TEXT_BYTES = 2_000
 class Kind(enum.IntEnum):
     """What a request asks for."""
 
-    COMPILE = 1  # payload: a module; the reply's payload is native code
+    COMPILE = 1  # payload: name of settings, 0, a module; the reply's payload is native code
     LOAD = 2  # payload: a LoadBody and three blobs; a descriptor of the memory comes along
     START = 3  # make a new instance, forgetting the one before
     CALL = 4  # payload: i32 arguments, then the export's name

@@ -42,6 +42,15 @@ LIFETIME_S = 600.0
 _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
+def unavailable() -> str:
+    """Return why no worker can be started here, or ``''``."""
+    if os.name != "posix":
+        return f"it needs a Unix, this is {sys.platform}"
+    if not sys.executable or getattr(sys, "frozen", False):
+        return "there is no Python interpreter to start"
+    return ""
+
+
 class Unanswered(Exception):
     """The process was killed because it did not answer in time, or was told to stop."""
 
@@ -148,14 +157,14 @@ class WorkerProcess:
         self._send(request.pack() + payload)
         return self._answer(seconds, stop)
 
-    def compile(self, backend: str, code: bytes, seconds: float, most: int) -> tuple[Reply, bytes]:
-        """Compile a module for a backend; return the reply and, when done, the native code.
+    def compile(self, name: str, code: bytes, seconds: float, most: int) -> tuple[Reply, bytes]:
+        """Compile a module under settings of a name; return the reply and the native code.
 
         Raises
         ------
         Unanswered, UdfBackendError
         """
-        payload = backend.encode() + b"\0" + code
+        payload = name.encode() + b"\0" + code
         self._send(Request(Kind.COMPILE, size=len(payload)).pack() + payload)
         reply = self._answer(seconds, lambda: False, most)
         try:
@@ -220,8 +229,8 @@ class WorkerProcess:
 
 def _command(descriptor: int) -> list[str]:
     found = importlib.util.find_spec("wasmtime")
-    if found is None or found.origin is None or not sys.executable:
-        raise UdfBackendError("a worker process needs a Python interpreter and wasmtime")
+    if found is None or found.origin is None:
+        raise UdfBackendError("a worker process needs wasmtime")
     wasmtime_folder = pathlib.Path(found.origin).parents[1]
     here = pathlib.Path(__file__).resolve().parent
     return [
