@@ -217,7 +217,7 @@ CLAIMS = (
     Claim("sandbox", "sandboxed function called row by row, times the time a row", ">= 1000",
           path("calls", "per_row_over_batched"), "batches of 60,000"),
     Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
-          path("calls", "new_instance_us")),
+          lambda record: max(record["calls"]["new_instance_us"].values())),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",

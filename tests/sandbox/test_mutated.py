@@ -19,9 +19,11 @@ def child(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def outcomes(seed: int, count: int, control: str = "", timeout: float = 300) -> dict[str, int]:
+def outcomes(
+    seed: int, count: int, control: str = "", backend: str = "wasmtime", timeout: float = 300
+) -> dict[str, int]:
     """Run mutated modules in a child; raise AssertionError when it dies, hangs or reports harm."""
-    arguments = ["-m", "tests.sandbox.fuzz_modules", str(seed), str(count), control]
+    arguments = ["-m", "tests.sandbox.fuzz_modules", str(seed), str(count), control, backend]
     try:
         result = child(*arguments, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -48,6 +50,12 @@ def test_mutated_modules(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10, 20))
 def test_many_mutated_modules(seed: int) -> None:
     outcomes(seed, 3000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [30, 31])
+def test_mutated_modules_in_workers(seed: int) -> None:
+    outcomes(seed, 500, backend="worker")
 
 
 @pytest.mark.parametrize(
