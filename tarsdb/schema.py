@@ -70,6 +70,14 @@ class IndexDef:
 
 
 @dataclass(frozen=True)
+class TriggerDef:
+    """A sandboxed function that is asked about each row after an INSERT, and may reject it."""
+
+    name: str
+    function: str
+
+
+@dataclass(frozen=True)
 class TableDef:
     """A table: columns in order, constraints and indexes.
 
@@ -85,6 +93,7 @@ class TableDef:
     indexes: tuple[IndexDef, ...] = ()
     next_column_id: int = 1
     version: int = 0
+    triggers: tuple[TriggerDef, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, ColumnDef]:
@@ -275,6 +284,7 @@ def _table(data: dict[str, Any]) -> TableDef:
             "indexes": tuple(
                 IndexDef(**{**i, "column_ids": tuple(i["column_ids"])}) for i in data["indexes"]
             ),
+            "triggers": tuple(TriggerDef(**t) for t in data.get("triggers", ())),
         }
     )
 

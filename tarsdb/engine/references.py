@@ -46,6 +46,12 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
                     f"cannot {verb} function {name}: index {index.name} compares by it",
                     hint=f"DROP INDEX {index.name} first",
                 )
+        for trigger in table.triggers if kind == "function" else ():
+            if trigger.function.lower() == name.lower():
+                raise CatalogError(
+                    f"cannot {verb} function {name}: trigger {trigger.name} calls it",
+                    hint=f"DROP TRIGGER {trigger.name} first",
+                )
         for place, text in _texts(table):
             names = mentioned(bind_expression(text, table, context.catalog), kind)
             if name.lower() in names:

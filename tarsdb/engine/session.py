@@ -51,6 +51,7 @@ from tarsdb.sql.plan import (
     CreateModel,
     CreateModule,
     CreateTable,
+    CreateTrigger,
     Delete,
     Describe,
     Drop,
@@ -73,7 +74,16 @@ from tarsdb.storage import Environment, Snapshot, WriteSet
 
 T = TypeVar("T")
 QUERIES = (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)
-DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
+DDL = (
+    CreateTable,
+    AlterTable,
+    CreateIndex,
+    CreateModel,
+    CreateModule,
+    CreateFunction,
+    CreateTrigger,
+    Drop,
+)
 MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512
 

@@ -135,6 +135,14 @@ def _functions(context: Context) -> Rows:
     return stored + session
 
 
+def _triggers(context: Context) -> Rows:
+    return [
+        (trigger.name, t.name, "AFTER INSERT", trigger.function)
+        for t in context.catalog.tables()
+        for trigger in t.triggers
+    ]
+
+
 def _modules(context: Context) -> Rows:
     return [(m.name, m.size, m.sha256) for m in context.catalog.modules()]
 
@@ -188,6 +196,8 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("volatility", TEXT), ("strict", BOOLEAN), ("module", TEXT), ("export", TEXT),
          *function_figures.COLUMNS), _functions),
     "tars_modules": ((("name", TEXT), ("size", BIGINT), ("sha256", TEXT)), _modules),
+    "tars_triggers": (
+        (("name", TEXT), ("table_name", TEXT), ("event", TEXT), ("function", TEXT)), _triggers),
     "tars_metrics": ((("name", TEXT), ("value", DOUBLE)), _metrics),
     "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),
     "tars_commits": (

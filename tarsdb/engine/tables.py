@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.engine import derive, index_build, references
+from tarsdb.engine import derive, index_build, references, triggers
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
 from tarsdb.engine.index_choice import AUTO
@@ -286,6 +286,8 @@ def _refuse_users(context: Context, table: TableDef, column: ColumnDef, verb: st
         )
     texts = [(f"generated column {c.name}", c.generated) for c in table.columns if c.generated]
     texts += [(f"CHECK {name}", text) for name, text in table.checks]
+    if column.id in triggers.columns_of(context, table):
+        raise CatalogError(f"cannot {verb} {table.name}.{column.name}: a trigger reads it")
     for label, text in texts:
         if column.id in derive.sources(bind_expression(text, table, context.catalog)):
             raise CatalogError(f"cannot {verb} {table.name}.{column.name}: {label} uses it")

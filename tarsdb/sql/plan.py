@@ -312,8 +312,18 @@ class CreateFunction:
 
 
 @dataclass(frozen=True)
+class CreateTrigger:
+    """CREATE TRIGGER name AFTER INSERT ON table CALL function."""
+
+    name: str
+    table: str
+    function: str
+    if_not_exists: bool = False
+
+
+@dataclass(frozen=True)
 class Drop:
-    """DROP TABLE | INDEX | MODEL | MODULE | FUNCTION."""
+    """DROP TABLE | INDEX | MODEL | MODULE | FUNCTION | TRIGGER."""
 
     kind: str
     name: str
@@ -389,6 +399,6 @@ class Explain:
 
 Plan = (
     Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
-    | CreateModel | CreateModule | CreateFunction | Drop | Transaction | SetOption | Show
-    | Describe | Pragma | Maintain | Copy | Explain
+    | CreateModel | CreateModule | CreateFunction | CreateTrigger | Drop | Transaction
+    | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

@@ -58,6 +58,8 @@ def opened(path: pathlib.Path, vectors: np.ndarray) -> Iterator[tarsdb.Connectio
         db.execute(create("cheb", metric("cheb", DIM, CHEBYSHEV)))
         db.execute(create("cheb32", metric("cheb32", DIM, CHEBYSHEV, result="f32"), returns="REAL"))
         db.execute(create("above", metric("above", DIM, ABOVE)))
+        text = metric("apart", DIM, CHEBYSHEV)
+        db.execute(create("apart", text, options=", backend = 'worker'"))
         db.execute(create("boom", metric("boom", DIM, "(unreachable)")))
         db.execute(
             f"CREATE TABLE t (id BIGINT PRIMARY KEY, g INT, emb VECTOR({DIM}), "
@@ -107,7 +109,7 @@ def nearest(
     return list(zip(ids[order].tolist(), values[order].tolist(), strict=True))
 
 
-METRICS = [("cheb", chebyshev), ("cheb32", chebyshev), ("above", above)]
+METRICS = [("apart", chebyshev), ("cheb", chebyshev), ("cheb32", chebyshev), ("above", above)]
 
 
 @pytest.mark.parametrize("block_rows", [7, 100_000])
