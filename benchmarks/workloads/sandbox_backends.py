@@ -220,7 +220,7 @@ def restores(repeats: int) -> dict[str, Any]:
       (memory.fill (i32.const 0) (i32.const 7) (i32.shl (local.get $n) (i32.const 16)))
       (f64.const 0)))"""
     figures: dict[str, Any] = {}
-    for memory in (2 << 20, 8 << 20, 24 << 20):
+    for memory in (1 << 20, 4 << 20, 8 << 20):
         limits = SandboxLimits(max_memory_bytes=memory, timeout_ms=600_000, backend="hyperlight")
         made = ScalarFunction(to_wasm(dirty), "f", [DOUBLE], DOUBLE, limits=limits)
         for share in (0.0, 0.5):
@@ -244,10 +244,9 @@ def memory(sandboxes: int) -> dict[str, Any]:
         process.ready(spec(STATEFUL, MEMORY, number), call)
         sizes.append(resident(process.pid))
     process.kill()
-    before = set(children())
     made = function(STATEFUL, "worker")
     made.call([Column(DOUBLE, np.ones(1))], 1)
-    workers = [resident(pid) for pid in set(children()) - before]
+    workers = [resident(pid) for pid in children("udf_sandbox/worker/main.py")]
     made.close()
     steps = np.diff(sizes)
     return {
@@ -256,12 +255,15 @@ def memory(sandboxes: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def children() -> list[int]:
-    """Return the processes this one has started."""
-    found = pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    with suppress(OSError):
-        return [int(pid) for pid in found.read_text().split()]
-    return []
+def children(program: str) -> list[int]:
+    """Return the processes this one has started that run a program."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "status").read_text().split("PPid:")[1].split()[0]
+            if int(parent) == os.getpid() and program in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
 
 
 def resident(pid: int) -> float:
