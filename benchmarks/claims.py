@@ -11,44 +11,11 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import harness
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One bar: a figure of a workload that is at most, at least or exactly something."""
-
-    workload: str
-    text: str
-    bar: str
-    """``<=``, ``>=`` or ``==`` and a number."""
-    figure: Callable[[Record], Any]
-    peer: str = ""
-
-    def passes(self, value: Any) -> bool:
-        """Compare; what is not a number passes no bar."""
-        sign, _, limit = self.bar.partition(" ")
-        if value is None or value != value:
-            return False
-        bound = float(limit)
-        return {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[sign]
-
-
-def path(*names: str) -> Callable[[Record], Any]:
-    """Return a reader of a nested entry."""
-
-    def read(record: Record) -> Any:
-        found: Any = record
-        for name in names:
-            found = found[name]
-        return found
-
-    return read
+from benchmarks.claim import Claim, Record, path
+from benchmarks.inference_claims import INFERENCE
 
 
 def _recall(record: Record) -> float:
@@ -92,6 +59,14 @@ def _least_grown_recall(record: Record) -> float:
 
 def _list_search_ms(record: Record) -> float:
     return float(record["figures"]["tarsdb_sql_bits"]["microseconds"] / 1000)
+
+
+def _worker_adds(record: Record) -> float:
+    return max(float(figure["worker_adds_ms"]) for figure in record["calls"].values())
+
+
+def _latest_kill(record: Record) -> float:
+    return max(float(figure["max"]) for figure in record["kills"].values())
 
 
 def _whole(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
@@ -242,6 +217,7 @@ CLAIMS = (
              ("polynomial_f32", "bare", "times_of_numba")),
             ("dot products of 384 float32, bare", "<= 4.5", ("dot", "bare", "times_of_numba")),
             ("what f(x) adds to SELECT x", "<= 4.5", ("sql", "added_times_of_numba")),
+            ("100,000 vectors ordered by a metric", "<= 6", ("metric", "order", "times_of_numba")),
         )
     ),
     Claim("sandbox", "sandboxed function, what a row adds to a call, ns", "<= 5",
@@ -250,6 +226,12 @@ CLAIMS = (
           path("calls", "per_row_over_batched"), "batches of 60,000"),
     Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
           path("calls", "new_instance_us")),
+    Claim("sandbox_worker", "1,000 rows in a worker process, ms more than in process", "<= 1",
+          _worker_adds),
+    Claim("sandbox_worker", "a worker that hangs is killed, ms after its deadline, worst", "<= 100",
+          _latest_kill),
+    Claim("sandbox_worker", "native code of a module from the cache, ms", "<= 1",
+          path("code", "textkit", "load_ms")),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",
@@ -260,6 +242,7 @@ CLAIMS = (
           path("rate", "select")),
     Claim("sql_logic", "sqllogictest random files, share that agrees", ">= 0.998",
           path("rate", "random")),
+    *INFERENCE,
 )  # fmt: skip
 
 CONDITIONAL = Claim(

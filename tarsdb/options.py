@@ -65,7 +65,8 @@ class OpenOptions:
 class SandboxLimits:
     """What one statement's calls of a sandboxed function may use, and which backend runs them.
 
-    Fuel is wasmtime's unit, about one per instruction.
+    Fuel is wasmtime's unit, about one per instruction. ``require_seccomp`` refuses to run in a
+    worker whose system calls cannot be filtered.
     """
 
     fuel: int = 10_000_000
@@ -73,3 +74,4 @@ class SandboxLimits:
     max_memory_bytes: int = 64 << 20
     timeout_ms: int = 5_000
     backend: str = "wasmtime"
+    require_seccomp: bool = False

@@ -53,7 +53,8 @@ class IndexDef:
     """An index over columns of one table.
 
     ``method`` is ``'btree'`` here (ordered scalar index); vector methods come with their issue.
-    ``origin`` is ``'primary key'``, ``'unique'`` (constraint) or ``'create index'``.
+    ``origin`` is ``'primary key'``, ``'unique'`` (constraint) or ``'create index'``. ``function``
+    is the sandboxed metric that compares what a vector index finds, ``digest`` that of its code.
     """
 
     id: int
@@ -64,6 +65,16 @@ class IndexDef:
     method: str = "btree"
     origin: str = "create index"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    function: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class TriggerDef:
+    """A sandboxed function that is asked about each row after an INSERT, and may reject it."""
+
+    name: str
+    function: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class TableDef:
     indexes: tuple[IndexDef, ...] = ()
     next_column_id: int = 1
     version: int = 0
+    triggers: tuple[TriggerDef, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, ColumnDef]:
@@ -188,6 +200,9 @@ class ModuleDef:
     version: int = 0
 
 
+ROLES = ("metric", "filter", "reranker", "tokenizer")
+
+
 @dataclass(frozen=True)
 class FunctionDef:
     """A sandboxed function: signature, where its code is, limits.
@@ -200,6 +215,8 @@ class FunctionDef:
         ``'scalar'``, ``'aggregate'`` or ``'table'``.
     columns : tuple of (str, SqlType)
         Of a table function: what its rows hold.
+    role : str
+        ``''``, or what it is to the engine besides: one of :data:`ROLES`.
     """
 
     id: int
@@ -216,6 +233,7 @@ class FunctionDef:
     version: int = 0
     kind: str = "scalar"
     columns: tuple[tuple[str, SqlType], ...] = ()
+    role: str = ""
 
     @cached_property
     def result(self) -> str:
@@ -266,6 +284,7 @@ def _table(data: dict[str, Any]) -> TableDef:
             "indexes": tuple(
                 IndexDef(**{**i, "column_ids": tuple(i["column_ids"])}) for i in data["indexes"]
             ),
+            "triggers": tuple(TriggerDef(**t) for t in data.get("triggers", ())),
         }
     )
 

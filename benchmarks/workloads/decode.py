@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from tarsdb.model_ops import Decoder, StepBatch, read_model_directory
+from tarsdb.model_ops import Decoder, StepBatch, blas_threads, read_model_directory
 from tarsdb.model_ops.decoder_spec import decoder_tensors, read_decoder_spec
 
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python", "gguf")
@@ -189,14 +189,24 @@ def with_llama(config: dict[str, Any], kind: str, threads: int) -> dict[str, Cal
     return {"b1": functools.partial(step, 1), "b8": functools.partial(step, 8), "prefill": prefill}
 
 
+def bytes_a_token(config: dict[str, Any], mode: str) -> int:
+    """Return what one token after the context must read: each matrix once, keys and values."""
+    spec = read_decoder_spec(config)
+    matrices = sum(int(np.prod(s)) for s in decoder_tensors(spec).values() if len(s) == 2)
+    cache = 2 * len(spec.layers) * CONTEXT * spec.kv_heads * spec.head_dim * 4
+    return matrices * {"none": 4, "bf16": 2, "int8": 1}[mode] + cache
+
+
 def read_bandwidth() -> float:
-    """Return bytes a second at which one thread reads 512 MB: the largest of a few sums."""
-    words = np.ones(64 << 20, np.float64)
+    """Return bytes a second at which one thread reads 512 MB: the best of a maximum and a sum."""
+    words = np.ones(128 << 20, np.float32)
+    reads = (words.view(np.uint8).max, functools.partial(np.dot, words, words))
     best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        np.max(words)
-        best = max(best, words.nbytes / (time.perf_counter() - start))
+    with blas_threads.single_threaded():
+        for read in reads * 5:
+            start = time.perf_counter()
+            read()
+            best = max(best, words.nbytes / (time.perf_counter() - start))
     return best
 
 
@@ -246,6 +256,10 @@ def main() -> None:
     calls = contenders(arguments.shape, arguments.modes, arguments.threads)
     record: dict[str, Any] = {"shape": arguments.shape, "random_weights": True,
                               "threads": arguments.threads, "bandwidth": bandwidth,
+                              "bytes_a_token": {
+                                  mode: bytes_a_token(SHAPES[arguments.shape], mode)
+                                  for mode in arguments.modes
+                              },
                               "agreement": agreed}  # fmt: skip
     for what, tokens in (("b1", 1), ("b8", 8), ("prefill", CONTEXT)):
         steps = {name: each[what] for name, each in calls.items()}

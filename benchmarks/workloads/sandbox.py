@@ -60,6 +60,17 @@ def dots(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out[row] = total
 
 
+@numba.njit(fastmath=True)
+def squares(rows: np.ndarray, query: np.ndarray, out: np.ndarray) -> None:
+    """Compute the squared Euclidean distance of each row."""
+    for row in range(len(rows)):
+        total = np.float32(0)
+        for i in range(rows.shape[1]):
+            difference = rows[row, i] - query[i]
+            total += difference * difference
+        out[row] = total
+
+
 @contextmanager
 def bare(function: ScalarFunction, columns: list[Column], rows: int) -> Iterator[Any]:
     """Give a function that calls the guest on arguments that lie in its memory."""
@@ -75,7 +86,7 @@ def bare(function: ScalarFunction, columns: list[Column], rows: int) -> Iterator
                 guest.instance.invoke("run", call)
             return np.array(guest._output[: rows - start])
     else:
-        layout = BatchLayout(columns, function.returns, rows)
+        layout = BatchLayout(columns, (function.returns,), rows)
         region = guest.instance.invoke("tars_alloc", call, layout.size)
         base = layout.write(guest.instance.memory(), region)
 
@@ -201,6 +212,35 @@ def statements(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def metric(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
+    """Measure ``ORDER BY metric(v, q) LIMIT 10`` over a table, beside Numba on the same vectors."""
+    source = np.random.default_rng(5)
+    vectors, query = source.random((rows, DIM), dtype=np.float32), source.random(DIM, np.float32)
+    out = np.empty(rows, np.float32)
+
+    def own() -> list[int]:
+        squares(vectors, query, out)
+        near = np.argpartition(out, 10)[:10]
+        return list(near[np.lexsort((near, out[near]))].tolist())
+
+    with tarsdb.connect(folder / "metric.tars") as db:
+        db.execute(f"CREATE TABLE t (id BIGINT PRIMARY KEY, v VECTOR({DIM}))")
+        db.table("t").insert({"id": np.arange(rows), "v": vectors})
+        db.execute("OPTIMIZE t")
+        db.execute(f"CREATE MODULE m FROM '{GUESTS / 'metric.wasm'}'")
+        db.execute(
+            f"CREATE FUNCTION squared(a VECTOR({DIM}), b VECTOR({DIM})) RETURNS REAL LANGUAGE wasm "
+            "FROM m::squared WITH (role = 'metric')"
+        )
+
+        def search() -> list[int]:
+            sql = "SELECT id FROM t ORDER BY squared(v, ?) LIMIT 10"
+            return [row for (row,) in db.execute(sql, (query,)).fetchall()]
+
+        assert search() == own()
+        return {"rows": rows, "order": versus_numba(search, own, repeats)}
+
+
 def _array(db: tarsdb.Connection, item: str) -> np.ndarray:
     columns: Any = db.execute(f"SELECT {item} AS y FROM t").numpy()
     return np.asarray(columns["y"])
@@ -220,6 +260,7 @@ def main() -> None:
             "dot": products(given.rows // 100, given.repeats),
             "calls": calls(given.repeats),
             "sql": statements(folder, given.rows, given.repeats),
+            "metric": metric(folder, given.rows // 10, given.repeats),
         }
     print(f"  {record}")
     harness.write("sandbox", {**record, **harness.environment(PACKAGES)})

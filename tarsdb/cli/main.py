@@ -188,6 +188,12 @@ def _run_verify_model(arguments: argparse.Namespace) -> int:
     return verify_model(arguments)
 
 
+def _udf(parser: argparse.ArgumentParser) -> None:
+    from tarsdb.cli import udf
+
+    udf.fill(parser)
+
+
 _COMMANDS = {
     "shell": ("open a shell on a database file", _shell),
     "query": ("run statements and print their rows", _query),
@@ -201,5 +207,6 @@ _COMMANDS = {
         _profile_model,
     ),
     "verify-model": ("compare a model directory with transformers", _verify_model),
+    "udf": ("look at a WebAssembly module, or begin one", _udf),
     "demo": ("run the demonstration on this interpreter's documentation", _demo),
 }

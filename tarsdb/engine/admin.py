@@ -28,6 +28,7 @@ from tarsdb.sql.plan import (
     Explain,
     Knn,
     Maintain,
+    OneRow,
     PointLookup,
     Pragma,
     Relational,
@@ -106,7 +107,7 @@ def explain(context: Context, plan: Explain) -> Result:
     """EXPLAIN: the plan and the access path; ANALYZE runs it and adds time and rows."""
     lines = [*explain_plan(plan.target), *access_notes(context, plan.target)]
     if plan.analyze:
-        if not isinstance(plan.target, (PointLookup, Scan, Aggregate, Knn, Relational)):
+        if not isinstance(plan.target, (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)):
             raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")
         start = time.perf_counter()
         before = context.engines.done.snapshot()

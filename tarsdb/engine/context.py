@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tarsdb.columns import Column
 from tarsdb.engine.functions import FunctionRuntime
 from tarsdb.engine.models import ModelRuntime
@@ -17,6 +19,7 @@ from tarsdb.engine.progress import SILENT, Listener
 from tarsdb.engine.result_cache import ResultCache
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import (
+    CatalogError,
     ConflictError,
     CorruptionError,
     InternalError,
@@ -239,6 +242,15 @@ class Context:
         if function is None:
             return self.engines.functions.call_session(call.target, arguments, rows)
         return self.call_function(function, arguments, rows)
+
+    def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
+        function = self.catalog.function(node.function)
+        if function is None:
+            raise CatalogError(f"function {node.function!r} does not exist")
+        return self.engines.functions.compare(
+            self, function, (vectors, query), is_swapped=node.is_swapped
+        )
 
     def call_function(self, function: FunctionDef, columns: list[Column], rows: int) -> Column:
         """Run a sandboxed function over a batch of rows."""

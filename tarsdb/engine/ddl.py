@@ -12,6 +12,7 @@ from tarsdb.engine.model_import import import_adapter, import_model
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
+from tarsdb.engine.triggers import create_trigger, drop_trigger
 from tarsdb.errors import CatalogError
 from tarsdb.sql.plan import (
     AlterTable,
@@ -20,6 +21,7 @@ from tarsdb.sql.plan import (
     CreateModel,
     CreateModule,
     CreateTable,
+    CreateTrigger,
     Drop,
 )
 
@@ -46,6 +48,8 @@ def _drop(context: Context, plan: Drop) -> Result:
     kind = plan.kind.lower()
     if kind == "index":
         return tables.drop_index(context, plan)
+    if kind == "trigger":
+        return drop_trigger(context, plan)
     existing = getattr(context.catalog, kind)(plan.name)
     if existing is None:
         if plan.if_exists:
@@ -63,5 +67,5 @@ def _drop(context: Context, plan: Drop) -> Result:
 _ACTIONS: dict[type, Any] = {
     CreateTable: tables.create_table, AlterTable: tables.alter_table,
     CreateIndex: tables.create_index, CreateModel: _create_model, CreateModule: create_module,
-    CreateFunction: create_function, Drop: _drop,
+    CreateFunction: create_function, CreateTrigger: create_trigger, Drop: _drop,
 }  # fmt: skip

@@ -33,6 +33,9 @@ class Calls(Protocol):
     def call(self, call: ex.Call, arguments: list[Column], rows: int) -> Column:
         """Return the values of a function call over a batch."""
 
+    def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
+
 
 @dataclass(slots=True)
 class Batch:
@@ -193,7 +196,7 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
         case ex.Arithmetic():
             return _arithmetic(node.op, value(node.left, batch), value(node.right, batch))
         case ex.Distance():
-            return _distance(node.op, value(node.left, batch), value(node.right, batch))
+            return _distance(node, batch)
         case ex.Call():
             arguments = [materialise(value(a, batch), batch.rows) for a in node.args]
             return batch.calls.call(node, arguments, batch.rows)
@@ -319,7 +322,10 @@ def _validity(operand: Column | Constant, rows: int) -> np.ndarray | None:
     return np.zeros(rows, bool) if operand.value is None else None
 
 
-def _distance(op: str, left: Column | Constant, right: Column | Constant) -> Column:
+def _distance(node: ex.Distance, batch: Batch) -> Column:
+    op, left, right = node.op, value(node.left, batch), value(node.right, batch)
+    if node.function:
+        return _metric(node, left, right, batch.calls)
     if isinstance(left, Constant):
         left, right = right, left  # every metric is symmetric
     if isinstance(left, Constant):
@@ -333,3 +339,20 @@ def _distance(op: str, left: Column | Constant, right: Column | Constant) -> Col
         other, validity = right.values, both_valid(left.validity, right.validity)
     result = distances(op, left.values, other, left.type)
     return Column(REAL, np.asarray(result, dtype=np.float32), None, validity)
+
+
+def _metric(
+    node: ex.Distance, rows: Column | Constant, query: Column | Constant, calls: Calls
+) -> Column:
+    assert isinstance(rows, Column)  # the binder puts a column on the left
+    asked = query.get(0) if isinstance(query, Column) else query.value
+    if asked is None:
+        nothing = np.zeros(len(rows), dtype=np.float32)
+        return Column(REAL, nothing, None, np.zeros(len(rows), bool))
+    one = prepare_query(asked, rows.type).astype(np.float32, copy=False)
+    if rows.validity is None:
+        return Column(REAL, calls.compare(node, rows.values.astype(np.float32, copy=False), one))
+    result = np.zeros(len(rows), dtype=np.float32)
+    vectors = rows.values[rows.validity].astype(np.float32, copy=False)
+    result[rows.validity] = calls.compare(node, vectors, one)
+    return Column(REAL, result, None, rows.validity)

@@ -12,14 +12,15 @@ from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
 from tarsdb.errors import (
+    BindError,
     CatalogError,
     NotSupportedError,
     OperationalError,
     UdfValidationError,
 )
-from tarsdb.schema import FunctionDef, ModuleDef
+from tarsdb.schema import ROLES, FunctionDef, ModuleDef
 from tarsdb.sql.plan import CreateFunction, CreateModule
-from tarsdb.types import parse_type
+from tarsdb.types import Kind, parse_type
 
 
 def create_module(context: Context, plan: CreateModule) -> Result:
@@ -80,10 +81,16 @@ def _defined(plan: CreateFunction) -> FunctionDef:
             f"function {plan.name}: a table function without arguments is not supported",
             hint="give it one, such as the number of rows",
         )
+    options = dict(plan.options)
+    role = str(options.pop("role", "")).lower()
+    if role and role not in ROLES:
+        raise BindError(
+            f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
+        )
     return FunctionDef(
         0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns), "wasm",
         plan.module, plan.export or plan.name, "", plan.strict, plan.volatility,
-        dict(plan.options), kind=plan.kind, columns=columns,
+        options, kind=plan.kind, columns=columns, role=role,
     )  # fmt: skip
 
 
@@ -109,6 +116,8 @@ def _check(function: FunctionDef, code: bytes) -> None:
     )
 
     limits_from_options(function.options)
+    if function.role:
+        _check_role(function)
     info, types = inspect_module(code), [sql_type for _, sql_type in function.arguments]
     if function.kind == "aggregate":
         check_aggregate(info, function.export, types)
@@ -116,3 +125,27 @@ def _check(function: FunctionDef, code: bytes) -> None:
         check_columnar(info, function.export, types)
     else:
         check_signature(info, function.export, types, function.returns, function.strict)
+
+
+def _check_role(function: FunctionDef) -> None:
+    from tarsdb.udf_sandbox import check_metric
+
+    role = function.role
+    if function.kind != "scalar" or not function.strict:
+        raise BindError(f"function {function.name}: role {role!r} is for STRICT scalar ones")
+    if role == "tokenizer":
+        raise NotSupportedError(
+            f"function {function.name}: role 'tokenizer' is not supported",
+            hint="there is no full text search that could call it",
+        )
+    if role == "metric":
+        check_metric(function.name, [t for _, t in function.arguments], function.returns)
+    elif function.returns.kind not in _RETURNS[role]:
+        wanted = " or ".join(kind.value for kind in _RETURNS[role])
+        raise UdfValidationError(
+            f"function {function.name}: role {role!r} needs RETURNS {wanted}, "
+            f"not {function.returns}"
+        )
+
+
+_RETURNS = {"filter": (Kind.BOOLEAN,), "reranker": (Kind.REAL, Kind.DOUBLE)}

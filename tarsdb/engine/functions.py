@@ -58,7 +58,10 @@ class FunctionRuntime:
         """Run a sandboxed function over a batch; limits hold for the whole statement."""
         with self._using(context, function, columns, rows) as (compiled, arguments, budget):
             answer: Column = compiled.call(arguments, rows, budget)
-            return answer
+        if function.role == "reranker" and np.isnan(answer.values).any():
+            row = int(np.argmax(np.isnan(answer.values)))
+            raise UdfError(f"function {function.name}: the score of row {row} is NaN")
+        return answer
 
     def call_aggregate(
         self, context: Context, function: FunctionDef, columns: list[Column], offsets: np.ndarray
@@ -77,28 +80,53 @@ class FunctionRuntime:
             answer: tuple[list[Column], np.ndarray] = compiled.call(arguments, rows, budget)
             return answer
 
+    def compare(
+        self,
+        context: Context,
+        function: FunctionDef,
+        pair: tuple[np.ndarray, np.ndarray],
+        *,
+        is_swapped: bool,
+    ) -> np.ndarray:
+        """Return the distances of vectors, float32 (n, dim), to a query (dim,) by a metric."""
+        vectors, query = pair
+        with self._running_one(context, function, len(vectors)) as (compiled, budget):
+            found: np.ndarray = compiled.compare(
+                vectors, query, is_swapped=is_swapped, budget=budget
+            )
+            return found
+
     @contextmanager
     def _using(
         self, context: Context, function: FunctionDef, columns: list[Column], rows: int
     ) -> Iterator[tuple[Any, list[Column], Budget]]:
         """Yield the compiled function, arguments of its types, and the statement's budget."""
+        with self._running_one(context, function, rows) as (compiled, budget):
+            arguments = [
+                cast(column, sql_type, f"{function.name}({name})")
+                for column, (name, sql_type) in zip(columns, function.arguments, strict=True)
+            ]
+            yield compiled, arguments, budget
+
+    @contextmanager
+    def _running_one(
+        self, context: Context, function: FunctionDef, rows: int
+    ) -> Iterator[tuple[Any, Budget]]:
+        """Yield the compiled function and the statement's budget, which can be interrupted."""
         from tarsdb.udf_sandbox import Budget
 
         compiled = self._compiled(context, function)
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
-        arguments = [
-            cast(column, sql_type, f"{function.name}({name})")
-            for column, (name, sql_type) in zip(columns, function.arguments, strict=True)
-        ]
         if context.budget is None:
             context.budget = Budget()
+        budget = context.budget
         METRICS.add("udf_rows", rows)
-        self._running.append(context.budget)
+        self._running.append(budget)
         try:
-            yield compiled, arguments, context.budget
+            yield compiled, budget
         finally:
-            self._running.remove(context.budget)
+            self._running.remove(budget)
 
     def figures(self, function: FunctionDef) -> Figures | None:
         """Return what a function did in this process; None when it was not called yet."""
@@ -142,13 +170,14 @@ class FunctionRuntime:
 
 def _key(function: FunctionDef) -> tuple[Any, ...]:
     return (function.name, function.digest, function.export, function.arguments,
-            function.returns, function.kind, function.columns,
+            function.returns, function.kind, function.columns, function.role,
             function.strict, tuple(sorted(function.options.items())))  # fmt: skip
 
 
 def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:
     from tarsdb.udf_sandbox import (
         AggregateFunction,
+        MetricFunction,
         ScalarFunction,
         TableFunction,
         limits_from_options,
@@ -163,7 +192,10 @@ def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:
             code, function.export, types, outputs, strict=function.strict, limits=limits
         )
     else:
-        made = AggregateFunction if function.kind == "aggregate" else ScalarFunction
+        kinds: dict[str, type[ScalarFunction | AggregateFunction]] = {
+            "aggregate": AggregateFunction, "metric": MetricFunction,
+        }  # fmt: skip
+        made = kinds.get(function.role or function.kind, ScalarFunction)
         compiled = made(
             code, function.export, types, function.returns, strict=function.strict, limits=limits
         )

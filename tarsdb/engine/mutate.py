@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import derive, evaluate, row_insert, upsert, vector_search
+from tarsdb.engine import derive, evaluate, row_insert, triggers, upsert, vector_search
 from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
@@ -38,6 +38,8 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
             derive.generate(context, plan.table, columns, rows)
             derive.check(context, plan.table, columns, rows)
             done = _store(context, plan, columns, rows)
+            if plan.on_conflict is None:
+                triggers.after_insert(context, plan.table, columns, rows)
             written += done[1]
             if plan.returning is not None or plan.returning_sql is not None:
                 returned.append(_returning(context, plan, done[0], done[1]))
@@ -173,7 +175,12 @@ def _only(query: VariableScan, table: Any, name: str, found: list[int]) -> int:
 def _batch_rows(plan: Insert, table: Any) -> int:
     """Return the rows of a batch: many when nothing is computed for them."""
     derived = plan.defaults or plan.on_conflict or plan.returning or plan.returning_sql
-    if derived or plan.table.checks or any(column.generated for column in plan.table.columns):
+    if (
+        derived
+        or plan.table.checks
+        or plan.table.triggers
+        or any(column.generated for column in plan.table.columns)
+    ):
         return BATCH_ROWS
     batches = max(-(-table.nbytes // LARGE_BYTES), -(-table.num_rows // LARGE_ROWS), 1)
     return int(max(-(-table.num_rows // batches), BATCH_ROWS))  # batches of one size

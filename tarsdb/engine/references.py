@@ -12,10 +12,11 @@ from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
 from tarsdb.engine.loaded_models import adapted_model
 from tarsdb.errors import CatalogError
-from tarsdb.schema import TableDef
+from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relational
+from tarsdb.types import Kind
 
 
 def may_create(context: Context, kind: str, plan: Any) -> bool:
@@ -43,6 +44,18 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
         if adapted_model(model).lower() == name.lower():
             raise CatalogError(f"cannot {verb} model {name}: model {model.name} adapts it")
     for table in context.catalog.tables() if kind != "module" else ():
+        for index in table.indexes:
+            if kind == "function" and index.function.lower() == name.lower():
+                raise CatalogError(
+                    f"cannot {verb} function {name}: index {index.name} compares by it",
+                    hint=f"DROP INDEX {index.name} first",
+                )
+        for trigger in table.triggers if kind == "function" else ():
+            if trigger.function.lower() == name.lower():
+                raise CatalogError(
+                    f"cannot {verb} function {name}: trigger {trigger.name} calls it",
+                    hint=f"DROP TRIGGER {trigger.name} first",
+                )
         for place, text in _texts(table):
             names = mentioned(bind_expression(text, table, context.catalog), kind)
             if name.lower() in names:
@@ -76,6 +89,36 @@ def pin_functions(context: Context, table: TableDef) -> None:
                 )
             context.require_writes().put_object("function", function.name, function)
     context.refresh()
+
+
+def pinned_metric(
+    context: Context, options: dict[str, Any], column: ColumnDef, name: str
+) -> FunctionDef | None:
+    """Return the sandboxed metric an index's options name, and hold on to it.
+
+    None where the metric is built in. A commit that drops or replaces the function meanwhile, and
+    this one, conflict.
+
+    Raises
+    ------
+    CatalogError
+        The function is no metric of the column's dimension, or not IMMUTABLE.
+    """
+    function = context.catalog.function(str(options.get("metric", "")))
+    if function is None or function.role != "metric":
+        return None
+    _, wanted = function.arguments[0]
+    if column.type.dim != wanted.dim or column.type.kind is Kind.BIT:
+        raise CatalogError(
+            f"index {name}: metric {function.name} compares {wanted}, "
+            f"{column.name} is {column.type}"
+        )
+    if function.volatility.upper() != "IMMUTABLE":
+        raise CatalogError(
+            f"index {name}: metric {function.name} is {function.volatility.upper()}, not IMMUTABLE"
+        )
+    context.require_writes().put_object("function", function.name, function)
+    return function
 
 
 def _texts(table: TableDef) -> Iterator[tuple[str, str]]:
@@ -112,5 +155,7 @@ def mentioned(expression: ex.Expr | Relational, kind: str) -> set[str]:
         node = stack.pop()
         if isinstance(node, ex.Call) and node.kind == wanted and node.target:
             names.add(node.target.lower())
+        if isinstance(node, ex.Distance) and node.function and kind == "function":
+            names.add(node.function.lower())
         stack.extend(evaluate.children(node))
     return names

@@ -124,6 +124,8 @@ def _is_simple(context: Context, plan: Knn) -> bool:
     shape = Shape.of(plan)
     return (
         isinstance(plan.distance.right, ex.Parameter)
+        and not plan.distance.function
+        and not plan.filters
         and plan.column.type.kind is Kind.VECTOR
         and plan.within is None
         and not shape.is_filtered

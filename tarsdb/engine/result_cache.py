@@ -141,6 +141,8 @@ def _keys(plan: Knn) -> tuple[int | str, ...]:
     node = plan.distance.right
     is_simple = (
         isinstance(node, ex.Parameter)
+        and not plan.distance.function
+        and not plan.filters
         and shape.plain is not None
         and shape.window is not None
         and plan.within is None

@@ -1,8 +1,8 @@
 """INSERT of a few plain rows in as little Python as it takes.
 
 Serves ``VALUES`` into a table whose missing columns have constant defaults, without generated
-columns, CHECK, ON CONFLICT or RETURNING; everything else goes through ``mutate``, column by column.
-Both give the same rows and the same errors.
+columns, CHECK, triggers, ON CONFLICT or RETURNING; everything else goes through ``mutate``, column
+by column. Both give the same rows and the same errors.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def serves(plan: Insert) -> bool:
             and plan.returning is None
             and plan.returning_sql is None
             and not table.checks
+            and not table.triggers
             and len(_literals(plan)) == len(plan.defaults)
             and all(column.generated is None for column in table.columns)
         )

@@ -51,6 +51,7 @@ from tarsdb.sql.plan import (
     CreateModel,
     CreateModule,
     CreateTable,
+    CreateTrigger,
     Delete,
     Describe,
     Drop,
@@ -58,6 +59,7 @@ from tarsdb.sql.plan import (
     Insert,
     Knn,
     Maintain,
+    OneRow,
     Plan,
     PointLookup,
     Pragma,
@@ -71,8 +73,17 @@ from tarsdb.sql.plan import (
 from tarsdb.storage import Environment, Snapshot, WriteSet
 
 T = TypeVar("T")
-QUERIES = (PointLookup, Scan, Aggregate, Knn, Relational)
-DDL = (CreateTable, AlterTable, CreateIndex, CreateModel, CreateModule, CreateFunction, Drop)
+QUERIES = (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)
+DDL = (
+    CreateTable,
+    AlterTable,
+    CreateIndex,
+    CreateModel,
+    CreateModule,
+    CreateFunction,
+    CreateTrigger,
+    Drop,
+)
 MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512
 

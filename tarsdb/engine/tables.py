@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.engine import derive, index_build, references
+from tarsdb.engine import derive, index_build, references, triggers
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
 from tarsdb.engine.index_choice import AUTO
@@ -286,6 +286,8 @@ def _refuse_users(context: Context, table: TableDef, column: ColumnDef, verb: st
         )
     texts = [(f"generated column {c.name}", c.generated) for c in table.columns if c.generated]
     texts += [(f"CHECK {name}", text) for name, text in table.checks]
+    if column.id in triggers.columns_of(context, table):
+        raise CatalogError(f"cannot {verb} {table.name}.{column.name}: a trigger reads it")
     for label, text in texts:
         if column.id in derive.sources(bind_expression(text, table, context.catalog)):
             raise CatalogError(f"cannot {verb} {table.name}.{column.name}: {label} uses it")
@@ -331,10 +333,9 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             return DONE
         raise CatalogError(f"index {name!r} exists already")
     writes = context.require_writes()
-    options = {} if plan.method == "btree" else _vector_options(table, ids, name, plan)
-    index = IndexDef(
-        writes.new_id(), name, table.name, ids, plan.unique, plan.method, options=options
-    )
+    index = IndexDef(writes.new_id(), name, table.name, ids, plan.unique, plan.method)
+    if plan.method != "btree":
+        index = _vector_index(context, table, index, dict(plan.options))
     view = context.view(table)
     changed = replace(table, indexes=(*table.indexes, index))
     _publish(context, changed)
@@ -344,21 +345,26 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
     return index_build.choices([(index, index_build.publish(context, changed, index))])
 
 
-def _vector_options(
-    table: TableDef, ids: tuple[int, ...], name: str, plan: CreateIndex
-) -> dict[str, Any]:
-    """Check what an index of vectors is asked for; return the index's options."""
-    if len(ids) != 1 or plan.unique:
+def _vector_index(
+    context: Context, table: TableDef, index: IndexDef, options: dict[str, Any]
+) -> IndexDef:
+    """Check what an index of vectors is asked for; return it with its options."""
+    if len(index.column_ids) != 1 or index.unique:
         raise NotSupportedError(
-            f"index {name}: USING {plan.method} indexes one column, and is not UNIQUE"
+            f"index {index.name}: USING {index.method} indexes one column, and is not UNIQUE"
         )
-    column = table.column_by_id(ids[0])
+    column = table.column_by_id(index.column_ids[0])
     if not column.type.is_vector:
         raise NotSupportedError(
-            f"index {name}: USING {plan.method} over {column.name} {column.type}, "
+            f"index {index.name}: USING {index.method} over {column.name} {column.type}, "
             "expected a vector column"
         )
-    return index_build.checked_options(plan.method, dict(plan.options), column.type, name)
+    function = references.pinned_metric(context, options, column, index.name)
+    if function is not None:
+        options["metric"] = options.pop("navigate", "l2")  # what its parts are made for
+        index = replace(index, function=function.name, digest=function.digest)
+    checked = index_build.checked_options(index.method, options, column.type, index.name)
+    return replace(index, options=checked)
 
 
 def _find_index(context: Context, name: str) -> tuple[TableDef, IndexDef] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tarsdb.engine import derive, executor
+from tarsdb.engine import derive, executor, triggers
 from tarsdb.engine.context import Context
 from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
@@ -53,6 +53,7 @@ def copy_from(context: Context, plan: Copy) -> Result:
             derive.check(context, table, columns, rows)
             ordered = [columns[column.id] for column in table.columns]
             context.require_writes().insert_columns(table, context.view(table), ordered)
+            triggers.after_insert(context, table, columns, rows)
             written += rows
     return Result(changed=written)
 

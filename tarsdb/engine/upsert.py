@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import derive, evaluate
+from tarsdb.engine import derive, evaluate, triggers
 from tarsdb.engine.compare import Constant
 from tarsdb.engine.context import Context
 from tarsdb.schema import IndexDef, TableDef
@@ -22,16 +22,19 @@ def apply(context: Context, plan: Insert, columns: derive.Columns) -> list[Row]:
     table, rule = plan.table, plan.on_conflict
     assert rule is not None
     stored: list[Row] = []
+    inserted: list[Row] = []
     for row in derive.as_rows(table, columns):
         view = context.view(table)
         rowid = _existing(table, rule.index, view, row)
         if rowid is None:
             context.require_writes().insert(table, view, [row])
             stored.append(row)
+            inserted.append(row)
         elif rule.assignments is not None or rule.relational is not None:
             updated = _update(context, table, rule, (rowid, row))
             if updated is not None:
                 stored.append(updated)
+    triggers.after_insert(context, table, derive.as_columns(table, inserted), len(inserted))
     return stored
 
 

@@ -52,13 +52,18 @@ def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
     """Return the index of a column that answers an operator, or None."""
     for index in table.indexes:
         is_fitting = index.method != "btree" and index.column_ids == (column_id,)
-        if is_fitting and operator(index) == op:
+        if is_fitting and answers(index) == op:
             return index
     return None
 
 
+def answers(index: IndexDef) -> str:
+    """Return what an index answers: an operator, or the sandboxed metric it compares by."""
+    return index.function or operator(index)
+
+
 def operator(index: IndexDef) -> str:
-    """Return the operator an index answers."""
+    """Return the operator the parts of an index are made for."""
     return OPERATORS[index.options["metric"]]
 
 

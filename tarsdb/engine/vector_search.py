@@ -8,17 +8,19 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import access, evaluate, project, vector_index
+from tarsdb.engine import access, evaluate, lazy_filter, project, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
+from tarsdb.index.base import Found
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.index.own_metric import Distance
 from tarsdb.kernels.gpu.device import choose
 from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
@@ -27,6 +29,8 @@ from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, REAL, Kind, SqlType, presenter
 
 MAX_LIMIT = 2**40
+_Asked = tuple[np.ndarray, int, np.ndarray | None]
+"""Queries, rows wanted, positions allowed."""
 KEPT_POSITIONS = 1 << 16
 """Rows of a predicate's answer up to which it is kept with the plan."""
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -75,15 +79,32 @@ def _answer(
     positions = None
     if shape.is_filtered:
         positions = _positions(context, plan, view, index)
+    if plan.filters and (plan.within is not None or plan.descending or is_batch):
+        positions = lazy_filter.passing(context, plan, view, index, positions)
     if plan.within is not None:
         return _within(context, plan, index, queries, positions)
     skip, wanted = shape.window or _window(context, plan)
     k = min(wanted + skip, view.count())
-    found = None
-    if shape.index is not None:
-        found = _by_index(context, shape.index, index, (queries, k, positions))
-    rowids, distances = found or _exact(context, plan, index, (queries, positions), k)
-    return _flatten(rowids, distances, skip, is_batch)
+
+    def nearest(k: int, positions: np.ndarray | None) -> Found:
+        return _nearest(context, plan, index, (queries, k, positions))
+
+    if plan.filters and not (plan.descending or is_batch):
+        found = lazy_filter.search(context, plan, index, nearest, (k, positions))
+    else:
+        found = nearest(k, positions)
+    return _flatten(*found, skip, is_batch)
+
+
+def _nearest(context: Context, plan: Knn, index: FlatIndex, asked: _Asked) -> Found:
+    """Return the k nearest rows of each query, by an index where one fits."""
+    (queries, k, positions), found = asked, None
+    definition, distance = Shape.of(plan).index, metric_of(context, plan)
+    if definition is not None:
+        found = _by_index(context, definition, index, asked, distance)
+    if found is None and distance is not None:
+        found = _by_metric(index, distance, asked)
+    return found or _exact(context, plan, index, (queries, positions), k)
 
 
 def _exact(
@@ -101,15 +122,31 @@ def _exact(
     )  # fmt: skip
 
 
+def metric_of(context: Context, plan: Knn) -> Distance | None:
+    """Return the sandboxed metric a search compares by; None where an operator does."""
+    node = plan.distance
+    if not node.function:
+        return None
+
+    def compare(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        context.engines.interrupt.check()
+        return context.compare(node, rows, query)
+
+    compare.__name__ = node.function  # what errors call it
+    return compare
+
+
+def _by_metric(index: FlatIndex, distance: Distance, asked: _Asked) -> Found:
+    queries, k, positions = asked
+    found = [index.search_by(distance, query, k, positions) for query in queries]
+    return np.stack([ids for ids, _ in found]), np.stack([values for _, values in found])
+
+
 def _window(context: Context, plan: Knn) -> tuple[int, int]:
     """Return OFFSET and LIMIT."""
     limit = context.constant(plan.limit)
     wanted = MAX_LIMIT if limit is None else count_of(limit, "LIMIT")
     return count_of(context.constant(plan.offset), "OFFSET"), wanted
-
-
-_Asked = tuple[np.ndarray, int, np.ndarray | None]
-"""Queries, rows wanted, positions allowed."""
 
 
 def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector_index.Ask:
@@ -119,13 +156,19 @@ def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector
 
 
 def _by_index(
-    context: Context, definition: IndexDef, flat: FlatIndex, asked: _Asked
-) -> tuple[np.ndarray, np.ndarray] | None:
+    context: Context, definition: IndexDef, flat: FlatIndex, asked: _Asked,
+    distance: Distance | None,
+) -> Found | None:  # fmt: skip
     """Search by an approximate index, where it can."""
+    function = context.catalog.function(definition.function)
+    if function is not None and function.digest != definition.digest:
+        return None  # it is not the metric the index was made for
     placed = vector_index.place(context, definition, flat)
     if placed is None:
         return None
     ask = _ask(context, placed, asked)
+    if distance is not None:
+        ask = replace(ask, distance=distance, threads=1)
     return vector_index.search(placed, flat, ask, vector_index.operator(definition))
 
 
@@ -149,19 +192,22 @@ def explained(context: Context, plan: Knn) -> str:
     if plan.descending or plan.within is not None:
         return "exact (flat): an index finds the nearest only"
     op = plan.distance.op
+    compared = f", compared by {op}" if plan.distance.function else ""
     definition = vector_index.index_for(plan.table, plan.column.id, op)
     if definition is None:
         others = [
-            f"{i.name} is for {vector_index.OPERATORS[i.options['metric']]}"
+            f"{i.name} is for {vector_index.answers(i)}"
             for i in plan.table.indexes
             if i.method != "btree" and i.column_ids == (plan.column.id,)
         ]
-        return "exact (flat)" + (f": no index for {op}, {', '.join(others)}" if others else "")
+        return f"exact (flat){compared}" + (
+            f": no index for {op}, {', '.join(others)}" if others else ""
+        )
     view = context.view(plan.table)
     flat = flat_index(context, view, plan.column.id, plan.column.type)
     placed = vector_index.place(context, definition, flat)
     if placed is None:
-        return f"exact (flat): {vector_index.unplaced(context, definition)}"
+        return f"exact (flat){compared}: {vector_index.unplaced(context, definition)}"
     try:
         filtered = Shape.of(plan).is_filtered
         positions = _positions(context, plan, view, flat) if filtered else None
@@ -173,9 +219,9 @@ def explained(context: Context, plan: Knn) -> str:
     ask = _ask(context, placed, (query, k, positions))
     effort, why = vector_index.choose(placed, flat, ask)
     if not effort:
-        return why
+        return f"{why}{compared}"
     shape = f"{len(placed.parts)} parts, {len(placed.fresh)} fresh rows searched exactly"
-    found = f"index {definition.name} ({definition.method}): {why}; {shape}"
+    found = f"index {definition.name} ({definition.method}): {why}{compared}; {shape}"
     reason = placed.stored[-1].reason
     return f"{found}; chosen: {reason}" if reason else found
 

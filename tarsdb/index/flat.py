@@ -94,8 +94,7 @@ class FlatIndex:
         -------
         rowids : int64 (q, k')
         distances : float32 (q, k')
-            k' is the smaller of k and the number of live rows; ordered by distance, then row id,
-            NaN last.
+            k' is the smaller of k and the number of live rows; ordered by distance, then row id.
         """
         metric = metric_code(op, self._type)
         matrix = self.checked(queries)
@@ -205,8 +204,8 @@ class FlatIndex:
         ----------
         distance : callable
             ``distance(query float32 (width,), rows float32 (n, width)) -> float32 (n,)``, called
-            for blocks of live rows; rows of other element types come as float32. They are copies,
-            never views of the blocks.
+            for blocks of live rows; rows of other element types come as float32. They are read-only
+            and may be views of the blocks: they must not be kept.
         query : (width,)
         k : int
             May exceed the number of rows.
@@ -227,7 +226,7 @@ class FlatIndex:
         DimensionMismatchError
             The query has another width.
         DataError
-            The function failed, or returned something else than float32 (n,).
+            The function failed, or returned something else than float32 (n,), or NaN for a row.
         """
         if self._type.kind is Kind.BIT:
             raise NotSupportedError(
@@ -238,7 +237,7 @@ class FlatIndex:
                 f"the query has shape {query.shape}, the vectors are {self._type}"
             )
         wide = np.array(query, dtype=np.float32)
-        return own_metric.nearest(distance, wide, self._copies(positions), k)
+        return own_metric.nearest(distance, wide, self._windows(positions), k)
 
     def within(
         self,
@@ -338,15 +337,17 @@ class FlatIndex:
         numbers = [np.broadcast_to(np.asarray(b.created), b.rowids.shape) for b in self._blocks]
         return np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
 
-    def _copies(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield row ids and float32 copies of live rows, block by block."""
+    def _windows(self, positions: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield row ids and live rows as float32, block by block: read-only, views where it can."""
         step = max(1, own_metric.BLOCK_BYTES // (4 * max(1, self._type.width)))
         for number, block in enumerate(self._blocks):
             chosen = self._chosen(number, positions)
             for start in range(0, len(block.rowids if chosen is None else chosen), step):
                 window = slice(start, start + step)
                 at = window if chosen is None else chosen[window]
-                yield block.rowids[at], np.array(block.data[at], dtype=np.float32)
+                rows = np.asarray(block.data[at], dtype=np.float32).view()
+                rows.flags.writeable = False
+                yield block.rowids[at], rows
 
     def _runs(self) -> _Runs | None:
         """Return first row id, first position and end of blocks, where all are ascending runs."""

@@ -15,11 +15,12 @@ from tarsdb.index.base import Found
 from tarsdb.kernels import reference
 
 Distance = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""``distance(query float32 (dim,), rows float32 (n, dim)) -> float32 (n,)``, n >= 1. The rows are a
-copy that is the function's own; its answer must not depend on which rows come together."""
+"""``distance(query float32 (dim,), rows float32 (n, dim)) -> float32 (n,)``, n >= 1. The rows may
+be a read-only view of the blocks, for the time of the call; the answer must not depend on which
+rows come together."""
 
-BLOCK_BYTES = 1 << 21
-"""Rows handed over at a time, in bytes."""
+BLOCK_BYTES = 1 << 23
+"""Rows handed over at a time, in bytes: handing over costs about as much as reading 1 MiB."""
 
 
 def nearest(
@@ -43,19 +44,28 @@ def nearest(
     -------
     rowids : int64 (k',)
     distances : float32 (k',)
-        Ordered by distance, then row id, NaN last; k' is the smaller of k and the number of rows.
+        Ordered by distance, then row id; k' is the smaller of k and the number of rows.
 
     Raises
     ------
     DataError
-        The function failed, or returned something else than float32 (n,).
+        The function failed, or returned something else than float32 (n,), or NaN for a row.
     """
     ids, values = np.empty(0, np.int64), np.empty(0, np.float32)
     if k <= 0:
         return ids, values
     for rowids, rows in parts:
+        found = _asked(distance, query, rows)
+        if np.isnan(found).any():
+            row, name = rowids[np.isnan(found)].min(), getattr(distance, "__name__", "")
+            raise DataError(f"the distance function {name} gave NaN for row {row}")
+        if len(values) == k:  # most blocks have nothing near enough
+            near = np.flatnonzero(found <= values[-1])
+            if not len(near):
+                continue
+            rowids, found = rowids[near], found[near]
         ids = np.concatenate((ids, rowids))
-        values = np.concatenate((values, _asked(distance, query, rows)))
+        values = np.concatenate((values, found))
         order = reference.smallest(values, ids, k)
         ids, values = ids[order], values[order]
     return ids, values

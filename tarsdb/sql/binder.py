@@ -19,7 +19,7 @@ from tarsdb.sql.function_calls import has_aggregate
 from tarsdb.sql.model_calls import FUNCTIONS as MODEL_FUNCTIONS
 from tarsdb.sql.plan import Copy, CreateFunction, CreateTable, Explain, Plan, Query, Relational
 from tarsdb.sql.relational import Rewriter
-from tarsdb.sql.rules import RULES
+from tarsdb.sql.rules import RULES, one_row
 from tarsdb.sql.select import take_apart
 from tarsdb.sql.statements import Statement
 
@@ -72,6 +72,10 @@ def bind_query(binding: Binding, statement: Statement) -> Query:
             if plan is not None:
                 statement.tree = tree  # rules only read it
                 return plan
+    calls = one_row.match(binding, tree, statement.titles)
+    if calls is not None:
+        statement.tree = tree
+        return calls
     return Rewriter(binding).rewrite(tree, statement.titles)
 
 

@@ -16,7 +16,7 @@ from tarsdb.sql.catalog import Catalog
 SYSTEM_TABLES = (
     "tars_tables", "tars_indexes", "tars_columns", "tars_models", "tars_model_versions",
     "tars_functions", "tars_modules", "tars_metrics", "tars_commits", "tars_settings",
-    "tars_recall_stats",
+    "tars_recall_stats", "tars_triggers",
 )  # fmt: skip
 
 

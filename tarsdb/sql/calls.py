@@ -46,9 +46,12 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     name = own_name(node)
     function = binding.catalog.function(name)
     if function is not None:
-        return _sandboxed(function, node)
+        return _sandboxed(function, node, tuple(node.expressions))
     if binding.catalog.has_session_function(name):
         return OwnCall("session", name, name, tuple(node.expressions), None)
+    reranker = _reranker(binding, name, node)
+    if reranker is not None:
+        return _sandboxed(reranker, node, tuple(node.expressions[1:]))
     if name in FUNCTIONS:
         call = resolve_model_call(binding, name, node)
         target = call.model.name if call.model is not None else ""
@@ -58,9 +61,18 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     return None
 
 
-def _sandboxed(function: FunctionDef, node: Any) -> OwnCall:
-    is_aggregate = function.kind == "aggregate"
-    arguments = aggregate_arguments(node) if is_aggregate else tuple(node.expressions)
+def _reranker(binding: Binding, name: str, node: Any) -> FunctionDef | None:
+    """Return the function that ``rerank('f', ...)`` names in place of a model."""
+    first = node.expressions[0] if name == "rerank" and node.expressions else None
+    if not isinstance(first, exp.Literal) or binding.catalog.model(first.this) is not None:
+        return None
+    function = binding.catalog.function(first.this)
+    return function if function is not None and function.role == "reranker" else None
+
+
+def _sandboxed(function: FunctionDef, node: Any, arguments: tuple[Any, ...]) -> OwnCall:
+    if function.kind == "aggregate":
+        arguments = aggregate_arguments(node)
     if any(isinstance(argument, exp.Star) for argument in arguments):
         raise BindError(f"function {function.name} does not take *{where(node)}")
     if any(isinstance(argument, (exp.Kwarg, exp.PropertyEQ)) for argument in arguments):

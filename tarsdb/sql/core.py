@@ -15,6 +15,7 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.errors import BindError
+from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.calls import resolve_call
@@ -190,6 +191,10 @@ class Core:
         if operator is not None:
             return self.distance(node, operator)
         call = resolve_call(self.binding, node)
+        if call is not None and call.function is not None and call.function.role == "metric":
+            metric = self.metric(call.function, call.arguments)
+            if metric is not None:
+                return metric
         if call is None or not self.calls or call.kind in ("aggregate", "table"):
             return None
         arguments = [self.expr(argument) for argument in call.arguments]
@@ -216,6 +221,20 @@ class Core:
                     f"{right.column.type} differ{where(node)}"
                 )
         return ex.Distance(operator, left, right)
+
+    def metric(self, function: FunctionDef, arguments: tuple[Any, ...]) -> ex.Expr | None:
+        """Convert a sandboxed metric of a vector column and a constant; None for other calls."""
+        sides = [self.vector(side) for side in arguments]
+        is_swapped = isinstance(sides[1], ex.ColumnRef)
+        column, query = sides[::-1] if is_swapped else sides
+        if not isinstance(column, ex.ColumnRef) or query is None:
+            return None
+        sql_type, (_, wanted) = column.column.type, function.arguments[0]
+        if isinstance(query, ex.ColumnRef) or sql_type.kind is Kind.BIT:
+            return None
+        if not sql_type.is_vector or sql_type.dim != wanted.dim:
+            return None
+        return ex.Distance(function.name, column, query, function.name, is_swapped)
 
     def vector(self, node: Any) -> ex.Expr | None:
         """Convert an operand of a distance: a column, or a constant of any form."""

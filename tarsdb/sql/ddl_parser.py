@@ -7,7 +7,7 @@ from typing import Any
 from tarsdb.errors import NotSupportedError
 from tarsdb.sql.ddl_table import if_not_exists
 from tarsdb.sql.function_parser import create_function
-from tarsdb.sql.plan import CreateIndex, CreateModel, CreateModule, Drop, Plan
+from tarsdb.sql.plan import CreateIndex, CreateModel, CreateModule, CreateTrigger, Drop, Plan
 from tarsdb.sql.stream import TokenStream
 
 METHODS = ("btree", "hnsw", "ivf", "fts", "auto")
@@ -15,9 +15,9 @@ _METRIC_OF = {
     "l2": "l2", "ip": "ip", "cosine": "cosine", "l1": "l1", "hamming": "hamming",
     "jaccard": "jaccard",
 }  # fmt: skip
-_KINDS = ("TABLE", "INDEX", "MODEL", "MODULE", "FUNCTION")
+_KINDS = ("TABLE", "INDEX", "MODEL", "MODULE", "FUNCTION", "TRIGGER")
 _UNSUPPORTED_CREATE = (
-    "VIEW", "TRIGGER", "SEQUENCE", "SCHEMA", "DATABASE", "TYPE", "USER", "ROLE", "POLICY", "MACRO",
+    "VIEW", "SEQUENCE", "SCHEMA", "DATABASE", "TYPE", "USER", "ROLE", "POLICY", "MACRO",
     "AGGREGATE", "PROCEDURE", "EXTENSION", "TEMP", "TEMPORARY", "MATERIALIZED", "VIRTUAL", "SECRET",
 )  # fmt: skip
 
@@ -39,9 +39,11 @@ def create_object(stream: TokenStream, or_replace: bool) -> Plan:
         return create_function(stream, "scalar", or_replace)
     if stream.accept("AGGREGATE", "FUNCTION"):
         return create_function(stream, "aggregate", or_replace)
+    if stream.accept("TRIGGER"):
+        return _create_trigger(stream, or_replace)
     if stream.peek() in _UNSUPPORTED_CREATE:
         raise NotSupportedError(f"CREATE {stream.peek()} is not supported")
-    stream.fail("expected TABLE, INDEX, MODEL, MODULE or FUNCTION")
+    stream.fail("expected TABLE, INDEX, MODEL, MODULE, FUNCTION or TRIGGER")
 
 
 def _create_index(stream: TokenStream, unique: bool) -> CreateIndex:
@@ -105,6 +107,24 @@ def _create_module(stream: TokenStream, or_replace: bool) -> CreateModule:
     options = stream.options() if stream.accept("WITH") else {}
     stream.finish()
     return CreateModule(name, source, options, exists_ok, or_replace)
+
+
+def _create_trigger(stream: TokenStream, or_replace: bool) -> CreateTrigger:
+    if or_replace:
+        raise NotSupportedError("CREATE OR REPLACE TRIGGER is not supported", hint="DROP it")
+    exists_ok = if_not_exists(stream)
+    name = stream.name("a trigger name")
+    if not stream.accept("AFTER", "INSERT"):
+        if stream.peek() in ("BEFORE", "AFTER", "INSTEAD"):
+            when = f"{stream.peek()} {stream.peek(1)}"
+            raise NotSupportedError(f"trigger {name}: {when} is not supported", hint="AFTER INSERT")
+        stream.fail("expected AFTER INSERT")
+    stream.expect("ON")
+    table = stream.table_name()
+    stream.expect("CALL")
+    function = stream.name("a function name")
+    stream.finish()
+    return CreateTrigger(name, table, function, exists_ok)
 
 
 def drop(stream: TokenStream) -> Drop:

@@ -26,6 +26,13 @@ def _binary(node: ex.Compare | ex.Arithmetic | ex.Distance) -> str:
     return f"{_operand(node.left)} {node.op} {_operand(node.right)}"
 
 
+def _distance(node: ex.Distance) -> str:
+    if not node.function:
+        return _binary(node)
+    sides = (node.right, node.left) if node.is_swapped else (node.left, node.right)
+    return f"{node.function}({_list(sides)})"
+
+
 def _parameter(node: ex.Parameter) -> str:
     return f"${node.key + 1}" if isinstance(node.key, int) else f":{node.key}"
 
@@ -51,7 +58,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Excluded: lambda node: f"excluded.{node.column.name}",
     ex.Compare: _binary,
     ex.Arithmetic: _binary,
-    ex.Distance: _binary,
+    ex.Distance: _distance,
     ex.And: lambda node: " AND ".join(_operand(term) for term in node.terms),
     ex.Or: lambda node: " OR ".join(_operand(term) for term in node.terms),
     ex.Not: _not,
@@ -109,6 +116,10 @@ def _scan(plan: pl.Scan) -> Lines:
             *_outputs(plan.outputs)]  # fmt: skip
 
 
+def _one_row(plan: pl.OneRow) -> Lines:
+    return ["OneRow", *(f"  {expression(output.expr)}" for output in plan.outputs)]
+
+
 def _aggregate(plan: pl.Aggregate) -> Lines:
     calls = [
         "count(*)" if c.column is None else f"{c.function}({c.column.name})" for c in plan.calls
@@ -117,8 +128,11 @@ def _aggregate(plan: pl.Aggregate) -> Lines:
 
 
 def _knn(plan: pl.Knn) -> Lines:
-    query = expression(plan.distance.right)
-    head = f"Knn {plan.table.name}.{plan.column.name} {plan.distance.op} {query}"
+    if plan.distance.function:
+        head = f"Knn {plan.table.name} by {expression(plan.distance)}"
+    else:
+        query = expression(plan.distance.right)
+        head = f"Knn {plan.table.name}.{plan.column.name} {plan.distance.op} {query}"
     head += f", k={expression(plan.limit)}" if plan.limit is not None else ""
     head += ", descending" if plan.descending else ""
     lines = [head]
@@ -126,6 +140,8 @@ def _knn(plan: pl.Knn) -> Lines:
         sign = "<=" if plan.within_inclusive else "<"
         lines.append(f"  within: distance {sign} {expression(plan.within)}")
     lines += _detail("offset", plan.offset) + _detail("filter", plan.predicate)
+    if plan.filters:
+        lines.append(f"  filter candidates by: {' AND '.join(map(expression, plan.filters))}")
     if plan.needs_filter_sql is not None:
         lines += ["  filter rows by:", *_indent(_indent(_relational(plan.needs_filter_sql)))]
     return [*lines, "  search: exact scan", *_outputs(plan.outputs)]
@@ -230,8 +246,9 @@ def _words(plan: pl.Plan) -> str:
 
 
 _PLANS: dict[type[Any], Callable[[Any], Lines]] = {
-    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.Aggregate: _aggregate, pl.Knn: _knn,
-    pl.Relational: _relational, pl.VariableScan: _variable_scan, pl.Insert: _insert,
+    pl.PointLookup: _point_lookup, pl.Scan: _scan, pl.OneRow: _one_row,
+    pl.Aggregate: _aggregate, pl.Knn: _knn, pl.Relational: _relational,
+    pl.VariableScan: _variable_scan, pl.Insert: _insert,
     pl.Update: _update, pl.Delete: _delete,
     pl.CreateTable: _create_table, pl.Copy: _copy, pl.Explain: lambda plan: explain(plan.target),
 }  # fmt: skip

@@ -104,11 +104,17 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """``left op right`` of vectors; op is one of ``<-> <#> <=> <+> <~> <%>``."""
+    """``left op right`` of vectors; op is one of ``<-> <#> <=> <+> <~> <%>``.
+
+    With ``function`` set it is a call of that sandboxed metric, whose name ``op`` is too. ``left``
+    is a column, the function's second argument where ``is_swapped``.
+    """
 
     op: str
     left: Expr
     right: Expr
+    function: str = ""
+    is_swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

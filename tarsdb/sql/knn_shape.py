@@ -24,6 +24,7 @@ class KnnShape:
     within_inclusive: bool = False
     predicate: ex.Expr | None = None
     residue: tuple[Any, ...] = ()  # conditions outside the core, sqlglot nodes
+    filters: tuple[ex.Call, ...] = ()  # sandboxed functions of role 'filter'
 
 
 def find(select: TableSelect) -> KnnShape | None:
@@ -35,9 +36,13 @@ def find(select: TableSelect) -> KnnShape | None:
         return None
     terms: list[ex.Expr] = []
     residue: list[Any] = []
+    filters: list[ex.Call] = []
     for node in select.conjuncts:
         term = select.core.condition(node)
-        if term is None:
+        called = select.filter_call(node) if term is None else None
+        if called is not None:
+            filters.append(called)
+        elif term is None:
             residue.append(node)
         else:
             terms.append(term)
@@ -50,7 +55,10 @@ def find(select: TableSelect) -> KnnShape | None:
         terms.remove(radius)
     if shape is None or (select.limit is None and shape.within is None):
         return None
+    if shape.distance.function and (shape.descending or shape.within is not None):
+        return None  # a sandboxed metric finds the nearest
     shape.predicate, shape.residue = conjunction(terms), tuple(residue)
+    shape.filters = tuple(filters)
     return shape
 
 
@@ -120,4 +128,5 @@ def make_knn(
     return Knn(
         select.table, left.column, shape.distance, outputs, select.limit, select.offset,
         shape.predicate, shape.within, shape.within_inclusive, shape.descending, filter_sql,
+        shape.filters,
     )  # fmt: skip

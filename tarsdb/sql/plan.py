@@ -37,6 +37,13 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """``SELECT outputs``, from no table."""
+
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
 class AggregateCall:
     """``function`` is count_star, count, sum, avg, min or max; ``column`` None for count_star."""
 
@@ -76,6 +83,7 @@ class Knn:
     within_inclusive: bool = False
     descending: bool = False
     needs_filter_sql: Relational | None = None
+    filters: tuple[Call, ...] = ()  # functions of role 'filter', asked about candidates only
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
@@ -146,7 +154,7 @@ class VariableScan:
     columns: tuple[str, ...] | None = None
 
 
-Query = PointLookup | Scan | Aggregate | Knn | Relational
+Query = PointLookup | Scan | OneRow | Aggregate | Knn | Relational
 
 
 @dataclass(frozen=True)
@@ -304,8 +312,18 @@ class CreateFunction:
 
 
 @dataclass(frozen=True)
+class CreateTrigger:
+    """CREATE TRIGGER name AFTER INSERT ON table CALL function."""
+
+    name: str
+    table: str
+    function: str
+    if_not_exists: bool = False
+
+
+@dataclass(frozen=True)
 class Drop:
-    """DROP TABLE | INDEX | MODEL | MODULE | FUNCTION."""
+    """DROP TABLE | INDEX | MODEL | MODULE | FUNCTION | TRIGGER."""
 
     kind: str
     name: str
@@ -380,7 +398,7 @@ class Explain:
 
 
 Plan = (
-    PointLookup | Scan | Aggregate | Knn | Relational | VariableScan | Insert | Update | Delete
-    | CreateTable | AlterTable | CreateIndex | CreateModel | CreateModule | CreateFunction | Drop
-    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
+    | CreateModel | CreateModule | CreateFunction | CreateTrigger | Drop | Transaction
+    | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

@@ -119,7 +119,7 @@ def _replace_source(
 def _replace_distances(select: TableSelect, shape: KnnShape, node: Any) -> None:
     for item in list(node.expressions):
         for call in list(item.find_all(exp.Anonymous)):
-            if call.name in OPERATOR_OF and select.core.expr(call) == shape.distance:
+            if select.core.expr(call) == shape.distance:
                 call.replace(_own(DISTANCE, select))
 
 

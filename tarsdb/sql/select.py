@@ -92,6 +92,23 @@ class TableSelect:
             return None
         return ex.Call(call.kind, call.name, call.target, columns, call.returns, call.options)
 
+    def filter_call(self, node: Any) -> ex.Call | None:
+        """Return a call of a sandboxed filter over columns and constants, None for all else."""
+        if not isinstance(node, exp.Anonymous) or OPERATOR_OF.get(node.name) is not None:
+            return None
+        call = resolve_call(self.binding, node)
+        if call is None or call.function is None or call.function.role != "filter":
+            return None
+        found: list[ex.Expr] = []
+        for each, (_, sql_type) in zip(call.arguments, call.function.arguments, strict=True):
+            argument = self.core.expr(each)
+            if isinstance(argument, ex.ColumnRef) and argument.column.type != sql_type:
+                return None
+            if not isinstance(argument, (ex.ColumnRef, ex.Literal, ex.Parameter)):
+                return None
+            found.append(argument)
+        return ex.Call(call.kind, call.name, call.target, tuple(found), call.returns)
+
     def predicates(self) -> list[ex.Expr] | None:
         """Return WHERE as native terms, or None when part of it is outside."""
         found = []

@@ -1,7 +1,8 @@
 """Untrusted functions as WebAssembly: inspect a module, check a signature, call it with columns.
 
 A guest imports nothing, sees only copies of its arguments in its own memory, and always runs
-under limits of fuel, memory and time. docs/sandbox.md states the threat model and the ABI.
+under limits of fuel, memory and time. docs/sandbox.md states the threat model,
+docs/udf-abi.md the ABI.
 Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 
@@ -9,6 +10,7 @@ from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
 from tarsdb.udf_sandbox.figures import Figures
 from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
+from tarsdb.udf_sandbox.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.module import (
     ModuleInfo,
     check_columnar,
@@ -23,6 +25,7 @@ __all__ = [
     "AggregateFunction",
     "Budget",
     "Figures",
+    "MetricFunction",
     "ModuleInfo",
     "SandboxedFunction",
     "ScalarFunction",
@@ -30,6 +33,7 @@ __all__ = [
     "check_aggregate",
     "check_columnar",
     "check_digest",
+    "check_metric",
     "check_signature",
     "inspect_module",
     "limits_from_options",

@@ -1,7 +1,7 @@
 """The columnar ABI, version 1: how a batch of columns lies in a guest's memory.
 
 Works on a NumPy view of the memory; knows no wasmtime. Nothing read back from the guest is
-trusted: pointers, offsets and text are checked before use. docs/sandbox.md has the byte tables.
+trusted: pointers, offsets and text are checked before use. docs/udf-abi.md has the byte tables.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType])
         raise UdfValidationError(
             f"aggregate function {export} needs a module that exports memory, tars_alloc and the "
             "global tars_abi_v1",
-            hint="see docs/sandbox.md",
+            hint="see docs/udf-abi.md",
         )
     for part, wanted in PARTS.items():
         found = info.functions.get(f"{export}_{part}")
@@ -56,7 +56,7 @@ def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType])
             raise UdfValidationError(
                 f"aggregate function {export} needs the export {export}_{part} of type {wanted}, "
                 f"the module has {what}",
-                hint="see docs/sandbox.md",
+                hint="see docs/udf-abi.md",
             )
 
 

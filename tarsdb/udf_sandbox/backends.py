@@ -67,8 +67,8 @@ class Instance(Protocol):
     interface to ``guests``; a backend may as well implement :class:`Guest` itself.
     """
 
-    def begin(self, call: Call) -> None:
-        """Give the instance the fuel and the time of a call."""
+    def begin(self, call: Call) -> bool:
+        """Give the instance the fuel and the time of a call; False when it is gone meanwhile."""
 
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Call an export that takes i32 values and returns one or nothing (then undefined).
@@ -95,8 +95,8 @@ class Instance(Protocol):
 class Guest(Protocol):
     """One instance of a function, called with whole batches; used by one thread at a time."""
 
-    def begin(self, call: Call) -> None:
-        """Give a guest that was used before the fuel and the time of a call."""
+    def begin(self, call: Call) -> bool:
+        """Give a guest that was used before the fuel and the time of a call; False: it is gone."""
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows, checked. After any error the guest is closed."""
@@ -188,7 +188,9 @@ def _wasmtime() -> Backend:
 
 
 def _worker() -> Backend:
-    raise _unavailable("worker", "it is not part of this release")
+    from tarsdb.udf_sandbox.worker.backend import WorkerBackend
+
+    return WorkerBackend()
 
 
 def _hyperlight() -> Backend:

@@ -2,7 +2,8 @@
 
 wasmtime-py's ``Func.__call__`` asks for the function's type on every call (25 us). The exports
 called here have types that were checked when the module was inspected, so values go straight
-into the C function. Where that binding is absent the ordinary call is used.
+into the C function. Where that binding is absent the ordinary call is used. Part of what a worker
+process imports, so it imports wasmtime and nothing of ours.
 """
 
 from __future__ import annotations
@@ -63,3 +64,16 @@ class Export:
         if trap:
             raise wasmtime.Trap._from_ptr(trap)
         return int(values[0].i32)
+
+
+def describe_trap(trap: wasmtime.Trap) -> tuple[str, str]:
+    """Return the name of a trap, and of the guest function where the name section tells."""
+    frames = trap.frames
+    name = trap.trap_code.name if trap.trap_code is not None else "UNKNOWN"
+    return name, (frames[0].func_name or "") if frames else ""
+
+
+def is_memory_limit(error: Exception) -> bool:
+    """Return True when an instance could not be made because its memory starts too large."""
+    text = str(error)
+    return "exceeds memory limits" in text or "memory minimum size" in text

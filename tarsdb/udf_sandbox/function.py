@@ -111,7 +111,7 @@ class SandboxedFunction:
         finally:
             with self._lock:
                 self._calls.discard(call)
-            took = time.monotonic() - began
+            took = time.monotonic() - began - call.waited
             budget.end(self._key, call.used, took)
             for kept in (self.figures, budget.figures_of(self.name)):
                 kept.add(call, took, failure)
@@ -132,13 +132,15 @@ class SandboxedFunction:
         return result
 
     def _acquire(self, call: Call, watched: bool) -> Guest:
-        with self._lock:
-            guest = self._idle[watched].pop() if self._idle[watched] else None
-        if guest is None:
-            return self._compiled.guest(call, watched)
-        guest.begin(call)
-        call.reused = True
-        return guest
+        while True:
+            with self._lock:
+                guest = self._idle[watched].pop() if self._idle[watched] else None
+            if guest is None:
+                return self._compiled.guest(call, watched)
+            if guest.begin(call):
+                call.reused = True
+                return guest
+            guest.close()
 
     def _release(self, guest: Guest, watched: bool, memory: int) -> None:
         if self._program.reusable and memory <= KEPT_GUEST_BYTES:
@@ -230,7 +232,7 @@ class ScalarFunction(SandboxedFunction):
         parts = []
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            part = [column.slice(start, stop) for column in columns]
+            part = [c.slice(start, stop) if len(c) == rows else c for c in columns]
             parts.append(self._batch(part, stop - start, budget))
         return concat(self.returns, parts)
 

@@ -50,9 +50,9 @@ class InstanceGuest:
         self.program = program
         self.instance = instance
 
-    def begin(self, call: Call) -> None:
-        """Give the instance the fuel and the time of a call."""
-        self.instance.begin(call)
+    def begin(self, call: Call) -> bool:
+        """Give the instance the fuel and the time of a call; False when it is gone."""
+        return self.instance.begin(call)
 
     def end(self, call: Call) -> int:
         """Return the fuel the call used."""

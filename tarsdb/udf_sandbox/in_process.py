@@ -113,9 +113,10 @@ class InProcessInstance:
         store.set_memory_limit(limits.max_memory_bytes)
         return exports
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: Call) -> bool:
         """Give the instance the fuel and the time of a call."""
         self._store.begin(call)
+        return True
 
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Call an export; traps and stops become typed errors."""

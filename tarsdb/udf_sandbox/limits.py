@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tarsdb.errors import BindError, InterruptError, UdfLimitError
+from tarsdb.errors import BindError, InterruptError, UdfError, UdfLimitError, UdfTrapError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox.backends import check_name
 from tarsdb.udf_sandbox.figures import Figures
@@ -33,7 +33,8 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
     ----------
     options : mapping
         ``fuel``, ``fuel_per_row``, ``max_memory`` (bytes, or text such as ``'16MB'``; units are
-        powers of 1024), ``timeout_ms``, ``backend`` (see ``backends``). Names ignore case.
+        powers of 1024), ``timeout_ms``, ``backend`` (see ``backends``), ``require_seccomp`` (of
+        the worker backend). Names ignore case.
 
     Raises
     ------
@@ -47,11 +48,13 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         "max_memory": defaults.max_memory_bytes,
         "timeout_ms": defaults.timeout_ms,
     }
-    backend = defaults.backend
+    backend, require_seccomp = defaults.backend, False
     for name, value in options.items():
         key = name.lower()
         if key == "backend":
             backend = check_name(value)
+        elif key == "require_seccomp":
+            require_seccomp = _boolean(value, name)
         elif key == "max_memory":
             found[key] = _bounded(name, parse_size(value, name), WASM_PAGE, MAX_MEMORY_BYTES)
         elif key in found:
@@ -60,12 +63,25 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         else:
             raise BindError(
                 f"function option {name!r} is not known",
-                hint=f"options: {', '.join(sorted(found))}, backend",
+                hint=f"options: {', '.join(sorted(found))}, backend, require_seccomp",
             )
+    if require_seccomp and backend != "worker":
+        raise BindError(
+            f"function option require_seccomp is of backend = 'worker', not {backend!r}",
+            hint="only a process of its own can have its system calls filtered",
+        )
     return SandboxLimits(
         fuel=found["fuel"], fuel_per_row=found["fuel_per_row"],
         max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"], backend=backend,
+        require_seccomp=require_seccomp,
     )  # fmt: skip
+
+
+def _boolean(value: Any, name: str) -> bool:
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if found is None:
+        raise BindError(f"option {name}: {value!r} is neither true nor false")
+    return found
 
 
 def parse_size(value: Any, name: str = "size") -> int:
@@ -168,6 +184,8 @@ class Call:
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
+    confinement: str = ""  # of the process it ran in, where that was another
+    waited: float = 0.0  # seconds that are not the guest's: its process had to be started
     rows: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -178,13 +196,50 @@ class Call:
         """Let the call end with InterruptError."""
         self.interrupted = True
 
+    def wait(self, seconds: float) -> None:
+        """Take no account of the time something else than the guest took."""
+        self.waited += seconds
+        self.deadline += seconds
+
+    def is_interrupted(self) -> bool:
+        """Return True when the call or its statement was interrupted."""
+        return self.interrupted or self.budget.interrupted
+
     def must_stop(self) -> bool:
         """Decide at every tick whether to stop, and remember the reason."""
-        if self.interrupted or self.budget.interrupted:
+        if self.is_interrupted():
             self.stopped = "interrupt"
         elif time.monotonic() >= self.deadline:
             self.stopped = "time"
         return bool(self.stopped)
+
+
+def stop_error(
+    call: Call, code: str, place: str, memory_size: int | None
+) -> UdfError | InterruptError:
+    """Return the error for a call that the guest or the clock ended.
+
+    Parameters
+    ----------
+    call : Call
+    code : str
+        The trap's name.
+    place : str
+        The guest function it happened in, ``''`` when unknown.
+    memory_size : int, optional
+        Of the guest's memory then.
+    """
+    if call.stopped == "interrupt":
+        return InterruptError(f"function {call.function}: interrupted")
+    if call.stopped == "time" or code == "INTERRUPT":
+        return time_error(call)
+    if code == "OUT_OF_FUEL":
+        return fuel_error(call)
+    hint, limit = None, call.limits.max_memory_bytes
+    if memory_size is not None and memory_size > limit - (1 << 20):
+        hint = f"its memory is at {memory_size} of max_memory = {limit} bytes"
+    where = f" in {place!r}" if place else ""
+    return UdfTrapError(f"function {call.function}: trap {code}{where}", hint=hint, code=code)
 
 
 def fuel_error(call: Call) -> UdfLimitError:

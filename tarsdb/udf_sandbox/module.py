@@ -112,7 +112,7 @@ def inspect_module(code: bytes, sha256: str | None = None) -> ModuleInfo:
         shown = ", ".join(outline.imports[:5]) + (", ..." if len(outline.imports) > 5 else "")
         raise UdfValidationError(
             f"module imports {shown}; functions may import nothing",
-            hint="build it freestanding, without WASI: see docs/sandbox.md",
+            hint="build it freestanding, without WASI: see docs/udf-guide.md",
         )
     from tarsdb.udf_sandbox import wasmtime_backend
 
@@ -227,7 +227,7 @@ def _not_columnar(export: str, found: FuncType, signature: str) -> UdfValidation
     return UdfValidationError(
         f"export {export} has type {found}, {signature} needs the columnar ABI: {COLUMNAR_TYPE}"
         " in a module that exports memory, tars_alloc and the global tars_abi_v1",
-        hint="see docs/sandbox.md",
+        hint="see docs/udf-abi.md",
     )
 
 

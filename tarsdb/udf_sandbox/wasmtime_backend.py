@@ -1,6 +1,6 @@
-"""wasmtime: the engine and its settings, compiled modules, stores with limits, traps to errors.
+"""wasmtime in this process: its engine, compiled modules, stores with limits, traps to errors.
 
-The only module that imports wasmtime, and so imported on first need. Uses four functions of
+Imports wasmtime, and so is imported on first need. Uses four functions of
 wasmtime-py's C binding that its classes do not wrap (the epoch callback); where they are absent
 calls end at their time limit all the same, they only cannot be interrupted earlier.
 """
@@ -21,33 +21,20 @@ from typing import Any
 import numpy as np
 import wasmtime
 
-from tarsdb.errors import InterruptError, UdfError, UdfTrapError, UdfValidationError
+from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.udf_sandbox import stacks
-from tarsdb.udf_sandbox.exports import Export
-from tarsdb.udf_sandbox.limits import Call, fuel_error, memory_error, time_error
+from tarsdb.udf_sandbox import settings, stacks
+from tarsdb.udf_sandbox.compilation import native_code
+from tarsdb.udf_sandbox.exports import Export, describe_trap, is_memory_limit
+from tarsdb.udf_sandbox.limits import Call, memory_error, stop_error
 from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
 from tarsdb.udf_sandbox.ticker import INTERVAL_S, Ticker
 
 _CACHED_MODULES = 64
-_OFF = (
-    "wasm_threads", "wasm_memory64", "wasm_multi_memory", "wasm_gc", "wasm_exceptions",
-    "wasm_tail_call", "wasm_relaxed_simd", "wasm_function_references", "wasm_wide_arithmetic",
-    "wasm_custom_page_sizes", "wasm_stack_switching", "wasm_component_model", "shared_memory",
-    "debug_info", "parallel_compilation",
-)  # fmt: skip
 
 
-def _config(canonical: bool) -> wasmtime.Config:
-    """Return the settings every guest runs under; ``canonical`` is about NaN."""
-    config = wasmtime.Config()
-    for name in _OFF:  # a pool of compiler threads would not survive fork either
-        setattr(config, name, False)
-    config.consume_fuel = True
-    config.epoch_interruption = True
-    config.cranelift_nan_canonicalization = canonical
-    config.max_wasm_stack = stacks.MAX_WASM_STACK
-    return config
+def _settings(canonical: bool) -> str:
+    return "wasmtime" if canonical else "any-nan"
 
 
 class Runtime:
@@ -59,7 +46,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.engines = {
-            canonical: wasmtime.Engine(_config(canonical)) for canonical in (True, False)
+            canonical: settings.engine(_settings(canonical)) for canonical in (True, False)
         }
         self.ticker = Ticker(self._tick)
         self._modules: OrderedDict[str, wasmtime.Module] = OrderedDict()
@@ -79,10 +66,8 @@ class Runtime:
             if found is not None:
                 self._modules.move_to_end(key)
                 return found
-        try:
-            module = wasmtime.Module(self.engines[canonical], code)
-        except wasmtime.WasmtimeError as error:
-            raise UdfValidationError(f"module does not compile: {_short(error)}") from error
+        native = native_code(_settings(canonical), code)
+        module = wasmtime.Module.deserialize(self.engines[canonical], native)
         with self._lock:
             self._modules[key] = module
             while len(self._modules) > _CACHED_MODULES:
@@ -189,6 +174,7 @@ class Store:
         self.watched = watched and _set_callback is not None
         self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
+        self._thread = 0  # of the call it was begun for: the calls below are not checked
         self.set_memory_limit(limits.max_memory_bytes)
         if self.watched:
             _set_callback(self.raw.ptr(), _callback, self.key, _no_finalizer)
@@ -205,6 +191,7 @@ class Store:
         left = max(call.deadline - time.monotonic(), 0.0)
         self.raw.set_epoch_deadline(1 if self.watched else math.ceil(left / INTERVAL_S) + 1)
         _running[self.key] = call
+        self._thread = threading.get_ident()
 
     def end(self, call: Call) -> int:
         """Return the fuel the call used."""
@@ -218,13 +205,13 @@ class Store:
         try:
             return wasmtime.Instance(self.raw, module, imports)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            text = str(error)
-            if "exceeds memory limits" in text or "memory minimum size" in text:
+            if is_memory_limit(error):
                 raise memory_error(call.function, self.limits, "its memory is too large") from error
             raise _converted(error, call, None) from error
 
     def invoke(self, function: Export, call: Call, memory: Any, *args: int) -> int:
         """Call an export; traps and stops become typed errors."""
+        assert self._thread == threading.get_ident(), "a store is used by another thread"
         try:
             return function(*args)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -247,28 +234,8 @@ class Store:
 
 
 def _converted(error: Exception, call: Call, memory_size: int | None) -> Exception:
-    if call.stopped == "interrupt":
-        return InterruptError(f"function {call.function}: interrupted")
-    if call.stopped == "time":
-        return time_error(call)
-    if not isinstance(error, wasmtime.Trap):
-        return UdfError(f"function {call.function}: {_short(error)}")
-    code = error.trap_code
-    if code is wasmtime.TrapCode.OUT_OF_FUEL:
-        return fuel_error(call)
-    if code is wasmtime.TrapCode.INTERRUPT:
-        return time_error(call)
-    name = "UNKNOWN" if code is None else code.name
-    hint = None
-    if memory_size is not None and memory_size > call.limits.max_memory_bytes - (1 << 20):
-        limit = call.limits.max_memory_bytes
-        hint = f"its memory is at {memory_size} of max_memory = {limit} bytes"
-    return UdfTrapError(
-        f"function {call.function}: trap {name}{_place(error)}", hint=hint, code=name
-    )
-
-
-def _place(trap: wasmtime.Trap) -> str:
-    """Return the guest function a trap came from, where its name section tells."""
-    frames = trap.frames
-    return f" in {frames[0].func_name!r}" if frames and frames[0].func_name else ""
+    if isinstance(error, wasmtime.Trap):
+        return stop_error(call, *describe_trap(error), memory_size)
+    if call.stopped:
+        return stop_error(call, "", "", memory_size)
+    return UdfError(f"function {call.function}: {_short(error)}")

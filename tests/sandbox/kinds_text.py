@@ -110,3 +110,41 @@ LETTERS = f"""(module {PRELUDE}
         (i32.sub (local.get $i) (i32.load (local.get $o))))''')
 }
     (i32.const 0)))"""
+
+
+def metric(name: str, dim: int, element: str, *, result: str = "f64", extra: str = "") -> str:
+    """Return a module of one metric (a VECTOR(dim), b VECTOR(dim)).
+
+    ``element`` is an f32 made of the f32 locals $x and $y, the elements of a and b, and $t, what
+    came out before. An argument whose flag says that it is constant has one vector.
+    """
+    row = "(i32.add (i32.load offset={data} (local.get $d)) (i32.mul (i32.const {size}) {row}))"
+    number = "(if (result i32) (i32.and (i32.load offset={flags} (local.get $d)) (i32.const 2)) " \
+        "(then (i32.const 0)) (else (local.get $i)))"  # fmt: skip
+    a = row.format(data=8, size=4 * dim, row=number.format(flags=4))
+    b = row.format(data=40, size=4 * dim, row=number.format(flags=36))
+    widen = "(f64.promote_f32 (local.get $t))" if result == "f64" else "(local.get $t)"
+    shift = 3 if result == "f64" else 2
+    return f"""(module {PRELUDE} {extra}
+  (func (export "{name}") (param $d i32) (param $n i32) (result i32)
+    (local $i i32) (local $a i32) (local $b i32) (local $end i32)
+    (local $x f32) (local $y f32) (local $t f32)
+    {
+        loop(f'''(local.set $a {a}) (local.set $b {b})
+      (local.set $end (i32.add (local.get $a) (i32.const {4 * dim})))
+      (local.set $t (f32.const 0))
+      (loop $each
+        (local.set $x (f32.load (local.get $a))) (local.set $y (f32.load (local.get $b)))
+        (local.set $t {element})
+        (local.set $a (i32.add (local.get $a) (i32.const 4)))
+        (local.set $b (i32.add (local.get $b) (i32.const 4)))
+        (br_if $each (i32.lt_u (local.get $a) (local.get $end))))
+      ({result}.store {at("(i32.load offset=72 (local.get $d))", shift)} {widen})''')
+    }
+    (i32.const 0)))"""
+
+
+CHEBYSHEV = "(f32.max (local.get $t) (f32.abs (f32.sub (local.get $x) (local.get $y))))"
+# how far b lies above a: not the same as how far a lies above b
+ABOVE = """(f32.add (local.get $t) (f32.max (f32.const 0)
+  (f32.sub (local.get $y) (local.get $x))))"""

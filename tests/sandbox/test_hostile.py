@@ -18,6 +18,8 @@ from tarsdb.types import BIGINT, BLOB, BOOLEAN, INT, TEXT, SqlType, parse_type
 from tarsdb.udf_sandbox import Budget, ScalarFunction, inspect_module, to_wasm
 from tests.sandbox.wasm_text import columnar
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 LOOP = "(loop $l (br $l))"
 ENDLESS = SandboxLimits(fuel=2**60, timeout_ms=20_000)
 

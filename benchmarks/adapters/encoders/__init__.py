@@ -40,9 +40,19 @@ def installed(names: Iterable[str]) -> list[str]:
     for name in names:
         if importlib.util.find_spec(CONTENDERS[name][0]) is None:
             print(f"  {name}: left out, {CONTENDERS[name][0]} is not installed")
+        elif name == "torch bf16" and not has_bfloat16():
+            print(f"  {name}: left out, without bfloat16 instructions it takes seven times fp32's")
         else:
             found.append(name)
     return found
+
+
+def has_bfloat16() -> bool:
+    """Return True where the processor multiplies bfloat16 numbers."""
+    import llvmlite.binding as llvm
+
+    found = llvm.get_host_cpu_features()
+    return bool(found.get("avx512bf16") or found.get("amx-bf16"))
 
 
 def make(name: str, folder: pathlib.Path, threads: int) -> Encode:

@@ -1,4 +1,4 @@
-;; A small text module in the columnar ABI (docs/sandbox.md):
+;; A small text module in the columnar ABI (docs/udf-abi.md):
 ;;   vowels(t TEXT) RETURNS INT            ASCII vowels
 ;;   lev(a TEXT, b TEXT) RETURNS INT       Levenshtein distance in bytes (two rows of Wagner-Fischer)
 ;;   shout(t TEXT) RETURNS TEXT            ASCII letters in upper case

@@ -24,7 +24,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import bytecode, caching
 
-FOLDER_VARIABLE = "TARSDB_CACHE_DIR"
+from tarsdb.user_cache import private_folder
 
 
 def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[..., int]:
@@ -64,25 +64,7 @@ def _name_apart() -> None:
 
 def kernel_folder() -> pathlib.Path | None:
     """Return the folder of this build's machine code, or None where there is none to trust."""
-    base = os.environ.get(FOLDER_VARIABLE)
-    try:
-        root = pathlib.Path(base) if base else _user_folder() / "tarsdb"
-        folder = root / "kernels" / _fingerprint()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # read-only, or no home directory
-        return None
-    if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
-        return None  # cached code runs in this process: only our own is read
-    return folder
-
-
-def _user_folder() -> pathlib.Path:
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return pathlib.Path(os.environ["LOCALAPPDATA"])
-    if sys.platform == "darwin":
-        return pathlib.Path.home() / "Library" / "Caches"
-    chosen = os.environ.get("XDG_CACHE_HOME")
-    return pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache"
+    return private_folder("kernels", _fingerprint())
 
 
 def _fingerprint() -> str:

@@ -61,6 +61,18 @@ def make_attend(variant: str) -> Any:
         fill(scores + 4 * behind, _HIDDEN, 16 * lines - behind)
         return softmax_terms(scores, lines, scaling)
 
+    @njit(nogil=True)
+    def neighbours(table, first, most):  # type: ignore[no-untyped-def]
+        """Return how far apart the next blocks lie, and how many of them lie so."""
+        if most == 1:
+            return 0, 1
+        apart, alike = read_int(table, first + 1) - read_int(table, first), 2
+        while alike < most and (
+            read_int(table, first + alike) - read_int(table, first + alike - 1) == apart
+        ):
+            alike += 1
+        return apart, alike
+
     @njit(nogil=True, error_model="numpy")
     def attend(queries, stride, count, position, step, table, keys, values, block_bytes, value_bytes, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
         keep_apart()
@@ -69,10 +81,13 @@ def make_attend(variant: str) -> Any:
         lines = last // 16 + 1 - begin
         sums, context = scratch, scratch + 4 * QUERIES
         scores, scores_stride = context + 4 * QUERIES * width, 64 * lines
-        for line in range(lines):
+        line = 0
+        while line < lines:
             block = read_int(table, begin + line)
-            multiply(queries, stride, count, keys + block * block_bytes, _LINE, _LINE, _TILE,
-                     head_dim, scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+            apart, alike = neighbours(table, begin + line, lines - line)
+            multiply(queries, stride, count, keys + block * block_bytes, _LINE, apart * block_bytes,
+                     alike, head_dim, scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+            line += alike
         for i in range(count):
             total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
                            window, scaling, cap)  # fmt: skip

@@ -23,8 +23,8 @@ _Static_assert(sizeof(void *) == 4, "compile for wasm32");
 
 enum tars_type {
   TARS_BOOL = 1, TARS_INT16 = 2, TARS_INT32 = 3, TARS_INT64 = 4, TARS_FLOAT32 = 5,
-  TARS_FLOAT64 = 6, TARS_FIXED16 = 7, TARS_UTF8 = 8, TARS_BINARY = 9, TARS_VECTOR_F32 = 10,
-  TARS_VECTOR_F16 = 11, TARS_VECTOR_I8 = 12, TARS_BITS = 13
+  TARS_FLOAT64 = 6, TARS_FIXED16 = 7, TARS_UTF8 = 8, TARS_BINARY = 9, TARS_VEC_F32 = 10,
+  TARS_VEC_F16 = 11, TARS_VEC_I8 = 12, TARS_VEC_BIT = 13
 };
 
 typedef struct {

@@ -1,4 +1,4 @@
-"""Search by a distance of one's own: brute force, ties, NaN, dead rows, and what is refused."""
+"""Search by a distance of one's own: brute force, ties, dead rows, NaN, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TYPES = ("VECTOR", "HALFVEC", "INT8VEC")
 
 
 def chebyshev(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Largest difference of any element; NaN where a row begins with three."""
+    """Largest difference of any element."""
     found: np.ndarray = np.abs(rows - query).max(axis=1)
-    return np.where(rows[:, 0] == 3, np.float32(np.nan), found).astype(np.float32)
+    return found.astype(np.float32)
 
 
 def index_of(
@@ -42,11 +42,8 @@ def brute(
     query: np.ndarray, rowids: np.ndarray, data: np.ndarray, k: int
 ) -> list[tuple[int, float]]:
     values = [float(chebyshev(query, row[np.newaxis].astype(np.float32))[0]) for row in data]
-    keyed = sorted(
-        (np.isnan(v), 0 if np.isnan(v) else v, r)
-        for v, r in zip(values, rowids.tolist(), strict=True)
-    )
-    return [(r, float("nan") if isnan else v) for isnan, v, r in keyed[:k]]
+    keyed = sorted(zip(values, rowids.tolist(), strict=True))
+    return [(r, v) for v, r in keyed[:k]]
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -86,13 +83,15 @@ def test_the_built_in_metric_written_by_hand_gives_the_built_in_answer() -> None
     np.testing.assert_array_equal(own_values, values[0])
 
 
-def test_rows_are_copies() -> None:
+def test_the_blocks_cannot_be_written_to() -> None:
     index, _, data, _ = index_of(parse_type("VECTOR(5)"), 50, False)
     before = data.copy()
 
     def rude(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         assert rows.flags.c_contiguous
-        rows[:], query[:] = 7, 7
+        with pytest.raises(ValueError, match="read-only"):
+            rows[:] = 7
+        query[:] = 7
         return np.zeros(len(rows), np.float32)
 
     query = np.zeros(5, np.float32)
@@ -137,3 +136,18 @@ def test_what_cannot_be_asked() -> None:
     bits = FlatIndex([VectorBlock(np.arange(2), np.zeros((2, 1), np.uint8))], parse_type("BIT(8)"))
     with pytest.raises(NotSupportedError, match=r"BIT\(8\)"):
         bits.search_by(chebyshev, np.zeros(1, np.float32), 3)
+
+
+def test_nan_is_an_error_that_names_the_row_even_a_far_one() -> None:
+    index, rowids, data, _ = index_of(parse_type("VECTOR(5)"), 400, False)
+    query = np.array([0, 1, 2, 1, 0], dtype=np.float32)
+    bad = data[:, 0] == 3
+
+    def broken(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return np.where(rows[:, 0] == 3, np.float32(np.nan), chebyshev(query, rows))
+
+    with pytest.raises(DataError, match=f"function broken gave NaN for row {rowids[bad].min()}"):
+        index.search_by(broken, query, 3)
+    good = np.flatnonzero(~bad)
+    ids, _ = index.search_by(broken, query, 3, good)
+    assert ids.tolist() == index.search_by(chebyshev, query, 3, good)[0].tolist()

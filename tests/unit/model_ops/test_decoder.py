@@ -89,6 +89,23 @@ def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> Non
     assert np.sqrt(np.square(expected).mean()) > 2
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_where_blocks_lie_does_not_matter(name: str, tiny) -> None:
+    """Neighbouring blocks are taken several at a time."""
+    decoder = tiny(name)
+    prompt = [3 + i % 60 for i in range(70)]
+    places = [[0, 1, 2, 3, 4], [9, 8, 7, 6, 5], [0, 2, 4, 6, 7], [7, 1, 9, 0, 3]]
+    caches = [decoder.new_cache(10) for _ in places]
+    for cache, blocks in zip(caches, places, strict=True):
+        step(decoder, cache, [(prompt[:-1], 0, blocks)])
+    found = [step(decoder, cache, [(prompt[-1:], 69, blocks)])
+             for cache, blocks in zip(caches, places, strict=True)]  # fmt: skip
+    for other in found[1:]:
+        assert np.array_equal(found[0], other)
+    wrong = step(decoder, caches[0], [(prompt[-1:], 69, places[1])])
+    assert not np.array_equal(found[0], wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "quantize"),
     [

@@ -91,6 +91,11 @@ PLANS: list[tuple[str, pl.Plan]] = [
         ),
     ),
     (
+        "CREATE TRIGGER IF NOT EXISTS t AFTER INSERT ON docs CALL f",
+        pl.CreateTrigger("t", "docs", "f", True),
+    ),
+    ("DROP TRIGGER IF EXISTS t", pl.Drop("trigger", "t", True)),
+    (
         "CREATE AGGREGATE FUNCTION g(x DOUBLE) RETURNS DOUBLE LANGUAGE wasm FROM stats::gmean",
         pl.CreateFunction(
             "g", (("x", "DOUBLE"),), "DOUBLE", "wasm", None, "stats", "gmean", kind="aggregate"
@@ -153,7 +158,9 @@ def test_create_table_of_the_documentation() -> None:
         "ALTER MODEL m ADD VERSION v2 FROM '/x'", "ALTER MODEL m ROLLBACK",
         "FINETUNE MODEL clf FROM (SELECT 1)", "BACKUP DATABASE TO 'x.tars'",
         "RESTORE DATABASE FROM 'x.tars'", "OPTIMIZE MODEL minilm FOR 'latency'",
-        "CREATE TRIGGER t AFTER INSERT ON docs CALL f",
+        "CREATE TRIGGER t BEFORE INSERT ON docs CALL f",
+        "CREATE TRIGGER t AFTER UPDATE ON docs CALL f",
+        "CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs CALL f",
         "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE python AS $$ x $$",
         "ALTER TABLE docs ALTER COLUMN emb SET MODEL 'm/v2'", "CREATE VIEW v AS SELECT 1",
         "GRANT SELECT ON docs TO me", "MERGE INTO a USING b ON a.x = b.x", "TRUNCATE docs",

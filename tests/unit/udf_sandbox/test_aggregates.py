@@ -127,3 +127,12 @@ def test_a_missing_or_wrong_export_is_named(part: str) -> None:
         with pytest.raises(UdfValidationError, match=f"mid_{part} of type|needs a module"):
             AggregateFunction(to_wasm(text), "mid", [DOUBLE], DOUBLE)
     AggregateFunction(to_wasm(MID), "mid", [DOUBLE], DOUBLE)
+
+
+def test_in_a_worker() -> None:
+    limits = SandboxLimits(backend="worker")
+    mid = AggregateFunction(to_wasm(MID), "mid", [DOUBLE], DOUBLE, limits=limits)
+    values, offsets = random_groups(1000, 200)
+    for _ in range(2):
+        assert mid.call([Column(DOUBLE, values)], offsets).to_list() == means(values, offsets)
+    mid.close()

@@ -18,6 +18,8 @@ from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, TEXT, SqlType, pars
 from tarsdb.udf_sandbox import Budget, ScalarFunction, to_wasm
 from tests.sandbox.wasm_text import DEMO, IDENTITY, IS_NULL, columnar
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 SAMPLES: dict[str, list[Any]] = {
     "BOOLEAN": [True, False], "SMALLINT": [-32768, 32767, 0], "INT": [-(2**31), 2**31 - 1, 5],
     "BIGINT": [-(2**63), 2**63 - 1, 5], "REAL": [1.5, -0.0, float("inf")],

@@ -93,3 +93,11 @@ def test_it_needs_the_columnar_interface() -> None:
         TableFunction(to_wasm(LETTERS), "g", [TEXT], [TEXT, INT])
     with pytest.raises(UdfError, match="argument 1 is TEXT of 1 rows"):
         letters().call([Column(INT, np.zeros(1, np.int32))], 1)
+
+
+def test_in_a_worker() -> None:
+    function = letters(limits=SandboxLimits(backend="worker"))
+    texts = ["ab", "", None, "c" * 70_000]
+    for _ in range(2):
+        assert rows(function, texts) == model(texts)
+    function.close()

@@ -1,0 +1,109 @@
+"""The bars of inference, on processors without matrix units: speeds beside the best rival's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.claim import Claim, Record, path
+
+OWN = "tarsdb"
+
+
+def _of_rivals(kind: str, mode: str, threads: int = 1) -> Callable[[Record], Any]:
+    """Return a reader of our time over the fastest rival's of the same precision, by the clock."""
+
+    def read(record: Record) -> float:
+        seconds = record[f"threads_{threads}"][kind]
+        rivals = [taken["wall"] for name, taken in seconds.items()
+                  if name.endswith(mode) and not name.startswith(OWN)]  # fmt: skip
+        return float(seconds[f"{OWN} {mode}"]["wall"] / min(rivals))
+
+    return read
+
+
+def _times_faster(kind: str, mode: str) -> Callable[[Record], Any]:
+    share = _of_rivals(kind, mode)
+    return lambda record: 1 / share(record)
+
+
+def _scaling(record: Record) -> float:
+    one, two = (record[f"threads_{n}"]["unsorted"][f"{OWN} fp32"]["wall"] for n in (1, 2))
+    return float(one / two)
+
+
+def _speed(what: str, mode: str, rival: str) -> Callable[[Record], Any]:
+    def read(record: Record) -> float:
+        speeds = record[what]["tokens_per_second"]
+        return float(speeds[f"{OWN} {mode}"] / speeds[rival])
+
+    return read
+
+
+def _of_bandwidth(mode: str) -> Callable[[Record], Any]:
+    def read(record: Record) -> float:
+        speed = record["b1"]["tokens_per_second"][f"{OWN} {mode}"]
+        return float(speed * record["bytes_a_token"][mode] / record["bandwidth"])
+
+    return read
+
+
+def _batch(mode: str) -> Callable[[Record], Any]:
+    def read(record: Record) -> float:
+        one, eight = (record[what]["tokens_per_second"][f"{OWN} {mode}"] for what in ("b1", "b8"))
+        return float(eight / one)
+
+    return read
+
+
+INFERENCE = (
+    *(
+        Claim("embed", f"MiniLM {mode}, texts {kind} by length, times faster", f">= {bar}",
+              _times_faster(kind, mode), f"the best {mode} rival")
+        for mode, kind, bar in (("fp32", "sorted", 0.95), ("fp32", "unsorted", 1.5),
+                                ("int8", "sorted", 1.5), ("int8", "unsorted", 1.5))
+    ),
+    *(
+        Claim("embed", f"MiniLM {mode}, one text of 16 tokens, share of the time", "<= 0.75",
+              _of_rivals("one_text", mode), f"the best {mode} rival")
+        for mode in ("fp32", "int8")
+    ),
+    Claim("embed", "MiniLM, two threads, times faster", ">= 1.9", _scaling, "one thread"),
+    *(
+        Claim("embed", f"MiniLM {mode}, {words}", f">= {bar}",
+              path("accuracy", f"{OWN} {mode}", figure))
+        for mode, figure, words, bar in (
+            ("fp32", "cosine_min", "least cosine to the reference", 0.9999),
+            ("int8", "cosine_mean", "mean cosine to the reference", 0.997),
+            ("int8", "overlap_at_10", "overlap of the ten nearest", 0.92),
+        )
+    ),
+    *(
+        Claim("decode_110M_1", f"decoding {mode}, one sequence, times faster", f">= {bar}",
+              _speed("b1", mode, rival), rival)
+        for mode, rival, bar in (
+            ("none", "llama.cpp F32", 1.5), ("bf16", "llama.cpp BF16", 1.5),
+            ("int8", "llama.cpp Q8_0", 1.5), ("none", "torch float32", 2),
+            ("bf16", "torch bfloat16", 2))
+    ),
+    *(
+        Claim("decode_110M_1", f"decoding {mode}, share of the memory's bandwidth", f">= {bar}",
+              _of_bandwidth(mode))
+        for mode, bar in (("bf16", 0.85), ("int8", 0.8))
+    ),
+    *(
+        Claim("decode_110M_1", f"decoding {mode}, eight sequences, times the tokens/s", ">= 3.5",
+              _batch(mode), "one sequence")
+        for mode in ("none", "bf16", "int8")
+    ),
+    Claim("decode_110M_1", "a prompt of 256 tokens, bf16, times faster", ">= 1.5",
+          _speed("prefill", "bf16", "torch bfloat16"), "torch bfloat16"),
+    Claim("first_embedding", "first embedding of a new process, through SQL, s", "<= 0.6",
+          path("tarsdb", "whole", "median")),
+    Claim("serving", "second request with the same 1,000 tokens, times sooner", ">= 10",
+          path("prefix", "times_sooner"), "the first"),
+    Claim("serving", "16 mixed requests, times sooner", ">= 3", path("together", "times_sooner"),
+          "one after another"),
+    Claim("serving", "16 mixed requests, the same texts in any company (1: yes)", "== 1",
+          path("together", "texts_equal")),
+)  # fmt: skip
