@@ -171,7 +171,7 @@ class BatchLayout:
         """
         at = base + DESCRIPTOR_BYTES * (len(self.columns) + number)
         fields = _region(memory, at, DESCRIPTOR_BYTES, function, "output descriptor")
-        found = fields.view(DESCRIPTOR)[0]
+        found = fields.copy().view(DESCRIPTOR)[0]  # what is checked is what is used
         return _read_column(
             memory, found, self.outputs[number], self.rows if rows is None else rows, function
         )
