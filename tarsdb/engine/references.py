@@ -10,6 +10,7 @@ from typing import Any
 
 from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
+from tarsdb.engine.loaded_models import adapted_model
 from tarsdb.errors import CatalogError
 from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import bind_expression
@@ -39,6 +40,9 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
     for function in context.catalog.functions() if kind == "module" else ():
         if (function.module or "").lower() == name.lower():
             raise CatalogError(f"cannot {verb} module {name}: function {function.name} uses it")
+    for model in context.catalog.models() if kind == "model" else ():
+        if adapted_model(model).lower() == name.lower():
+            raise CatalogError(f"cannot {verb} model {name}: model {model.name} adapts it")
     for table in context.catalog.tables() if kind != "module" else ():
         for index in table.indexes:
             if kind == "function" and index.function.lower() == name.lower():
