@@ -61,6 +61,14 @@ def _list_search_ms(record: Record) -> float:
     return float(record["figures"]["tarsdb_sql_bits"]["microseconds"] / 1000)
 
 
+def _worker_adds(record: Record) -> float:
+    return max(float(figure["worker_adds_ms"]) for figure in record["calls"].values())
+
+
+def _latest_kill(record: Record) -> float:
+    return max(float(figure["max"]) for figure in record["kills"].values())
+
+
 def _whole(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
     """Return a reader that knows no figure of a run over fewer rows or minutes than is claimed."""
 
@@ -218,6 +226,12 @@ CLAIMS = (
           path("calls", "per_row_over_batched"), "batches of 60,000"),
     Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
           path("calls", "new_instance_us")),
+    Claim("sandbox_worker", "1,000 rows in a worker process, ms more than in process", "<= 1",
+          _worker_adds),
+    Claim("sandbox_worker", "a worker that hangs is killed, ms after its deadline, worst", "<= 100",
+          _latest_kill),
+    Claim("sandbox_worker", "native code of a module from the cache, ms", "<= 1",
+          path("code", "textkit", "load_ms")),
     Claim("startup", "import, times as long", "<= 1.3", path("import", "times_of_numpy"),
           "import numpy"),
     Claim("startup", "open 100k rows and answer the first kNN, s", "<= 0.5",

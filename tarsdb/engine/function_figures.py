@@ -15,17 +15,19 @@ COLUMNS: tuple[tuple[str, SqlType], ...] = (
     ("calls", BIGINT), ("rows", BIGINT), ("transitions", BIGINT), ("bytes_in", BIGINT),
     ("bytes_out", BIGINT), ("fuel", BIGINT), ("seconds", DOUBLE), ("memory_high", BIGINT),
     ("reused", BIGINT), ("traps", TEXT), ("stopped", TEXT),
+    ("confinement", TEXT),
 )  # fmt: skip
 
 
 def row(figures: Figures | None) -> tuple[Any, ...]:
     """Return the values of :data:`COLUMNS`; of a function not called yet, zeros."""
     if figures is None:
-        return (0,) * 6 + (0.0, 0, 0, None, None)
+        return (0,) * 6 + (0.0, 0, 0, None, None, None)
     counts = (figures.calls, figures.rows, figures.transitions, figures.bytes_in,
               figures.bytes_out, figures.fuel, figures.seconds, figures.memory_high,
               figures.reused)  # fmt: skip
-    return (*counts, *(_text(known) for known in (figures.traps, figures.stopped)))
+    known = (_text(figures.traps), _text(figures.stopped), figures.confinement or None)
+    return (*counts, *known)
 
 
 def _text(counts: Mapping[str, int]) -> str | None:

@@ -123,13 +123,13 @@ def _model_versions(context: Context) -> Rows:
 def _functions(context: Context) -> Rows:
     stored = [
         (f.name, ", ".join(f"{n} {t}" for n, t in f.arguments), f.result, f.language,
-         f.volatility, f.strict, f.module, f.export,
+         f.volatility, f.strict, f.module, f.export, str(f.options.get("backend", "wasmtime")),
          *function_figures.row(context.engines.functions.figures(f)))
         for f in context.catalog.functions()
     ]  # fmt: skip
     session = [
         (f.name, ", ".join(map(str, f.arguments)), str(f.returns), "python (this connection)",
-         "VOLATILE", f.strict, None, None, *[None] * len(function_figures.COLUMNS))
+         "VOLATILE", f.strict, None, None, None, *[None] * len(function_figures.COLUMNS))
         for f in context.engines.functions.session.values()
     ]  # fmt: skip
     return stored + session
@@ -194,7 +194,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_functions": (
         (("name", TEXT), ("arguments", TEXT), ("returns", TEXT), ("language", TEXT),
          ("volatility", TEXT), ("strict", BOOLEAN), ("module", TEXT), ("export", TEXT),
-         *function_figures.COLUMNS), _functions),
+         ("backend", TEXT), *function_figures.COLUMNS), _functions),
     "tars_modules": ((("name", TEXT), ("size", BIGINT), ("sha256", TEXT)), _modules),
     "tars_triggers": (
         (("name", TEXT), ("table_name", TEXT), ("event", TEXT), ("function", TEXT)), _triggers),

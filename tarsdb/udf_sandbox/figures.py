@@ -40,6 +40,9 @@ class Figures:
         Calls that found an instance from an earlier one.
     traps : Counter
         By the trap's code.
+    confinement : str
+        What confined the process of the last call beside its limits: ``seccomp``, or why not;
+        ``''`` where there was no such process.
     stopped : Counter
         Calls ended by us: ``fuel``, ``memory``, ``time``, ``interrupt``, or ``process`` where a
         process that ran it ended.
@@ -54,6 +57,7 @@ class Figures:
     seconds: float = 0.0
     memory_high: int = 0
     reused: int = 0
+    confinement: str = ""
     traps: Counter[str] = field(default_factory=Counter)
     stopped: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -70,6 +74,7 @@ class Figures:
             self.seconds += seconds
             self.memory_high = max(self.memory_high, call.memory)
             self.reused += call.reused
+            self.confinement = call.confinement
             if isinstance(error, UdfTrapError):
                 self.traps[error.code] += 1
             elif (reason := stop_of(error)) is not None:

@@ -202,6 +202,7 @@ class Call:
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
     transitions: int = 0  # calls of guest code from the host
+    confinement: str = ""  # of the process it ran in, where that was another
     waited: float = 0.0  # seconds that are not the guest's: its process had to be started
     rows: int = 0
     bytes_in: int = 0

@@ -19,12 +19,18 @@ _OFF = (
     "debug_info", "parallel_compilation",
 )  # fmt: skip
 
+_OFF_BY_BINDING = ("wasm_branch_hinting", "wasm_compact_imports")  # without a property
+
 
 def _in_process(canonical: bool) -> wasmtime.Config:
     """Return the settings of guests in this process; ``canonical`` is about NaN."""
     config = wasmtime.Config()
     for name in _OFF:  # a pool of compiler threads would not survive fork either
         setattr(config, name, False)
+    for name in _OFF_BY_BINDING:
+        switch = getattr(c_api, f"wasmtime_config_{name}_set", None)
+        if switch is not None:
+            switch(config.ptr(), False)
     config.consume_fuel = True
     config.epoch_interruption = True
     config.cranelift_nan_canonicalization = canonical

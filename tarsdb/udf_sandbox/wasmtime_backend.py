@@ -174,6 +174,7 @@ class Store:
         self.watched = watched and _set_callback is not None
         self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
+        self._thread = 0  # of the call it was begun for: the calls below are not checked
         self.set_memory_limit(limits.max_memory_bytes)
         if self.watched:
             _set_callback(self.raw.ptr(), _callback, self.key, _no_finalizer)
@@ -190,6 +191,7 @@ class Store:
         left = max(call.deadline - time.monotonic(), 0.0)
         self.raw.set_epoch_deadline(1 if self.watched else math.ceil(left / INTERVAL_S) + 1)
         _running[self.key] = call
+        self._thread = threading.get_ident()
 
     def end(self, call: Call) -> int:
         """Return the fuel the call used."""
@@ -232,6 +234,7 @@ class Store:
 
     def invoke(self, function: Export, call: Call, memory: Any, *args: int) -> int:
         """Call an export; traps and stops become typed errors."""
+        assert self._thread == threading.get_ident(), "a store is used by another thread"
         try:
             result = function(*args)
             if call.failed is not None:

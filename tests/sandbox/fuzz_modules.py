@@ -1,14 +1,15 @@
 """Child process of test_mutated.py: mutate modules, run what is accepted, print the outcomes.
 
-``python -m tests.sandbox.fuzz_modules SEED COUNT [CONTROL]`` exits 0 unless something untyped
-escapes. Counted too, and meant to stay zero: ``leaked`` (a result holds another call's data),
-``late`` (beyond the deadline each of three times) and ``torn`` (a transaction half done). A control
-makes one of these happen, or ends or hangs the process, for the tests of the harness.
+``python -m tests.sandbox.fuzz_modules SEED COUNT [CONTROL [BACKEND]]`` exits 0 unless something
+untyped escapes. Counted too, and meant to stay zero: ``leaked`` (a result holds another call's
+data), ``late`` (beyond the deadline each of three times) and ``torn`` (a transaction half done). A
+control makes one of these happen, or ends or hangs the process, for the tests of the harness.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pathlib
 import random
@@ -90,12 +91,13 @@ def mutate(code: bytes, source: random.Random) -> bytes:
 class Harness:
     """Runs mutated modules and counts what becomes of them."""
 
-    def __init__(self, folder: pathlib.Path, control: str) -> None:
+    def __init__(self, folder: pathlib.Path, control: str, backend: str) -> None:
+        self.limits = dataclasses.replace(LIMITS, backend=backend)
         self.control = control
         self.accepted = 0
         self.seconds, self.slow = 0.0, False
         self.seen: collections.Counter[str] = collections.Counter()
-        self.victim = ScalarFunction(to_wasm(IDENTITY), "f", [BLOB], BLOB, limits=LIMITS)
+        self.victim = ScalarFunction(to_wasm(IDENTITY), "f", [BLOB], BLOB, limits=self.limits)
         self.file = folder / "mutated.wasm"
         self.db = tarsdb.connect(folder / "mutated.tars", file_access=True)
         self.db.execute("CREATE TABLE source (n BIGINT, t TEXT)")
@@ -106,7 +108,7 @@ class Harness:
         """Run a module as its subject is meant to be run."""
         _, export, argument, returns, items = SUBJECTS[number]
         try:
-            function = ScalarFunction(code, export, [argument], returns, limits=LIMITS)
+            function = ScalarFunction(code, export, [argument], returns, limits=self.limits)
         except UdfValidationError:
             self.seen["refused"] += 1
             return
@@ -155,7 +157,8 @@ class Harness:
         db.execute(f"CREATE OR REPLACE MODULE m FROM '{self.file}'")
         db.execute(
             f"CREATE OR REPLACE FUNCTION f(x {argument}) RETURNS {returns} LANGUAGE wasm "
-            f"FROM m::{export} WITH (fuel = 200000, fuel_per_row = 1000, timeout_ms = 500)"
+            f"FROM m::{export} WITH (fuel = 200000, fuel_per_row = 1000, timeout_ms = 500, "
+            f"backend = '{self.limits.backend}')"
         )
         db.execute("INSERT INTO log VALUES (1)")
         rows = 3
@@ -173,11 +176,11 @@ class Harness:
         self.seen["torn"] += steps != [1, *[2] * rows, 3]
 
 
-def main(seed: int, count: int, control: str = "") -> None:
+def main(seed: int, count: int, control: str = "", backend: str = "wasmtime") -> None:
     source = random.Random(seed)
     codes = [to_wasm(subject[0]) for subject in SUBJECTS]
     with tempfile.TemporaryDirectory() as folder:
-        harness = Harness(pathlib.Path(folder), control)
+        harness = Harness(pathlib.Path(folder), control, backend)
         for done in range(count):
             if done == 3 and control == "dead":
                 os.abort()

@@ -10,6 +10,8 @@ from tarsdb.types import BLOB, TEXT
 from tarsdb.udf_sandbox import ScalarFunction, to_wasm
 from tests.sandbox.wasm_text import DUMP, IDENTITY
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 CANARY = b"a canary of 28 bytes, flying"
 GROWN = DUMP.replace(
     "(i32.store offset=40 (local.get $d) (i32.const 0))",

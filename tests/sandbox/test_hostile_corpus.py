@@ -30,9 +30,12 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tarsdb.Connection]:
         yield connection
 
 
-def create(db: tarsdb.Connection, hostile: Hostile, folder: pathlib.Path) -> None:
+def create(
+    db: tarsdb.Connection, hostile: Hostile, folder: pathlib.Path, backend: str = "wasmtime"
+) -> None:
     """Create function ``f``; options of the entry come before those of the tests."""
     given = dict(item.split(" = ") for item in hostile.options.split(", ") if item)
+    given["backend"] = f"'{backend}'"
     options = ", ".join(f"{name} = {value}" for name, value in {**OPTIONS, **given}.items())
     head = f"CREATE OR REPLACE FUNCTION f(x {hostile.argument}) RETURNS {hostile.returns} " \
         "LANGUAGE wasm"  # fmt: skip
@@ -81,16 +84,19 @@ def late(seconds: float, hostile: Hostile) -> bool:
     return seconds > limit + max(0.1 * limit, SLACK_S)
 
 
+@pytest.mark.parametrize("backend", ["wasmtime", "worker"])
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name)
-def test_hostile_module(db: tarsdb.Connection, hostile: Hostile, tmp_path: pathlib.Path) -> None:
+def test_hostile_module(
+    db: tarsdb.Connection, hostile: Hostile, tmp_path: pathlib.Path, backend: str
+) -> None:
     if hostile.outcome == "refused":
         before = db.execute("SELECT name FROM tars_functions ORDER BY name").fetchall()
         with pytest.raises(UdfValidationError):
-            create(db, hostile, tmp_path)
+            create(db, hostile, tmp_path, backend)
         assert db.execute("SELECT name FROM tars_functions ORDER BY name").fetchall() == before
         return
     try:
-        create(db, hostile, tmp_path)
+        create(db, hostile, tmp_path, backend)
     except UdfLimitError as error:  # its memory starts too large
         assert hostile.outcome == f"limit {error.kind}"
         return

@@ -19,9 +19,11 @@ def child(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def outcomes(seed: int, count: int, control: str = "", timeout: float = 300) -> dict[str, int]:
+def outcomes(
+    seed: int, count: int, control: str = "", timeout: float = 300, backend: str = "wasmtime"
+) -> dict[str, int]:
     """Run mutated modules in a child; raise AssertionError when it dies, hangs or reports harm."""
-    arguments = ["-m", "tests.sandbox.fuzz_modules", str(seed), str(count), control]
+    arguments = ["-m", "tests.sandbox.fuzz_modules", str(seed), str(count), control, backend]
     try:
         result = child(*arguments, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -42,6 +44,18 @@ def test_mutated_modules(seed: int) -> None:
     # The mutations reach every stage: the validator, the guest, its traps, statements.
     assert seen["refused"] > 50 and seen["ran"] > 20 and seen["UdfTrapError"] > 5
     assert seen["statements"] > 10
+
+
+def test_mutated_modules_in_workers() -> None:
+    """Every module that is accepted runs in a process of its own, so these are fewer."""
+    seen = outcomes(4, 60, backend="worker")
+    assert seen["refused"] > 5 and seen["ran"] > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30, 32))
+def test_many_mutated_modules_in_workers(seed: int) -> None:
+    outcomes(seed, 1000, timeout=590, backend="worker")
 
 
 @pytest.mark.slow

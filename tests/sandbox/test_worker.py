@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pathlib
 import select
@@ -338,12 +339,33 @@ def test_from_sql_and_a_crash_rolls_the_statement_back(tmp_path: pathlib.Path) -
             f"'{body}' WITH (backend = 'worker', timeout_ms = 100, fuel = 1000000000000)"
         )
         assert db.execute("SELECT f(n) FROM t").fetchall() == [(7,), (7,)]
+        told = db.execute("SELECT backend, confinement FROM tars_functions").fetchone()
+        assert told == ("worker", "seccomp") or not LINUX
         db.execute("INSERT INTO t VALUES (1)")
         with pytest.raises(UdfLimitError, match="timeout_ms"):
             db.execute("UPDATE t SET n = f(n) + 1")
         assert db.execute("SELECT n FROM t ORDER BY n").fetchall() == [(0,), (0,), (1,)]
     with tarsdb.connect(path) as db:
         assert db.execute("SELECT sum(f(n)) FROM t WHERE n = 0").fetchall() == [(14,)]
+
+
+@linux_only
+def test_workers_end_with_the_connection(tmp_path: pathlib.Path) -> None:
+    def children() -> set[int]:
+        found = pathlib.Path("/proc/self/task").glob("*/children")
+        return {int(pid) for path in found for pid in path.read_text().split()}
+
+    with tarsdb.connect(tmp_path / "x.tars") as db:
+        db.execute(
+            "CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
+            f"'{PLUS_ONE}' WITH (backend = 'worker')"
+        )
+        before = children()
+        assert db.execute("SELECT f(1)").fetchall() == [(2,)]
+        own = children() - before
+        assert own
+    gc.collect()
+    assert len(own & children()) <= 1  # the spare one waits for the next function
 
 
 @pytest.mark.parametrize(

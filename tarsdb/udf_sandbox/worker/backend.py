@@ -29,7 +29,7 @@ from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, S
 from tarsdb.udf_sandbox.worker.pool import pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable
 
-KILL_GRACE_S = 0.05
+KILL_GRACE_S = 0.03
 """How long after its deadline a worker may still say that its guest was stopped."""
 
 T = TypeVar("T")
@@ -150,13 +150,18 @@ class WorkerInstance:
     def start(self, call: Call) -> None:
         """Make the instance, beginning the call."""
         self._fuel_left = call.fuel
+        self._report(call)
         self._ask(Kind.START, call, b"", 0)
 
     def begin(self, call: Call) -> bool:
         """Give the instance the fuel and the time of a call; False when its process is gone."""
         self._working = pool().wake(self._process)
         self._begins, self._fuel_left = True, call.fuel
+        self._report(call)
         return self._working
+
+    def _report(self, call: Call) -> None:
+        call.confinement = self._process.unfiltered or "seccomp"
 
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Call an export; traps, stops and the process's death become typed errors."""
