@@ -170,7 +170,8 @@ def test_a_module_may_import_what_a_function_is_granted(
         (asks(room="(i32.const -4)"), LOOKS, errors.UdfError, "outside its memory"),
         (module(LOG, "says", "(loop $l (call $log (i32.const 0) (i32.const 1)) (br $l))"
                 " (i32.const 0)"), LOGS, errors.UdfLimitError, "called tars.log more than 1000"),
-        (says().replace('(memory (export "memory") 1)', '(memory (export "other") 1)'), LOGS, errors.DatabaseError, ""),
+        (says().replace('(memory (export "memory") 1)', '(memory (export "other") 1)'), LOGS,
+         errors.DatabaseError, ""),
     ],
 )  # fmt: skip
 def test_abuse_ends_the_statement_and_nothing_else(
