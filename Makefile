@@ -5,6 +5,7 @@
 #   make test       unit, property, crash, sandbox and architecture tests (minutes)
 #   make test-all   the same plus everything marked slow
 #   make lint       ruff, format, import layers, types
+#   make test-hyperlight   functions in micro VMs, in an emulated machine where KVM cannot (qemu)
 #   make crash      only the tests that kill processes, all of them
 #   make bench      figures against other databases, into benchmarks/results
 #   make bench-churn   three processes changing a million rows for half an hour (takes an hour)
@@ -21,7 +22,7 @@ META   := setup.cfg pyproject.toml
 # Test processes share the cores with each other, not with each process's own threads.
 test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint bench bench-churn crash docs clean
+.PHONY: setup demo test test-all test-hyperlight lint bench bench-churn crash docs clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.test $(VENV)/.model
@@ -34,6 +35,11 @@ test: $(VENV)/.test $(VENV)/.model
 
 test-all: $(VENV)/.test $(VENV)/.model
 	$(PYTEST) -n $(JOBS) --dist worksteal -q
+
+# In an emulated machine each import is slow, so only the plugins that are needed are loaded.
+test-hyperlight: $(VENV)/.test
+	$(BIN)/python -m tests.hyperlight.machine -m pytest tests/hyperlight -q --no-header --color=no \
+	  -p no:cacheprovider -p no:xdist -p no:hypothesispytest --durations=5
 
 crash: $(VENV)/.test
 	$(PYTEST) tests/crash -q

@@ -225,7 +225,7 @@ CLAIMS = (
     Claim("sandbox", "sandboxed function called row by row, times the time a row", ">= 1000",
           path("calls", "per_row_over_batched"), "batches of 60,000"),
     Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",
-          path("calls", "new_instance_us")),
+          lambda record: max(record["calls"]["new_instance_us"].values())),
     Claim("sandbox_worker", "1,000 rows in a worker process, ms more than in process", "<= 1",
           _worker_adds),
     Claim("sandbox_worker", "a worker that hangs is killed, ms after its deadline, worst", "<= 100",

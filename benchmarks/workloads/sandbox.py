@@ -160,20 +160,28 @@ def calls(repeats: int) -> dict[str, Any]:
     )  # fmt: skip
     seconds = {name: figure["median"] / CALLS for name, figure in found.items()}
     added = (seconds["60000"] - seconds["1000"]) / 59_000
-    budget = Budget()
-
-    def start() -> None:
-        for _ in range(CALLS):
-            call = Call("f", LIMITS, budget, 2**40, time.monotonic() + 60)
-            function._compiled.guest(call, False).close()
-
-    instance = harness.measure({"instance": start}, repeats=repeats)["instance"]["median"] / CALLS
+    vector = parse_type(f"VECTOR({DIM})")
+    code = (GUESTS / "vectors.wasm").read_bytes()
+    columnar = ScalarFunction(code, "dot", [vector, vector], REAL)
+    instances = harness.measure(
+        {"plain": partial(_instances, function), "columnar": partial(_instances, columnar)},
+        repeats=repeats,
+    )
     return {
         "call_us": {name: value * 1e6 for name, value in seconds.items()},
         "row_adds_ns": added * 1e9,
         "per_row_over_batched": seconds["1"] / (seconds["60000"] / 60_000),
-        "new_instance_us": instance * 1e6,
+        "new_instance_us": {
+            name: figure["median"] / CALLS * 1e6 for name, figure in instances.items()
+        },
     }
+
+
+def _instances(function: ScalarFunction) -> None:
+    """Make guests under limits and free them."""
+    for _ in range(CALLS):
+        call = Call("f", LIMITS, Budget(), 2**40, time.monotonic() + 60)
+        function._compiled.guest(call, False).close()
 
 
 def _many(function: ScalarFunction, column: Column, rows: int) -> None:

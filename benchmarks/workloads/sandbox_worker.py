@@ -26,7 +26,7 @@ import wasmtime  # noqa: E402
 from tarsdb.columns import Column, from_list  # noqa: E402
 from tarsdb.errors import UdfLimitError  # noqa: E402
 from tarsdb.options import SandboxLimits  # noqa: E402
-from tarsdb.types import BIGINT, DOUBLE, TEXT, SqlType  # noqa: E402
+from tarsdb.types import BIGINT, DOUBLE, REAL, TEXT, SqlType, parse_type  # noqa: E402
 from tarsdb.udf_sandbox import (  # noqa: E402
     Budget,
     ScalarFunction,
@@ -85,6 +85,28 @@ def calls(repeats: int) -> dict[str, Any]:
         found[name] = {"seconds": seconds, "worker_adds_ms": more * 1e3}
         worker.close()
     return found
+
+
+def checked_accesses(repeats: int) -> dict[str, Any]:
+    """Measure code of many accesses to memory: a worker's has a bounds check at each."""
+    vector = parse_type("VECTOR(384)")
+    source = np.random.default_rng(2)
+    columns = [Column(vector, source.random((10_000, 384), dtype=np.float32)) for _ in range(2)]
+    code = (ROOT / "benchmarks" / "guests" / "vectors.wasm").read_bytes()
+    subjects = {
+        backend: ScalarFunction(
+            code, "dot", [vector, vector], REAL, limits=SandboxLimits(backend=backend)
+        )
+        for backend in ("wasmtime", "worker")
+    }
+    results = [f.call(columns, 10_000).values for f in subjects.values()]
+    assert np.array_equal(*results)
+    seconds = harness.measure(
+        {name: partial(f.call, columns, 10_000) for name, f in subjects.items()},
+        repeats=repeats, clock=time.perf_counter,
+    )  # fmt: skip
+    subjects["worker"].close()
+    return {"seconds": seconds, "worker_times": harness.ratios(seconds, "wasmtime")["worker"]}
 
 
 def instances(repeats: int) -> dict[str, float]:
@@ -209,6 +231,7 @@ def main() -> None:
     record = {
         "data": {"rows": ROWS},
         "calls": calls(given.repeats),
+        "checked_accesses": checked_accesses(few),
         "instances": instances(given.repeats),
         "kills": kills(few),
         "starts": starts(few),

@@ -60,11 +60,6 @@ def create_function(context: Context, plan: CreateFunction) -> Result:
     existing = context.catalog.function(plan.name)
     if existing is not None:
         references.refuse_dependents(context, "function", existing.name, "replace")
-    if plan.language.lower() != "wasm":
-        raise NotSupportedError(
-            f"function {plan.name}: LANGUAGE {plan.language} is not built yet",
-            hint="LANGUAGE wasm, or Connection.create_function for trusted Python",
-        )
     function = _defined(plan)
     lookups.check(context, function)
     writes, code = context.require_writes(), _code(context, plan)
@@ -92,10 +87,9 @@ def _defined(plan: CreateFunction) -> FunctionDef:
             f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
         )
     return FunctionDef(
-        0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns), "wasm",
-        plan.module, plan.export or plan.name, "", plan.strict, plan.volatility,
-        options, kind=plan.kind, columns=columns, role=role,
-        lookup=lookup,
+        0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns),
+        plan.language.lower(), plan.module, plan.export or plan.name, "", plan.strict,
+        plan.volatility, options, kind=plan.kind, columns=columns, role=role, lookup=lookup,
     )  # fmt: skip
 
 
@@ -115,12 +109,44 @@ def _looked_up(name: str, options: dict[str, Any]) -> tuple[str, ...]:
 def _code(context: Context, plan: CreateFunction) -> bytes:
     from tarsdb.udf_sandbox import to_wasm
 
+    if plan.language.lower() != "wasm":
+        return _source(plan)
     if plan.module is None:
         return to_wasm(plan.code or "")
     module = context.catalog.module(plan.module)
     if module is None:
         raise CatalogError(f"module {plan.module!r} does not exist")
     return context.read_blob(module.digest)
+
+
+def _source(plan: CreateFunction) -> bytes:
+    if plan.code is None:
+        raise BindError(
+            f"function {plan.name}: FROM {plan.module} is a WebAssembly module, the language is "
+            f"{plan.language}",
+            hint="AS $$ the function's source $$",
+        )
+    return plan.code.encode()
+
+
+def _check_source(function: FunctionDef, text: str, backend: str) -> None:
+    """Raise unless a function in source text is one that its language's guest runs."""
+    from tarsdb.udf_sandbox import Source, check_source
+
+    what = f"function {function.name}: LANGUAGE {function.language}"
+    if backend != "hyperlight":
+        raise BindError(
+            f"{what} runs on backend 'hyperlight' only, the function's is {backend!r}",
+            hint="WITH (backend = 'hyperlight')",
+        )
+    if function.kind != "scalar" or function.role:
+        raise NotSupportedError(
+            f"{what} is for scalar functions, this is {function.role or function.kind}",
+            hint="LANGUAGE wasm",
+        )
+    types = [sql_type for _, sql_type in function.arguments]
+    code = Source(function.language, text)
+    check_source(code, function.export, types, function.returns)
 
 
 def _check(function: FunctionDef, code: bytes) -> None:
@@ -134,6 +160,9 @@ def _check(function: FunctionDef, code: bytes) -> None:
     )
 
     limits = limits_from_options(function.options)
+    if function.language != "wasm":
+        _check_source(function, code.decode(), limits.backend)
+        return
     if function.role:
         _check_role(function)
     info = inspect_module(code, allow=limits.allow)

@@ -187,6 +187,8 @@ def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:
         AggregateFunction,
         MetricFunction,
         ScalarFunction,
+        Source,
+        SourceFunction,
         TableFunction,
         limits_from_options,
     )
@@ -194,7 +196,12 @@ def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:
     code, limits = context.read_blob(function.digest), limits_from_options(function.options)
     types = [sql_type for _, sql_type in function.arguments]
     compiled: SandboxedFunction
-    if function.kind == "table":
+    if function.language != "wasm":
+        compiled = SourceFunction(
+            Source(function.language, code.decode()), function.export, types, function.returns,
+            strict=function.strict, limits=limits,
+        )  # fmt: skip
+    elif function.kind == "table":
         outputs = [sql_type for _, sql_type in function.columns]
         compiled = TableFunction(
             code, function.export, types, outputs, strict=function.strict, limits=limits

@@ -9,6 +9,8 @@ from tarsdb.sql.ddl_table import if_not_exists, type_text
 from tarsdb.sql.plan import CreateFunction
 from tarsdb.sql.stream import TokenStream
 
+_LANGUAGES = ("wasm", "python", "javascript")
+
 
 def create_function(stream: TokenStream, kind: str, or_replace: bool) -> CreateFunction:
     """Parse what follows CREATE [AGGREGATE] FUNCTION; ``kind`` is 'scalar' or 'aggregate'."""
@@ -28,7 +30,7 @@ def create_function(stream: TokenStream, kind: str, or_replace: bool) -> CreateF
     while not stream.at_end:
         _function_clause(stream, name, fields)
     if not fields["language"]:
-        stream.fail("expected LANGUAGE wasm")
+        stream.fail(f"expected LANGUAGE and one of {', '.join(_LANGUAGES)}")
     if (fields.get("code") is None) == (fields.get("module") is None):
         stream.fail("expected AS '<code>' or FROM module::export")
     return CreateFunction(name, arguments, if_not_exists=exists_ok, or_replace=or_replace, **fields)
@@ -60,8 +62,10 @@ def _function_clause(stream: TokenStream, name: str, fields: dict[str, Any]) -> 
         fields["strict"] = False
     elif stream.accept("LANGUAGE"):
         language = stream.name("a language").lower()
-        if language != "wasm":
-            raise NotSupportedError(f"LANGUAGE {language} is not supported", hint="LANGUAGE wasm")
+        if language not in _LANGUAGES:
+            raise NotSupportedError(
+                f"LANGUAGE {language} is not supported", hint=f"languages: {', '.join(_LANGUAGES)}"
+            )
         fields["language"] = language
     elif stream.accept("AS"):
         fields["code"] = stream.string("the function's code")

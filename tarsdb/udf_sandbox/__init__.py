@@ -20,6 +20,7 @@ from tarsdb.udf_sandbox.module import (
     inspect_module,
     to_wasm,
 )
+from tarsdb.udf_sandbox.source_functions import Source, SourceFunction, check_source
 from tarsdb.udf_sandbox.table_functions import TableFunction
 
 CAPABILITIES = tuple(capabilities.SIGNATURES)
@@ -34,12 +35,15 @@ __all__ = [
     "ModuleInfo",
     "SandboxedFunction",
     "ScalarFunction",
+    "Source",
+    "SourceFunction",
     "TableFunction",
     "check_aggregate",
     "check_columnar",
     "check_digest",
     "check_metric",
     "check_signature",
+    "check_source",
     "inspect_module",
     "limits_from_options",
     "to_wasm",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +27,14 @@ DESCRIPTOR = np.dtype(
         ("validity", "<u4"), ("offsets", "<u4"), ("width", "<u4"), ("parameter", "<u4"),
     ]
 )  # fmt: skip
+
+
+class Memory(Protocol):
+    """A guest's memory as its bytes: an array, or what fetches the bytes asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
 
 
 def _align(size: int) -> int:
@@ -102,6 +111,16 @@ class BatchLayout:
         self._end += _align(size)
         return at
 
+    @property
+    def output_at(self) -> int:
+        """Where arguments end and prepared outputs begin, relative to the region's start."""
+        return self._cleared[0].data
+
+    @property
+    def validity_at(self) -> int:
+        """Where the first output's validity bitmap begins; its bits are set before the call."""
+        return self._cleared[0].validity
+
     def write(self, memory: np.ndarray, region: int) -> int:
         """Copy descriptors and arguments into the guest; return the address of descriptor 0."""
         base = _align(region)
@@ -131,7 +150,7 @@ class BatchLayout:
             memory[base + slot.offsets : base + slot.offsets + 4 * (self.rows + 1)] = 0
 
     def read(
-        self, memory: np.ndarray, base: int, function: str, number: int = 0, rows: int | None = None
+        self, memory: Memory, base: int, function: str, number: int = 0, rows: int | None = None
     ) -> Column:
         """Return an output column, copied out of the guest's memory.
 
@@ -152,7 +171,7 @@ class BatchLayout:
         """
         at = base + DESCRIPTOR_BYTES * (len(self.columns) + number)
         fields = _region(memory, at, DESCRIPTOR_BYTES, function, "output descriptor")
-        found = fields.view(DESCRIPTOR)[0]
+        found = fields.copy().view(DESCRIPTOR)[0]  # what is checked is what is used
         return _read_column(
             memory, found, self.outputs[number], self.rows if rows is None else rows, function
         )
@@ -169,7 +188,7 @@ def _descriptor(sql_type: SqlType, slot: _Slot, base: int) -> tuple[int, ...]:
 
 
 def _read_column(
-    memory: np.ndarray, found: np.void, sql_type: SqlType, rows: int, function: str
+    memory: Memory, found: np.void, sql_type: SqlType, rows: int, function: str
 ) -> Column:
     validity = _read_validity(memory, int(found["validity"]), rows, function)
     if sql_type.is_variable:
@@ -186,7 +205,7 @@ def _read_column(
     return Column(sql_type, values, None, validity)
 
 
-def _read_validity(memory: np.ndarray, at: int, rows: int, function: str) -> np.ndarray | None:
+def _read_validity(memory: Memory, at: int, rows: int, function: str) -> np.ndarray | None:
     if at == 0:
         return None
     bits = _region(memory, at, (rows + 7) // 8, function, "output validity")
@@ -195,7 +214,7 @@ def _read_validity(memory: np.ndarray, at: int, rows: int, function: str) -> np.
 
 
 def _read_variable(
-    memory: np.ndarray, found: np.void, rows: int, function: str
+    memory: Memory, found: np.void, rows: int, function: str
 ) -> tuple[np.ndarray, np.ndarray]:
     raw = _region(memory, int(found["offsets"]), 4 * (rows + 1), function, "output offsets")
     offsets = raw.copy().view("<i4").astype(np.int64)
@@ -242,7 +261,7 @@ def _put(memory: np.ndarray, at: int, data: np.ndarray) -> None:
     memory[at : at + len(data)] = data
 
 
-def _region(memory: np.ndarray, at: int, size: int, function: str, what: str) -> np.ndarray:
+def _region(memory: Memory, at: int, size: int, function: str, what: str) -> np.ndarray:
     if at + size > len(memory):
         raise UdfError(
             f"function {function}: {what} at {at}..{at + size} lie outside its memory "

@@ -45,6 +45,8 @@ class Program:
         ``'scalar'``, ``'aggregate'`` or ``'table'``: how ``export`` is called.
     columns : tuple of SqlType
         Of a table function: the columns of its rows.
+    language : str
+        ``'wasm'``, or that of ``code`` as source text: ``'python'``, ``'javascript'``.
     """
 
     code: bytes
@@ -58,6 +60,7 @@ class Program:
     resettable: bool
     kind: str = "scalar"
     columns: tuple[SqlType, ...] = ()
+    language: str = "wasm"
 
 
 class Instance(Protocol):
@@ -194,7 +197,9 @@ def _worker() -> Backend:
 
 
 def _hyperlight() -> Backend:
-    raise _unavailable("hyperlight", "it is not part of this release")
+    from tarsdb.udf_sandbox.hyperlight.backend import HyperlightBackend
+
+    return HyperlightBackend()
 
 
 _LOADERS: dict[str, Callable[[], Backend]] = {

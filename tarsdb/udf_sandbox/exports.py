@@ -16,7 +16,7 @@ import wasmtime
 try:
     from wasmtime import _bindings as c_api
 
-    _call_unchecked: Any = c_api.wasmtime_func_call_unchecked
+    _call_unchecked: Any = c_api._wasmtime_func_call_unchecked
 except (ImportError, AttributeError):  # another wasmtime-py than the tested range
     _call_unchecked = None
 
@@ -32,7 +32,10 @@ class Export:
     parameters : int
     """
 
-    __slots__ = ("_arguments", "_function", "_parameters", "_raw", "_store")
+    __slots__ = (
+        "_arguments", "_context", "_function", "_parameters", "_raw", "_store", "_trap",
+        "_trap_address",
+    )  # fmt: skip
 
     def __init__(self, store: wasmtime.Store, function: Any, parameters: int) -> None:
         self._store = store
@@ -42,6 +45,13 @@ class Export:
         if _call_unchecked is not None and hasattr(function, "_func"):
             self._raw = ctypes.byref(function._func)
             self._arguments = (c_api.wasmtime_val_raw_t * max(parameters, 1))()
+            self._context = store._context()
+            self._expect_trap()
+
+    def _expect_trap(self) -> None:
+        """Make the place where the next call puts its trap."""
+        self._trap = ctypes.POINTER(c_api.wasm_trap_t)()
+        self._trap_address = ctypes.byref(self._trap)
 
     def __call__(self, *arguments: int) -> int:
         """Call it; the result of a function that returns nothing is undefined.
@@ -55,13 +65,13 @@ class Export:
         values = self._arguments
         for number in range(self._parameters):
             values[number].i32 = arguments[number]
-        trap = ctypes.POINTER(c_api.wasm_trap_t)()
-        error = _call_unchecked(
-            self._store._context(), self._raw, values, len(values), ctypes.byref(trap)
-        )
+        self._store.ptr()  # raises once the store is closed, and with it the context is gone
+        error = _call_unchecked(self._context, self._raw, values, len(values), self._trap_address)
         if error:
             raise wasmtime.WasmtimeError._from_ptr(error)
-        if trap:
+        if self._trap:
+            trap = self._trap
+            self._expect_trap()
             raise wasmtime.Trap._from_ptr(trap)
         return int(values[0].i32)
 

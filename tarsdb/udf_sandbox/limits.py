@@ -20,6 +20,7 @@ from tarsdb.udf_sandbox.figures import Figures
 
 MAX_FUEL = 2**62
 MAX_MEMORY_BYTES = 4 << 30
+HYPERLIGHT_MEMORY_BYTES = 8 << 20
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 WASM_PAGE = 65_536
 
@@ -68,6 +69,8 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
                 f"function option {name!r} is not known",
                 hint=f"options: {', '.join(sorted(found))}, allow, backend, require_seccomp",
             )
+    if backend == "hyperlight":
+        _fit_hyperlight(options, found)
     if require_seccomp and backend != "worker":
         raise BindError(
             f"function option require_seccomp is of backend = 'worker', not {backend!r}",
@@ -84,6 +87,18 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"], backend=backend,
         require_seccomp=require_seccomp, allow=allow,
     )  # fmt: skip
+
+
+def _fit_hyperlight(options: Mapping[str, Any], found: dict[str, int]) -> None:
+    """Refuse what Hyperlight cannot limit; its memory is set aside, so its default is small."""
+    given = {name.lower() for name in options}
+    if given & {"fuel", "fuel_per_row"}:
+        raise BindError(
+            "function option fuel is not counted on backend 'hyperlight'",
+            hint="timeout_ms and max_memory are its limits",
+        )
+    if "max_memory" not in given:
+        found["max_memory"] = HYPERLIGHT_MEMORY_BYTES
 
 
 def _boolean(value: Any, name: str) -> bool:

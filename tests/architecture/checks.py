@@ -21,6 +21,7 @@ OWNERS = {
     "lmdb": ("tarsdb.storage",),
     "xxhash": ("tarsdb.storage",),
     "wasmtime": ("tarsdb.udf_sandbox",),
+    "hyperlight_sandbox_backend_wasm": ("tarsdb.udf_sandbox",),
     "numba": ("tarsdb.kernels",),
     "llvmlite": ("tarsdb.kernels",),
     "cupy": ("tarsdb.kernels",),

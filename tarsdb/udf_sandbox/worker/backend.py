@@ -26,7 +26,7 @@ from tarsdb.udf_sandbox.fusion import fuse
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
 from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, Status
-from tarsdb.udf_sandbox.worker.pool import pool
+from tarsdb.udf_sandbox.worker.pool import WorkerPool, pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable
 
 KILL_GRACE_S = 0.03
@@ -58,16 +58,17 @@ class WorkerProgram:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.fixed_bytes = 0  # of the memory that batches go through, where it cannot grow
         self.memory_bytes = program.limits.max_memory_bytes // WASM_PAGE * WASM_PAGE
         self.driver_bytes = 0
         code, own = program.code, b""
         if program.driver is not None:
-            driver_bytes = driver.memory_pages(len(program.arguments) + 1) * WASM_PAGE
+            self.fixed_bytes = driver.memory_pages(len(program.arguments) + 1) * WASM_PAGE
             fused = self._fused()
             if fused is None:
-                self.driver_bytes, own = driver_bytes, program.driver
+                self.driver_bytes, own = self.fixed_bytes, program.driver
             else:
-                self.memory_bytes, code = driver_bytes, fused
+                self.memory_bytes, code = self.fixed_bytes, fused
         self._body = LoadBody(
             self.memory_bytes, self.driver_bytes,
             int(LIFETIME_S + program.limits.timeout_ms / 1000) + 60, program.export,
@@ -75,7 +76,8 @@ class WorkerProgram:
             native_code(WorkerBackend.name, own) if own else b"",
         )  # fmt: skip
         self._resting: list[WorkerProcess] = []
-        weakref.finalize(self, _discard, self._resting)
+        pool().attach()
+        weakref.finalize(self, _leave, pool(), self._resting)
 
     def _fused(self) -> bytes | None:
         """Return function and loop as one module, where they can be."""
@@ -125,12 +127,14 @@ class WorkerProgram:
 
     def close(self) -> None:
         """End the processes that rest."""
-        _discard(self._resting)
+        while self._resting:
+            pool().discard(self._resting.pop())
 
 
-def _discard(processes: list[WorkerProcess]) -> None:
+def _leave(home: WorkerPool, processes: list[WorkerProcess]) -> None:
     while processes:
-        pool().discard(processes.pop())
+        home.discard(processes.pop())
+    home.detach()
 
 
 class WorkerInstance:
@@ -143,7 +147,7 @@ class WorkerInstance:
         self._working = True
         self._begins = True
         self._fuel_left = 0
-        self._size = 0
+        self._size = compiled.fixed_bytes
         start = compiled.memory_bytes if compiled.driver_bytes else 0
         self._shared = process.memory[start:]
 
@@ -185,7 +189,8 @@ class WorkerInstance:
             what = f"function {call.function}: {error.message}"
             raise UdfBackendError(what, error.hint) from error
         self._fuel_left = min(reply.fuel_left, call.fuel)
-        self._size = min(reply.memory, len(self._shared))
+        if not self._compiled.fixed_bytes:  # memories only grow, whatever the worker says
+            self._size = max(self._size, min(reply.memory, len(self._shared)))
         if reply.status is not Status.DONE:
             raise self._failed(reply, call)
         return reply

@@ -28,6 +28,22 @@ class WorkerPool:
         self._starter = ThreadPoolExecutor(1, "tarsdb-sandbox-starter")
         self._spare: Future[WorkerProcess] | None = None
         self._idle: OrderedDict[WorkerProcess, None] = OrderedDict()
+        self._programs = 0
+
+    def attach(self) -> None:
+        """Count a program that will take workers."""
+        with self._lock:
+            self._programs += 1
+
+    def detach(self) -> None:
+        """Count one program less; behind the last one, no spare process is kept."""
+        with self._lock:
+            self._programs -= 1
+            spare = None
+            if self._programs == 0:
+                spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.add_done_callback(_end)
 
     def take(self, *, refill: bool = True) -> WorkerProcess:
         """Return a process that serves nothing yet.
@@ -95,9 +111,14 @@ class WorkerPool:
             waiting, self._idle = list(self._idle), OrderedDict()
             spare, self._spare = self._spare, None
         if spare is not None:
-            waiting.append(spare.result())
+            spare.add_done_callback(_end)
         for process in waiting:
             process.kill()
+
+
+def _end(started: Future[WorkerProcess]) -> None:
+    if started.exception() is None:
+        started.result().kill()
 
 
 def _ready(starting: Future[WorkerProcess]) -> WorkerProcess:

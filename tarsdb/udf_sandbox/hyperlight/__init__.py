@@ -1,0 +1,1 @@
+"""Functions in Hyperlight micro virtual machines; ``backend`` is the way in."""

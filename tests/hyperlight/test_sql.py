@@ -1,0 +1,31 @@
+"""Functions of the Hyperlight backend from SQL, in transactions."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+import tarsdb
+from tarsdb.errors import UdfTrapError
+
+OPTIONS = "WITH (backend = 'hyperlight', max_memory = '2MB', timeout_ms = 60000)"
+
+
+def test_functions_from_sql_and_the_transaction_around_a_trap(tmp_path: pathlib.Path) -> None:
+    """A trap ends its statement; what was there before is there after."""
+    with tarsdb.connect(tmp_path / "x.tars") as connection:
+        connection.execute("CREATE TABLE t (id INT PRIMARY KEY, s TEXT)")
+        connection.execute("INSERT INTO t VALUES (1, 'one'), (2, NULL), (3, 'drei')")
+        connection.execute(f"""CREATE FUNCTION halved(n INT) RETURNS INT LANGUAGE wasm AS $$
+          (module (func (export "halved") (param i32) (result i32)
+            (i32.div_s (i32.const 6) (i32.sub (local.get 0) (i32.const 3))))) $$ {OPTIONS}""")
+        connection.execute(f"""CREATE FUNCTION shout(s TEXT) RETURNS TEXT LANGUAGE python
+          AS $$def shout(s): return s.upper() + "!"$$ {OPTIONS}""")
+        rows = connection.execute("SELECT id, shout(s) FROM t ORDER BY id").fetchall()
+        assert rows == [(1, "ONE!"), (2, None), (3, "DREI!")]
+        found = connection.execute("SELECT halved(id) FROM t WHERE id < 3 ORDER BY id").fetchall()
+        assert found == [(-3,), (-6,)]
+        with pytest.raises(UdfTrapError, match="halved"):
+            connection.execute("UPDATE t SET id = halved(id) + 10")
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(3,)]
