@@ -17,10 +17,17 @@ from tarsdb.errors import DataError, ModelError
 from tarsdb.kernels import decoder as compiled
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
 from tarsdb.kernels.team import cores
-from tarsdb.model_ops.decoder_forward import CompiledForward, Forward, NumpyForward, StepBatch
+from tarsdb.model_ops.decoder_forward import (
+    Adapter,
+    CompiledForward,
+    Forward,
+    NumpyForward,
+    StepBatch,
+)
 from tarsdb.model_ops.decoder_spec import DecoderSpec, read_decoder_spec
 from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
+from tarsdb.model_ops.lora import CONFIG, read_lora
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
 from tarsdb.model_ops.weights import QUANTIZE
@@ -103,6 +110,13 @@ class Decoder:
         """Bytes of memory kept for what steps compute, the cache apart."""
         return self._forward.workspace_bytes
 
+    def new_adapter(
+        self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> Adapter:
+        """Read a low-rank adapter of this model, to be named by steps; raises as `read_lora`."""
+        config = read_object(files, CONFIG)
+        return self._forward.adapter(read_lora(self.spec, config, tensors))
+
     def new_cache(self, blocks: int) -> KVCache:
         """Allocate a KV cache of this many blocks of 16 tokens."""
         return KVCache.for_model(self.spec, blocks)
@@ -169,6 +183,8 @@ def _check(batch: StepBatch, spec: DecoderSpec, cache: KVCache) -> None:
             f"a step of {len(counts)} sequences has {len(batch.positions)} positions and "
             f"{len(batch.block_tables)} block tables"
         )
+    if len(batch.adapters) not in (0, len(counts)):
+        raise DataError(f"a step of {len(counts)} sequences has {len(batch.adapters)} adapters")
     _check_range("token", batch.tokens, spec.vocabulary)
     _check_range("wanted row", batch.wanted, count)
     _check_range("position", batch.positions, spec.max_positions)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
-from tarsdb.model_ops import hub
+from tarsdb.model_ops import hub, lora
+from tarsdb.model_ops.decoder import read_spec
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
@@ -32,6 +33,8 @@ _SMALL_FILES = (
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _GGUF = ".gguf"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER = f"an adapter is a directory of {lora.CONFIG} and {_ADAPTER_WEIGHTS}, as peft saves it"
 _PACKAGE_DEPTH = 3
 _MAX_SHARDS = 1000
 _LAYOUT = (
@@ -115,6 +118,36 @@ def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
     task = choose_task(files, given.pop("task", None))
     facts = TASKS[task].check(files, tensors.shapes(), given, path)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
+
+
+def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:
+    """Read a low-rank adapter as peft saves it, and check it against the model it adapts.
+
+    Parameters
+    ----------
+    path : str
+        A directory, or 'hf://owner/name'.
+    base : mapping of str to bytes
+        The small files of the model.
+
+    Raises
+    ------
+    ModelFormatError
+        No adapter there, or one that does not fit the model; the message names tensor and shapes.
+    NotSupportedError
+        An adapter of a kind tarsdb does not compute.
+    """
+    directory = hub.download(path) if path.startswith(hub.SCHEME) else os.path.expanduser(path)
+    if not os.path.isfile(os.path.join(directory, lora.CONFIG)):
+        raise ModelFormatError(f"{path!r} is no adapter: it has no {lora.CONFIG}", _ADAPTER)
+    files = {lora.CONFIG: _read_file(directory, lora.CONFIG, MAX_CONFIG_BYTES)}
+    if not os.path.isfile(os.path.join(directory, _ADAPTER_WEIGHTS)):
+        raise ModelFormatError(f"{path!r} has no {_ADAPTER_WEIGHTS}", _ADAPTER)
+    tensors = read_safetensors(os.path.join(directory, _ADAPTER_WEIGHTS))
+    spec = read_spec(base)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    lora.check_lora(spec, read_object(files, lora.CONFIG), shapes)
+    return ModelFiles("generate", 0, files, tensors, spec.max_positions)
 
 
 def resolve_directory(path: str) -> str:
