@@ -74,6 +74,7 @@ class Figures:
             self.seconds += seconds
             self.memory_high = max(self.memory_high, call.memory)
             self.reused += call.reused
+            self.confinement = call.confinement
             if isinstance(error, UdfTrapError):
                 self.traps[error.code] += 1
             elif error is not None and (reason := stop_of(error)) is not None:
