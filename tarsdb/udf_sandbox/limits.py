@@ -201,7 +201,10 @@ class Budget:
     def figures_of(self, function: str) -> Figures:
         """Return what a function did for the statement, to add to."""
         with self._lock:
-            return self.figures.setdefault(function, Figures())
+            found = self.figures.get(function)
+            if found is None:
+                found = self.figures[function] = Figures()
+            return found
 
 
 @dataclass(slots=True, eq=False)

@@ -175,6 +175,7 @@ class Store:
         self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
         self._thread = 0  # of the call it was begun for: the calls below are not checked
+        self._place, self._bytes = (0, -1), np.zeros(0, dtype=np.uint8)  # of the memory seen last
         self.set_memory_limit(limits.max_memory_bytes)
         if self.watched:
             _set_callback(self.raw.ptr(), _callback, self.key, _no_finalizer)
@@ -247,10 +248,11 @@ class Store:
     def view(self, memory: Any) -> np.ndarray:
         """Return a memory as bytes; valid until the guest next runs (growth moves it)."""
         size = memory.data_len(self.raw)
-        if size == 0:
-            return np.zeros(0, dtype=np.uint8)
-        address = ctypes.addressof(memory.data_ptr(self.raw).contents)
-        return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
+        address = ctypes.addressof(memory.data_ptr(self.raw).contents) if size else 0
+        if (address, size) != self._place:
+            array = (ctypes.c_ubyte * size).from_address(address) if size else b""
+            self._place, self._bytes = (address, size), np.frombuffer(array, dtype=np.uint8)
+        return self._bytes
 
     def close(self) -> None:
         """Free the store and everything in it."""
