@@ -23,7 +23,7 @@ import wasmtime
 
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.udf_sandbox import settings, stacks
+from tarsdb.udf_sandbox import capabilities, settings, stacks
 from tarsdb.udf_sandbox.compilation import native_code
 from tarsdb.udf_sandbox.exports import Export, describe_trap, is_memory_limit
 from tarsdb.udf_sandbox.limits import Call, memory_error, stop_error
@@ -210,11 +210,37 @@ class Store:
                 raise memory_error(call.function, self.limits, "its memory is too large") from error
             raise _converted(error, call, None) from error
 
+    def host_function(self, name: str) -> wasmtime.Func:
+        """Return a capability as the guest imports it."""
+        numbers = {"i32": wasmtime.ValType.i32()}
+        signature = capabilities.SIGNATURES[name]
+        kind = wasmtime.FuncType(
+            [numbers[each] for each in signature.params],
+            [numbers[each] for each in signature.results],
+        )
+
+        def serve(caller: Any, *arguments: int) -> int | None:
+            call = _running[self.key]
+            try:
+                memory = caller.get("memory")
+                if not isinstance(memory, wasmtime.Memory):
+                    raise UdfError(f"function {call.function}: exports no memory, but calls {name}")
+                return capabilities.serve(name, call, self.view(memory), *arguments)
+            except BaseException as error:  # raised once the guest has ended, for want of fuel
+                call.failed = error
+                self.raw.set_fuel(0)
+                return 0 if signature.results else None
+
+        return wasmtime.Func(self.raw, kind, serve, access_caller=True)
+
     def invoke(self, function: Export, call: Call, memory: Any, *args: int) -> int:
         """Call an export; traps and stops become typed errors."""
         assert self._thread == threading.get_ident(), "a store is used by another thread"
         try:
-            return function(*args)
+            result = function(*args)
+            if call.failed is not None:
+                raise call.failed
+            return result
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             size = None if memory is None else memory.data_len(self.raw)
             raise _converted(error, call, size) from error
@@ -235,7 +261,9 @@ class Store:
             self.raw.close()
 
 
-def _converted(error: Exception, call: Call, memory_size: int | None) -> Exception:
+def _converted(error: Exception, call: Call, memory_size: int | None) -> BaseException:
+    if call.failed is not None:
+        return call.failed
     if isinstance(error, wasmtime.Trap):
         return stop_error(call, *describe_trap(error), memory_size)
     if call.stopped:
