@@ -15,7 +15,7 @@ _FOLDER = importlib.resources.files("tarsdb.udf_sandbox") / "authoring"
 _C = """\
 # Any clang that knows wasm32 will do: CC="clang --target=wasm32" sh build.sh
 ${CC:-python -m ziglang cc -target wasm32-freestanding} -O2 -nostdlib -Wl,--no-entry \\
-  -Wl,--export=tars_abi_v1 -Wl,-z,stack-size=65536 -o NAME.wasm NAME.c
+  -Wl,--export=tars_abi_v1 -Wl,-z,stack-size=65536 -g0 -o NAME.wasm NAME.c
 """
 _ZIG = """\
 python -m ziglang build-exe NAME.zig -target wasm32-freestanding -O ReleaseSmall -fno-entry \\

@@ -7,7 +7,8 @@ from typing import Any
 from tarsdb.engine import references, tables
 from tarsdb.engine.context import Context
 from tarsdb.engine.function_ddl import create_function, create_module
-from tarsdb.engine.model_import import import_model
+from tarsdb.engine.loaded_models import ADAPTER_OF
+from tarsdb.engine.model_import import import_adapter, import_model
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
@@ -34,7 +35,10 @@ def _create_model(context: Context, plan: CreateModel) -> Result:
     if not may_create(context, "model", plan):
         return DONE
     writes = context.require_writes()
-    model = import_model(writes, plan.name, plan.source, plan.options)
+    if ADAPTER_OF in plan.options:
+        model = import_adapter(context, plan.name, plan.source, plan.options)
+    else:
+        model = import_model(writes, plan.name, plan.source, plan.options)
     writes.put_object("model", model.name, model)
     context.refresh()
     return DONE

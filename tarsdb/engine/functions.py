@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,9 @@ class FunctionRuntime:
         """Run a sandboxed aggregate function; group g has rows ``offsets[g]`` and on."""
         rows = int(offsets[-1])
         with self._using(context, function, columns, rows) as (compiled, arguments, budget):
-            answer: Column = compiled.call(arguments, offsets, budget)
+            answer: Column = compiled.call(
+                arguments, offsets, budget, context.engines.settings["threads"]
+            )
             return answer
 
     def call_table(
@@ -119,7 +122,7 @@ class FunctionRuntime:
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
         if context.budget is None:
-            context.budget = Budget()
+            context.budget = Budget(lookup=partial(_look_up, context))
         budget = context.budget
         METRICS.add("udf_rows", rows)
         self._running.append(budget)
@@ -173,6 +176,13 @@ def _key(function: FunctionDef) -> tuple[Any, ...]:
             function.returns, function.kind, function.columns, function.role,
             function.strict, function.language,
             tuple(sorted(function.options.items())))  # fmt: skip
+
+
+def _look_up(context: Context, name: str, key: str) -> bytes | None:
+    from tarsdb.engine import lookups
+
+    function = context.catalog.function(name)
+    return None if function is None else lookups.value(context, function, key)
 
 
 def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:

@@ -31,14 +31,13 @@ class Lease:
     Parameters
     ----------
     env : Environment
-    model : ModelDef
-        As the catalog has it now.
+    models : ModelDef
+        As the catalog has them now: the model and, of an adapter, the one it adapts.
     """
 
-    def __init__(self, env: Environment, model: ModelDef) -> None:
+    def __init__(self, env: Environment, *models: ModelDef) -> None:
         self._env = env
-        self._name = model.name
-        self._version = model.find_version()
+        self._versions = {model.name: model.find_version() for model in models}
         self._catalog = -1
 
     def check(self) -> None:
@@ -47,16 +46,17 @@ class Lease:
         try:
             if snapshot.catalog_version == self._catalog:
                 return
-            model = snapshot.catalog.model(self._name)
+            found = {name: snapshot.catalog.model(name) for name in self._versions}
             self._catalog = snapshot.catalog_version
         finally:
             snapshot.close()
-        if model is None or self._version not in model.versions:
-            raise ModelError(f"model {self._name} was dropped or replaced while it generated")
+        for name, model in found.items():
+            if model is None or self._versions[name] not in model.versions:
+                raise ModelError(f"model {name} was dropped or replaced while it generated")
 
 
-def open_model(context: Context, name: str) -> tuple[ModelDef, Generator]:
-    """Return a model that generates, loaded, with the connection's KV memory.
+def open_model(context: Context, name: str) -> tuple[Lease, Generator]:
+    """Return a lease on a model that generates, and the model with the connection's KV memory.
 
     Raises
     ------
@@ -65,9 +65,11 @@ def open_model(context: Context, name: str) -> tuple[ModelDef, Generator]:
     ModelError
         It does something else.
     """
+    from tarsdb.engine.models import models_of
+
     model, generator = _load(context, name)
     _prepare(generator, context.engines.settings)
-    return model, generator
+    return Lease(context.engines.env, *models_of(context, model)), generator
 
 
 def with_draft(context: Context, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -82,9 +82,11 @@ class Question:
 
 
 def question_of(
-    model: ModelDef, call: Call, options: dict[str, Any], settings: Mapping[str, Any]
+    models: Sequence[ModelDef], call: Call, options: dict[str, Any], settings: Mapping[str, Any]
 ) -> Question | None:
     """Return what a call of a model function asks; None where its results are not kept.
+
+    ``models`` are the model and, where it is an adapter, the one it adapts.
 
     Not kept is what costs no more than a lookup, what is drawn at random, and what the setting, or
     the option ``cache``, which is taken out, says no to.
@@ -97,17 +99,20 @@ def question_of(
     wanted = options.pop("cache", True)
     if not isinstance(wanted, bool):
         raise BindError(f"{call.name}: cache is {wanted!r}, neither true nor false")
-    version = model.find_version()
+    model, version = models[0], models[0].find_version()
     unseeded = options.get("seed") is None
     is_drawn = call.name == "generate" and options.get("temperature") and unseeded
     if version is None or call.returns is None or call.name not in KEPT or is_drawn:
         return None
     if not wanted or not settings["inference_cache"]:
         return None
-    way = {
+    way: dict[str, Any] = {
         "function": call.name, "task": model.task, "mode": numeric_mode(model.options),
         "model": model.options, "options": options, "returns": str(call.returns),
     }  # fmt: skip
+    for base in models[1:]:
+        adapted = base.find_version()
+        way["base"] = [adapted.weights_digest.hex() if adapted else None, base.options]
     return Question(version, way, call.returns.width if call.returns.is_vector else 0)
 
 

@@ -16,8 +16,11 @@ from typing import Any
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError
 from tarsdb.metrics import METRICS
+from tarsdb.schema import ModelDef
 from tarsdb.storage import Environment
 
+ADAPTER_OF = "adapter_of"
+"""The option of CREATE MODEL that names the model an adapter adapts."""
 Key = tuple[Any, ...]
 """What was loaded: digest of the weights first, then everything else that makes a difference."""
 
@@ -122,6 +125,11 @@ def loaded_models(env: Environment) -> LoadedModels:
     """Return what an environment has in memory."""
     found: LoadedModels = env.caches.setdefault("models", LoadedModels())
     return found
+
+
+def adapted_model(model: ModelDef) -> str:
+    """Return the name of the model that an adapter adapts, '' for any other model."""
+    return str(model.options.get(ADAPTER_OF, ""))
 
 
 def numeric_mode(options: Mapping[str, Any]) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.engine.loaded_models import ADAPTER_OF, adapted_model
+from tarsdb.errors import CatalogError, ModelError
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.storage import WriteSet
+
+if TYPE_CHECKING:
+    from tarsdb.engine.context import Context
+    from tarsdb.model_ops import ModelFiles
 
 
 def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
@@ -24,14 +30,44 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
     """
     from tarsdb.model_ops import read_model_directory
 
-    found = read_model_directory(source, options)
+    kept = {key: value for key, value in options.items() if key != "task"}
+    return _staged(writes, name, source, read_model_directory(source, options), kept)
+
+
+def import_adapter(context: Context, name: str, source: str, options: dict[str, Any]) -> ModelDef:
+    """Read an adapter of a model of the database and stage its bytes; raises as `import_model`.
+
+    CatalogError where there is no model to adapt.
+    """
+    from tarsdb.model_ops import read_adapter_directory
+
+    unknown = [key for key in options if key not in (ADAPTER_OF, "task")]
+    if unknown:
+        raise ModelError(f"an adapter has no option {unknown[0]!r}", f"options: {ADAPTER_OF}")
+    base = context.catalog.model(str(options[ADAPTER_OF]))
+    if base is None:
+        raise CatalogError(f"model {options[ADAPTER_OF]!r}, to be adapted, does not exist")
+    version = base.find_version()
+    if version is None or base.task != options.get("task", "generate") or adapted_model(base):
+        raise ModelError(
+            f"model {base.name} cannot be adapted", "adapters are for models that generate"
+        )
+    files = {name: context.read_blob(digest) for name, digest in version.files.items()}
+    writes = context.require_writes()
+    writes.depend("model", base.name, base.version)
+    found = read_adapter_directory(source, files)
+    return _staged(writes, name, source, found, {ADAPTER_OF: base.name})
+
+
+def _staged(
+    writes: WriteSet, name: str, source: str, found: ModelFiles, kept: dict[str, Any]
+) -> ModelDef:
     files = {file: writes.put_blob(data) for file, data in found.files.items()}
     tensors = {
         tensor: (array.dtype.str, tuple(array.shape), writes.put_blob(_bytes(array)))
         for tensor, array in found.tensors.items()
     }
     version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
-    kept = {key: value for key, value in options.items() if key != "task"}
     return ModelDef(writes.new_id(), name, found.task, found.dim, "v1", (version,), kept)
 
 

@@ -17,7 +17,7 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine.compare import both_valid
 from tarsdb.engine.generation import Lease, with_draft
 from tarsdb.engine.inference_cache import question_of, through
-from tarsdb.engine.loaded_models import loaded_models, memory_bytes
+from tarsdb.engine.loaded_models import adapted_model, loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
@@ -62,9 +62,11 @@ class ModelRuntime:
         if not call.target:
             return self._compute(context, call, None, options, items)
         model = require_model(context.catalog.model(call.target), call.target)
+        used = models_of(context, model)
         if context.writes is not None:
-            context.writes.depend("model", model.name, model.version)
-        question = question_of(model, call, options, context.engines.settings)
+            for each in used:
+                context.writes.depend("model", each.name, each.version)
+        question = question_of(used, call, options, context.engines.settings)
         compute = functools.partial(self._compute, context, call, model, options)
         return compute(items) if question is None else through(context, question, items, compute)
 
@@ -77,7 +79,9 @@ class ModelRuntime:
         if listener.begin is not None and model is not None:
             listener.begin(Work(f"model {model.name}", "texts", len(items)))
         interrupt = context.engines.interrupt
-        lease = None if model is None or context.writes is not None else Lease(self._env, model)
+        lease = None
+        if model is not None and context.writes is None:
+            lease = Lease(self._env, *models_of(context, model))
 
         def check() -> None:
             interrupt.check()
@@ -100,14 +104,36 @@ class ModelRuntime:
         What it is depends on the model's task, see ``model_ops.TASKS``.
         """
         found = _version(model, version)
+        if adapted_model(model):
+            return self._adapted(context, model, found)
         key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
         budget = memory_bytes(context.engines.settings["model_memory"])
         return loaded_models(self._env).get(
             key, lambda: _load(context, model, found), found.tensor_bytes, budget, model.name
         )
 
+    def _adapted(self, context: Context, model: ModelDef, version: ModelVersion) -> Any:
+        """Return the model an adapter adapts, with the adapter; both are kept apart."""
+        _, base = models_of(context, model)
+        generator = self.load(context, base)
+        key = (version.weights_digest, _version(base).weights_digest, *sorted(base.options.items()))
+        budget = memory_bytes(context.engines.settings["model_memory"])
 
-def _version(model: ModelDef, name: str | None) -> ModelVersion:
+        def load() -> Any:
+            files = {name: context.read_blob(digest) for name, digest in version.files.items()}
+            return generator.decoder.new_adapter(files, _Tensors(context, version))
+
+        adapter = loaded_models(self._env).get(key, load, version.tensor_bytes, budget, model.name)
+        return generator.with_adapter(adapter, version.weights_digest)
+
+
+def models_of(context: Context, model: ModelDef) -> list[ModelDef]:
+    """Return a model and, of an adapter, the one it adapts; CatalogError where that is gone."""
+    name = adapted_model(model)
+    return [model, require_model(context.catalog.model(name), name)] if name else [model]
+
+
+def _version(model: ModelDef, name: str | None = None) -> ModelVersion:
     found = model.find_version(name)
     if found is None:
         raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")

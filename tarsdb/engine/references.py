@@ -10,6 +10,7 @@ from typing import Any
 
 from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
+from tarsdb.engine.loaded_models import adapted_model
 from tarsdb.errors import CatalogError
 from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import bind_expression
@@ -39,19 +40,12 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
     for function in context.catalog.functions() if kind == "module" else ():
         if (function.module or "").lower() == name.lower():
             raise CatalogError(f"cannot {verb} module {name}: function {function.name} uses it")
+    for model in context.catalog.models() if kind == "model" else ():
+        if adapted_model(model).lower() == name.lower():
+            raise CatalogError(f"cannot {verb} model {name}: model {model.name} adapts it")
     for table in context.catalog.tables() if kind != "module" else ():
-        for index in table.indexes:
-            if kind == "function" and index.function.lower() == name.lower():
-                raise CatalogError(
-                    f"cannot {verb} function {name}: index {index.name} compares by it",
-                    hint=f"DROP INDEX {index.name} first",
-                )
-        for trigger in table.triggers if kind == "function" else ():
-            if trigger.function.lower() == name.lower():
-                raise CatalogError(
-                    f"cannot {verb} function {name}: trigger {trigger.name} calls it",
-                    hint=f"DROP TRIGGER {trigger.name} first",
-                )
+        if kind == "function":
+            _refuse_users(table, name, verb)
         for place, text in _texts(table):
             names = mentioned(bind_expression(text, table, context.catalog), kind)
             if name.lower() in names:
@@ -59,6 +53,22 @@ def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop"
                     f"cannot {verb} {kind} {name}: table {table.name} uses it in {text}",
                     hint=f"{place} of {table.name} would change its meaning",
                 )
+
+
+def _refuse_users(table: TableDef, name: str, verb: str) -> None:
+    """Raise CatalogError where an index or a trigger of a table calls a function."""
+    for index in table.indexes:
+        if index.function.lower() == name.lower():
+            raise CatalogError(
+                f"cannot {verb} function {name}: index {index.name} compares by it",
+                hint=f"DROP INDEX {index.name} first",
+            )
+    for trigger in table.triggers:
+        if trigger.function.lower() == name.lower():
+            raise CatalogError(
+                f"cannot {verb} function {name}: trigger {trigger.name} calls it",
+                hint=f"DROP TRIGGER {trigger.name} first",
+            )
 
 
 def pin_functions(context: Context, table: TableDef) -> None:

@@ -477,10 +477,9 @@ class Session:
         """
         interrupt = Interrupt()
         with self._lock:
-            model, generator = self.inspect(lambda context: generation.open_model(context, name))
+            lease, generator = self.inspect(lambda context: generation.open_model(context, name))
             options = self.inspect(lambda context: generation.with_draft(context, options))
             self._generating.add(interrupt)
-        lease = generation.Lease(self.env, model)
 
         def check() -> None:
             interrupt.check()

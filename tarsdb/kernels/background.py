@@ -97,7 +97,7 @@ class Compiled(Generic[Kernels]):
         module = importlib.import_module(f"tarsdb.kernels.cpu.{self._module}")
         made = module.make_kernels(variant)
         ready = {
-            name: disk_cache.compiled(made[name], signature, variant)
+            name: disk_cache.compiled(made[name], signature, f"{self._module} {variant}")
             for name, signature in module.SIGNATURES.items()
         }
         return self._make(variant, **ready)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tarsdb.errors import InternalError
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
@@ -40,6 +41,7 @@ class StepKernel:
 
 
 _compiled = CompiledKinds("decoder", StepKernel)
+_adapted = CompiledKinds("adapted_decoder", StepKernel)
 finish = _compiled.finish
 
 
@@ -51,6 +53,38 @@ def prepare(kind: str) -> None:
 def wait(kind: str) -> StepKernel | None:
     """Return the step of a kind, compiled if need be; None at the portable level."""
     return None if dispatch.level() == "portable" else _compiled.wait(kind)
+
+
+class PackedAdapter:
+    """What an adapter adds to products, packed, and the addresses of it.
+
+    Parameters
+    ----------
+    layers : sequence of mapping
+        Of each layer, by the names ``ADAPTED`` of ``kernels/cpu/decoder.py``: float32 matrices
+        packed, first to the rank, then to the outputs; what is not adapted is left out.
+
+    Attributes
+    ----------
+    table : (layers, 4, 3) int64
+    rank : int
+        The largest.
+    nbytes : int
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, tuple[PackedMatrix, PackedMatrix]]]) -> None:
+        from tarsdb.kernels.cpu.decoder import ADAPTED
+
+        self._held = layers
+        self.table = np.zeros((len(layers), len(ADAPTED), 3), np.int64)
+        for number, layer in enumerate(layers):
+            for name, (down, up) in layer.items():
+                entry = (down.address, up.address, down.columns)
+                self.table[number, ADAPTED.index(name)] = entry
+        self.rank = int(self.table[:, :, 2].max(initial=0))
+        self.nbytes = sum(
+            _bytes(part) for layer in layers for pair in layer.values() for part in pair
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +101,10 @@ class StepInput:
     angles : (kinds, n, head_dim) float32
     keys, values : float32
         Of the cache.
+    runs : (r, 3) int64
+        First row, number of rows and adapter of rows that an adapter adds to.
+    adapters : sequence of PackedAdapter
+        Those that ``runs`` names.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -78,6 +116,8 @@ class StepInput:
     angles: F32
     keys: F32
     values: F32
+    runs: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    adapters: Sequence[PackedAdapter] = ()
 
 
 class DecoderStep:
@@ -123,13 +163,17 @@ class DecoderStep:
         """Step; returns logits (wanted, vocabulary), the caller's."""
         logits = np.empty((len(batch.wanted), self._sizes["vocabulary"]), np.float32)
         with self._lock:
-            table = self._table(batch, logits)
+            adapted = self._adapted(batch)
+            table = self._table(batch, logits, adapted)
             self._sync[:] = 0
-            model, place, step = address(self._model), address(table), self._kernel.step
+            step = self._with_adapters().step if len(batch.runs) else self._kernel.step
+            model, place = address(self._model), address(table)
             self._team.run(lambda part, parts: step(part, parts, model, place), self.threads)
         return logits
 
-    def _table(self, batch: StepInput, logits: F32) -> npt.NDArray[np.int64]:
+    def _table(
+        self, batch: StepInput, logits: F32, adapted: Mapping[str, Any]
+    ) -> npt.NDArray[np.int64]:
         sizes, count = self._sizes, len(batch.tokens)
         own = self._scratch_bytes(batch)
         heads = sizes["heads"] + 2 * sizes["kv_heads"]
@@ -144,9 +188,32 @@ class DecoderStep:
             "yielding": self._yielding, "scratch": self._room("scratch", own * self.threads),
             "normed": self._room("normed", 4 * sizes["hidden"] * max(count, len(batch.wanted))),
             **{name: self._room(name, 4 * width * count) for name, width in floats.items()},
-            **vars(batch),
+            **vars(batch), **adapted,
         }  # fmt: skip
         return np.array([_address(values[name]) for name in self._layout.STEP], np.int64)
+
+    def _with_adapters(self) -> StepKernel:
+        """Return the kernel for rows with adapters, compiled on first use."""
+        found = _adapted.wait(self._kernel.variant.partition("/")[0])
+        if found is None or found.variant != self._kernel.variant:
+            raise InternalError("the kernel of steps with adapters cannot be compiled here")
+        return found
+
+    def _adapted(self, batch: StepInput) -> dict[str, Any]:
+        """Return what rows with adapters need; nothing where there are none."""
+        if not len(batch.runs):
+            return {"runs": 0, "run_table": 0, "adapter_table": 0, "unfused": 0, "lowered": 0,
+                    "lowered_bytes": 0}  # fmt: skip
+        tables = np.concatenate([adapter.table for adapter in batch.adapters])
+        rank = max(adapter.rank for adapter in batch.adapters)
+        lowered = 4 * rank * int(batch.runs[:, 1].max())
+        lowered = -(-lowered // 64) * 64
+        wide = 128 * -(-self._sizes["intermediate"] // 16)
+        return {
+            "runs": len(batch.runs), "run_table": batch.runs, "adapter_table": tables,
+            "unfused": self._room("unfused", wide * len(batch.tokens)),
+            "lowered": self._room("lowered", lowered * self.threads), "lowered_bytes": lowered,
+        }  # fmt: skip
 
     def _scratch_bytes(self, batch: StepInput) -> int:
         """Bytes of one thread's own memory: a product's, or attention's."""

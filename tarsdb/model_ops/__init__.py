@@ -11,7 +11,11 @@ from __future__ import annotations
 from tarsdb.model_ops.chunking import chunk_text, chunk_tokens
 from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.decoder_forward import StepBatch
-from tarsdb.model_ops.directory import ModelFiles, read_model_directory
+from tarsdb.model_ops.directory import (
+    ModelFiles,
+    read_adapter_directory,
+    read_model_directory,
+)
 from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.heads import Classifier
 from tarsdb.model_ops.kv_cache import KVCache
@@ -19,5 +23,5 @@ from tarsdb.model_ops.tasks import TASKS
 
 __all__ = [
     "TASKS", "Classifier", "Decoder", "Encoder", "KVCache", "ModelFiles", "StepBatch",
-    "chunk_text", "chunk_tokens", "read_model_directory",
+    "chunk_text", "chunk_tokens", "read_adapter_directory", "read_model_directory",
 ]  # fmt: skip

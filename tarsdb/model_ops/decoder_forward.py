@@ -5,7 +5,7 @@ Takes batches that :class:`Decoder` has checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,9 +19,25 @@ from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, GELU_TANH
 from tarsdb.model_ops.decoder_spec import DecoderSpec
 from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader, DecoderWeights
 from tarsdb.model_ops.kv_cache import KVCache
+from tarsdb.model_ops.lora import LayerAdapter, LowRank
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A low-rank adapter in the form that steps of one model compute with.
+
+    Parameters
+    ----------
+    content : PackedAdapter, or tuple of LayerAdapter
+    weight_bytes : int
+        Of memory.
+    """
+
+    content: Any
+    weight_bytes: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class StepBatch:
         Blocks of each sequence in the order of its tokens; unused entries hold anything.
     wanted : (w,) int32
         Rows whose logits are needed.
+    adapters : sequence of Adapter or None, optional
+        What adapts the model for each sequence.
     """
 
     tokens: I32
@@ -47,6 +65,19 @@ class StepBatch:
     positions: I32
     block_tables: I32
     wanted: I32
+    adapters: Sequence[Adapter | None] = ()
+
+    def adapted_rows(self) -> list[tuple[int, int, Adapter]]:
+        """Return first row, number of rows and adapter of every run of rows that has one."""
+        runs: list[tuple[int, int, Adapter]] = []
+        for number, adapter in enumerate(self.adapters):
+            first, stop = int(self.offsets[number]), int(self.offsets[number + 1])
+            if adapter is None:
+                continue
+            if runs and runs[-1][2] is adapter and sum(runs[-1][:2]) == first:
+                first = runs.pop()[0]
+            runs.append((first, stop - first, adapter))
+        return runs
 
     def row_positions(self) -> npt.NDArray[np.int64]:
         """Return the position of each row in its sequence."""
@@ -71,6 +102,10 @@ class Forward(Protocol):
     def weight_bytes(self) -> int: ...  # noqa: D102
     @property
     def workspace_bytes(self) -> int: ...  # noqa: D102
+
+    def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
+        """Bring what is added to each layer into the form that steps compute with."""
+        ...
 
     def logits(
         self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
@@ -104,6 +139,10 @@ class NumpyForward:
         """See :class:`Forward`."""
         return 0  # allocated by each step
 
+    def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
+        """See :class:`Forward`."""
+        return Adapter(layers, sum(part.nbytes for layer in layers for part in layer.values()))
+
     def logits(
         self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
     ) -> F32:
@@ -114,8 +153,9 @@ class NumpyForward:
             turned = angles[spec.layers[number].rope]
             context = self._attention(number, rows, turned, batch, cache)
             update = self._linear(context, layer.context, layer.context_bias)
+            _adapt(update, context, batch, number, "context")
             rows += _normalised(update, layer.context_norm, spec)
-            update = self._feed_forward(layer, rows)
+            update = self._feed_forward(number, rows, batch)
             rows += _normalised(update, layer.down_norm, spec)
         rows = kernels.rms_norm(rows[batch.wanted], weights.norm, spec.epsilon)
         return kernels.soft_cap(self._linear(rows, weights.head, None), spec.logit_cap)
@@ -126,7 +166,9 @@ class NumpyForward:
         """Attend with one layer; returns (n, heads * head_dim)."""
         spec, layer = self._spec, self._weights.layers[number]
         normed = kernels.rms_norm(rows, layer.attention_norm, spec.epsilon)
-        qkv = self._linear(normed, layer.qkv, layer.qkv_bias).reshape(len(rows), -1, spec.head_dim)
+        qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
+        _adapt(qkv, normed, batch, number, "qkv")
+        qkv = qkv.reshape(len(rows), -1, spec.head_dim)
         queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.kv_heads], axis=1)
         queries = kernels.rotate(_normalised(queries, layer.query_norm, spec), angles)
         keys = kernels.rotate(_normalised(keys, layer.key_norm, spec), angles)
@@ -143,12 +185,16 @@ class NumpyForward:
             out[own] = kernels.attend(queries[own], *past, first, scoring)
         return out
 
-    def _feed_forward(self, layer: DecoderLayer, rows: F32) -> F32:
+    def _feed_forward(self, number: int, rows: F32, batch: StepBatch) -> F32:
+        layer = self._weights.layers[number]
         normed = kernels.rms_norm(rows, layer.mlp_norm, self._spec.epsilon)
         gate_up = self._linear(normed, layer.gate_up, layer.gate_up_bias)
+        _adapt(gate_up, normed, batch, number, "gate_up")
         gate, up = np.split(gate_up, 2, axis=1)
         hidden = kernels.gated(gate, up, self._spec.activation)
-        return self._linear(hidden, layer.down, layer.down_bias)
+        found = self._linear(hidden, layer.down, layer.down_bias)
+        _adapt(found, hidden, batch, number, "down")
+        return found
 
     def _linear(self, rows: F32, weight: F32, bias: F32 | None) -> F32:
         out = kernels.product(gemm_reference.rounded_rows(rows, self._kind), weight)
@@ -202,6 +248,13 @@ class CompiledForward:
         """See :class:`Forward`."""
         return self._step.workspace_bytes
 
+    def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
+        """See :class:`Forward`."""
+        packed = compiled.PackedAdapter(
+            [{name: _packed_pair(name, part) for name, part in layer.items()} for layer in layers]
+        )
+        return Adapter(packed, packed.nbytes)
+
     def logits(
         self, batch: StepBatch, positions: npt.NDArray[np.int64], angles: F32, cache: KVCache
     ) -> F32:
@@ -213,11 +266,15 @@ class CompiledForward:
         tokens, offsets, firsts, tables, wanted = (
             np.ascontiguousarray(getattr(batch, name), np.int32) for name in names
         )
+        runs = batch.adapted_rows()
+        adapters = list(dict.fromkeys(adapter for _, _, adapter in runs))
+        lines = [(first, count, adapters.index(adapter)) for first, count, adapter in runs]
         return self._step.run(
             compiled.StepInput(
-                tokens, offsets, firsts, tables, slots, wanted, angles, cache.keys, cache.values
+                tokens, offsets, firsts, tables, slots, wanted, angles, cache.keys, cache.values,
+                np.array(lines, np.int64).reshape(-1, 3), [each.content for each in adapters],
             )
-        )
+        )  # fmt: skip
 
 
 def _packed(layer: DecoderLayer, kind: str, form: str) -> Mapping[str, compiled.Value]:
@@ -238,6 +295,23 @@ def _packed(layer: DecoderLayer, kind: str, form: str) -> Mapping[str, compiled.
         else:
             packed[name] = packing.pack(array, kind, form) if array.ndim == 2 else array
     return packed
+
+
+def _packed_pair(name: str, part: LowRank) -> tuple[packing.PackedMatrix, packing.PackedMatrix]:
+    """Pack what an adapter adds to one product; outputs lie as those of the base's matrix."""
+    if name == "gate_up":
+        gate, up = np.split(part.up, 2)
+        return packing.pack(part.down), packing.pack_gated(gate, up)
+    return packing.pack(part.down), packing.pack(part.up)
+
+
+def _adapt(out: F32, rows: F32, batch: StepBatch, number: int, matrix: str) -> None:
+    """Add to a layer's product what the rows' adapters say."""
+    for first, count, adapter in batch.adapted_rows():
+        part = adapter.content[number].get(matrix)
+        if part is not None:
+            own = slice(first, first + count)
+            out[own] += kernels.product(kernels.product(rows[own], part.down), part.up)
 
 
 def _rounded(weights: DecoderWeights, kind: str) -> DecoderWeights:

@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
-from tarsdb.model_ops import hub
+from tarsdb.model_ops import hub, lora
+from tarsdb.model_ops.architecture import read_spec as read_encoder_spec
+from tarsdb.model_ops.decoder import read_spec
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
+from tarsdb.model_ops.onnx_file import read_onnx_encoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
@@ -32,6 +35,9 @@ _SMALL_FILES = (
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _GGUF = ".gguf"
+_ONNX = (("model.onnx",), ("onnx", "model.onnx"))
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER = f"an adapter is a directory of {lora.CONFIG} and {_ADAPTER_WEIGHTS}, as peft saves it"
 _PACKAGE_DEPTH = 3
 _MAX_SHARDS = 1000
 _LAYOUT = (
@@ -94,7 +100,13 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     given = dict(options or {})
     task = choose_task(files, given.pop("task", None))
     files["tokenizer.json"] = _read_tokenizer(directory)
-    tensors, others = _floating(_read_tensors(directory))
+    onnx = _onnx_file(directory)
+    found = (
+        _read_tensors(directory)
+        if onnx is None
+        else read_onnx_encoder(onnx, read_encoder_spec(read_object(files, "config.json")))
+    )
+    tensors, others = _floating(found)
     shapes = {name: array.shape for name, array in tensors.items()}
     try:
         facts = TASKS[task].check(files, shapes, given, directory)
@@ -115,6 +127,36 @@ def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
     task = choose_task(files, given.pop("task", None))
     facts = TASKS[task].check(files, tensors.shapes(), given, path)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
+
+
+def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:
+    """Read a low-rank adapter as peft saves it, and check it against the model it adapts.
+
+    Parameters
+    ----------
+    path : str
+        A directory, or 'hf://owner/name'.
+    base : mapping of str to bytes
+        The small files of the model.
+
+    Raises
+    ------
+    ModelFormatError
+        No adapter there, or one that does not fit the model; the message names tensor and shapes.
+    NotSupportedError
+        An adapter of a kind tarsdb does not compute.
+    """
+    directory = hub.download(path) if path.startswith(hub.SCHEME) else os.path.expanduser(path)
+    if not os.path.isfile(os.path.join(directory, lora.CONFIG)):
+        raise ModelFormatError(f"{path!r} is no adapter: it has no {lora.CONFIG}", _ADAPTER)
+    files = {lora.CONFIG: _read_file(directory, lora.CONFIG, MAX_CONFIG_BYTES)}
+    if not os.path.isfile(os.path.join(directory, _ADAPTER_WEIGHTS)):
+        raise ModelFormatError(f"{path!r} has no {_ADAPTER_WEIGHTS}", _ADAPTER)
+    tensors = read_safetensors(os.path.join(directory, _ADAPTER_WEIGHTS))
+    spec = read_spec(base)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    lora.check_lora(spec, read_object(files, lora.CONFIG), shapes)
+    return ModelFiles("generate", 0, files, tensors, spec.max_positions)
 
 
 def resolve_directory(path: str) -> str:
@@ -223,6 +265,14 @@ def _read_tensors(directory: str) -> dict[str, npt.NDArray[Any]]:
                 raise ModelFormatError(f"tensor {tensor!r} is in two weight files of {directory}")
             tensors[tensor] = array
     return tensors
+
+
+def _onnx_file(directory: str) -> str | None:
+    """Return the ONNX file of a directory that has no safetensors."""
+    if any(name.endswith(".safetensors") for name in os.listdir(directory)):
+        return None
+    paths = [os.path.join(directory, *parts) for parts in _ONNX]
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _weight_files(directory: str) -> list[str]:

@@ -53,10 +53,17 @@ LAYER = ("attention_norm", "qkv", "qkv_bias", "query_norm", "key_norm", "context
 STEP = ("rows", "sequences", "wanted_rows", "table_blocks", "cache_blocks", "tokens", "offsets",
         "positions", "tables", "slots", "wanted", "angles", "keys", "values", "stream", "normed",
         "qkv", "context", "activations", "logits", "scratch", "scratch_bytes", "sync",
-        "yielding")  # fmt: skip
+        "yielding", "runs", "run_table", "adapter_table", "unfused", "lowered",
+        "lowered_bytes")  # fmt: skip
 (ROWS, SEQUENCES, WANTED_ROWS, TABLE_BLOCKS, CACHE_BLOCKS, TOKENS, OFFSETS, POSITIONS, TABLES,
  SLOTS, WANTED, ANGLES, KEYS, VALUES, STREAM, NORMED, QKV_ROWS, CONTEXT_ROWS, ACTIVATIONS, LOGITS,
- SCRATCH, SCRATCH_BYTES, SYNC, YIELDING) = range(len(STEP))  # fmt: skip
+ SCRATCH, SCRATCH_BYTES, SYNC, YIELDING, RUNS, RUN_TABLE, ADAPTER_TABLE, UNFUSED, LOWERED,
+ LOWERED_BYTES) = range(len(STEP))  # fmt: skip
+# A run of rows that one adapter adds to: first row, rows, adapter. An adapter, layer by layer and
+# matrix by matrix: addresses of both its packed float32 matrices (0: none), and its rank.
+RUN = 3
+ADAPTED = ("qkv", "context", "gate_up", "down")
+ADAPTED_QKV, ADAPTED_CONTEXT, ADAPTED_GATE_UP, ADAPTED_DOWN = range(len(ADAPTED))
 
 _ONE = np.float32(1.0)
 _kernel = njit(nogil=True, error_model="numpy")
@@ -219,7 +226,25 @@ def _make_linear(kind: str, variant: str) -> Any:
     return linear
 
 
-def _make_attention_part(linear: Any, attention: Any) -> Any:
+@_inlined
+def _adapt_nothing(  # type: ignore[no-untyped-def]
+    part, parts, model, batch, number, matrix, a, depth, columns, width, out, stride, scratch
+):
+    """Take the place of what adds adapters to a product, where there are none."""
+
+
+def _make_gate(linear: Any) -> Any:
+    @_inlined
+    def gate(part, parts, model, layer, batch, number, out, scratch):  # type: ignore[no-untyped-def]
+        """Make a part of ``activation(gate) * up``."""
+        linear(part, parts, read_long(batch, NORMED), read_long(model, HIDDEN),
+               read_long(batch, ROWS), read_long(layer, GATE_UP), read_long(model, INTERMEDIATE),
+               read_long(model, GATE), read_long(layer, GATE_UP_BIAS), out, scratch)  # fmt: skip
+
+    return gate
+
+
+def _make_attention_part(linear: Any, attention: Any, adapt: Any) -> Any:
     @_inlined
     def attention_part(part, parts, model, layer, batch, number, scratch):  # type: ignore[no-untyped-def]
         sync, yielding, count = (
@@ -235,6 +260,8 @@ def _make_attention_part(linear: Any, attention: Any) -> Any:
         linear(part, parts, normed, hidden, count, read_long(layer, QKV), queries + both,
                LINEAR, read_long(layer, QKV_BIAS), read_long(batch, QKV_ROWS),
                scratch)  # fmt: skip
+        adapt(part, parts, model, batch, number, ADAPTED_QKV, normed, hidden, queries + both,
+              16, read_long(batch, QKV_ROWS), 4 * (queries + both), scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         _store_heads(part, parts, model, layer, batch, number)
         wait_for_all(sync, parts, yielding)
@@ -244,6 +271,9 @@ def _make_attention_part(linear: Any, attention: Any) -> Any:
         linear(part, parts, read_long(batch, CONTEXT_ROWS), queries, count,
                read_long(layer, CONTEXT), hidden, LINEAR if after else RESIDUAL,
                read_long(layer, CONTEXT_BIAS), normed if after else stream, scratch)  # fmt: skip
+        adapt(part, parts, model, batch, number, ADAPTED_CONTEXT,
+              read_long(batch, CONTEXT_ROWS), queries, hidden, 16,
+              normed if after else stream, 4 * hidden, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
@@ -252,9 +282,9 @@ def _make_attention_part(linear: Any, attention: Any) -> Any:
     return attention_part
 
 
-def _make_mlp_part(linear: Any) -> Any:
+def _make_mlp_part(linear: Any, adapt: Any, gate: Any) -> Any:
     @_inlined
-    def mlp_part(part, parts, model, layer, batch, scratch):  # type: ignore[no-untyped-def]
+    def mlp_part(part, parts, model, layer, batch, number, scratch):  # type: ignore[no-untyped-def]
         sync, yielding, count = (
             read_long(batch, SYNC), read_long(batch, YIELDING), read_long(batch, ROWS)
         )  # fmt: skip
@@ -264,14 +294,14 @@ def _make_mlp_part(linear: Any) -> Any:
         inner, activations = read_long(model, INTERMEDIATE), read_long(batch, ACTIVATIONS)
         _normalise(part, parts, model, batch, read_long(layer, MLP_NORM), normed, 0)
         wait_for_all(sync, parts, yielding)
-        linear(part, parts, normed, hidden, count, read_long(layer, GATE_UP), inner,
-               read_long(model, GATE), read_long(layer, GATE_UP_BIAS), activations,
-               scratch)  # fmt: skip
+        gate(part, parts, model, layer, batch, number, activations, scratch)
         wait_for_all(sync, parts, yielding)
         after = read_long(layer, DOWN_NORM)
         linear(part, parts, activations, inner, count, read_long(layer, DOWN), hidden,
                LINEAR if after else RESIDUAL, read_long(layer, DOWN_BIAS),
                normed if after else stream, scratch)  # fmt: skip
+        adapt(part, parts, model, batch, number, ADAPTED_DOWN, activations, inner, hidden, 16,
+              normed if after else stream, 4 * hidden, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
@@ -285,10 +315,24 @@ def make_kernels(variant: str) -> dict[str, Any]:
 
     ``variant``: KIND/VARIANT of the products, such as 'f32/avx2'.
     """
+    return {"step": make_step(variant, _adapt_nothing, _make_gate)}
+
+
+def make_step(variant: str, adapt: Any, make_gate: Any) -> Any:
+    """Return the step, not yet compiled.
+
+    Parameters
+    ----------
+    variant : str
+    adapt : callable
+        Adds to a part's columns of a product what adapters say.
+    make_gate : callable
+        Takes the product of a part's columns; returns what makes a part of activation(gate) * up.
+    """
     kind, form = variant.split("/")
     linear = _make_linear(kind, form)
-    attention_part = _make_attention_part(linear, _make_attention(form))
-    mlp_part = _make_mlp_part(linear)
+    attention_part = _make_attention_part(linear, _make_attention(form), adapt)
+    mlp_part = _make_mlp_part(linear, adapt, make_gate(linear))
 
     @_kernel
     def step(part, parts, model, batch):  # type: ignore[no-untyped-def]
@@ -301,7 +345,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         for number in range(read_long(model, LAYERS)):
             layer = read_long(model, LAYER_TABLE) + 8 * len(LAYER) * number
             attention_part(part, parts, model, layer, batch, number, scratch)
-            mlp_part(part, parts, model, layer, batch, scratch)
+            mlp_part(part, parts, model, layer, batch, number, scratch)
         _normalise(part, parts, model, batch, read_long(model, NORM), normed,
                    read_long(batch, WANTED))  # fmt: skip
         wait_for_all(sync, parts, yielding)
@@ -315,4 +359,4 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 place = logits + 4 * row * vocabulary
                 soft_cap(place, place, _ONE, cap, vocabulary)
 
-    return {"step": step}
+    return step

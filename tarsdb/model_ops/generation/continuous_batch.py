@@ -125,6 +125,7 @@ class ContinuousBatch:
             self._drop()
             preempted = self.scheduler.preemptions
             chunks = self.scheduler.schedule()
+            chunks.sort(key=lambda chunk: chunk.sequence.root)  # rows of an adapter lie together
             preempted = self.scheduler.preemptions - preempted
         if not chunks:
             self._fail(list(self._requests.values()), InternalError("no text can go on"))
@@ -236,6 +237,7 @@ def assemble(chunks: Sequence[Chunk]) -> StepBatch:
         np.array([chunk.start for chunk in chunks], np.int32),
         block_tables,
         np.array(wanted, np.int32),
+        [chunk.sequence.adapter for chunk in chunks],
     )
 
 

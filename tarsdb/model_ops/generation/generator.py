@@ -6,17 +6,20 @@ model, and whether it is still there, is the caller's to say.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelError, QueueFullError
 from tarsdb.model_ops.decoder import Decoder
+from tarsdb.model_ops.decoder_forward import Adapter
 from tarsdb.model_ops.generation import scheduler
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
 from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch
@@ -25,9 +28,19 @@ from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
 from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
 from tarsdb.model_ops.generation.request import Completion, Drafter, Request
+from tarsdb.model_ops.tokenizer import TextTokenizer
 
 DEFAULT_CACHE_BYTES = 512 << 20
 _AT_A_TIME = 64  # texts of one call that run or wait
+
+
+@dataclass
+class _Running:
+    """The running batch of a model and its adapters."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    batch: ContinuousBatch | None = None
+    cache_bytes: int = 0
 
 
 class Generator:
@@ -38,17 +51,21 @@ class Generator:
     decoder : Decoder
     prompts : PromptTokenizer
     constraints : ConstraintCompiler
+    tokenizer : TextTokenizer, optional
+        Splits texts that are no prompts.
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: PromptTokenizer, constraints: ConstraintCompiler
-    ) -> None:
+        self, decoder: Decoder, prompts: PromptTokenizer, constraints: ConstraintCompiler,
+        tokenizer: TextTokenizer | None = None,
+    ) -> None:  # fmt: skip
         self.decoder = decoder
+        self.tokenizer = tokenizer
         self.prompts = prompts
         self._constraints = constraints
-        self._lock = threading.Lock()
-        self._batch: ContinuousBatch | None = None
-        self._cache_bytes = 0
+        self._running = _Running()
+        self._adapter: Adapter | None = None
+        self._root = b""
 
     @classmethod
     def from_files(
@@ -64,16 +81,27 @@ class Generator:
         return cls(
             decoder, prompts,
             ConstraintCompiler(files["tokenizer.json"], spec.vocabulary, spec.end_tokens),
+            TextTokenizer(files["tokenizer.json"], spec.max_positions),
         )  # fmt: skip
+
+    def with_adapter(self, adapter: Adapter, root: bytes) -> Generator:
+        """Return this model as an adapter makes it; both share one running batch.
+
+        ``root`` stands for the adapter's content: texts of one root share what they have in common.
+        """
+        adapted = copy.copy(self)
+        adapted._adapter, adapted._root = adapter, root
+        return adapted
 
     def reserve(self, cache_bytes: int) -> None:
         """Set the memory of the KV cache; while texts are running it stays as it is.
 
         DataError when it is less than one block of the model takes.
         """
-        with self._lock:
-            batch = self._batch
-            if batch is not None and (cache_bytes == self._cache_bytes or not batch.idle):
+        running = self._running
+        with running.lock:
+            batch = running.batch
+            if batch is not None and (cache_bytes == running.cache_bytes or not batch.idle):
                 return
             block_bytes = self.decoder.new_cache(1).block_bytes
             if cache_bytes < block_bytes:
@@ -83,8 +111,8 @@ class Generator:
                 )
             cache = self.decoder.new_cache(cache_bytes // block_bytes)
             decoder = self.decoder
-            self._batch = ContinuousBatch(lambda rows: decoder.step(rows, cache), cache.blocks)
-            self._cache_bytes = cache_bytes
+            running.batch = ContinuousBatch(lambda rows: decoder.step(rows, cache), cache.blocks)
+            running.cache_bytes = cache_bytes
 
     def generate(
         self,
@@ -146,9 +174,9 @@ class Generator:
         return TextIterator(batch, request, check)
 
     def _require_batch(self) -> ContinuousBatch:
-        if self._batch is None:
+        if self._running.batch is None:
             self.reserve(DEFAULT_CACHE_BYTES)
-        batch = self._batch
+        batch = self._running.batch
         assert batch is not None
         return batch
 
@@ -161,7 +189,9 @@ class Generator:
         for number, tokens in enumerate(self.prompts.encode(prompts, options)):
             length = min(len(tokens) + options.sampling.max_tokens, spec.max_positions)
             _check_length(number, len(tokens), length, spec.max_positions, batch)
-            sequence = scheduler.Sequence(tokens, length, options.priority, deadline)
+            sequence = scheduler.Sequence(
+                tokens, length, options.priority, deadline, self._adapter, self._root
+            )  # fmt: skip
             constraint = self._constraints.compile(options.rules)
             request = Request(
                 sequence, options.sampling, self.prompts.decode, spec.end_tokens, constraint,

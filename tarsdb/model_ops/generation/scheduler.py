@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from tarsdb.model_ops.generation.kv_blocks import BlockPool, chain
 
@@ -32,6 +33,10 @@ class Sequence:
         Higher goes first.
     deadline : float
         Time, by the caller's clock, after which it is given up.
+    adapter : object, optional
+        What adapts the model for this text.
+    root : bytes
+        Stands for the content of ``adapter``: blocks are shared among texts of one root.
 
     Attributes
     ----------
@@ -47,6 +52,8 @@ class Sequence:
     max_length: int
     priority: int = 0
     deadline: float = math.inf
+    adapter: Any = None
+    root: bytes = b""
     prompt_length: int = field(init=False)
     computed: int = 0
     cached: int = 0
@@ -246,6 +253,6 @@ class Scheduler:
         known, size = sequence.digests, self.pool.block_size
         while len(known) < count:
             start = len(known) * size
-            parent = known[-1] if known else b""
+            parent = known[-1] if known else sequence.root
             known.append(chain(parent, sequence.tokens[start : start + size]))
         return known[:count]

@@ -94,6 +94,12 @@ static inline void tars_put(tars_column *out, u32 row, u32 length) {
   out->offsets[row + 1] = out->offsets[row] + (i32)length;
 }
 
+/* Capabilities: what a module uses of these is imported, and must be granted, WITH (allow = ...). */
+__attribute__((import_module("tars"), import_name("log"))) void tars_log(const void *text, u32 bytes);
+/* The length of the key's value, which is written to `room` where it fits; -1: there is none. */
+__attribute__((import_module("tars"), import_name("lookup")))
+i32 tars_lookup(const void *key, u32 bytes, void *room, u32 size);
+
 /* clang may turn loops into calls of these. */
 __attribute__((no_builtin)) void *memcpy(void *to, const void *from, __SIZE_TYPE__ size) {
   u8 *a = to;

@@ -14,7 +14,7 @@
 //!
 //! The arguments come first, the output last. A STRICT function sees no NULL.
 
-#![allow(dead_code)]
+#![allow(dead_code, non_upper_case_globals)]
 
 pub const TARS_BOOL: u32 = 1;
 pub const TARS_INT16: u32 = 2;
@@ -86,6 +86,15 @@ impl Column {
         core::ptr::copy_nonoverlapping(text.as_ptr(), self.data.add(start as usize), text.len());
         *self.offsets.add(row + 1) = start + text.len() as i32;
     }
+}
+
+// Capabilities: what a module uses of these is imported, and must be granted, WITH (allow = ...).
+#[cfg(target_arch = "wasm32")]
+#[link(wasm_import_module = "tars")]
+extern "C" {
+    pub fn log(text: *const u8, bytes: u32);
+    /// The length of the key's value, which is written to `room` where it fits; -1: there is none.
+    pub fn lookup(key: *const u8, bytes: u32, room: *mut u8, size: u32) -> i32;
 }
 
 #[no_mangle]

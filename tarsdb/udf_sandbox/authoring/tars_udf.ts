@@ -97,3 +97,12 @@ export class Column {
 export function argument(args: usize, number: i32): Column {
   return changetype<Column>(args + ((<usize>number) << 5));
 }
+
+// Capabilities: what a module uses of these is imported, and must be granted, WITH (allow = ...).
+// @ts-ignore: decorator
+@external("tars", "log")
+export declare function log(text: usize, bytes: i32): void;
+// The length of the key's value, which is written to `room` where it fits; -1: there is none.
+// @ts-ignore: decorator
+@external("tars", "lookup")
+export declare function lookup(key: usize, bytes: i32, room: usize, size: i32): i32;

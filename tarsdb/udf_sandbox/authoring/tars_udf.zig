@@ -69,6 +69,11 @@ pub const Column = extern struct {
     }
 };
 
+/// Capabilities: what a module uses of these is imported, and must be granted, WITH (allow = ...).
+pub extern "tars" fn log(text: [*]const u8, bytes: u32) void;
+/// The length of the key's value, which is written to `room` where it fits; -1: there is none.
+pub extern "tars" fn lookup(key: [*]const u8, bytes: u32, room: [*]u8, size: u32) i32;
+
 comptime {
     if (@sizeOf(Column) != 32) @compileError("compile for wasm32: a descriptor is 32 bytes");
 }

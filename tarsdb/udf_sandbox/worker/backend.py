@@ -108,6 +108,7 @@ class WorkerProgram:
                 break
             if pool().wake(process):
                 return process
+            pool().discard(process)
         process = pool().take()
         try:
             process.load(self._body)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_TEXT_BYTES = 2_000
@@ -123,21 +124,25 @@ def read_request(channel: socket.socket) -> Request:
     return Request(Kind(kind), bool(begins), count, fuel, seconds, size)
 
 
-def read_reply(channel: socket.socket, most: int = 0) -> Reply:
+def read_reply(read: Callable[[int], bytes], most: int = 0) -> Reply:
     """Read a reply; its payload is still to be read.
+
+    Parameters
+    ----------
+    read : callable
+        Gives the next so many bytes.
+    most : int
+        Bytes of payload that may follow.
 
     Raises
     ------
-    EOFError
     ValueError
         It is none: an unknown status, a text over the limit, or a payload of more than ``most``.
     """
-    status, _, length, value, fuel_left, memory, size = _REPLY.unpack(
-        read_exactly(channel, _REPLY.size)
-    )
+    status, _, length, value, fuel_left, memory, size = _REPLY.unpack(read(_REPLY.size))
     if length > MAX_TEXT_BYTES or size > most:
         raise ValueError(f"a reply with {length} bytes of text and {size} of payload")
-    text = read_exactly(channel, length).decode(errors="replace") if length else ""
+    text = read(length).decode(errors="replace") if length else ""
     return Reply(Status(status), value, fuel_left, memory, text, size)
 
 

@@ -30,12 +30,10 @@ from tarsdb.udf_sandbox.worker.messages import (
     Reply,
     Request,
     Status,
-    read_exactly,
     read_reply,
 )
 
-START_SECONDS = 60.0  # of a machine that is very busy
-LOAD_SECONDS = 60.0
+PREPARE_SECONDS = 60.0  # of a machine that is very busy
 POLL_SECONDS = 0.005
 LIFETIME_S = 600.0
 """Of work; then a process is replaced, so that its processor time can be bounded."""
@@ -49,6 +47,10 @@ def unavailable() -> str:
     if not sys.executable or getattr(sys, "frozen", False):
         return "there is no Python interpreter to start"
     return ""
+
+
+def _never() -> bool:
+    return False
 
 
 class Unanswered(Exception):
@@ -118,7 +120,7 @@ class WorkerProcess:
         ------
         UdfBackendError
         """
-        self._answer(START_SECONDS, lambda: False)
+        self._prepared(self._answer)
 
     def load(self, body: LoadBody) -> None:
         """Make it the worker of one program; its memories are shared from here on."""
@@ -127,12 +129,27 @@ class WorkerProcess:
             descriptor = _shared_file(size, stack)
             self._shared = mmap.mmap(descriptor, size)
             payload = body.pack()
-            self._send(Request(Kind.LOAD, size=len(payload)).pack() + payload, descriptor)
-            reply = self._answer(LOAD_SECONDS, lambda: False)
+            request = Request(Kind.LOAD, size=len(payload)).pack()
+
+            def ask(end: float) -> Reply:
+                self._send(request + payload, end, descriptor)
+                return self._answer(end)
+
+            reply = self._prepared(ask)
         if reply.status is not Status.DONE:
             raise self._broken(f"could not load the module: {reply.text}")
         self.unfiltered = reply.text
         self.memory = np.frombuffer(self._shared, dtype=np.uint8)
+
+    def _prepared(self, step: Callable[[float], Reply]) -> Reply:
+        """Take a step in which no guest runs, so that to be late is no guest's fault."""
+        try:
+            return step(time.monotonic() + PREPARE_SECONDS)
+        except Unanswered:
+            raise UdfBackendError(
+                f"worker process {self.pid} was not ready after {PREPARE_SECONDS:.0f} s",
+                hint="the machine may be too busy",
+            ) from None
 
     def ask(
         self, request: Request, payload: bytes, seconds: float, stop: Callable[[], bool]
@@ -154,8 +171,9 @@ class WorkerProcess:
         UdfBackendError
             The process died, or its reply is none.
         """
-        self._send(request.pack() + payload)
-        return self._answer(seconds, stop)
+        end = time.monotonic() + seconds
+        self._send(request.pack() + payload, end)
+        return self._answer(end, stop)
 
     def compile(self, name: str, code: bytes, seconds: float, most: int) -> tuple[Reply, bytes]:
         """Compile a module under settings of a name; return the reply and the native code.
@@ -165,15 +183,10 @@ class WorkerProcess:
         Unanswered, UdfBackendError
         """
         payload = name.encode() + b"\0" + code
-        self._send(Request(Kind.COMPILE, size=len(payload)).pack() + payload)
-        reply = self._answer(seconds, lambda: False, most)
-        try:
-            self._channel.settimeout(seconds)
-            native = read_exactly(self._channel, reply.size)
-            self._channel.settimeout(None)
-        except (EOFError, OSError) as error:
-            raise self._broken(str(error)) from error
-        return reply, native
+        end = time.monotonic() + seconds
+        self._send(Request(Kind.COMPILE, size=len(payload)).pack() + payload, end)
+        reply = self._answer(end, most=most)
+        return reply, self._read(reply.size, end)
 
     def kill(self) -> None:
         """End the process now and wait for it; in a forked child only forget it."""
@@ -187,34 +200,55 @@ class WorkerProcess:
         else:
             self._process.returncode = 0  # it is not ours to wait for
 
-    def _send(self, data: bytes, descriptor: int | None = None) -> None:
+    def _send(self, data: bytes, end: float, descriptor: int | None = None) -> None:
         self._asked = True
         try:
+            self._channel.settimeout(max(end - time.monotonic(), POLL_SECONDS))
             self._channel.sendall(data)
             if descriptor is not None:
                 socket.send_fds(self._channel, [b"\0"], [descriptor])
+        except TimeoutError:
+            self.kill()
+            raise Unanswered from None
         except OSError as error:
             raise self._broken(str(error)) from error
 
-    def _answer(self, seconds: float, stop: Callable[[], bool], most: int = 0) -> Reply:
+    def _answer(self, end: float, stop: Callable[[], bool] = _never, most: int = 0) -> Reply:
         began = time.monotonic()
-        end = began + seconds
-        while not self._poll.poll(POLL_SECONDS * 1000):
-            if stop() or time.monotonic() >= end:
-                self.kill()
-                raise Unanswered
         try:
-            reply = read_reply(self._channel, most)
-        except (EOFError, OSError, ValueError) as error:
+            reply = read_reply(lambda size: self._read(size, end, stop), most)
+        except ValueError as error:
             raise self._broken(str(error)) from error
         self._asked = False
         self._worked += time.monotonic() - began
         return reply
 
+    def _read(self, size: int, end: float, stop: Callable[[], bool] = _never) -> bytes:
+        """Return so many bytes; a process that gives them too slowly is killed, too."""
+        parts = []
+        while size:
+            if not self._poll.poll(POLL_SECONDS * 1000):
+                if stop() or time.monotonic() >= end:
+                    self.kill()
+                    raise Unanswered
+                continue
+            try:
+                part = self._channel.recv(min(size, 1 << 20))
+            except OSError as error:
+                raise self._broken(str(error)) from error
+            if not part:
+                raise self._broken("it closed its socket")
+            if time.monotonic() >= end + POLL_SECONDS and len(part) < size:
+                self.kill()
+                raise Unanswered
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
     def _broken(self, why: str) -> UdfBackendError:
         """Kill the process and return the error that says how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.1)  # it may be dying by itself: its signal is worth knowing
+            self._process.wait(0.05)  # it may be dying by itself: its signal is worth knowing
         self.kill()
         code = self._process.returncode
         if code is not None and code < 0 and code != -signal.SIGKILL:

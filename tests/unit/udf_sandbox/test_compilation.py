@@ -53,8 +53,9 @@ def test_a_module_that_does_not_compile(compiler: compilation.Compiler) -> None:
     assert compiler.compile("wasmtime", CODE)  # by the same child
 
 
+@pytest.mark.parametrize("size", [0, 4 << 20], ids=["asked", "not even reading"])
 def test_a_compiler_that_hangs_is_killed(
-    compiler: compilation.Compiler, monkeypatch: pytest.MonkeyPatch
+    compiler: compilation.Compiler, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     compiler.compile("wasmtime", CODE)
     assert compiler._child is not None
@@ -63,7 +64,7 @@ def test_a_compiler_that_hangs_is_killed(
     monkeypatch.setattr(compilation, "SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(UdfValidationError, match="takes longer than 0"):
-        compiler.compile("wasmtime", CODE)
+        compiler.compile("wasmtime", CODE + bytes(size))
     assert time.monotonic() - began < 2
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -77,9 +78,9 @@ def test_a_compiler_that_dies_is_an_error_of_the_module(compiler: compilation.Co
     assert child is not None
     send = child._send
 
-    def send_and_die(data: bytes, descriptor: int | None = None) -> None:
+    def send_and_die(data: bytes, end: float, descriptor: int | None = None) -> None:
         os.kill(child.pid, signal.SIGSTOP)
-        send(data, descriptor)
+        send(data, end, descriptor)
         os.kill(child.pid, signal.SIGKILL)
 
     child._send = send_and_die  # type: ignore[method-assign]

@@ -152,3 +152,11 @@ def test_a_new_project_builds(
     with tarsdb.connect("my.tars", file_access=True) as db:
         db.execute(pathlib.Path("words.sql").read_text("utf-8"))
         assert db.execute("SELECT words('one two')").fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*EXAMPLES.glob("*.wasm"), *WORDS.glob("*.wasm")]), ids=lambda path: path.name
+)
+def test_stored_modules_hold_no_places_of_a_machine(path: pathlib.Path) -> None:
+    code = path.read_bytes()
+    assert not [part for part in (b"/tmp/", b"/home/", b"/root/", b".debug_") if part in code]
