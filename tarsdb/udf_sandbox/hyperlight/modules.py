@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from tarsdb.udf_sandbox.module import scalar_type, to_wasm
 
 MAX_IMAGE_BYTES = 256 << 10  # a request lies in the guest's heap several times
 RUNTIME_MIB = 3  # of the guest's runtime and the adapter
+_owners = itertools.count(1)
 _WIRE_TYPES = {"i32": "INT", "i64": "BIGINT", "f32": "REAL", "f64": "DOUBLE"}
 
 
@@ -40,8 +42,9 @@ def sandbox_spec(program: Program) -> SandboxSpec:
     module = capped(program.code, memory // WASM_PAGE)
     binary = splice(to_wasm(text), module)
     heap, stack = _sizes_mib(memory)
+    owner = next(_owners) if program.reusable else 0  # what is not restored is not shared
     return SandboxSpec(
-        key=f"{hashlib.sha256(binary).hexdigest()}:{heap}",
+        key=f"{hashlib.sha256(binary).hexdigest()}:{heap}:{owner}",
         artefact=_compiled(binary, program.export), path="", heap=heap, stack=stack,
         first=messages.to_text(np.zeros(7, dtype=np.uint8)), restored=not program.reusable,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from tarsdb.udf_sandbox.limits import Call, time_error
 
 MAX_PROCESSES = 4
 MAX_SANDBOXES = 8  # of one process
+MAX_REPLY_BYTES = 1 << 20  # sixty times what a sandbox can print
 TICK_S = 0.005
 GRACE_S = 1.0  # between our kill and the process's own alarm
 TRUSTED_SECONDS = 60.0  # for what runs no code of the user: starting a guest, snapshot, restore
@@ -125,12 +126,20 @@ class SandboxProcess:
             self._ask(worker.LOAD, number, payload, call)
         else:
             self._trusted(worker.LOAD, number, payload, call)
-            self.run(number, spec.definition, call)
+            self._define(number, spec.definition, call)
         if spec.restored:
             self._trusted(worker.SNAPSHOT, number, b"", call)
         self._unclean.discard(number)
         self._numbers[spec.key] = number
         return number
+
+    def _define(self, number: int, definition: str, call: Call) -> None:
+        try:
+            self.run(number, definition, call)
+        except GuestFailure:
+            self._unclean.discard(number)
+            self._trusted(worker.DROP, number, b"", call)
+            raise
 
     def run(self, number: int, text: str, call: Call) -> str:
         """Run a sandbox with a text; it is then restored before its next use, unless spared.
@@ -156,6 +165,10 @@ class SandboxProcess:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        self.leave()
+
+    def leave(self) -> None:
+        """Close this side's ends; the process ends when no one has any."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -184,6 +197,8 @@ class SandboxProcess:
             self._process.stdin.write(payload)
             self._process.stdin.flush()
             outcome, size = worker.REPLY.unpack(self._read(worker.REPLY.size, call))
+            if size > MAX_REPLY_BYTES:
+                raise OSError(f"a reply of {size} bytes")
             said = self._read(size, call).decode()
         except OSError as error:
             raise self._died(call) from error
@@ -249,6 +264,7 @@ class ProcessPool:
     def _take(self, key: str, call: Call) -> SandboxProcess:
         with self._changed:
             while True:
+                self._forget_the_dead()
                 holding = [process for process in self._idle if process.holds(key)]
                 found = (holding or self._idle)[-1:]
                 if found:
@@ -266,6 +282,12 @@ class ProcessPool:
             self._gone()
             raise
 
+    def _forget_the_dead(self) -> None:
+        for process in [process for process in self._idle if not process.alive]:
+            process.leave()
+            self._idle.remove(process)
+            self._count -= 1
+
     def _give(self, process: SandboxProcess) -> None:
         if not process.alive:
             self._gone()
@@ -278,6 +300,11 @@ class ProcessPool:
         with self._changed:
             self._count -= 1
             self._changed.notify()
+
+    def leave(self) -> None:
+        """Close a forked child's copies of idle processes' pipes."""
+        for process in self._idle:
+            process.leave()
 
     def close(self) -> None:
         """End idle processes."""
@@ -294,6 +321,7 @@ POOL = ProcessPool()
 def _after_fork() -> None:
     """Let a forked child start its own processes; the parent's are not its."""
     global POOL
+    POOL.leave()
     POOL = ProcessPool()
 
 

@@ -5,7 +5,9 @@ The stand-in has the package's interface and runs what it is told, so these test
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -38,6 +40,8 @@ class WasmSandbox:
             os._exit(3)
         if text == "fail":
             raise RuntimeError("guest aborted")
+        if text == "long":
+            text = "x" * (1 << 21)
         self.state += 1
         said = self.artefact.decode() if text == "artefact" else f"{text} {self.state}"
         return types.SimpleNamespace(stdout=said, stderr="", exit_code=0)
@@ -84,6 +88,40 @@ def test_a_definition_runs_once_before_the_snapshot() -> None:
             assert process.run(process.ready(defined, call()), "x", call()) == "x 3"
     finally:
         process.kill()
+
+
+def test_a_definition_that_fails_leaves_nothing_behind() -> None:
+    process = SandboxProcess()
+    try:
+        bad = spec("a", definition="fail")
+        for _ in range(2):
+            with pytest.raises(GuestFailure, match="guest aborted"):
+                process.ready(bad, call())
+            assert not process.holds("a")
+        assert process.run(process.ready(spec("a"), call()), "x", call()) == "x 2"
+    finally:
+        process.kill()
+
+
+def test_a_process_that_died_idle_is_replaced() -> None:
+    pool = ProcessPool()
+    try:
+        with pool.lease("a", call()) as process:
+            process.ready(spec("a"), call())
+        os.kill(process.pid, signal.SIGKILL)
+        process._process.wait()
+        with pool.lease("a", call()) as fresh:
+            assert fresh.pid != process.pid
+            assert fresh.run(fresh.ready(spec("a"), call()), "x", call()) == "x 2"
+    finally:
+        pool.close()
+
+
+def test_a_reply_of_any_size_is_not_believed() -> None:
+    process = SandboxProcess()
+    number = process.ready(spec("a"), call())
+    with pytest.raises(UdfBackendError, match="died"):
+        process.run(number, "long", call())
 
 
 def test_a_failed_guest_is_restored_or_loaded_again() -> None:
