@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tarsdb.udf_sandbox.hyperlight import aot, modules
 from tests.hyperlight.conftest import Make
 from tests.sandbox.wasm_text import PRELUDE, columnar
 
+LATE_S = 5.0 if os.environ.get("TARSDB_EMULATED") else 0.3  # ending a virtual machine takes time
 ONE = from_list(parse_type("INT"), [1])
 GOOD = '(module (func (export "f") (param i32) (result i32) (i32.add (local.get 0) (i32.const 1))))'
 
@@ -96,7 +98,7 @@ def test_a_hang_ends_at_the_deadline(body: str, make: Make) -> None:
     began = time.monotonic()
     with pytest.raises(UdfLimitError, match="timeout_ms = 8000"):
         call(hung)
-    assert time.monotonic() - began < 8.0 + 1.0
+    assert time.monotonic() - began < 8.0 + LATE_S
     assert call(good).get(0) == 2
 
 
