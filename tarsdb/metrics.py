@@ -27,9 +27,15 @@ class Metrics:
             record[name] = record.get(name, 0) + amount
 
     def add_all(self, amounts: Mapping[str, float]) -> None:
-        """Add to several counters."""
-        for name, amount in amounts.items():
-            self.add(name, amount)
+        """Add to several counters at once."""
+        kept = [self._values]
+        record = getattr(self._here, "record", None)
+        if record is not None:
+            kept.append(record)
+        with self._lock:
+            for values in kept:
+                for name, amount in amounts.items():
+                    values[name] = values.get(name, 0) + amount
 
     @contextmanager
     def recorded(self) -> Iterator[dict[str, float]]:

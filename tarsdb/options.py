@@ -66,7 +66,7 @@ class SandboxLimits:
     """What one statement's calls of a sandboxed function may use, and which backend runs them.
 
     Fuel is wasmtime's unit, about one per instruction. ``require_seccomp`` refuses to run in a
-    worker whose system calls cannot be filtered.
+    worker whose system calls cannot be filtered. ``allow`` are the capabilities it is granted.
     """
 
     fuel: int = 10_000_000
@@ -75,3 +75,4 @@ class SandboxLimits:
     timeout_ms: int = 5_000
     backend: str = "wasmtime"
     require_seccomp: bool = False
+    allow: tuple[str, ...] = ()

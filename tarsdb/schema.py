@@ -217,6 +217,8 @@ class FunctionDef:
         Of a table function: what its rows hold.
     role : str
         ``''``, or what it is to the engine besides: one of :data:`ROLES`.
+    lookup : (str, str, str), or ()
+        Table, key column and value column it may look up, where it is granted that.
     """
 
     id: int
@@ -234,6 +236,7 @@ class FunctionDef:
     kind: str = "scalar"
     columns: tuple[tuple[str, SqlType], ...] = ()
     role: str = ""
+    lookup: tuple[str, ...] = ()
 
     @cached_property
     def result(self) -> str:
@@ -307,6 +310,7 @@ def _function(data: dict[str, Any]) -> FunctionDef:
         key: tuple((name, parse_type(text)) for name, text in data.get(key, ()))
         for key in ("arguments", "columns")
     }
+    pairs["lookup"] = tuple(data.get("lookup", ()))
     return FunctionDef(**{**data, **pairs, "returns": parse_type(data["returns"])})
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tarsdb.engine import references
+from tarsdb.engine import lookups, references
 from tarsdb.engine.context import Context
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
@@ -25,7 +27,7 @@ from tarsdb.types import Kind, parse_type
 
 def create_module(context: Context, plan: CreateModule) -> Result:
     """Run CREATE MODULE."""
-    from tarsdb.udf_sandbox import inspect_module, to_wasm
+    from tarsdb.udf_sandbox import CAPABILITIES, inspect_module, to_wasm
 
     if not may_create(context, "module", plan):
         return DONE
@@ -43,7 +45,7 @@ def create_module(context: Context, plan: CreateModule) -> Result:
             f"module {plan.name}: sha256 of {plan.source} is {found}, the statement says {wanted}"
         )
     code = to_wasm(code)
-    inspect_module(code)
+    inspect_module(code, allow=CAPABILITIES)
     writes = context.require_writes()
     module = ModuleDef(writes.new_id(), plan.name, writes.put_blob(code), found, len(code))
     writes.put_object("module", module.name, module)
@@ -59,6 +61,7 @@ def create_function(context: Context, plan: CreateFunction) -> Result:
     if existing is not None:
         references.refuse_dependents(context, "function", existing.name, "replace")
     function = _defined(plan)
+    lookups.check(context, function)
     writes, code = context.require_writes(), _code(context, plan)
     _check(function, code)
     function = replace(function, id=writes.new_id(), digest=writes.put_blob(code))
@@ -78,6 +81,7 @@ def _defined(plan: CreateFunction) -> FunctionDef:
         )
     options = dict(plan.options)
     role = str(options.pop("role", "")).lower()
+    lookup = _looked_up(plan.name, options)
     if role and role not in ROLES:
         raise BindError(
             f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
@@ -85,8 +89,21 @@ def _defined(plan: CreateFunction) -> FunctionDef:
     return FunctionDef(
         0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns),
         plan.language.lower(), plan.module, plan.export or plan.name, "", plan.strict,
-        plan.volatility, options, kind=plan.kind, columns=columns, role=role,
+        plan.volatility, options, kind=plan.kind, columns=columns, role=role, lookup=lookup,
     )  # fmt: skip
+
+
+def _looked_up(name: str, options: dict[str, Any]) -> tuple[str, ...]:
+    """Take ``lookup = 'table(key, value)'`` out of the options."""
+    text = options.pop("lookup", None)
+    if text is None:
+        return ()
+    found = re.fullmatch(r"\s*(\w+)\s*\(\s*(\w+)\s*,\s*(\w+)\s*\)\s*", str(text))
+    if found is None:
+        raise BindError(
+            f"function {name}: lookup = {text!r} is not understood", hint="'table(key, value)'"
+        )
+    return found.groups()
 
 
 def _code(context: Context, plan: CreateFunction) -> bytes:
@@ -148,7 +165,8 @@ def _check(function: FunctionDef, code: bytes) -> None:
         return
     if function.role:
         _check_role(function)
-    info, types = inspect_module(code), [sql_type for _, sql_type in function.arguments]
+    info = inspect_module(code, allow=limits.allow)
+    types = [sql_type for _, sql_type in function.arguments]
     if function.kind == "aggregate":
         check_aggregate(info, function.export, types)
     elif function.kind == "table":

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class FunctionRuntime:
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
         if context.budget is None:
-            context.budget = Budget()
+            context.budget = Budget(lookup=partial(_look_up, context))
         budget = context.budget
         METRICS.add("udf_rows", rows)
         self._running.append(budget)
@@ -172,6 +173,13 @@ def _key(function: FunctionDef) -> tuple[Any, ...]:
     return (function.name, function.digest, function.export, function.arguments,
             function.returns, function.kind, function.columns, function.role,
             function.strict, tuple(sorted(function.options.items())))  # fmt: skip
+
+
+def _look_up(context: Context, name: str, key: str) -> bytes | None:
+    from tarsdb.engine import lookups
+
+    function = context.catalog.function(name)
+    return None if function is None else lookups.value(context, function, key)
 
 
 def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:

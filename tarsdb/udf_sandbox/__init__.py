@@ -6,6 +6,7 @@ docs/udf-abi.md the ABI.
 Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 
+from tarsdb.udf_sandbox import capabilities
 from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
 from tarsdb.udf_sandbox.figures import Figures
 from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
@@ -22,7 +23,11 @@ from tarsdb.udf_sandbox.module import (
 from tarsdb.udf_sandbox.source_functions import Source, SourceFunction, check_source
 from tarsdb.udf_sandbox.table_functions import TableFunction
 
+CAPABILITIES = tuple(capabilities.SIGNATURES)
+"""What a module may import, once it was granted."""
+
 __all__ = [
+    "CAPABILITIES",
     "AggregateFunction",
     "Budget",
     "Figures",

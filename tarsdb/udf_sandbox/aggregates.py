@@ -84,7 +84,7 @@ class AggregateFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
         strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code))
+        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
         check_aggregate(info, export, arguments)
         self.returns = returns
         self.strict = strict

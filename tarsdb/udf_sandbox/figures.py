@@ -77,23 +77,21 @@ class Figures:
             self.confinement = call.confinement
             if isinstance(error, UdfTrapError):
                 self.traps[error.code] += 1
-            elif (reason := stop_of(error)) is not None:
+            elif error is not None and (reason := stop_of(error)) is not None:
                 self.stopped[reason] += 1
 
 
 def count(call: Call, seconds: float, error: BaseException | None) -> None:
     """Add a call that has ended to the counters of this process."""
-    METRICS.add("udf.calls")
-    METRICS.add("udf.fuel", call.used)
-    METRICS.add("udf.seconds", seconds)
+    amounts = {"udf.calls": 1, "udf.fuel": call.used, "udf.seconds": seconds}
     if isinstance(error, UdfTrapError):
-        METRICS.add("udf.traps")
-        METRICS.add(f"udf.trap.{error.code}")
-    elif (reason := stop_of(error)) is not None:
-        METRICS.add(f"udf.stopped.{reason}")
+        amounts |= {"udf.traps": 1, f"udf.trap.{error.code}": 1}
+    elif error is not None and (reason := stop_of(error)) is not None:
+        amounts[f"udf.stopped.{reason}"] = 1
+    METRICS.add_all(amounts)
 
 
-def stop_of(error: BaseException | None) -> str | None:
+def stop_of(error: BaseException) -> str | None:
     """Return why we ended a call, or None where we did not."""
     if isinstance(error, UdfLimitError):
         return error.kind
@@ -104,4 +102,8 @@ def stop_of(error: BaseException | None) -> str | None:
 
 def size(columns: Iterable[Any]) -> int:
     """Return the bytes of values and offsets of the columns among some objects."""
-    return sum(column.nbytes for column in columns if isinstance(column, Column))
+    total = 0
+    for column in columns:
+        if isinstance(column, Column):
+            total += column.nbytes
+    return total

@@ -178,7 +178,7 @@ class ScalarFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
         strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code))
+        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
         kind = check_signature(info, export, arguments, returns, strict)
         self.returns = returns
         self.strict = strict

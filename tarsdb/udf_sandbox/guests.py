@@ -105,6 +105,11 @@ class ScalarGuest(InstanceGuest):
         ]
         dtype = np.dtype(_RESULT_DTYPES[scalar_type(program.returns) or "i32"])
         self._output = _slot_view(memory, len(program.arguments), dtype)
+        self._size = len(memory)
+
+    def footprint(self) -> int:
+        """Return the bytes of memory the guest holds while idle."""
+        return self._size
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows, none of which is NULL."""

@@ -105,7 +105,8 @@ class InProcessInstance:
         fused = compiled.program.driver is not None and compiled.driver is None
         if fused:
             store.set_memory_limit(MAX_MEMORY_BYTES)  # the driver's, of fixed size
-        exports = store.instantiate(compiled.module, [], call).exports(store.raw)
+        imports = [store.host_function(each.name or "") for each in compiled.module.imports]
+        exports = store.instantiate(compiled.module, imports, call).exports(store.raw)
         if compiled.driver is not None:
             store.set_memory_limit(MAX_MEMORY_BYTES)
             function = exports[compiled.program.export]

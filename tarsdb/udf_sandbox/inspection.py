@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tarsdb.errors import UdfValidationError
 from tarsdb.udf_sandbox import sections
 from tarsdb.udf_sandbox.aggregates import PARTS
+from tarsdb.udf_sandbox.capabilities import SIGNATURES
 from tarsdb.udf_sandbox.limits import WASM_PAGE
 from tarsdb.udf_sandbox.module import COLUMNAR_TYPE, ModuleInfo, inspect_module
 
@@ -79,7 +80,7 @@ def describe(code: bytes) -> Inspection:
         found.sections = [(name, size) for name, size, _ in _sections(code)]
         found.largest_function = _largest(code)
         found.imports = sections.read_outline(code).imports
-        info = inspect_module(code)
+        info = inspect_module(code, allow=tuple(SIGNATURES))
     except UdfValidationError as error:
         found.refused = str(error)
         return found

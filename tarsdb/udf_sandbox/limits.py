@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tarsdb.errors import BindError, InterruptError, UdfError, UdfLimitError, UdfTrapError
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox.backends import check_name
+from tarsdb.udf_sandbox.capabilities import grants
 from tarsdb.udf_sandbox.figures import Figures
 
 MAX_FUEL = 2**62
@@ -35,7 +36,7 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
     options : mapping
         ``fuel``, ``fuel_per_row``, ``max_memory`` (bytes, or text such as ``'16MB'``; units are
         powers of 1024), ``timeout_ms``, ``backend`` (see ``backends``), ``require_seccomp`` (of
-        the worker backend). Names ignore case.
+        the worker backend), ``allow`` (see ``capabilities``). Names ignore case.
 
     Raises
     ------
@@ -49,13 +50,15 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         "max_memory": defaults.max_memory_bytes,
         "timeout_ms": defaults.timeout_ms,
     }
-    backend, require_seccomp = defaults.backend, False
+    backend, require_seccomp, allow = defaults.backend, False, defaults.allow
     for name, value in options.items():
         key = name.lower()
         if key == "backend":
             backend = check_name(value)
         elif key == "require_seccomp":
             require_seccomp = _boolean(value, name)
+        elif key == "allow":
+            allow = grants(value)
         elif key == "max_memory":
             found[key] = _bounded(name, parse_size(value, name), WASM_PAGE, MAX_MEMORY_BYTES)
         elif key in found:
@@ -64,7 +67,7 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         else:
             raise BindError(
                 f"function option {name!r} is not known",
-                hint=f"options: {', '.join(sorted(found))}, backend, require_seccomp",
+                hint=f"options: {', '.join(sorted(found))}, allow, backend, require_seccomp",
             )
     if backend == "hyperlight":
         _fit_hyperlight(options, found)
@@ -73,10 +76,16 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
             f"function option require_seccomp is of backend = 'worker', not {backend!r}",
             hint="only a process of its own can have its system calls filtered",
         )
+    if allow and backend != "wasmtime":
+        raise BindError(
+            f"function option allow = {', '.join(allow)!r} needs backend = 'wasmtime', "
+            f"not {backend!r}",
+            hint="other backends have no way back into the database",
+        )
     return SandboxLimits(
         fuel=found["fuel"], fuel_per_row=found["fuel_per_row"],
         max_memory_bytes=found["max_memory"], timeout_ms=found["timeout_ms"], backend=backend,
-        require_seccomp=require_seccomp,
+        require_seccomp=require_seccomp, allow=allow,
     )  # fmt: skip
 
 
@@ -146,6 +155,9 @@ class Budget:
 
     figures: dict[str, Figures] = field(default_factory=dict)
     """What each function did for the statement, by name."""
+    lookup: Callable[[str, str], bytes | None] | None = None
+    """Value of a key for a function that may look it up, by the names of both; from the engine."""
+    _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     _spent: dict[int, _Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _interrupted: threading.Event = field(default_factory=threading.Event)
@@ -180,10 +192,19 @@ class Budget:
             spent.fuel += fuel
             spent.seconds += seconds
 
+    def count(self, function: str, capability: str) -> int:
+        """Count a call of the host by a function; return how many it made."""
+        with self._lock:
+            self._asked[function, capability] = self._asked.get((function, capability), 0) + 1
+            return self._asked[function, capability]
+
     def figures_of(self, function: str) -> Figures:
         """Return what a function did for the statement, to add to."""
         with self._lock:
-            return self.figures.setdefault(function, Figures())
+            found = self.figures.get(function)
+            if found is None:
+                found = self.figures[function] = Figures()
+            return found
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +227,7 @@ class Call:
     bytes_out: int = 0
     memory: int = 0  # bytes the guest had at the end
     reused: bool = False  # the guest served a call before
+    failed: BaseException | None = None  # what went wrong in the host while it served the guest
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""

@@ -44,8 +44,8 @@ class ModuleInfo:
     resettable : bool
         True when it exports ``tars_reset``.
     stateless : bool
-        True without memories, tables, mutable globals and start function: an instance of it can
-        be used again without remembering anything.
+        True without imports, memories, tables, mutable globals and start function: an instance of
+        it can be used again without remembering anything.
     memory_pages : int
         Pages of 64 KiB its memory starts with.
     """
@@ -89,7 +89,7 @@ def to_wasm(code: bytes | str) -> bytes:
     return wasmtime_backend.assemble(raw)
 
 
-def inspect_module(code: bytes, sha256: str | None = None) -> ModuleInfo:
+def inspect_module(code: bytes, sha256: str | None = None, allow: Sequence[str] = ()) -> ModuleInfo:
     """Return what a module exports, after checking that it is valid and small enough to compile.
 
     Parameters
@@ -98,23 +98,21 @@ def inspect_module(code: bytes, sha256: str | None = None) -> ModuleInfo:
         A binary module; see :func:`to_wasm` for text.
     sha256 : str, optional
         The digest the caller expects.
+    allow : sequence of str
+        Capabilities it may import; see ``capabilities``.
 
     Raises
     ------
     UdfValidationError
-        Malformed, over a size cap, importing anything, or not of the expected digest.
+        Malformed, over a size cap, importing anything else, or not of the expected digest.
     """
     digest = hashlib.sha256(code).hexdigest()
     if sha256 is not None:
         check_digest(digest, sha256)
     outline = read_outline(code)
-    if outline.imports:
-        shown = ", ".join(outline.imports[:5]) + (", ..." if len(outline.imports) > 5 else "")
-        raise UdfValidationError(
-            f"module imports {shown}; functions may import nothing",
-            hint="build it freestanding, without WASI: see docs/udf-guide.md",
-        )
-    from tarsdb.udf_sandbox import wasmtime_backend
+    from tarsdb.udf_sandbox import capabilities, wasmtime_backend
+
+    capabilities.check_imports(outline, allow)
 
     wasmtime_backend.validate(code)
     return _module_info(outline, digest, len(code))
@@ -141,7 +139,11 @@ def _module_info(outline: Outline, digest: str, size: int) -> ModuleInfo:
         and alloc == FuncType(("i32",), ("i32",)),
         resettable=reset == FuncType((), ()),
         stateless=not (
-            outline.memories or outline.tables or outline.mutable_globals or outline.has_start
+            outline.memories
+            or outline.tables
+            or outline.mutable_globals
+            or outline.has_start
+            or outline.imports
         ),
         memory_pages=outline.memories[0] if outline.memories else 0,
     )

@@ -47,6 +47,7 @@ class Outline:
 
     types: list[FuncType] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)
+    import_types: list[FuncType | None] = field(default_factory=list)  # None: no function
     functions: list[int] = field(default_factory=list)  # type index of each
     tables: list[int] = field(default_factory=list)  # minimum elements of each
     memories: list[int] = field(default_factory=list)  # minimum pages of each
@@ -65,9 +66,11 @@ class Outline:
     def exported_functions(self) -> dict[str, FuncType]:
         """Exported functions by name; exports of missing functions are left to the validator."""
         found = {}
+        imported = sum(each is not None for each in self.import_types)
         for name, (kind, index) in self.exports.items():
-            if kind == "function" and index < len(self.functions):
-                type_index = self.functions[index]
+            own = index - imported
+            if kind == "function" and 0 <= own < len(self.functions):
+                type_index = self.functions[own]
                 if type_index < len(self.types):
                     found[name] = self.types[type_index]
         return found
@@ -214,15 +217,18 @@ def _types(reader: Reader, outline: Outline) -> None:
 def _imports(reader: Reader, outline: Outline) -> None:
     for _ in range(reader.count("imports")):
         outline.imports.append(f"{reader.name()}.{reader.name()}")
-        _import_type(reader)
+        outline.import_types.append(_import_type(reader, outline))
 
 
-def _import_type(reader: Reader) -> None:
+def _import_type(reader: Reader, outline: Outline) -> FuncType | None:
     at = reader.position
     kind = reader.byte()
     if kind == 0:
-        reader.number()
-    elif kind == 1:
+        index = reader.number()
+        if index >= len(outline.types):
+            raise malformed(f"import of type {index}, there are {len(outline.types)}", at)
+        return outline.types[index]
+    if kind == 1:
         reader.value_type()
         _minimum(reader)
     elif kind == 2:
@@ -232,6 +238,7 @@ def _import_type(reader: Reader) -> None:
         reader.byte()
     else:
         raise malformed(f"import kind {kind} is not supported", at)
+    return None
 
 
 def _minimum(reader: Reader) -> int:

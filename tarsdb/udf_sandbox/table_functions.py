@@ -46,7 +46,7 @@ class TableFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], columns: Sequence[SqlType],
         *, strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code))
+        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
         check_columnar(info, export, arguments)
         self.columns = tuple(columns)
         self.strict = strict

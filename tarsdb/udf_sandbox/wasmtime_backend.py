@@ -23,7 +23,7 @@ import wasmtime
 
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.udf_sandbox import settings, stacks
+from tarsdb.udf_sandbox import capabilities, settings, stacks
 from tarsdb.udf_sandbox.compilation import native_code
 from tarsdb.udf_sandbox.exports import Export, describe_trap, is_memory_limit
 from tarsdb.udf_sandbox.limits import Call, memory_error, stop_error
@@ -175,6 +175,7 @@ class Store:
         self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
         self._thread = 0  # of the call it was begun for: the calls below are not checked
+        self._place, self._bytes = (0, -1), np.zeros(0, dtype=np.uint8)  # of the memory seen last
         self.set_memory_limit(limits.max_memory_bytes)
         if self.watched:
             _set_callback(self.raw.ptr(), _callback, self.key, _no_finalizer)
@@ -209,11 +210,37 @@ class Store:
                 raise memory_error(call.function, self.limits, "its memory is too large") from error
             raise _converted(error, call, None) from error
 
+    def host_function(self, name: str) -> wasmtime.Func:
+        """Return a capability as the guest imports it."""
+        numbers = {"i32": wasmtime.ValType.i32()}
+        signature = capabilities.SIGNATURES[name]
+        kind = wasmtime.FuncType(
+            [numbers[each] for each in signature.params],
+            [numbers[each] for each in signature.results],
+        )
+
+        def serve(caller: Any, *arguments: int) -> int | None:
+            call = _running[self.key]
+            try:
+                memory = caller.get("memory")
+                if not isinstance(memory, wasmtime.Memory):
+                    raise UdfError(f"function {call.function}: exports no memory, but calls {name}")
+                return capabilities.serve(name, call, self.view(memory), *arguments)
+            except BaseException as error:  # raised once the guest has ended, for want of fuel
+                call.failed = error
+                self.raw.set_fuel(0)
+                return 0 if signature.results else None
+
+        return wasmtime.Func(self.raw, kind, serve, access_caller=True)
+
     def invoke(self, function: Export, call: Call, memory: Any, *args: int) -> int:
         """Call an export; traps and stops become typed errors."""
         assert self._thread == threading.get_ident(), "a store is used by another thread"
         try:
-            return function(*args)
+            result = function(*args)
+            if call.failed is not None:
+                raise call.failed
+            return result
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             size = None if memory is None else memory.data_len(self.raw)
             raise _converted(error, call, size) from error
@@ -221,10 +248,11 @@ class Store:
     def view(self, memory: Any) -> np.ndarray:
         """Return a memory as bytes; valid until the guest next runs (growth moves it)."""
         size = memory.data_len(self.raw)
-        if size == 0:
-            return np.zeros(0, dtype=np.uint8)
-        address = ctypes.addressof(memory.data_ptr(self.raw).contents)
-        return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
+        address = ctypes.addressof(memory.data_ptr(self.raw).contents) if size else 0
+        if (address, size) != self._place:
+            array = (ctypes.c_ubyte * size).from_address(address) if size else b""
+            self._place, self._bytes = (address, size), np.frombuffer(array, dtype=np.uint8)
+        return self._bytes
 
     def close(self) -> None:
         """Free the store and everything in it."""
@@ -233,7 +261,9 @@ class Store:
             self.raw.close()
 
 
-def _converted(error: Exception, call: Call, memory_size: int | None) -> Exception:
+def _converted(error: Exception, call: Call, memory_size: int | None) -> BaseException:
+    if call.failed is not None:
+        return call.failed
     if isinstance(error, wasmtime.Trap):
         return stop_error(call, *describe_trap(error), memory_size)
     if call.stopped:
