@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import os
 import pathlib
 import select
@@ -214,7 +213,8 @@ def test_a_worker_has_no_files_no_rights_and_no_environment(tmp_path: pathlib.Pa
               for line in (folder / "limits").read_text().splitlines()}  # fmt: skip
     for name in ("Max open files", "Max processes", "Max core file size", "Max file size"):
         assert limits[name] == "0", name
-    assert int(limits["Max address space"]) < 2 << 30
+    assert int(limits["Max address space"]) < 10 << 30  # of which two are reserved for memories
+    assert int(limits["Max data size"]) < 1 << 30
     assert int(limits["Max cpu time"]) < 1000
     assert b"HOME" not in (folder / "environ").read_bytes()
 
@@ -269,6 +269,28 @@ def test_the_attempts_succeed_without_filter_and_limits() -> None:
     assert set(found.values()) == {"done"}, found
 
 
+MEMORY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tarsdb.udf_sandbox.worker import confinement
+if sys.argv[2] == "limited":
+    confinement.limit_resources(60, 64 << 20)
+try:
+    print(len(bytearray(256 << 20)))
+except MemoryError:
+    print("refused")
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("word", "answer"), [("limited", "refused"), ("free", str(256 << 20))])
+def test_memory_beside_the_guests_is_bounded(word: str, answer: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(ROOT), word], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == answer
+
+
 ORPHAN = """
 import os, sys, time
 from tests.sandbox.test_worker import LOOP, ONE_ROW, make, worker_of
@@ -285,9 +307,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def child(program: str) -> subprocess.CompletedProcess[str]:
+def child(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -354,25 +377,34 @@ def test_from_sql_and_a_crash_rolls_the_statement_back(tmp_path: pathlib.Path) -
         assert db.execute("SELECT sum(f(n)) FROM t WHERE n = 0").fetchall() == [(14,)]
 
 
+CONNECTION = """
+import gc, pathlib, sys, time
+import tarsdb
+from tarsdb.udf_sandbox import compilation
+from tests.sandbox.test_worker import PLUS_ONE
+def children():
+    found = pathlib.Path("/proc/self/task").glob("*/children")
+    return {int(pid) for path in found for pid in path.read_text().split()}
+with tarsdb.connect(sys.argv[1]) as db:
+    db.execute("CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
+               f"'{PLUS_ONE}' WITH (backend = 'worker')")
+    print(db.execute("SELECT f(1)").fetchall())
+    compilation._compiler.close()
+    print(len(children()))
+del db
+gc.collect()
+end = time.monotonic() + 10
+while children() and time.monotonic() < end:
+    time.sleep(0.02)
+print(len(children()))
+"""
+
+
 @linux_only
 def test_workers_end_with_the_connection(tmp_path: pathlib.Path) -> None:
-    def children() -> set[int]:
-        found = pathlib.Path("/proc/self/task").glob("*/children")
-        return {int(pid) for path in found for pid in path.read_text().split()}
-
-    gc.collect()
-    pool.pool().close()
-    with tarsdb.connect(tmp_path / "x.tars") as db:
-        db.execute(
-            "CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
-            f"'{PLUS_ONE}' WITH (backend = 'worker')"
-        )
-        before = children()
-        assert db.execute("SELECT f(1)").fetchall() == [(2,)]
-        own = children() - before
-        assert own
-    gc.collect()
-    assert not own & children()
+    """The one that served, and the spare one."""
+    found = child(CONNECTION, str(tmp_path / "x.tars"))
+    assert found.stdout.splitlines() == ["[(2,)]", "2", "0"], found.stderr
 
 
 @pytest.mark.parametrize(
