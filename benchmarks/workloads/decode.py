@@ -194,7 +194,8 @@ def bytes_a_token(config: dict[str, Any], mode: str) -> int:
     spec = read_decoder_spec(config)
     matrices = sum(int(np.prod(s)) for s in decoder_tensors(spec).values() if len(s) == 2)
     cache = 2 * len(spec.layers) * CONTEXT * spec.kv_heads * spec.head_dim * 4
-    return matrices * {"none": 4, "bf16": 2, "int8": 1}[mode] + cache
+    bits = {"none": 32, "bf16": 16, "int8": 8, "int4": 4.5}[mode]  # int4 with its scales
+    return int(matrices * bits / 8) + cache
 
 
 def read_bandwidth() -> float:

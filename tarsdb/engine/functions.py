@@ -70,7 +70,9 @@ class FunctionRuntime:
         """Run a sandboxed aggregate function; group g has rows ``offsets[g]`` and on."""
         rows = int(offsets[-1])
         with self._using(context, function, columns, rows) as (compiled, arguments, budget):
-            answer: Column = compiled.call(arguments, offsets, budget)
+            answer: Column = compiled.call(
+                arguments, offsets, budget, context.engines.settings["threads"]
+            )
             return answer
 
     def call_table(

@@ -17,6 +17,7 @@ from tarsdb.errors import DataError, ModelError
 from tarsdb.kernels import decoder as compiled
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
 from tarsdb.kernels.team import cores
+from tarsdb.model_ops import proofs
 from tarsdb.model_ops.decoder_forward import (
     Adapter,
     CompiledForward,
@@ -24,7 +25,7 @@ from tarsdb.model_ops.decoder_forward import (
     NumpyForward,
     StepBatch,
 )
-from tarsdb.model_ops.decoder_spec import DecoderSpec, read_decoder_spec
+from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors, read_decoder_spec
 from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import CONFIG, read_lora
@@ -36,6 +37,12 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 OPTIONS = ("task", "quantize")
+_SMALL = {
+    "model_type": "qwen3", "vocab_size": 37, "hidden_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "intermediate_size": 72,
+    "max_position_embeddings": 32, "attention_bias": True,
+}  # fmt: skip
+"""What kernels are tried on: no size is a multiple of a register."""
 
 
 class Decoder:
@@ -144,9 +151,32 @@ class Decoder:
 def _forward(spec: DecoderSpec, read: DecoderReader, kind: str) -> Forward:
     """Choose how steps are computed, for as long as the decoder lives."""
     kernel = compiled.wait(kind)
-    if kernel is None:
+    if kernel is None or not is_proven(kernel):
         return NumpyForward(spec, read, kind)
     return CompiledForward(spec, read, kind, kernel)
+
+
+def is_proven(kernel: compiled.StepKernel) -> bool:
+    """Return whether a kernel computes a small decoder as NumPy does."""
+    kind = kernel.variant.partition("/")[0]
+
+    def try_out() -> tuple[F32, F32]:
+        spec = read_decoder_spec(_SMALL)
+        read = DecoderReader(spec, proofs.random_tensors(decoder_tensors(spec)))
+        rows = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 3, 1, 4, 1, 5, 9, 2, 6, 5, 3], np.int32)
+        batch = StepBatch(
+            rows, np.array([0, 19, 20], np.int32), np.zeros(2, np.int32),
+            np.array([[2, 0], [1, 1]], np.int32), np.arange(len(rows), dtype=np.int32),
+        )  # fmt: skip
+        positions = batch.row_positions()
+        angles = Angles(spec.ropes, spec.head_dim).at(positions)
+        ways = (NumpyForward(spec, read, kind), CompiledForward(spec, read, kind, kernel))
+        exact, found = (
+            way.logits(batch, positions, angles, KVCache.for_model(spec, 3)) for way in ways
+        )
+        return exact, found
+
+    return proofs.is_proven(kernel, kind, try_out)
 
 
 def read_spec(files: Mapping[str, bytes]) -> DecoderSpec:

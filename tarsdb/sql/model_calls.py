@@ -73,6 +73,7 @@ def _vector(model: ModelDef | None, options: Options) -> SqlType:
 
 _TEXTS = SqlType(Kind.ARRAY, element=TEXT)
 _CLASSES = ("classify", "rerank")
+_READING = ("embed", *_CLASSES, "generate")
 
 FUNCTIONS: dict[str, ModelFunction] = {
     "embed": ModelFunction(("text",), _vector, ("embed",), options=("dimensions", "kind", "cache")),
@@ -90,23 +91,21 @@ FUNCTIONS: dict[str, ModelFunction] = {
         ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1, options=("cache",)
     ),
     "tokenize": ModelFunction(
-        ("text",), _always(SqlType(Kind.ARRAY, element=INT)), ("embed", *_CLASSES)
+        ("text",), _always(SqlType(Kind.ARRAY, element=INT)), _READING
     ),
     "generate": ModelFunction(
         ("prompt",), _always(TEXT), ("generate",),
         options=(
             "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-            "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "system", "chat",
-            "special_tokens", "speculate", "draft", "priority", "timeout",
+            "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "grammar", "system",
+            "chat", "special_tokens", "speculate", "draft", "priority", "timeout",
         ),
     ),
     "chunk": ModelFunction(
         ("text",), _always(_TEXTS), options=("size", "overlap", "by"), in_order=2
     ),
 }  # fmt: skip
-_CHUNK_OF_MODEL = ModelFunction(
-    ("text",), _always(_TEXTS), ("embed", *_CLASSES), options=("size", "overlap")
-)
+_CHUNK_OF_MODEL = ModelFunction(("text",), _always(_TEXTS), _READING, options=("size", "overlap"))
 _INSTEAD = {
     "embed": "embed(model, text)", "classify": "classify(model, text)",
     "rerank": "rerank(model, query, text)", "generate": "generate(model, prompt)",

@@ -1,12 +1,14 @@
 """Aggregate functions: many rows of a group to one value, in states that the guest keeps.
 
 All groups of a call are stepped together: a call into the guest takes a batch of rows, and the
-number of the group of each. Knows no SQL: rows come sorted by group.
+number of the group of each. Where the module can merge states, guests on several threads share the
+rows of a large call. Knows no SQL: rows come sorted by group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +16,10 @@ import numpy as np
 from tarsdb.columns import Column, concat, empty
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.types import BIGINT, SqlType
+from tarsdb.types import BIGINT, BOOLEAN, SqlType
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import ALIGNMENT, BatchLayout
-from tarsdb.udf_sandbox.backends import Program
+from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.function import MAX_BATCH_ROWS, SandboxedFunction, fitting, valid_rows
 from tarsdb.udf_sandbox.guests import InstanceGuest
 from tarsdb.udf_sandbox.limits import Budget, Call
@@ -32,6 +34,10 @@ PARTS = {
     "final": FuncType(("i32",) * 3, ("i32",)),
 }
 """Exports of an aggregate function ``f``, each called ``f_<part>``, and their types."""
+MERGE = FuncType(("i32",) * 3, ("i32",))
+"""Type of ``f_merge``, which a module may export too."""
+PARALLEL_ROWS = 1 << 18
+"""Rows for which another thread pays."""
 
 
 def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType]) -> None:
@@ -49,7 +55,8 @@ def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType])
             "global tars_abi_v1",
             hint="see docs/udf-abi.md",
         )
-    for part, wanted in PARTS.items():
+    optional = {"merge": MERGE} if f"{export}_merge" in info.functions else {}
+    for part, wanted in {**PARTS, **optional}.items():
         found = info.functions.get(f"{export}_{part}")
         if found != wanted:
             what = "nothing" if found is None else str(found)
@@ -88,6 +95,8 @@ class AggregateFunction(SandboxedFunction):
         check_aggregate(info, export, arguments)
         self.returns = returns
         self.strict = strict
+        self._size = 0  # of a state, once it was asked for
+        self._merges = f"{export}_merge" in info.functions
         super().__init__(
             Program(
                 code=bytes(code), sha256=info.sha256, driver=None, export=export,
@@ -97,8 +106,9 @@ class AggregateFunction(SandboxedFunction):
         )  # fmt: skip
 
     def call(
-        self, columns: Sequence[Column], offsets: np.ndarray, budget: Budget | None = None
-    ) -> Column:
+        self, columns: Sequence[Column], offsets: np.ndarray, budget: Budget | None = None,
+        threads: int = 1,
+    ) -> Column:  # fmt: skip
         """Return one value for each group.
 
         Parameters
@@ -109,6 +119,8 @@ class AggregateFunction(SandboxedFunction):
             Rows ``offsets[g]`` to ``offsets[g + 1]`` are group g's; a group may have none.
         budget : Budget, optional
             Of the statement; a fresh one when absent.
+        threads : int
+            Threads to use at most.
 
         Raises
         ------
@@ -126,10 +138,47 @@ class AggregateFunction(SandboxedFunction):
         groups = len(offsets) - 1
         if groups == 0:
             return empty(self.returns)
-        given = [Column(BIGINT, np.asarray(offsets, dtype=np.int64)), *columns]
+        offsets, rows = np.asarray(offsets, dtype=np.int64), int(offsets[-1])
+        shares = min(threads, rows // PARALLEL_ROWS) if self._merges else 1
+        if shares > 1 and groups * self._state_size(budget) <= self.limits.max_memory_bytes // 8:
+            return self._shared(columns, offsets, budget, shares)
+        given = [Column(BIGINT, offsets), *columns]
         return self._within_budget(
             lambda guest, call: guest.batch(given, groups, call), given, rows + groups, budget
         )
+
+    def _state_size(self, budget: Budget) -> int:
+        if self._size == 0:
+            self._size = self._within_budget(
+                lambda guest, call: _own(guest).state_size(call), (), 0, budget
+            )
+        return self._size
+
+    def _shared(
+        self, columns: Sequence[Column], offsets: np.ndarray, budget: Budget, shares: int
+    ) -> Column:
+        """Step shares of the rows in guests of their own, then merge the states in one."""
+        bounds, groups = np.linspace(0, offsets[-1], shares + 1).astype(np.int64), len(offsets) - 1
+
+        def states(bound: tuple[int, int]) -> Column:
+            start, stop = bound
+            part = [column.slice(start, stop) for column in columns]
+            within = np.clip(offsets, start, stop) - start
+            return self._within_budget(
+                lambda guest, call: _own(guest).states(part, within, call),
+                part, stop - start + groups, budget,
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(shares, thread_name_prefix="tarsdb-aggregate") as pool:
+            found = list(pool.map(states, pairwise(bounds.tolist())))
+        return self._within_budget(
+            lambda guest, call: _own(guest).merged(found, groups, call), found, groups, budget
+        )
+
+
+def _own(guest: Guest) -> AggregateGuest:
+    assert isinstance(guest, AggregateGuest)  # its program is an aggregate function
+    return guest
 
 
 class AggregateGuest(InstanceGuest):
@@ -137,13 +186,7 @@ class AggregateGuest(InstanceGuest):
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the values of ``rows`` groups; the first column has their offsets."""
-        offsets, export = columns[0].values, self.program.export
-        size = self.instance.invoke(f"{export}_state_size", call)
-        if not 1 <= size <= MAX_STATE_BYTES:
-            raise UdfError(
-                f"function {call.function}: {export}_state_size gave {size}, "
-                f"expected 1..{MAX_STATE_BYTES}"
-            )
+        offsets, size = columns[0].values, self.state_size(call)
         room = max(self.program.limits.max_memory_bytes // 4 // size, 1)
         parts = []
         for first in range(0, rows, room):
@@ -152,13 +195,56 @@ class AggregateGuest(InstanceGuest):
             parts.append(self._groups(taken, bounds - bounds[0], size, call))
         return parts[0] if len(parts) == 1 else concat(self.program.returns, parts)
 
+    def states(self, columns: Sequence[Column], offsets: np.ndarray, call: Call) -> Column:
+        """Return the states of groups after some of their rows, a byte a row."""
+        size = (len(offsets) - 1) * self.state_size(call)
+        at = self._stepped(columns, offsets, size, call)
+        return Column(BOOLEAN, self._states(at, size, call).copy())
+
+    def merged(self, parts: Sequence[Column], groups: int, call: Call) -> Column:
+        """Return the values of groups whose rows were stepped in several guests."""
+        size = groups * self.state_size(call)
+        self.reset(call)
+        states, others = self._aligned(call, size), self._aligned(call, size)
+        for number, part in enumerate(parts):
+            if len(part) != size:
+                raise UdfError(f"function {call.function}: its states changed their size")
+            self._states(others if number else states, size, call)[:] = part.values
+            if number:
+                self.ask(f"{self.program.export}_merge", call, states, others, groups)
+        return self._final(states, groups, call)
+
+    def _states(self, at: int, size: int, call: Call) -> np.ndarray:
+        memory = self.instance.memory()
+        if at + size > len(memory):
+            raise UdfError(f"function {call.function}: {size} bytes of states at {at} are gone")
+        return memory[at : at + size]
+
+    def state_size(self, call: Call) -> int:
+        """Return how many bytes the guest says the state of a group takes."""
+        export = self.program.export
+        size = self.instance.invoke(f"{export}_state_size", call)
+        if not 1 <= size <= MAX_STATE_BYTES:
+            raise UdfError(
+                f"function {call.function}: {export}_state_size gave {size}, "
+                f"expected 1..{MAX_STATE_BYTES}"
+            )
+        return size
+
     def _groups(
         self, columns: Sequence[Column], offsets: np.ndarray, size: int, call: Call
     ) -> Column:
         """Return the values of groups whose states fit the guest's memory together."""
+        groups = len(offsets) - 1
+        return self._final(self._stepped(columns, offsets, groups * size, call), groups, call)
+
+    def _stepped(
+        self, columns: Sequence[Column], offsets: np.ndarray, size: int, call: Call
+    ) -> int:
+        """Make states of ``size`` bytes in all and step all rows; return where they lie."""
         export, groups = self.program.export, len(offsets) - 1
         self.reset(call)
-        states = self._aligned(call, groups * size)
+        states = self._aligned(call, size)
         self.ask(f"{export}_init", call, states, groups)
         numbers = np.repeat(np.arange(groups, dtype="<i4"), np.diff(offsets))
         batches = list(self._batches(columns, len(numbers)))
@@ -171,9 +257,12 @@ class AggregateGuest(InstanceGuest):
             memory[named : named + len(part)] = part
             base = layout.write(memory, region)
             self.ask(f"{export}_step", call, states, named, base, layout.rows)
+        return states
+
+    def _final(self, states: int, groups: int, call: Call) -> Column:
         layout = BatchLayout((), (self.program.returns,), groups)
         base = layout.write(*self.allocate(call, layout.size))
-        self.ask(f"{export}_final", call, states, groups, base)
+        self.ask(f"{self.program.export}_final", call, states, groups, base)
         column = layout.read(self.instance.memory(), base, call.function)
         return outputs.checked(column, call.function)
 

@@ -26,13 +26,19 @@ _NULL = f"""(i32.store8 {_BYTE}
     (i32.shl (i32.const 1) (i32.and (local.get $i) (i32.const 7))))))"""
 
 
-def aggregate(name: str, value: str, final: str, *, size: int = 16, extra: str = "") -> str:
+def aggregate(
+    name: str, value: str, final: str, *, size: int = 16, extra: str = "", merge: str = ""
+) -> str:
     """Return a module of one aggregate whose state is an f64 sum and an i64 count.
 
     ``value`` is an f64 that row $i of the descriptors at $d adds; ``final`` an f64 of the state at
-    $p. No rows give NULL. ``size`` is what it says a state takes; states then lie further apart.
+    $p; ``merge`` takes state $i at $o into that at $s. No rows give NULL. ``size`` is what it says
+    a state takes; states then lie further apart.
     """
     state = f"(i32.add (local.get $s) (i32.mul {{}} (i32.const {size})))"
+    merging = f"""(func (export "{name}_merge") (param $s i32) (param $o i32) (param $n i32)
+      (result i32) (local $i i32) {loop(merge)} (i32.const 0))"""
+    extra += merging if merge else ""
     group = f"(i32.load {at('(local.get $g)', 2)})"
     return f"""(module {PRELUDE} {extra}
   (func (export "{name}_state_size") (result i32) (i32.const {size}))
@@ -62,11 +68,16 @@ def aggregate(name: str, value: str, final: str, *, size: int = 16, extra: str =
 SUM = "(f64.load (local.get $p))"
 COUNT = "(f64.convert_i64_s (i64.load offset=8 (local.get $p)))"
 
+_OWN, _OTHER = at("(local.get $s)", 4), at("(local.get $o)", 4)
+ADD = f"""(f64.store {_OWN} (f64.add (f64.load {_OWN}) (f64.load {_OTHER})))
+  (i64.store offset=8 {_OWN} (i64.add (i64.load offset=8 {_OWN}) (i64.load offset=8 {_OTHER})))"""
+
 # mid(x DOUBLE) RETURNS DOUBLE: the mean.
 MID = aggregate(
     "mid",
     f"(f64.load {at('(i32.load offset=8 (local.get $d))', 3)})",
     f"(f64.div {SUM} {COUNT})",
+    merge=ADD,
 )
 
 # weight(t TEXT, w DOUBLE) RETURNS DOUBLE: the sum of the bytes of t times w.

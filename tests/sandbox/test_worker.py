@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import pathlib
 import select
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,6 +143,24 @@ def test_a_worker_that_died_at_rest_is_replaced_silently() -> None:
     os.kill(worker_of(function), signal.SIGKILL)
     time.sleep(0.2)
     assert function.call(ONE_ROW, 1).get(0) == 2
+
+
+def test_a_killed_workers_memory_is_free_at_once() -> None:
+    """No cycle of an error and its frames keeps it until the garbage is collected."""
+    function = make(LOOP, timeout_ms=50)
+    function.call([from_list(BIGINT, [0])], 1)
+    gone = weakref.ref(function._idle[True][0].instance._process)  # type: ignore[attr-defined]
+    os.kill(gone().pid, signal.SIGSTOP)
+    gc.disable()
+    try:
+        with contextlib.suppress(UdfLimitError):
+            function.call(ONE_ROW, 1)
+        end = time.monotonic() + 10
+        while gone() is not None and time.monotonic() < end:  # a thread waits for its end
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_interrupt_kills_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Texts that follow a rule: a regular expression, a JSON schema, one of some choices.
+"""Texts that follow a rule: a regular expression, JSON schema, grammar, or one of some choices.
 
 The rule becomes an automaton over tokens (llguidance, the extra ``constrain``); at every step it
 says which tokens may come next (Willard and Louf 2023, guided generation by masks).
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelError, NotSupportedError
 
-RULES = ("regex", "json_schema", "choice")
+RULES = ("regex", "json_schema", "choice", "grammar")
 MAX_RULE_CHARACTERS = 1 << 20
 
 
@@ -116,7 +116,7 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise NotSupportedError(
-            "generate: regex, json_schema and choice need the package llguidance",
+            "generate: regex, json_schema, choice and grammar need the package llguidance",
             hint="pip install 'tarsdb[constrain]'",
         ) from error
     return llguidance
@@ -137,6 +137,8 @@ def _grammar(matcher: Any, name: str, value: Any) -> str:
         )
     if name == "regex":
         return str(matcher.grammar_from_regex(value))
+    if name == "grammar":
+        return str(matcher.grammar_from_lark(value))
     try:
         json.loads(value)
     except (ValueError, RecursionError) as error:

@@ -28,6 +28,7 @@ from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
 from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
 from tarsdb.model_ops.generation.request import Completion, Drafter, Request
+from tarsdb.model_ops.tokenizer import TextTokenizer
 
 DEFAULT_CACHE_BYTES = 512 << 20
 _AT_A_TIME = 64  # texts of one call that run or wait
@@ -50,12 +51,16 @@ class Generator:
     decoder : Decoder
     prompts : PromptTokenizer
     constraints : ConstraintCompiler
+    tokenizer : TextTokenizer, optional
+        Splits texts that are no prompts.
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: PromptTokenizer, constraints: ConstraintCompiler
-    ) -> None:
+        self, decoder: Decoder, prompts: PromptTokenizer, constraints: ConstraintCompiler,
+        tokenizer: TextTokenizer | None = None,
+    ) -> None:  # fmt: skip
         self.decoder = decoder
+        self.tokenizer = tokenizer
         self.prompts = prompts
         self._constraints = constraints
         self._running = _Running()
@@ -76,6 +81,7 @@ class Generator:
         return cls(
             decoder, prompts,
             ConstraintCompiler(files["tokenizer.json"], spec.vocabulary, spec.end_tokens),
+            TextTokenizer(files["tokenizer.json"], spec.max_positions),
         )  # fmt: skip
 
     def with_adapter(self, adapter: Adapter, root: bytes) -> Generator:

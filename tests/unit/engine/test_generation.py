@@ -437,6 +437,14 @@ def test_a_rule_holds_in_sql(db: tarsdb.Connection) -> None:
     assert all(len(text) == 4 and set(text) <= set("abc") for (text,) in rows)
 
 
+def test_texts_are_split_by_a_model_that_generates(db: tarsdb.Connection) -> None:
+    text = "SELECT tokenize('tiny', ?), chunk('tiny', ?, size => 3, overlap => 1)"
+    ids, pieces = db.execute(text, (LETTERS[1], LETTERS[1])).fetchone()
+    assert ids == tiny_prompts()[1]
+    assert len(pieces) >= 1
+    assert "".join(pieces).startswith(LETTERS[1][:2])
+
+
 def test_model_threads_bounds_decoders_and_encoders(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from tarsdb.columns import Column, from_list
 from tarsdb.errors import UdfError, UdfLimitError, UdfTrapError, UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import DOUBLE, TEXT
-from tarsdb.udf_sandbox import AggregateFunction, to_wasm
+from tarsdb.udf_sandbox import AggregateFunction, aggregates, to_wasm
 from tests.sandbox.kinds_text import MID, SUM, WEIGHT, aggregate
 
 
@@ -136,3 +136,43 @@ def test_in_a_worker() -> None:
     for _ in range(2):
         assert mid.call([Column(DOUBLE, values)], offsets).to_list() == means(values, offsets)
     mid.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("groups", "most"), [(1, 4000), (3, 2000), (700, 9), (5, 0)])
+def test_shares_of_the_rows_are_merged(
+    monkeypatch: pytest.MonkeyPatch, threads: int, groups: int, most: int
+) -> None:
+    monkeypatch.setattr(aggregates, "PARALLEL_ROWS", 100)
+    values, offsets = random_groups(groups, most)
+    mid = AggregateFunction(to_wasm(MID), "mid", [DOUBLE], DOUBLE)
+    for _ in range(2):
+        found = mid.call([Column(DOUBLE, values)], offsets, threads=threads)
+        assert found.to_list() == means(values, offsets)
+    stuck = aggregate("mid", X, SUM, merge="(unreachable)")
+    bad = AggregateFunction(to_wasm(stuck), "mid", [DOUBLE], DOUBLE)
+    if threads > 1 and len(values) >= 200:  # it is what the rows went through above
+        with pytest.raises(UdfTrapError, match="UNREACHABLE"):
+            bad.call([Column(DOUBLE, values)], offsets, threads=threads)
+    else:
+        bad.call([Column(DOUBLE, values)], offsets, threads=threads)
+
+
+def test_a_module_that_cannot_merge_takes_all_rows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregates, "PARALLEL_ROWS", 100)
+    values, offsets = random_groups(4, 1000)
+    alone = MID.replace('(export "mid_merge")', "")
+    function = AggregateFunction(to_wasm(alone), "mid", [DOUBLE], DOUBLE)
+    found = function.call([Column(DOUBLE, values)], offsets, threads=4)
+    assert found.to_list() == means(values, offsets)
+    wrong = alone.replace("(module", '(module (func (export "mid_merge") (param f32))', 1)
+    with pytest.raises(UdfValidationError, match="mid_merge of type"):
+        AggregateFunction(to_wasm(wrong), "mid", [DOUBLE], DOUBLE)
+
+
+def test_an_error_in_a_share_is_the_call_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregates, "PARALLEL_ROWS", 100)
+    limits = SandboxLimits(fuel=0, fuel_per_row=5)
+    mid = AggregateFunction(to_wasm(MID), "mid", [DOUBLE], DOUBLE, limits=limits)
+    with pytest.raises(UdfLimitError, match="out of fuel"):
+        mid.call([Column(DOUBLE, np.ones(5000))], np.array([0, 5000]), threads=2)

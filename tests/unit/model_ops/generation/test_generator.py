@@ -435,6 +435,10 @@ def test_texts_follow_a_rule() -> None:
     assert len(found) == 5
     assert set(found[:3]) <= set("abc")
     assert found[3:].isdigit()
+    nested = 'start: list\nlist: "{" (item ("," item)*)? "}"\nitem: list | /[0-9]/'
+    for text in texts(generator, PROMPTS, grammar=nested, temperature=1.0, seed=3):
+        assert text.count("{") == text.count("}") > 0
+        assert set(text) <= set("{},0123456789")
     schema = {
         "type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}}, "required": ["kind"],
         "additionalProperties": False,
@@ -452,6 +456,7 @@ def test_texts_follow_a_rule() -> None:
         ({"regex": 3}, "regex 3 is no text"),
         ({"json_schema": "{"}, "json_schema is no valid JSON"),
         ({"json_schema": '{"type": "nothing"}'}, "json_schema is not usable"),
+        ({"grammar": "start: missing"}, "grammar is not usable"),
         ({"choice": []}, "choice \\[\\] is no list"),
         ({"choice": ["a", ""]}, "choice"),
         ({"choice": ["a"], "regex": "a"}, "regex and choice, not both"),
