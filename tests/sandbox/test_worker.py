@@ -150,7 +150,7 @@ def test_a_killed_workers_memory_is_free_at_once() -> None:
     function = make(LOOP, timeout_ms=50)
     function.call([from_list(BIGINT, [0])], 1)
     gone = weakref.ref(function._idle[True][0].instance._process)  # type: ignore[attr-defined]
-    os.kill(gone().pid, signal.SIGSTOP)
+    os.kill(worker_of(function), signal.SIGSTOP)
     gc.disable()
     try:
         with contextlib.suppress(UdfLimitError):
