@@ -174,7 +174,8 @@ class FunctionRuntime:
 def _key(function: FunctionDef) -> tuple[Any, ...]:
     return (function.name, function.digest, function.export, function.arguments,
             function.returns, function.kind, function.columns, function.role,
-            function.strict, tuple(sorted(function.options.items())))  # fmt: skip
+            function.strict, function.language,
+            tuple(sorted(function.options.items())))  # fmt: skip
 
 
 def _look_up(context: Context, name: str, key: str) -> bytes | None:

@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops import hub, lora
+from tarsdb.model_ops.architecture import read_spec as read_encoder_spec
 from tarsdb.model_ops.decoder import read_spec
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
+from tarsdb.model_ops.onnx_file import read_onnx_encoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
@@ -33,6 +35,7 @@ _SMALL_FILES = (
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _GGUF = ".gguf"
+_ONNX = (("model.onnx",), ("onnx", "model.onnx"))
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER = f"an adapter is a directory of {lora.CONFIG} and {_ADAPTER_WEIGHTS}, as peft saves it"
 _PACKAGE_DEPTH = 3
@@ -97,7 +100,13 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     given = dict(options or {})
     task = choose_task(files, given.pop("task", None))
     files["tokenizer.json"] = _read_tokenizer(directory)
-    tensors, others = _floating(_read_tensors(directory))
+    onnx = _onnx_file(directory)
+    found = (
+        _read_tensors(directory)
+        if onnx is None
+        else read_onnx_encoder(onnx, read_encoder_spec(read_object(files, "config.json")))
+    )
+    tensors, others = _floating(found)
     shapes = {name: array.shape for name, array in tensors.items()}
     try:
         facts = TASKS[task].check(files, shapes, given, directory)
@@ -256,6 +265,14 @@ def _read_tensors(directory: str) -> dict[str, npt.NDArray[Any]]:
                 raise ModelFormatError(f"tensor {tensor!r} is in two weight files of {directory}")
             tensors[tensor] = array
     return tensors
+
+
+def _onnx_file(directory: str) -> str | None:
+    """Return the ONNX file of a directory that has no safetensors."""
+    if any(name.endswith(".safetensors") for name in os.listdir(directory)):
+        return None
+    paths = [os.path.join(directory, *parts) for parts in _ONNX]
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _weight_files(directory: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.module import scalar_type
 
-CHUNK_ROWS = 32_768
+CHUNK_ROWS = 32_768  # of values of 8 bytes; where all are shorter, as many as fit the slots
 PAGE = 65_536
 SLOT_BYTES = 8 * CHUNK_ROWS
 FIRST_SLOT = 2048

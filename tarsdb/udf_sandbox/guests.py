@@ -105,6 +105,7 @@ class ScalarGuest(InstanceGuest):
         ]
         dtype = np.dtype(_RESULT_DTYPES[scalar_type(program.returns) or "i32"])
         self._output = _slot_view(memory, len(program.arguments), dtype)
+        self._most = min(map(len, [*self._inputs, self._output]))  # rows of a call
         self._size = len(memory)
 
     def footprint(self) -> int:
@@ -115,8 +116,8 @@ class ScalarGuest(InstanceGuest):
         """Return the results of ``rows`` rows, none of which is NULL."""
         returns = self.program.returns
         values = np.empty(rows, dtype=self._output.dtype)
-        for start in range(0, rows, driver.CHUNK_ROWS):
-            stop = min(start + driver.CHUNK_ROWS, rows)
+        for start in range(0, rows, self._most):
+            stop = min(start + self._most, rows)
             for view, column in zip(self._inputs, columns, strict=True):
                 view[: stop - start] = column.values[start:stop]
             self._rows[0] = stop - start
@@ -129,7 +130,7 @@ class ScalarGuest(InstanceGuest):
 
 def _slot_view(memory: np.ndarray, number: int, dtype: np.dtype[np.generic]) -> np.ndarray:
     start = driver.slot(number)
-    return memory[start : start + driver.CHUNK_ROWS * dtype.itemsize].view(dtype)
+    return memory[start : start + driver.SLOT_BYTES].view(dtype)
 
 
 class ColumnarGuest(InstanceGuest):

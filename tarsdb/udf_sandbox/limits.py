@@ -20,7 +20,7 @@ from tarsdb.udf_sandbox.figures import Figures
 
 MAX_FUEL = 2**62
 MAX_MEMORY_BYTES = 4 << 30
-HYPERLIGHT_MEMORY_BYTES = 8 << 20
+HYPERLIGHT_MEMORY_BYTES = 4 << 20
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 WASM_PAGE = 65_536
 

@@ -122,6 +122,16 @@ def test_memory_stops_growing_at_the_limit(make: Make) -> None:
     assert make(text, "INT", "INT").call([one], 1).get(0) == wanted == 32
 
 
+@pytest.mark.parametrize("memory", [2 << 20, 8 << 20])
+def test_all_of_the_memory_can_be_used(memory: int, make: Make) -> None:
+    """In one step, too: the guest's allocator needs a block for the new beside the old."""
+    text = f"""(module (memory 1) (func (export "f") (param i32) (result i32)
+      (drop (memory.grow (i32.const {memory // 65536 - 1})))
+      (memory.fill (i32.const 0) (i32.const 7) (i32.shl (memory.size) (i32.const 16)))
+      (i32.load8_u (i32.const {memory - 1}))))"""
+    assert make(text, "INT", "INT", memory=memory).call([column("INT", [0])], 1).get(0) == 7
+
+
 COUNTER = columnar("""
   (local $i i32)
   (i32.store (i32.const 16) (i32.add (i32.load (i32.const 16)) (i32.const 1)))

@@ -22,8 +22,7 @@ from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
 from tarsdb.udf_sandbox.module import scalar_type, to_wasm
 
 MAX_IMAGE_BYTES = 256 << 10  # a request lies in the guest's heap several times
-RUNTIME_MIB = 4  # heap of the guest's runtime and the adapter
-STACK_MIB = 4  # more than the heap: the request's buffer lies there and is as large as the heap
+RUNTIME_MIB = 3  # of the guest's runtime and the adapter
 _WIRE_TYPES = {"i32": "INT", "i64": "BIGINT", "f32": "REAL", "f64": "DOUBLE"}
 
 
@@ -40,12 +39,23 @@ def sandbox_spec(program: Program) -> SandboxSpec:
     text = component(program.export, resettable=program.resettable, scalar=scalar)
     module = capped(program.code, memory // WASM_PAGE)
     binary = splice(to_wasm(text), module)
-    heap = -(-memory // (1 << 20)) + RUNTIME_MIB
+    heap, stack = _sizes_mib(memory)
     return SandboxSpec(
         key=f"{hashlib.sha256(binary).hexdigest()}:{heap}",
-        artefact=_compiled(binary, program.export), path="", heap=heap, stack=heap + STACK_MIB,
+        artefact=_compiled(binary, program.export), path="", heap=heap, stack=stack,
         first=messages.to_text(np.zeros(7, dtype=np.uint8)), restored=not program.reusable,
     )  # fmt: skip
+
+
+def _sizes_mib(memory: int) -> tuple[int, int]:
+    """Return heap and stack for a memory that may grow to so many bytes.
+
+    The heap holds a memory that grows twice. What Hyperlight calls the stack holds the request's
+    buffer, which is as large as the heap, and every page that is written.
+    """
+    grown = -(-2 * memory // (1 << 20))
+    heap = grown + RUNTIME_MIB
+    return heap, heap + grown + RUNTIME_MIB
 
 
 @functools.lru_cache(maxsize=64)

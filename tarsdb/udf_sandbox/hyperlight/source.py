@@ -123,7 +123,8 @@ def sandbox_spec(language: str, code: bytes, limits: SandboxLimits, name: str = 
             hint="pip install 'tarsdb[hyperlight]'",
         )
     artefact = pathlib.Path(found.origin).parent / "resources" / guest.artefact
-    heap = -(-limits.max_memory_bytes // (1 << 20)) + guest.heap
+    memory = -(-limits.max_memory_bytes // (1 << 20))
+    heap = memory + guest.heap
     definition = None
     if name:
         driver = guest.driver.format(name=name, mark=MARK, mark_json=json.dumps(MARK), piece=PIECE)
@@ -131,7 +132,7 @@ def sandbox_spec(language: str, code: bytes, limits: SandboxLimits, name: str = 
     digest = hashlib.sha256((definition or "").encode()).hexdigest()
     return SandboxSpec(
         key=f"{language}:{digest}:{heap}", artefact=b"", path=str(artefact),
-        heap=heap, stack=heap + 10, first=guest.nothing, definition=definition,
+        heap=heap, stack=heap + memory + 10, first=guest.nothing, definition=definition,
     )  # fmt: skip
 
 

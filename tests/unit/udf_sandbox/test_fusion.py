@@ -12,7 +12,8 @@ from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType
 from tarsdb.udf_sandbox import ScalarFunction, driver, fusion, in_process, to_wasm
 
 SMALLINT = SqlType(Kind.SMALLINT)
-ROWS = (1, 3, 4, 7, 16, 31, 67, driver.CHUNK_ROWS, driver.CHUNK_ROWS + 5)
+ROWS = (1, 3, 4, 7, 16, 31, 67, driver.CHUNK_ROWS, driver.CHUNK_ROWS + 5,
+        2 * driver.CHUNK_ROWS + 3)  # fmt: skip
 
 # name: (arguments, result, parameters and body)
 FUNCTIONS: dict[str, tuple[tuple[SqlType, ...], SqlType, str]] = {
