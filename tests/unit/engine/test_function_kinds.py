@@ -178,7 +178,8 @@ def test_a_trap_rolls_back(db: tarsdb.Connection, sql: str) -> None:
         db.execute(sql)
     db.execute("COMMIT")
     assert rows(db, "SELECT count(*), sum(x) FROM t") == before
-    assert rows(db, sql.replace("boom", "mid")) is not None or True if sql[:6] == "SELECT" else True
+    if sql.startswith("SELECT"):  # the same with functions that mean well
+        assert rows(db, sql.replace("boom", "mid").replace("f(word)", "letters(word)"))
 
 
 def test_functions_in_from(db: tarsdb.Connection) -> None:
