@@ -194,6 +194,7 @@ def _kinds_of(file: str | None) -> set[tuple[str, str]]:
     return {
         ("decoder" if task == "generate" else "encoder", "f32" if mode == "fp32" else str(mode))
         for task, mode in models
+        if task != "predict"  # onnxruntime's
     }
 
 

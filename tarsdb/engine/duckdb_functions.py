@@ -20,6 +20,7 @@ from tarsdb.engine.arrow import from_arrow, to_arrow
 from tarsdb.errors import BindError, DimensionMismatchError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql.function_calls import BITS_TYPE, duckdb_type
+from tarsdb.sql.plan import RelationalCall
 from tarsdb.types import REAL, TEXT, Kind, SqlType, from_storage
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class FunctionRegistry:
         """Register what a plan calls and is not registered yet, or was with another signature."""
         plan = running.plan
         for model_call in plan.calls:
-            arguments = ("VARCHAR",) * model_call.arity
+            arguments = (duckdb_type(model_call.takes),) * model_call.arity
             returns = duckdb_type(model_call.call.returns or TEXT)
-            self._add(model_call.name, arguments, returns, self._model(model_call.name), False)
+            self._add(model_call.name, arguments, returns, self._model(model_call), False)
         for function in plan.functions:
             key, volatile = function.name.lower(), function.volatility.upper() == "VOLATILE"
             self._add(f"__udf_{key}", *_signature(function), self._catalog(key), volatile)
@@ -100,10 +101,12 @@ class FunctionRegistry:
         )
         return run
 
-    def _model(self, name: str) -> Callable[..., Column]:
+    def _model(self, model_call: RelationalCall) -> Callable[..., Column]:
+        name, takes = model_call.name, model_call.takes
+
         def call(running: Running, *arrays: Any) -> Column:
             wanted = running.calls[name]
-            columns = [from_arrow(array, TEXT, wanted.name) for array in arrays]
+            columns = [from_arrow(array, takes, wanted.name) for array in arrays]
             return running.inputs.call_model(wanted, columns, len(columns[0]))
 
         return call

@@ -117,6 +117,8 @@ def question_of(
 
 
 def _digest(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):  # its text leaves out most of it
+        value = [str(value.dtype), value.tobytes().hex()]
     return text_digest(value if isinstance(value, str) else json.dumps(value, default=str))
 
 

@@ -96,7 +96,14 @@ def rerank(request: Request) -> Values:
 
 
 def predict(request: Request) -> Values:
-    """Return an object of all labels and their probabilities."""
+    """Return an object of all labels and their probabilities, or what an ONNX model gives."""
+    if not hasattr(request.model, "labels"):
+        if len(request.items[0]) != 1:
+            raise BindError("predict: an ONNX model takes one list of features")
+        rows = [features for (features,) in request.items]
+        watch = {name: value for name, value in _watch(request).items() if name != "threads"}
+        found: list[Any] = request.model.predict(rows, **watch)
+        return found
     labels = request.model.labels
     probabilities = request.model.probabilities(_texts(request), **_watch(request))
     return [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]

@@ -25,7 +25,7 @@ from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import Environment
-from tarsdb.types import SqlType, to_storage
+from tarsdb.types import Kind, SqlType, from_storage, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -46,7 +46,7 @@ class ModelRuntime:
         for argument in arguments:
             valid = both_valid(valid, argument.validity)
         known = np.arange(rows) if valid is None else np.flatnonzero(valid)
-        columns = [argument.to_list() for argument in arguments]
+        columns = [_values(argument) for argument in arguments]
         items = [tuple(column[row] for column in columns) for row in known.tolist()]
         values: Values = []
         if items:
@@ -138,6 +138,13 @@ def _version(model: ModelDef, name: str | None = None) -> ModelVersion:
     if found is None:
         raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
     return found
+
+
+def _values(column: Column) -> list[Any]:
+    """Return what a model reads: storage values, of arrays lists."""
+    if column.type.kind is not Kind.ARRAY:
+        return column.to_list()
+    return [from_storage(value, column.type) for value in column.to_list()]
 
 
 def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> Column:

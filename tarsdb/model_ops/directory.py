@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import ModelFormatError, NotSupportedError
-from tarsdb.model_ops import hub, lora
+from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
+from tarsdb.model_ops import hub, lora, predictor
 from tarsdb.model_ops.architecture import read_spec as read_encoder_spec
 from tarsdb.model_ops.decoder import read_spec
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
@@ -35,6 +35,7 @@ _SMALL_FILES = (
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _GGUF = ".gguf"
+_ONNX_FILE = ".onnx"
 _ONNX = (("model.onnx",), ("onnx", "model.onnx"))
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER = f"an adapter is a directory of {lora.CONFIG} and {_ADAPTER_WEIGHTS}, as peft saves it"
@@ -78,8 +79,9 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     Parameters
     ----------
     path : str
-        A directory, a GGUF file, 'package:NAME' for the model directory inside an installed Python
-        package, which is found without importing it, or 'hf://owner/name' (see ``hub``).
+        A directory, a .gguf or .onnx file, 'package:NAME' for the model directory inside an
+        installed Python package, which is found without importing it, or 'hf://owner/name' (see
+        ``hub``).
     options : mapping, optional
         Of CREATE MODEL: the task, else told by the files, and the task's own options, checked here
         so that a wrong one fails before anything is stored.
@@ -95,6 +97,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     """
     if str(path).endswith(_GGUF):
         return _read_gguf(os.path.expanduser(path), dict(options or {}))
+    if str(path).endswith(_ONNX_FILE):
+        return _read_onnx(os.path.expanduser(path), dict(options or {}))
     directory = resolve_directory(str(path))
     files = _read_small_files(directory)
     given = dict(options or {})
@@ -127,6 +131,19 @@ def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
     task = choose_task(files, given.pop("task", None))
     facts = TASKS[task].check(files, tensors.shapes(), given, path)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
+
+
+def _read_onnx(path: str, given: dict[str, Any]) -> ModelFiles:
+    """Read a model that onnxruntime is to run."""
+    folder, name = os.path.split(path)
+    files = {predictor.FILE: _read_file(folder, name, predictor.MAX_BYTES)}
+    task = str(given.pop("task", "predict"))
+    if task != "predict":
+        raise ModelError(
+            f"the ONNX file {path!r} cannot {task}", "give the directory of an encoder's file"
+        )
+    facts = TASKS[task].check(files, {}, given, path)
+    return ModelFiles(task, 0, files, {}, facts.max_length)
 
 
 def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:

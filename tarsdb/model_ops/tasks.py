@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelError, ModelFormatError
-from tarsdb.model_ops import decoder
+from tarsdb.model_ops import decoder, predictor
 from tarsdb.model_ops.decoder_spec import FAMILIES as DECODERS
 from tarsdb.model_ops.decoder_spec import decoder_tensors
 from tarsdb.model_ops.decoder_weights import check_decoder_tensors
 from tarsdb.model_ops.encoder import Encoder, check_encoder
 from tarsdb.model_ops.generation.generator import Generator
 from tarsdb.model_ops.heads import Classifier, check_classifier, read_labels
+from tarsdb.model_ops.predictor import Predictor
 from tarsdb.model_ops.sentence import module_paths, read_object
 from tarsdb.model_ops.tokenizer import TextTokenizer
 
@@ -91,11 +92,20 @@ def _check_generator(
     return Facts(0, spec.max_positions, tuple(decoder_tensors(spec)))
 
 
+def _check_predictor(
+    files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]],
+    options: Mapping[str, Any], where: str,
+) -> Facts:  # fmt: skip
+    predictor.check_options(options)
+    return Facts(0, Predictor(files[predictor.FILE]).width)
+
+
 TASKS = {
     "embed": Task(_check_encoder, Encoder.from_files),
     "classify": Task(_check_classifier, Classifier.from_files),
     "rerank": Task(_check_reranker, Classifier.from_files),
     "generate": Task(_check_generator, Generator.from_files),
+    "predict": Task(_check_predictor, Predictor.from_files),
 }
 
 

@@ -14,7 +14,7 @@ from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.dialect import own_name
 from tarsdb.sql.function_calls import aggregate_arguments
 from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call
-from tarsdb.types import SqlType
+from tarsdb.types import TEXT, SqlType
 
 _LATER = ("tars_ab_report", "hybrid_search", "kmeans", "knn_graph")
 
@@ -33,6 +33,7 @@ class OwnCall:
     returns: SqlType | None
     function: FunctionDef | None = None
     options: tuple[tuple[str, ex.Expr], ...] = ()
+    takes: SqlType = TEXT  # of a model function
 
 
 def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
@@ -55,7 +56,9 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     if name in FUNCTIONS:
         call = resolve_model_call(binding, name, node)
         target = call.model.name if call.model is not None else ""
-        return OwnCall("model", name, target, call.arguments, call.returns, options=call.options)
+        return OwnCall(
+            "model", name, target, call.arguments, call.returns, None, call.options, call.takes
+        )
     if name in _LATER:
         raise NotSupportedError(f"function {name} is not supported{where(node)}")
     return None

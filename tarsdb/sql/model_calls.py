@@ -71,6 +71,7 @@ def _vector(model: ModelDef | None, options: Options) -> SqlType:
     return SqlType(Kind.VECTOR, dim=value)
 
 
+_FEATURES = SqlType(Kind.ARRAY, element=DOUBLE)
 _TEXTS = SqlType(Kind.ARRAY, element=TEXT)
 _CLASSES = ("classify", "rerank")
 _READING = ("embed", *_CLASSES, "generate")
@@ -88,7 +89,8 @@ FUNCTIONS: dict[str, ModelFunction] = {
         ("query", "text"), _always(DOUBLE), ("rerank",), options=("cache",)
     ),
     "predict": ModelFunction(
-        ("text", "second"), _always(SqlType(Kind.JSON)), _CLASSES, optional=1, options=("cache",)
+        ("text", "second"), _always(SqlType(Kind.JSON)), (*_CLASSES, "predict"), optional=1,
+        options=("cache",),
     ),
     "tokenize": ModelFunction(
         ("text",), _always(SqlType(Kind.ARRAY, element=INT)), _READING
@@ -109,6 +111,7 @@ _CHUNK_OF_MODEL = ModelFunction(("text",), _always(_TEXTS), _READING, options=("
 _INSTEAD = {
     "embed": "embed(model, text)", "classify": "classify(model, text)",
     "rerank": "rerank(model, query, text)", "generate": "generate(model, prompt)",
+    "predict": "predict(model, features)",
 }  # fmt: skip
 
 
@@ -121,6 +124,12 @@ class ModelCall:
     arguments: tuple[Any, ...]
     options: tuple[tuple[str, ex.Expr], ...]
     returns: SqlType
+
+    @property
+    def takes(self) -> SqlType:
+        """Type of its arguments: texts, or lists of numbers of a model of another maker."""
+        is_numeric = self.model is not None and self.model.task == "predict"
+        return _FEATURES if is_numeric else TEXT
 
 
 def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tarsdb.schema import ColumnDef, FunctionDef, IndexDef, TableDef
 from tarsdb.sql.expressions import Call, Distance, Expr, Output
+from tarsdb.types import TEXT, SqlType
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class RelationalCall:
-    """A model function as the text calls it: ``name(...)`` with ``arity`` texts.
+    """A model function as the text calls it: ``name(...)`` with ``arity`` values of one type.
 
     ``call`` has no arguments: the text has them.
     """
@@ -118,6 +119,7 @@ class RelationalCall:
     name: str
     arity: int
     call: Call
+    takes: SqlType = TEXT
 
 
 @dataclass(frozen=True)

@@ -377,7 +377,7 @@ class Rewriter:
         stem = "_".join(filter(None, ("_", call.name, call.target)))
         names = (f"{stem}_{number}" if number > 1 else stem for number in itertools.count(1))
         name = next(name for name in names if name.lower() not in taken)
-        self.calls.append(RelationalCall(name, arity, bare))
+        self.calls.append(RelationalCall(name, arity, bare, call.takes))
         return name
 
     def constant(self, expr: ex.Expr) -> Any:

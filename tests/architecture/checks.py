@@ -33,6 +33,7 @@ OWNERS = {
     "torch": ("tarsdb.model_ops.verification",),
     "transformers": ("tarsdb.model_ops.verification",),
     "llguidance": ("tarsdb.model_ops",),
+    "onnxruntime": ("tarsdb.model_ops",),
     "huggingface_hub": ("tarsdb.model_ops", "tarsdb.engine.models"),
     "prompt_toolkit": ("tarsdb.cli",),
     "pygments": ("tarsdb.cli",),

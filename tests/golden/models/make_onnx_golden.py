@@ -3,7 +3,7 @@
     pip install torch transformers onnx onnxscript
     PYTHONPATH=. python tests/golden/models/make_onnx_golden.py
 
-Writes ``tiny_bert.onnx`` and ``tiny_distilbert.onnx``.
+Writes ``tiny_bert.onnx``, ``tiny_distilbert.onnx`` and, no encoder, ``tiny_classifier.onnx``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import pathlib
 import sys
 import warnings
 
+import numpy as np
+import onnx
 import torch
 from transformers import AutoConfig, AutoModel
 
@@ -55,9 +57,31 @@ def export(name: str, path: pathlib.Path) -> None:
         )  # fmt: skip
 
 
+def classifier() -> onnx.ModelProto:
+    """Return a softmax over a product with three features, and the label it chooses."""
+    weight = np.array([[1.0, -2.0], [0.5, 0.25], [-1.0, 3.0]], np.float32)
+    nodes = [
+        onnx.helper.make_node("MatMul", ["features", "weight"], ["scores"]),
+        onnx.helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+        onnx.helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+    ]
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes, "classifier",
+        [onnx.helper.make_tensor_value_info("features", kind, ["n", 3])],
+        [onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["n"]),
+         onnx.helper.make_tensor_value_info("probabilities", kind, ["n", 2])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
+
+
 def main() -> None:
     """Write the files."""
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+    onnx.save(classifier(), folder / "tiny_classifier.onnx")
     for name in EXPORTED:
         export(name, folder / f"tiny_{name}.onnx")
 
