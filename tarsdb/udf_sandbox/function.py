@@ -116,6 +116,7 @@ class SandboxedFunction:
             for kept in (self.figures, budget.figures_of(self.name)):
                 kept.add(call, took, failure)
             figures.count(call, took, failure)
+            failure = None  # it holds this frame: without this the guest's memory would stay
 
     def _with_guest(self, work: Callable[[Guest, Call], T], call: Call, watched: bool) -> T:
         guest = self._acquire(call, watched)

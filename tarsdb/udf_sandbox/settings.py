@@ -22,6 +22,11 @@ _OFF = (
 _OFF_BY_BINDING = ("wasm_branch_hinting", "wasm_compact_imports")  # without a property
 
 
+RESERVED_BYTES = 4 << 30
+GUARD_BYTES = 32 << 20
+"""Address space of a memory in a worker, and around it: what code may reach without a check."""
+
+
 def _in_process(canonical: bool) -> wasmtime.Config:
     """Return the settings of guests in this process; ``canonical`` is about NaN."""
     config = wasmtime.Config()
@@ -39,15 +44,10 @@ def _in_process(canonical: bool) -> wasmtime.Config:
 
 
 def _in_worker() -> wasmtime.Config:
-    """Return the settings of guests in a worker: memories that fit an address-space limit.
-
-    Reserving 4 GiB for each would not; without that, and without guards, every access is compiled
-    with a bounds check.
-    """
+    """Return the settings of guests in a worker: the same, for memories made by ``memories``."""
     config = _in_process(True)
-    config.memory_reservation = 0
-    config.memory_reservation_for_growth = 0
-    config.memory_guard_size = 0
+    config.memory_reservation = RESERVED_BYTES
+    config.memory_guard_size = GUARD_BYTES
     # Data segments are copied, not mapped from a file that a confined process cannot make.
     c_api.wasmtime_config_memory_init_cow_set(config.ptr(), False)
     return config

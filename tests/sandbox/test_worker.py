@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ from tests.sandbox.wasm_text import IDENTITY, PRELUDE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LINUX = sys.platform.startswith("linux")
+FILTERS = pathlib.Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+with_filter = pytest.mark.skipif(not FILTERS, reason="this kernel filters no system calls")
 linux_only = pytest.mark.skipif(not LINUX, reason="asks /proc, or needs Linux")
 LATE_S = 0.1
 """How much later than its deadline a worker may end."""
@@ -109,9 +112,11 @@ def test_a_loop_ends_at_its_deadline_without_losing_the_worker(
 def test_one_endless_instruction_is_killed() -> None:
     """A fill of the whole memory, again and again: wasmtime itself does not look at the clock."""
     text = """(module (memory 8000) (func (export "f") (param i64) (result i64)
+      (if (i64.eqz (local.get 0)) (then (return (i64.const 7))))
       (loop (memory.fill (i32.const 0) (i32.const 1) (i32.const 524288000)) (br 0))
       (local.get 0)))"""
     function = make(text, timeout_ms=50, max_memory_bytes=512 << 20)
+    assert function.call([from_list(BIGINT, [0])], 1).get(0) == 7  # its process is started
     taken = seconds(lambda: function.call(ONE_ROW, 1), UdfLimitError)
     assert taken <= 0.05 + LATE_S + BUSY_S
 
@@ -140,6 +145,24 @@ def test_a_worker_that_died_at_rest_is_replaced_silently() -> None:
     os.kill(worker_of(function), signal.SIGKILL)
     time.sleep(0.2)
     assert function.call(ONE_ROW, 1).get(0) == 2
+
+
+def test_a_killed_workers_memory_is_free_at_once() -> None:
+    """No cycle of an error and its frames keeps it until the garbage is collected."""
+    function = make(LOOP, timeout_ms=50)
+    function.call([from_list(BIGINT, [0])], 1)
+    gone = weakref.ref(function._idle[True][0].instance._process)  # type: ignore[attr-defined]
+    os.kill(worker_of(function), signal.SIGSTOP)
+    gc.disable()
+    try:
+        with contextlib.suppress(UdfLimitError):
+            function.call(ONE_ROW, 1)
+        end = time.monotonic() + 10
+        while gone() is not None and time.monotonic() < end:  # a thread waits for its end
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_interrupt_kills_at_once() -> None:
@@ -193,7 +216,7 @@ def test_workers_at_rest_are_few() -> None:
     assert all(wait_until_gone(pid) for pid in pids)
 
 
-@linux_only
+@with_filter
 def test_a_worker_has_no_files_no_rights_and_no_environment(tmp_path: pathlib.Path) -> None:
     with tarsdb.connect(tmp_path / "x.tars") as db:
         db.execute("CREATE TABLE t (n BIGINT)")
@@ -212,7 +235,8 @@ def test_a_worker_has_no_files_no_rights_and_no_environment(tmp_path: pathlib.Pa
               for line in (folder / "limits").read_text().splitlines()}  # fmt: skip
     for name in ("Max open files", "Max processes", "Max core file size", "Max file size"):
         assert limits[name] == "0", name
-    assert int(limits["Max address space"]) < 2 << 30
+    assert int(limits["Max address space"]) < 10 << 30  # of which two are reserved for memories
+    assert int(limits["Max data size"]) < 1 << 30
     assert int(limits["Max cpu time"]) < 1000
     assert b"HOME" not in (folder / "environ").read_bytes()
 
@@ -224,7 +248,7 @@ def test_a_filter_can_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
         load(self, body)
         self.unfiltered = "an old kernel"
 
-    if LINUX:
+    if FILTERS:
         assert make(PLUS_ONE, require_seccomp=True).call(ONE_ROW, 1).get(0) == 2
     monkeypatch.setattr(process.WorkerProcess, "load", unfiltered)
     with pytest.raises(UdfBackendError, match="cannot be filtered here: an old kernel"):
@@ -244,7 +268,7 @@ def attempts(*words: str) -> dict[str, str]:
     return dict(line.split(": ") for line in run.stdout.splitlines())
 
 
-@linux_only
+@with_filter
 def test_native_code_in_a_worker_cannot_break_out() -> None:
     """What it could do if it were out of the WebAssembly sandbox: nothing."""
     found = attempts("filter", "limits")
@@ -252,7 +276,7 @@ def test_native_code_in_a_worker_cannot_break_out() -> None:
     assert "done" not in found.values(), found
 
 
-@linux_only
+@with_filter
 def test_the_filter_alone_refuses_every_attempt() -> None:
     found = attempts("filter")
     assert found.keys() == escape_attempts.ATTEMPTS.keys()
@@ -265,6 +289,28 @@ def test_the_attempts_succeed_without_filter_and_limits() -> None:
     found = attempts()
     assert found.keys() == escape_attempts.ATTEMPTS.keys()
     assert set(found.values()) == {"done"}, found
+
+
+MEMORY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tarsdb.udf_sandbox.worker import confinement
+if sys.argv[2] == "limited":
+    confinement.limit_resources(60, 64 << 20)
+try:
+    print(len(bytearray(256 << 20)))
+except MemoryError:
+    print("refused")
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("word", "answer"), [("limited", "refused"), ("free", str(256 << 20))])
+def test_memory_beside_the_guests_is_bounded(word: str, answer: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(ROOT), word], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == answer
 
 
 ORPHAN = """
@@ -283,9 +329,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def child(program: str) -> subprocess.CompletedProcess[str]:
+def child(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -343,7 +390,7 @@ def test_from_sql_and_a_crash_rolls_the_statement_back(tmp_path: pathlib.Path) -
         )
         assert db.execute("SELECT f(n) FROM t").fetchall() == [(7,), (7,)]
         told = db.execute("SELECT backend, confinement FROM tars_functions").fetchone()
-        assert told == ("worker", "seccomp") or not LINUX
+        assert told == ("worker", "seccomp") or not FILTERS
         db.execute("INSERT INTO t VALUES (1)")
         with pytest.raises(UdfLimitError, match="timeout_ms"):
             db.execute("UPDATE t SET n = f(n) + 1")
@@ -352,25 +399,34 @@ def test_from_sql_and_a_crash_rolls_the_statement_back(tmp_path: pathlib.Path) -
         assert db.execute("SELECT sum(f(n)) FROM t WHERE n = 0").fetchall() == [(14,)]
 
 
+CONNECTION = """
+import gc, pathlib, sys, time
+import tarsdb
+from tarsdb.udf_sandbox import compilation
+from tests.sandbox.test_worker import PLUS_ONE
+def children():
+    found = pathlib.Path("/proc/self/task").glob("*/children")
+    return {int(pid) for path in found for pid in path.read_text().split()}
+with tarsdb.connect(sys.argv[1]) as db:
+    db.execute("CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
+               f"'{PLUS_ONE}' WITH (backend = 'worker')")
+    print(db.execute("SELECT f(1)").fetchall())
+    compilation._compiler.close()
+    print(len(children()))
+del db
+gc.collect()
+end = time.monotonic() + 10
+while children() and time.monotonic() < end:
+    time.sleep(0.02)
+print(len(children()))
+"""
+
+
 @linux_only
 def test_workers_end_with_the_connection(tmp_path: pathlib.Path) -> None:
-    def children() -> set[int]:
-        found = pathlib.Path("/proc/self/task").glob("*/children")
-        return {int(pid) for path in found for pid in path.read_text().split()}
-
-    gc.collect()
-    pool.pool().close()
-    with tarsdb.connect(tmp_path / "x.tars") as db:
-        db.execute(
-            "CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
-            f"'{PLUS_ONE}' WITH (backend = 'worker')"
-        )
-        before = children()
-        assert db.execute("SELECT f(1)").fetchall() == [(2,)]
-        own = children() - before
-        assert own
-    gc.collect()
-    assert not own & children()
+    """The one that served, and the spare one."""
+    found = child(CONNECTION, str(tmp_path / "x.tars"))
+    assert found.stdout.splitlines() == ["[(2,)]", "2", "0"], found.stderr
 
 
 @pytest.mark.parametrize(

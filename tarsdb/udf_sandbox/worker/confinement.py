@@ -62,14 +62,18 @@ def limit_resources(cpu_seconds: int, more_memory: int) -> None:
     cpu_seconds : int
         Of the whole process.
     more_memory : int
-        Bytes of address space beyond what it has now. Enforced on Linux only.
+        Bytes of memory of its own, and of address space, beyond what it has now. Enforced on Linux
+        only.
     """
     limits = [
         (resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_NPROC, 0),
     ]  # fmt: skip
     if LINUX:
-        limits.append((resource.RLIMIT_AS, _address_space() + more_memory))
+        space, data = _sizes()
+        limits += [
+            (resource.RLIMIT_AS, space + more_memory), (resource.RLIMIT_DATA, data + more_memory)
+        ]  # fmt: skip
     for which, most in limits:
         _, hard = resource.getrlimit(which)
         if hard != resource.RLIM_INFINITY:
@@ -77,9 +81,12 @@ def limit_resources(cpu_seconds: int, more_memory: int) -> None:
         resource.setrlimit(which, (most, most))
 
 
-def _address_space() -> int:
+def _sizes() -> tuple[int, int]:
+    """Return the bytes of address space, and those of data and stack."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        pages = file.read().split()
+    page = os.sysconf("SC_PAGE_SIZE")
+    return int(pages[0]) * page, int(pages[5]) * page
 
 
 def filter_system_calls(*, executable_memory: bool = False) -> str:

@@ -1,9 +1,9 @@
 """Linear memories of guests in memory that the database shares, so that no batch is sent.
 
 Uses wasmtime's memory creator through its C binding. Two memories at most: slot 0 is the module's,
-slot 1 the driver's. Each lies in its own part of one shared file, mapped whole with a guard on
-both sides; growing it only changes how much the guest may reach, because code for these memories
-is compiled with explicit bounds checks (``settings``).
+slot 1 the driver's. Each lies in its own part of one shared file, at the start of a reservation so
+large that no address of 32 bits leads out of it; what a guest may not reach is not accessible, so
+code needs no bounds checks: an access there is a trap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 import wasmtime
 from wasmtime import _bindings as c_api
 
-GUARD_BYTES = 1 << 20
+from tarsdb.udf_sandbox.settings import GUARD_BYTES, RESERVED_BYTES
+
+RESERVATION = RESERVED_BYTES + 2 * GUARD_BYTES
+"""Address space each memory takes."""
 
 _PROT_NONE, _PROT_RW = 0, 3
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = mmap.MAP_SHARED, mmap.MAP_PRIVATE, 0x10
@@ -47,6 +50,7 @@ class Memories:
             ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
             ctypes.c_int64,
         ]  # fmt: skip
+        self._libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def install(self, config: wasmtime.Config) -> None:
@@ -58,9 +62,9 @@ class Memories:
         """Map the parts of the shared file, each with its guards."""
         offset = 0
         for size in sizes:
-            around = self._mapped(None, size + 2 * GUARD_BYTES, _PROT_NONE, _MAP_PRIVATE, -1, 0)
+            around = self._mapped(None, RESERVATION, _PROT_NONE, _MAP_PRIVATE, -1, 0)
             place = around + GUARD_BYTES
-            self._mapped(place, size, _PROT_RW, _MAP_SHARED | _MAP_FIXED, descriptor, offset)
+            self._mapped(place, size, _PROT_NONE, _MAP_SHARED | _MAP_FIXED, descriptor, offset)
             self._slots.append(_Slot(place, size))
             offset += size
 
@@ -86,14 +90,24 @@ class Memories:
         """Make all memories read as zeros and forget their sizes; no instance may live."""
         for slot in self._slots:
             used, slot.size = slot.size, 0
-            if used and self._libc.madvise(slot.address, used, _MADV_REMOVE) != 0:
-                ctypes.memset(slot.address, 0, used)
+            if used:
+                if self._libc.madvise(slot.address, used, _MADV_REMOVE) != 0:
+                    ctypes.memset(slot.address, 0, used)
+                if not self._protected(slot, used, _PROT_NONE):
+                    raise OSError(ctypes.get_errno(), f"cannot protect {used} bytes of memory")
+
+    def _protected(self, slot: _Slot, size: int, protection: int) -> bool:
+        return size == 0 or self._libc.mprotect(slot.address, size, protection) == 0
 
     def _create(self, *arguments: Any) -> int:
         """Make a memory: (env, type, minimum, maximum, reserved, guard, where to put it)."""
-        minimum, made = arguments[2], arguments[6].contents
+        minimum, reserved, guard, made = arguments[2], *arguments[4:6], arguments[6].contents
+        if reserved > RESERVED_BYTES or guard > GUARD_BYTES:
+            return _error(f"a reservation of {reserved} and {guard} bytes is not there")
         if self._next >= len(self._slots) or minimum > self._slots[self._next].capacity:
             return _error("the shared memory is too small")
+        if not self._protected(self._slots[self._next], minimum, _PROT_RW):
+            return _error(f"cannot make {minimum} bytes of memory accessible")
         self._slots[self._next].size = minimum
         made.env = self._next + 1  # NULL would be slot -1
         made.get_memory = self._get
@@ -110,6 +124,8 @@ class Memories:
         slot = self._slots[env - 1]
         if size > slot.capacity:
             return _error(f"a memory of {size} bytes, at most {slot.capacity}")
+        if not self._protected(slot, size, _PROT_RW):
+            return _error(f"cannot make {size} bytes of memory accessible")
         slot.size = size
         return 0
 

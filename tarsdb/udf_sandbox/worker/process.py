@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 
@@ -189,14 +190,20 @@ class WorkerProcess:
         return reply, self._read(reply.size, end)
 
     def kill(self) -> None:
-        """End the process now and wait for it; in a forked child only forget it."""
+        """End the process now; in a forked child only forget it.
+
+        Its memory may take a while to go: another thread waits for that.
+        """
         if self._channel.fileno() < 0:
             return
         self._channel.close()
         if self.owner == os.getpid():
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            self._process.wait()
+            try:
+                threading.Thread(target=self._process.wait, daemon=True).start()
+            except RuntimeError:  # at the interpreter's end no thread starts
+                self._process.wait()
         else:
             self._process.returncode = 0  # it is not ours to wait for
 
@@ -250,11 +257,11 @@ class WorkerProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.05)  # it may be dying by itself: its signal is worth knowing
         self.kill()
-        code = self._process.returncode
-        if code is not None and code < 0 and code != -signal.SIGKILL:
-            why = f"signal {signal.Signals(-code).name}"
-        elif code is not None and code < 0:
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
             why = f"{why} (killed)"
+        elif code < 0:
+            why = f"signal {signal.Signals(-code).name}"
         return UdfBackendError(
             f"its worker process {self.pid} died: {why}",
             hint="the next call gets a new process; what the statement did is rolled back",

@@ -21,6 +21,12 @@ def test_all_options() -> None:
     assert limits == SandboxLimits(5, 7, 16 << 20, 50)
 
 
+@pytest.mark.parametrize("value", [True, "true", 1])
+def test_options_of_the_worker(value: object) -> None:
+    limits = limits_from_options({"backend": "Worker", "require_seccomp": value})
+    assert limits == SandboxLimits(backend="worker", require_seccomp=True)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("16MB", 16 << 20), ("1 gb", 1 << 30), ("64KiB", 65536), ("70000", 70000), ("9 B", 9), (8, 8)],
@@ -43,6 +49,8 @@ def test_sizes(text: object, size: int) -> None:
         ({"timeout_ms": "soon"}, "not a whole number"),
         ({"max_memory": "16 parsecs"}, "is not a size"),
         ({"max_memory": "1KB"}, "outside 65536"),
+        ({"require_seccomp": True}, "is of backend = 'worker', not 'wasmtime'"),
+        ({"backend": "worker", "require_seccomp": "maybe"}, "neither true nor false"),
         ({"backend": "vmware"}, "backends: wasmtime"),
     ],
 )
