@@ -28,9 +28,10 @@ from benchmarks import inputs  # noqa: E402
 from tarsdb.columns import Column  # noqa: E402
 from tarsdb.options import SandboxLimits  # noqa: E402
 from tarsdb.types import DOUBLE, REAL, SqlType, parse_type  # noqa: E402
-from tarsdb.udf_sandbox import Budget, ScalarFunction, driver, to_wasm  # noqa: E402
+from tarsdb.udf_sandbox import Budget, ScalarFunction, to_wasm  # noqa: E402
 from tarsdb.udf_sandbox.abi import BatchLayout  # noqa: E402
 from tarsdb.udf_sandbox.limits import Call  # noqa: E402
+from tarsdb.udf_sandbox.modules import driver  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "wasmtime")
 GUESTS = pathlib.Path(__file__).resolve().parents[1] / "guests"

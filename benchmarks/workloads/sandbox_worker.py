@@ -27,15 +27,10 @@ from tarsdb.columns import Column, from_list  # noqa: E402
 from tarsdb.errors import UdfLimitError  # noqa: E402
 from tarsdb.options import SandboxLimits  # noqa: E402
 from tarsdb.types import BIGINT, DOUBLE, REAL, TEXT, SqlType, parse_type  # noqa: E402
-from tarsdb.udf_sandbox import (  # noqa: E402
-    Budget,
-    ScalarFunction,
-    compilation,
-    settings,
-    to_wasm,
-)
-from tarsdb.udf_sandbox.artefacts import artefacts  # noqa: E402
+from tarsdb.udf_sandbox import Budget, ScalarFunction, settings, to_wasm  # noqa: E402
 from tarsdb.udf_sandbox.limits import Call  # noqa: E402
+from tarsdb.udf_sandbox.modules import compilation  # noqa: E402
+from tarsdb.udf_sandbox.modules.artefacts import artefacts  # noqa: E402
 from tarsdb.udf_sandbox.worker.pool import WorkerPool  # noqa: E402
 from tarsdb.udf_sandbox.worker.process import WorkerProcess  # noqa: E402
 

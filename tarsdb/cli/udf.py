@@ -41,7 +41,7 @@ SELECT NAME('one two  three');
 def inspect(arguments: argparse.Namespace) -> int:
     """Print what a module is; 0 when CREATE FUNCTION would take it, else 1."""
     from tarsdb.udf_sandbox import to_wasm
-    from tarsdb.udf_sandbox.inspection import describe
+    from tarsdb.udf_sandbox.modules.inspection import describe
 
     path = pathlib.Path(arguments.module)
     try:

@@ -7,12 +7,14 @@ Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 """
 
 from tarsdb.udf_sandbox import capabilities
-from tarsdb.udf_sandbox.aggregates import AggregateFunction, check_aggregate
 from tarsdb.udf_sandbox.figures import Figures
-from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
+from tarsdb.udf_sandbox.functions.aggregates import AggregateFunction, check_aggregate
+from tarsdb.udf_sandbox.functions.function import SandboxedFunction, ScalarFunction
+from tarsdb.udf_sandbox.functions.metric_functions import MetricFunction, check_metric
+from tarsdb.udf_sandbox.functions.source_functions import Source, SourceFunction, check_source
+from tarsdb.udf_sandbox.functions.table_functions import TableFunction
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
-from tarsdb.udf_sandbox.metric_functions import MetricFunction, check_metric
-from tarsdb.udf_sandbox.module import (
+from tarsdb.udf_sandbox.modules.module import (
     ModuleInfo,
     check_columnar,
     check_digest,
@@ -20,8 +22,6 @@ from tarsdb.udf_sandbox.module import (
     inspect_module,
     to_wasm,
 )
-from tarsdb.udf_sandbox.source_functions import Source, SourceFunction, check_source
-from tarsdb.udf_sandbox.table_functions import TableFunction
 
 CAPABILITIES = tuple(capabilities.SIGNATURES)
 """What a module may import, once it was granted."""

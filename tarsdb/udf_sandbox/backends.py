@@ -185,7 +185,7 @@ def _unavailable(name: str, reason: str) -> UdfBackendError:
 
 
 def _wasmtime() -> Backend:
-    from tarsdb.udf_sandbox.in_process import InProcessBackend
+    from tarsdb.udf_sandbox.in_process.backend import InProcessBackend
 
     return InProcessBackend()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tarsdb.errors import BindError, UdfError, UdfLimitError, UdfValidationError
 from tarsdb.metrics import METRICS
-from tarsdb.udf_sandbox.sections import FuncType, Outline
+from tarsdb.udf_sandbox.modules.sections import FuncType, Outline
 
 if TYPE_CHECKING:
     from tarsdb.udf_sandbox.limits import Call

@@ -15,11 +15,12 @@ import numpy as np
 from tarsdb.columns import Column
 from tarsdb.errors import UdfError
 from tarsdb.types import SqlType
-from tarsdb.udf_sandbox import driver, outputs
+from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import BatchLayout
 from tarsdb.udf_sandbox.backends import Guest, Instance, Program
 from tarsdb.udf_sandbox.limits import Call, memory_error
-from tarsdb.udf_sandbox.module import scalar_type, to_wasm
+from tarsdb.udf_sandbox.modules import driver
+from tarsdb.udf_sandbox.modules.module import scalar_type, to_wasm
 
 _RESULT_DTYPES = {"i32": np.int32, "i64": np.int64, "f32": np.float32, "f64": np.float64}
 
@@ -35,10 +36,10 @@ def guest_of(program: Program, instance: Instance) -> Guest:
     if program.kind == "scalar":
         return (ColumnarGuest if program.driver is None else ScalarGuest)(program, instance)
     if program.kind == "aggregate":
-        from tarsdb.udf_sandbox.aggregates import AggregateGuest
+        from tarsdb.udf_sandbox.functions.aggregates import AggregateGuest
 
         return AggregateGuest(program, instance)
-    from tarsdb.udf_sandbox.table_functions import TableGuest
+    from tarsdb.udf_sandbox.functions.table_functions import TableGuest
 
     return TableGuest(program, instance)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import wasmtime
 from wasmtime import _bindings as c_api
 
-from tarsdb.udf_sandbox.stacks import MAX_WASM_STACK
+from tarsdb.udf_sandbox.in_process.stacks import MAX_WASM_STACK
 
 _OFF = (
     "wasm_threads", "wasm_memory64", "wasm_multi_memory", "wasm_gc", "wasm_exceptions",

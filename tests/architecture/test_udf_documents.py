@@ -11,7 +11,9 @@ import pytest
 import tarsdb
 from tarsdb.columns import Column, from_list
 from tarsdb.types import INT, TEXT, Physical, parse_type
-from tarsdb.udf_sandbox import abi, aggregates, driver, function
+from tarsdb.udf_sandbox import abi
+from tarsdb.udf_sandbox.functions import aggregates, function
+from tarsdb.udf_sandbox.modules import driver
 from tests.architecture.test_documents import fences
 from tests.conftest import ROOT
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tarsdb.udf_sandbox import backends, function
+from tarsdb.udf_sandbox import backends
+from tarsdb.udf_sandbox.functions import function
 
 
 @pytest.fixture(params=["wasmtime", "worker"])

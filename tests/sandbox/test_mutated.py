@@ -79,7 +79,8 @@ import threading
 from tarsdb.columns import from_list
 from tarsdb.errors import UdfTrapError
 from tarsdb.types import BIGINT
-from tarsdb.udf_sandbox import ScalarFunction, stacks, to_wasm
+from tarsdb.udf_sandbox import ScalarFunction, to_wasm
+from tarsdb.udf_sandbox.in_process import stacks
 {patch}
 code = to_wasm('(module (func $f (export "f") (param i64) (result i64) '
                '(i64.add (i64.const 1) (call $f (local.get 0)))))')

@@ -402,23 +402,25 @@ def test_from_sql_and_a_crash_rolls_the_statement_back(tmp_path: pathlib.Path) -
 CONNECTION = """
 import gc, pathlib, sys, time
 import tarsdb
-from tarsdb.udf_sandbox import compilation
+from tarsdb.udf_sandbox.modules import compilation
 from tests.sandbox.test_worker import PLUS_ONE
 def children():
     found = pathlib.Path("/proc/self/task").glob("*/children")
     return {int(pid) for path in found for pid in path.read_text().split()}
+def wait_for(count):  # the spare one is started beside the call
+    end = time.monotonic() + 20
+    while len(children()) != count and time.monotonic() < end:
+        time.sleep(0.02)
+    print(len(children()))
 with tarsdb.connect(sys.argv[1]) as db:
     db.execute("CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS "
                f"'{PLUS_ONE}' WITH (backend = 'worker')")
     print(db.execute("SELECT f(1)").fetchall())
     compilation._compiler.close()
-    print(len(children()))
+    wait_for(2)
 del db
 gc.collect()
-end = time.monotonic() + 10
-while children() and time.monotonic() < end:
-    time.sleep(0.02)
-print(len(children()))
+wait_for(0)
 """
 
 

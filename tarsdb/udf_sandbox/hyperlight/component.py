@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.hyperlight.messages import CALL, CALL_REPLY, CALL_REQUEST, STATE
-from tarsdb.udf_sandbox.module import scalar_type
+from tarsdb.udf_sandbox.modules.module import scalar_type
 
 _RAW, _TEXT, _INPUT = 1_024, 24_576, 65_536  # places in the adapter's own memory
 _CORE_MODULE_SECTION = 1  # of a component

@@ -20,7 +20,7 @@ from tarsdb.udf_sandbox.hyperlight.component import capped, component, splice
 from tarsdb.udf_sandbox.hyperlight.failures import guest_error
 from tarsdb.udf_sandbox.hyperlight.processes import GuestFailure, SandboxProcess, SandboxSpec
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
-from tarsdb.udf_sandbox.module import scalar_type, to_wasm
+from tarsdb.udf_sandbox.modules.module import scalar_type, to_wasm
 
 MAX_IMAGE_BYTES = 256 << 10  # a request lies in the guest's heap several times
 RUNTIME_MIB = 3  # of the guest's runtime and the adapter

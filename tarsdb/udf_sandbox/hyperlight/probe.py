@@ -71,7 +71,7 @@ def _failed_run() -> str:
 def _probe_spec() -> SandboxSpec:
     """Return a small module's sandbox, or a language's where the compiler is not installed."""
     from tarsdb.udf_sandbox.hyperlight import modules, source
-    from tarsdb.udf_sandbox.module import to_wasm
+    from tarsdb.udf_sandbox.modules.module import to_wasm
 
     integer = parse_type("INT")
     limits = SandboxLimits(max_memory_bytes=1 << 20, backend="hyperlight")

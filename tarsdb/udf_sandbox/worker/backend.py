@@ -19,12 +19,12 @@ import numpy as np
 
 from tarsdb.errors import UdfBackendError, UdfError
 from tarsdb.metrics import METRICS
-from tarsdb.udf_sandbox import driver
 from tarsdb.udf_sandbox.backends import Guest, Program
-from tarsdb.udf_sandbox.compilation import native_code
-from tarsdb.udf_sandbox.fusion import fuse
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
+from tarsdb.udf_sandbox.modules import driver
+from tarsdb.udf_sandbox.modules.compilation import native_code
+from tarsdb.udf_sandbox.modules.fusion import fuse
 from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, Status
 from tarsdb.udf_sandbox.worker.pool import WorkerPool, pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable

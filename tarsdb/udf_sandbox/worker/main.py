@@ -30,7 +30,8 @@ GUEST_MEMORY = 256 << 20  # for wasmtime and Python beside the shared memories
 def _find_packages(wasmtime_folder: str, package: str) -> None:
     """Let the few modules of ours be imported without the rest of the package."""
     sys.path.append(wasmtime_folder)
-    for name in ("tarsdb", "tarsdb.udf_sandbox", "tarsdb.udf_sandbox.worker"):
+    rooms = [f"tarsdb.udf_sandbox{room}" for room in ("", ".modules", ".worker")]
+    for name in ("tarsdb", *rooms):
         module = types.ModuleType(name)
         module.__path__ = [os.path.join(package, *name.split(".")[1:])]
         sys.modules[name] = module
@@ -140,7 +141,7 @@ class Guest:
         return fuel, self._memories.size(self._slot)
 
     def _limit(self, size: int) -> None:
-        from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
+        from tarsdb.udf_sandbox.modules.sections import MAX_TABLE_ELEMENTS
 
         self._store.set_limits(
             memory_size=size, table_elements=MAX_TABLE_ELEMENTS, instances=2, tables=16, memories=2
@@ -228,7 +229,8 @@ def main(arguments: list[str]) -> None:
     confinement.die_with(int(parent))
     import wasmtime
 
-    from tarsdb.udf_sandbox import exports, sections, settings  # noqa: F401 - none later
+    from tarsdb.udf_sandbox import exports, settings  # noqa: F401 - none later
+    from tarsdb.udf_sandbox.modules import sections  # noqa: F401 - none later
     from tarsdb.udf_sandbox.ticker import Ticker
     from tarsdb.udf_sandbox.worker import memories, messages
 

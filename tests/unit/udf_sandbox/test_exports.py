@@ -7,7 +7,7 @@ import wasmtime
 
 from tarsdb.options import SandboxLimits
 from tarsdb.udf_sandbox.exports import Export
-from tarsdb.udf_sandbox.wasmtime_backend import Store, assemble, runtime
+from tarsdb.udf_sandbox.in_process.wasmtime_backend import Store, assemble, runtime
 
 TEXT = b"""(module (func (export "half") (param i32) (result i32)
   (if (i32.eqz (local.get 0)) (then unreachable)) (i32.shr_u (local.get 0) (i32.const 1))))"""

@@ -14,8 +14,8 @@ from tarsdb.errors import UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import Kind, SqlType
 from tarsdb.udf_sandbox.backends import Program
-from tarsdb.udf_sandbox.function import SandboxedFunction, ScalarFunction
-from tarsdb.udf_sandbox.module import MAX_ARGUMENTS
+from tarsdb.udf_sandbox.functions.function import SandboxedFunction, ScalarFunction
+from tarsdb.udf_sandbox.modules.module import MAX_ARGUMENTS
 
 LANGUAGES = ("python", "javascript")
 MAX_SOURCE_BYTES = 1 << 20

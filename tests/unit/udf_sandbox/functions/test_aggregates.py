@@ -11,7 +11,8 @@ from tarsdb.columns import Column, from_list
 from tarsdb.errors import UdfError, UdfLimitError, UdfTrapError, UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import DOUBLE, TEXT
-from tarsdb.udf_sandbox import AggregateFunction, aggregates, to_wasm
+from tarsdb.udf_sandbox import AggregateFunction, to_wasm
+from tarsdb.udf_sandbox.functions import aggregates
 from tests.sandbox.kinds_text import MID, SUM, WEIGHT, aggregate
 
 

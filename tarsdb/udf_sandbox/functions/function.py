@@ -22,7 +22,7 @@ from tarsdb.udf_sandbox import figures
 from tarsdb.udf_sandbox.backends import Guest, Program, backend
 from tarsdb.udf_sandbox.guests import driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
-from tarsdb.udf_sandbox.module import ModuleInfo, check_signature, inspect_module
+from tarsdb.udf_sandbox.modules.module import ModuleInfo, check_signature, inspect_module
 
 MAX_BATCH_ROWS = 65_536
 KEPT_GUEST_BYTES = 16 << 20  # a guest that grew larger is freed, not kept

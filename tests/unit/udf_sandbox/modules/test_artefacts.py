@@ -12,8 +12,10 @@ import wasmtime
 from tarsdb.columns import from_list
 from tarsdb.metrics import METRICS
 from tarsdb.types import BIGINT
-from tarsdb.udf_sandbox import ScalarFunction, artefacts, compilation, to_wasm, wasmtime_backend
-from tarsdb.udf_sandbox.artefacts import ArtefactCache
+from tarsdb.udf_sandbox import ScalarFunction, to_wasm
+from tarsdb.udf_sandbox.in_process import wasmtime_backend
+from tarsdb.udf_sandbox.modules import artefacts, compilation
+from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
 from tarsdb.user_cache import FOLDER_VARIABLE
 
 NUMBERS = iter(range(10**6))

@@ -9,7 +9,9 @@ from tarsdb.columns import Column
 from tarsdb.errors import UdfLimitError, UdfTrapError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType
-from tarsdb.udf_sandbox import ScalarFunction, driver, fusion, in_process, to_wasm
+from tarsdb.udf_sandbox import ScalarFunction, to_wasm
+from tarsdb.udf_sandbox.in_process import backend as in_process
+from tarsdb.udf_sandbox.modules import driver, fusion
 
 SMALLINT = SqlType(Kind.SMALLINT)
 ROWS = (1, 3, 4, 7, 16, 31, 67, driver.CHUNK_ROWS, driver.CHUNK_ROWS + 5,

@@ -3,8 +3,8 @@
 A call from one module to another costs several times what a short function does. So a function
 without state is copied into the driver's loop: parameters become locals, ``return`` a branch. Its
 module has no memory, and was validated without one: no instruction in it can touch the driver's.
-What this module makes is the same function as :mod:`tarsdb.udf_sandbox.driver` would call. Knows
-the binary format only, no SQL text and no wasmtime.
+What this module makes is the same function as :mod:`tarsdb.udf_sandbox.modules.driver` would
+call. Knows the binary format only, no SQL text and no wasmtime.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tarsdb.types import Physical, SqlType
-from tarsdb.udf_sandbox import bodies, driver
-from tarsdb.udf_sandbox.module import scalar_type
-from tarsdb.udf_sandbox.sections import HEADER, Reader
+from tarsdb.udf_sandbox.modules import bodies, driver
+from tarsdb.udf_sandbox.modules.module import scalar_type
+from tarsdb.udf_sandbox.modules.sections import HEADER, Reader
 
 MAX_BODY_BYTES = 512  # of a function worth copying
 MAX_LOCALS = 16  # which each row sets to zero

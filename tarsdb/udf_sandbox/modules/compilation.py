@@ -15,8 +15,8 @@ import threading
 
 from tarsdb.errors import UdfBackendError, UdfValidationError
 from tarsdb.metrics import METRICS
-from tarsdb.udf_sandbox.artefacts import artefacts
-from tarsdb.udf_sandbox.sections import HEADER as EMPTY_MODULE
+from tarsdb.udf_sandbox.modules.artefacts import artefacts
+from tarsdb.udf_sandbox.modules.sections import HEADER as EMPTY_MODULE
 from tarsdb.udf_sandbox.worker.messages import Status
 from tarsdb.udf_sandbox.worker.pool import pool
 from tarsdb.udf_sandbox.worker.process import Unanswered, WorkerProcess, unavailable

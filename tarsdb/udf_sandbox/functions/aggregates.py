@@ -20,11 +20,16 @@ from tarsdb.types import BIGINT, BOOLEAN, SqlType
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import ALIGNMENT, BatchLayout
 from tarsdb.udf_sandbox.backends import Guest, Program
-from tarsdb.udf_sandbox.function import MAX_BATCH_ROWS, SandboxedFunction, fitting, valid_rows
+from tarsdb.udf_sandbox.functions.function import (
+    MAX_BATCH_ROWS,
+    SandboxedFunction,
+    fitting,
+    valid_rows,
+)
 from tarsdb.udf_sandbox.guests import InstanceGuest
 from tarsdb.udf_sandbox.limits import Budget, Call
-from tarsdb.udf_sandbox.module import ModuleInfo, check_arity, inspect_module
-from tarsdb.udf_sandbox.sections import FuncType
+from tarsdb.udf_sandbox.modules.module import ModuleInfo, check_arity, inspect_module
+from tarsdb.udf_sandbox.modules.sections import FuncType
 
 MAX_STATE_BYTES = 1 << 20
 PARTS = {

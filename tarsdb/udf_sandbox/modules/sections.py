@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tarsdb.errors import UdfValidationError
-from tarsdb.udf_sandbox import bodies
+from tarsdb.udf_sandbox.modules import bodies
 
 HEADER = b"\x00asm\x01\x00\x00\x00"
 MAX_MODULE_BYTES = 8 << 20

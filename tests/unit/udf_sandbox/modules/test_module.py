@@ -77,7 +77,7 @@ def test_refused(text: str, words: str) -> None:
 
 
 def test_just_below_the_caps_compiles_quickly() -> None:
-    from tarsdb.udf_sandbox.wasmtime_backend import runtime
+    from tarsdb.udf_sandbox.in_process.wasmtime_backend import runtime
 
     code = to_wasm("(module " + ("(func (local i32) " + "(loop) " * 900 + ")") * 5 + ")")
     inspect_module(code)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tarsdb.types import Physical, SqlType
-from tarsdb.udf_sandbox.module import scalar_type
+from tarsdb.udf_sandbox.modules.module import scalar_type
 
 CHUNK_ROWS = 32_768  # of values of 8 bytes; where all are shorter, as many as fit the slots
 PAGE = 65_536

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tarsdb.errors import UdfValidationError
-from tarsdb.udf_sandbox import sections
-from tarsdb.udf_sandbox.aggregates import PARTS
 from tarsdb.udf_sandbox.capabilities import SIGNATURES
+from tarsdb.udf_sandbox.functions.aggregates import PARTS
 from tarsdb.udf_sandbox.limits import WASM_PAGE
-from tarsdb.udf_sandbox.module import COLUMNAR_TYPE, ModuleInfo, inspect_module
+from tarsdb.udf_sandbox.modules import sections
+from tarsdb.udf_sandbox.modules.module import COLUMNAR_TYPE, ModuleInfo, inspect_module
 
 _SECTIONS = (
     "custom", "type", "import", "function", "table", "memory", "global", "export", "start",

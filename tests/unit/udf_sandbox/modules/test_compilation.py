@@ -12,8 +12,9 @@ import pytest
 
 from tarsdb.errors import UdfValidationError
 from tarsdb.metrics import METRICS
-from tarsdb.udf_sandbox import compilation, to_wasm
-from tarsdb.udf_sandbox.artefacts import ArtefactCache
+from tarsdb.udf_sandbox import to_wasm
+from tarsdb.udf_sandbox.modules import compilation
+from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
 from tests.sandbox.wasm_text import DEMO, IDENTITY
 
 CODE = to_wasm(IDENTITY)

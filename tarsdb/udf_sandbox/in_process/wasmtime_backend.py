@@ -23,11 +23,12 @@ import wasmtime
 
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
-from tarsdb.udf_sandbox import capabilities, settings, stacks
-from tarsdb.udf_sandbox.compilation import native_code
+from tarsdb.udf_sandbox import capabilities, settings
 from tarsdb.udf_sandbox.exports import Export, describe_trap, is_memory_limit
+from tarsdb.udf_sandbox.in_process import stacks
 from tarsdb.udf_sandbox.limits import Call, memory_error, stop_error
-from tarsdb.udf_sandbox.sections import MAX_TABLE_ELEMENTS
+from tarsdb.udf_sandbox.modules.compilation import native_code
+from tarsdb.udf_sandbox.modules.sections import MAX_TABLE_ELEMENTS
 from tarsdb.udf_sandbox.ticker import INTERVAL_S, Ticker
 
 _CACHED_MODULES = 64

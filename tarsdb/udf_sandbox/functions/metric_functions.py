@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tarsdb.columns import Column
 from tarsdb.errors import UdfValidationError
 from tarsdb.types import Kind, SqlType
-from tarsdb.udf_sandbox.function import ScalarFunction
+from tarsdb.udf_sandbox.functions.function import ScalarFunction
 from tarsdb.udf_sandbox.limits import Budget
 
 

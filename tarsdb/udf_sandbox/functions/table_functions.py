@@ -16,10 +16,15 @@ from tarsdb.types import INT, SqlType
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import BatchLayout
 from tarsdb.udf_sandbox.backends import Guest, Program
-from tarsdb.udf_sandbox.function import MAX_BATCH_ROWS, SandboxedFunction, fitting, valid_rows
+from tarsdb.udf_sandbox.functions.function import (
+    MAX_BATCH_ROWS,
+    SandboxedFunction,
+    fitting,
+    valid_rows,
+)
 from tarsdb.udf_sandbox.guests import InstanceGuest
 from tarsdb.udf_sandbox.limits import Budget, Call
-from tarsdb.udf_sandbox.module import check_columnar, inspect_module
+from tarsdb.udf_sandbox.modules.module import check_columnar, inspect_module
 
 
 class TableFunction(SandboxedFunction):

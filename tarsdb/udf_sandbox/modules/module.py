@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tarsdb.errors import UdfValidationError
 from tarsdb.types import Physical, SqlType
-from tarsdb.udf_sandbox.sections import FuncType, Outline, read_outline
+from tarsdb.udf_sandbox.modules.sections import FuncType, Outline, read_outline
 
 MAGIC = b"\x00asm"
 MAX_TEXT_BYTES = 4 << 20
@@ -84,7 +84,7 @@ def to_wasm(code: bytes | str) -> bytes:
             f"code of {len(raw)} bytes is neither a WebAssembly module nor its text form",
             hint="a module starts with the bytes 00 61 73 6d, its text with '(module'",
         )
-    from tarsdb.udf_sandbox import wasmtime_backend
+    from tarsdb.udf_sandbox.in_process import wasmtime_backend
 
     return wasmtime_backend.assemble(raw)
 
@@ -110,7 +110,8 @@ def inspect_module(code: bytes, sha256: str | None = None, allow: Sequence[str] 
     if sha256 is not None:
         check_digest(digest, sha256)
     outline = read_outline(code)
-    from tarsdb.udf_sandbox import capabilities, wasmtime_backend
+    from tarsdb.udf_sandbox import capabilities
+    from tarsdb.udf_sandbox.in_process import wasmtime_backend
 
     capabilities.check_imports(outline, allow)
 

@@ -11,13 +11,13 @@ import numpy as np
 import wasmtime
 
 from tarsdb.options import SandboxLimits
-from tarsdb.udf_sandbox import stacks
 from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.exports import Export
-from tarsdb.udf_sandbox.fusion import fuse
 from tarsdb.udf_sandbox.guests import guest_of
+from tarsdb.udf_sandbox.in_process import stacks
+from tarsdb.udf_sandbox.in_process.wasmtime_backend import Store, runtime
 from tarsdb.udf_sandbox.limits import MAX_MEMORY_BYTES, Call
-from tarsdb.udf_sandbox.wasmtime_backend import Store, runtime
+from tarsdb.udf_sandbox.modules.fusion import fuse
 
 DIRECT_FUEL = 20_000_000  # about 10 ms: how long the main thread may not see Ctrl-C
 

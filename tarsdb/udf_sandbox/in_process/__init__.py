@@ -1,0 +1,1 @@
+"""The backend ``wasmtime``: guests in this process, on threads with room for their stack."""
