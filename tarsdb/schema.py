@@ -219,6 +219,8 @@ class FunctionDef:
         ``''``, or what it is to the engine besides: one of :data:`ROLES`.
     lookup : (str, str, str), or ()
         Table, key column and value column it may look up, where it is granted that.
+    embed : str
+        Model whose vectors it may ask for, where it is granted that.
     """
 
     id: int
@@ -237,6 +239,7 @@ class FunctionDef:
     columns: tuple[tuple[str, SqlType], ...] = ()
     role: str = ""
     lookup: tuple[str, ...] = ()
+    embed: str = ""
 
     @cached_property
     def result(self) -> str:

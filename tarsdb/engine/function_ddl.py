@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tarsdb.engine import lookups, references
+from tarsdb.engine import capabilities, references
 from tarsdb.engine.context import Context
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
@@ -61,7 +61,7 @@ def create_function(context: Context, plan: CreateFunction) -> Result:
     if existing is not None:
         references.refuse_dependents(context, "function", existing.name, "replace")
     function = _defined(plan)
-    lookups.check(context, function)
+    capabilities.check(context, function, _granted(function))
     writes, code = context.require_writes(), _code(context, plan)
     _check(function, code)
     function = replace(function, id=writes.new_id(), digest=writes.put_blob(code))
@@ -81,7 +81,7 @@ def _defined(plan: CreateFunction) -> FunctionDef:
         )
     options = dict(plan.options)
     role = str(options.pop("role", "")).lower()
-    lookup = _looked_up(plan.name, options)
+    lookup, embed = _looked_up(plan.name, options), str(options.pop("embed", ""))
     if role and role not in ROLES:
         raise BindError(
             f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
@@ -90,7 +90,16 @@ def _defined(plan: CreateFunction) -> FunctionDef:
         0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns),
         plan.language.lower(), plan.module, plan.export or plan.name, "", plan.strict,
         plan.volatility, options, kind=plan.kind, columns=columns, role=role, lookup=lookup,
+        embed=embed,
     )  # fmt: skip
+
+
+def _granted(function: FunctionDef) -> tuple[str, ...]:
+    if "allow" not in function.options:
+        return ()
+    from tarsdb.udf_sandbox import limits_from_options
+
+    return limits_from_options(function.options).allow
 
 
 def _looked_up(name: str, options: dict[str, Any]) -> tuple[str, ...]:

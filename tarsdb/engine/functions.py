@@ -122,7 +122,9 @@ class FunctionRuntime:
         if context.writes is not None:
             context.writes.depend("function", function.name, function.version)
         if context.budget is None:
-            context.budget = Budget(lookup=partial(_look_up, context))
+            context.budget = Budget(
+                lookup=partial(_look_up, context), embed=partial(_embed, context)
+            )
         budget = context.budget
         METRICS.add("udf_rows", rows)
         self._running.append(budget)
@@ -179,10 +181,17 @@ def _key(function: FunctionDef) -> tuple[Any, ...]:
 
 
 def _look_up(context: Context, name: str, key: str) -> bytes | None:
-    from tarsdb.engine import lookups
+    from tarsdb.engine import capabilities
 
     function = context.catalog.function(name)
-    return None if function is None else lookups.value(context, function, key)
+    return None if function is None else capabilities.look_up(context, function, key)
+
+
+def _embed(context: Context, name: str, text: str) -> bytes | None:
+    from tarsdb.engine import capabilities
+
+    function = context.catalog.function(name)
+    return None if function is None else capabilities.embed(context, function, text)
 
 
 def _compile(context: Context, function: FunctionDef) -> SandboxedFunction:

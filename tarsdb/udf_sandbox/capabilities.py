@@ -1,7 +1,8 @@
 """Capabilities: the few functions of the host that a module may import, once they were granted.
 
 Each is counted and limited for every statement. What a guest passes is checked here, as what it
-returns is elsewhere; what stands behind ``lookup`` is the engine's. Knows no wasmtime.
+returns is elsewhere; what stands behind ``lookup`` and ``embed`` is
+the engine's. Knows no wasmtime.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ MODULE = "tars"
 SIGNATURES = {
     "log": FuncType(("i32", "i32"), ()),
     "lookup": FuncType(("i32",) * 4, ("i32",)),
+    "embed": FuncType(("i32",) * 4, ("i32",)),
 }
 """Capabilities and the types they are imported with."""
-MOST = {"log": 1000, "lookup": 100_000}
+MOST = {"log": 1000, "lookup": 100_000, "embed": 1000}
 """Calls of each that one function may make in one statement."""
 LOG_BYTES = 1024
 """Bytes of a line that are kept."""
 KEY_BYTES = 1024
+TEXT_BYTES = 1 << 16
 ABSENT = -1
 LOGGER = logging.getLogger("tarsdb.udf")
 
@@ -111,25 +114,48 @@ def _log(call: Call, memory: np.ndarray, at: int, size: int) -> None:
     LOGGER.info("function %s: %s", call.function, shown)
 
 
-def _lookup(
-    call: Call, memory: np.ndarray, key: int, key_size: int, room: int, room_size: int
-) -> int:
+def _lookup(call: Call, memory: np.ndarray, *arguments: int) -> int:
     """Write the value of a key where it fits; return its length, -1 where there is none."""
-    if not 0 <= key_size <= KEY_BYTES:
-        raise UdfError(f"function {call.function}: a key of {key_size} bytes, at most {KEY_BYTES}")
-    raw = _region(call, "lookup", memory, key, key_size).tobytes()
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise UdfError(f"function {call.function}: the key of a lookup is not UTF-8") from error
+    key = _text(call, "lookup", memory, arguments, KEY_BYTES)
     METRICS.add("udf.lookups")
-    if call.budget.lookup is None:
-        raise UdfError(f"function {call.function}: there is nothing to look up in")
-    found = call.budget.lookup(call.function, text)
+    return _given(call, "lookup", memory, arguments, call.budget.lookup, key)
+
+
+def _embed(call: Call, memory: np.ndarray, *arguments: int) -> int:
+    """Write the vector of a text where it fits; return its bytes."""
+    text = _text(call, "embed", memory, arguments, TEXT_BYTES)
+    METRICS.add("udf.embeds")
+    return _given(call, "embed", memory, arguments, call.budget.embed, text)
+
+
+def _text(call: Call, name: str, memory: np.ndarray, arguments: Sequence[int], most: int) -> str:
+    """Return what the guest asks about: the first two arguments, address and length."""
+    at, size = arguments[:2]
+    if not 0 <= size <= most:
+        raise UdfError(
+            f"function {call.function}: {MODULE}.{name} of a text of {size} bytes, at most {most}"
+        )
+    try:
+        return _region(call, name, memory, at, size).tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise UdfError(
+            f"function {call.function}: {MODULE}.{name} of a text that is not UTF-8"
+        ) from error
+
+
+def _given(
+    call: Call, name: str, memory: np.ndarray, arguments: Sequence[int],
+    ask: Callable[[str, str], bytes | None] | None, text: str,
+) -> int:  # fmt: skip
+    """Write what is known of a text to the room of the last two arguments, if it fits."""
+    if ask is None:
+        raise UdfError(f"function {call.function}: {MODULE}.{name} has nothing behind it here")
+    found = ask(call.function, text)
     if found is None:
         return ABSENT
-    if len(found) <= room_size:
-        target = _region(call, "lookup", memory, room, len(found))
+    room, size = arguments[2:]
+    if len(found) <= size:
+        target = _region(call, name, memory, room, len(found))
         target[:] = np.frombuffer(found, dtype=np.uint8)
     return len(found)
 
@@ -144,4 +170,6 @@ def _region(call: Call, name: str, memory: np.ndarray, at: int, size: int) -> np
     return memory[at : at + size]
 
 
-_SERVED: dict[str, Callable[..., int | None]] = {"log": _log, "lookup": _lookup}
+_SERVED: dict[str, Callable[..., int | None]] = {
+    "log": _log, "lookup": _lookup, "embed": _embed,
+}  # fmt: skip

@@ -157,6 +157,8 @@ class Budget:
     """What each function did for the statement, by name."""
     lookup: Callable[[str, str], bytes | None] | None = None
     """Value of a key for a function that may look it up, by the names of both; from the engine."""
+    embed: Callable[[str, str], bytes | None] | None = None
+    """Vector of a text for a function that may ask for it, float32; from the engine."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     _spent: dict[int, _Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -99,6 +99,9 @@ __attribute__((import_module("tars"), import_name("log"))) void tars_log(const v
 /* The length of the key's value, which is written to `room` where it fits; -1: there is none. */
 __attribute__((import_module("tars"), import_name("lookup")))
 i32 tars_lookup(const void *key, u32 bytes, void *room, u32 size);
+/* The bytes of the text's vector, float after float, which is written to `room` where it fits. */
+__attribute__((import_module("tars"), import_name("embed")))
+i32 tars_embed(const void *text, u32 bytes, void *room, u32 size);
 
 /* clang may turn loops into calls of these. */
 __attribute__((no_builtin)) void *memcpy(void *to, const void *from, __SIZE_TYPE__ size) {

@@ -95,6 +95,8 @@ extern "C" {
     pub fn log(text: *const u8, bytes: u32);
     /// The length of the key's value, which is written to `room` where it fits; -1: there is none.
     pub fn lookup(key: *const u8, bytes: u32, room: *mut u8, size: u32) -> i32;
+    /// The bytes of the text's vector, which is written to `room` where it fits.
+    pub fn embed(text: *const u8, bytes: u32, room: *mut f32, size: u32) -> i32;
 }
 
 #[no_mangle]

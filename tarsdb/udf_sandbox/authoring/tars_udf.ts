@@ -106,3 +106,7 @@ export declare function log(text: usize, bytes: i32): void;
 // @ts-ignore: decorator
 @external("tars", "lookup")
 export declare function lookup(key: usize, bytes: i32, room: usize, size: i32): i32;
+// The bytes of the text's vector, float after float, which is written to `room` where it fits.
+// @ts-ignore: decorator
+@external("tars", "embed")
+export declare function embed(text: usize, bytes: i32, room: usize, size: i32): i32;

@@ -73,6 +73,8 @@ pub const Column = extern struct {
 pub extern "tars" fn log(text: [*]const u8, bytes: u32) void;
 /// The length of the key's value, which is written to `room` where it fits; -1: there is none.
 pub extern "tars" fn lookup(key: [*]const u8, bytes: u32, room: [*]u8, size: u32) i32;
+/// The bytes of the text's vector, which is written to `room` where it fits.
+pub extern "tars" fn embed(text: [*]const u8, bytes: u32, room: [*]f32, size: u32) i32;
 
 comptime {
     if (@sizeOf(Column) != 32) @compileError("compile for wasm32: a descriptor is 32 bytes");

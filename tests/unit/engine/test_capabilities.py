@@ -1,4 +1,4 @@
-"""What a module may import once it was granted: log and lookup, their limits and their abuse."""
+"""What a module may import once granted: log, lookup, embed, their limits and their abuse."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tarsdb
 from tarsdb import errors
 from tarsdb.udf_sandbox import capabilities
+from tests.golden.models.tiny_models import CONFIGS
 from tests.sandbox.kinds_text import at, loop
 from tests.sandbox.wasm_text import PRELUDE
+from tests.unit.engine.test_model_functions import write_model
 
 LOG = '(import "tars" "log" (func $log (param i32 i32)))'
 LOOKUP = '(import "tars" "lookup" (func $lookup (param i32 i32 i32 i32) (result i32)))'
@@ -162,8 +165,8 @@ def test_a_module_may_import_what_a_function_is_granted(
         (says(size="(i32.const -1)"), LOGS, errors.UdfError, "outside its memory"),
         (says(where="(i32.const 2147483647)", size="(i32.const 2147483647)"), LOGS,
          errors.UdfError, "outside its memory"),
-        (asks(size="(i32.const 2000)"), LOOKS, errors.UdfError, "a key of 2000 bytes"),
-        (asks(size="(i32.const -1)"), LOOKS, errors.UdfError, "a key of -1 bytes"),
+        (asks(size="(i32.const 2000)"), LOOKS, errors.UdfError, "a text of 2000 bytes"),
+        (asks(size="(i32.const -1)"), LOOKS, errors.UdfError, "a text of -1 bytes"),
         (asks(key="(i32.const 60)", size="(i32.const 2)").replace(
             PRELUDE, f'{PRELUDE} (data (i32.const 60) "\\ff\\fe")'),
          LOOKS, errors.UdfError, "is not UTF-8"),
@@ -199,3 +202,64 @@ def test_the_table_of_a_lookup_may_go(db: tarsdb.Connection) -> None:
         db.execute("SELECT asks(t) FROM t")
     db.execute("CREATE TABLE words (word TEXT UNIQUE, sense TEXT)")
     assert rows(db, "SELECT asks('a')") == [(-1000,)]
+
+
+EMBED = '(import "tars" "embed" (func $embed (param i32 i32 i32 i32) (result i32)))'
+
+
+def embeds(size: int = 4096) -> str:
+    """Return a module that gives the bytes of a text's vector, plus a million times its first."""
+    found = f"(call $embed {KEY} {SIZE} (i32.const 1024) (i32.const {size}))"
+    first = "(i32.trunc_sat_f32_s (f32.mul (f32.const 1e6) (f32.load (i32.const 1024))))"
+    return module(EMBED, "embeds", f"(i32.add {found} {first})")
+
+
+ASKS_MODEL = "allow = 'embed', embed = 'm'"
+
+
+@pytest.fixture
+def model(db: tarsdb.Connection, tmp_path: pathlib.Path) -> str:
+    folder = write_model(tmp_path / "vectors", CONFIGS["bert"])
+    db.execute(f"CREATE MODEL m FROM '{folder}'")
+    return folder
+
+
+def test_embed(db: tarsdb.Connection, model: str) -> None:
+    db.execute(create("embeds", embeds(), ASKS_MODEL))
+    for text in ("w5 w6", "w8", ""):
+        (vector,) = rows(db, f"SELECT embed('m', '{text}')")[0]
+        expected = 4 * len(vector) + int(np.float32(1e6) * vector[0])
+        assert rows(db, f"SELECT embeds('{text}')") == [(expected,)]
+        assert rows(db, f"SELECT sum(embeds(x)) FROM (SELECT '{text}' AS x)") == [(expected,)]
+    db.execute("CREATE TABLE kept (n INT)")
+    db.execute("INSERT INTO kept SELECT embeds(t) FROM t WHERE t IS NOT NULL")
+    db.execute("INSERT INTO kept VALUES (embeds('w8'))")
+    assert rows(db, "SELECT count(n) FROM kept") == [(5,)]
+    db.execute(create("embeds", embeds(size=8), ASKS_MODEL))  # the length, and nothing written
+    assert rows(db, "SELECT embeds('w8')") == [(4 * len(vector),)]
+
+
+def test_embed_is_granted_by_name(db: tarsdb.Connection, model: str) -> None:
+    for options, volatility, message in (
+        ("allow = 'embed'", "STABLE", "go together"),
+        ("allow = 'embed', embed = 'nobody'", "STABLE", "model 'nobody' does not exist"),
+        (ASKS_MODEL, "IMMUTABLE", "asks a model and is IMMUTABLE"),
+        (LOGS, "STABLE", "imports tars.embed, which the function is not granted"),
+    ):
+        with pytest.raises(errors.DatabaseError, match=message):
+            db.execute(create("embeds", embeds(), options, volatility))
+    db.execute(create("embeds", embeds(), ASKS_MODEL))
+    db.execute("DROP MODEL m")
+    with pytest.raises(errors.CatalogError, match="embeds: model 'm' does not exist"):
+        db.execute("SELECT embeds('w5')")
+
+
+def test_embed_is_limited(db: tarsdb.Connection, model: str) -> None:
+    often = module(EMBED, "embeds", "(loop $l (drop (call $embed (i32.const 0) (i32.const 1) "
+                   "(i32.const 0) (i32.const 0))) (br $l)) (i32.const 0)")  # fmt: skip
+    db.execute(create("embeds", often, f"{ASKS_MODEL}, timeout_ms = 60000"))
+    with pytest.raises(errors.UdfLimitError, match=r"called tars.embed more than 1000"):
+        db.execute("SELECT embeds('w5')")
+    db.execute(create("embeds", often, f"{ASKS_MODEL}, timeout_ms = 1"))
+    with pytest.raises(errors.UdfLimitError):
+        db.execute("SELECT embeds('w5')")
