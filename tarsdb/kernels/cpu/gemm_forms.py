@@ -142,8 +142,10 @@ def _add_quads(b: Any, totals: list[Any], values: list[Any], word: list[Any]) ->
 
 FLOATS = Form(1, 64, 4, 1, 0, (_F16,), _float_line, _float_word(1), _fma_in_order)
 """float32: one fused multiply-add."""
-EXPANDED = Form(2, 64, 8, 32, 0, (_F16,), _bfloat16_line, _float_word(2), _fma_in_order)
-"""bfloat16 weights, float32 rows: two fused multiply-adds, k in order."""
+EXPANDED = Form(2, 64, 8, 32, 0, (_F16,), _bfloat16_line, _float_word(2), _fma_in_order,
+                shapes=((5, 1), (12, 2)))  # fmt: skip
+"""bfloat16 weights, float32 rows: two fused multiply-adds, k in order. A line takes four of AVX2's
+registers, which leaves none for a sixth row: in a whole decoder that halved the speed."""
 PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs, "int16", 0,
              ((6, 1), (12, 1)))  # fmt: skip
 """int8 weights, rows as int16: exact sums of pairs."""
