@@ -20,6 +20,7 @@ CONTENDERS = {
     "tarsdb fp32": ("tarsdb", "tarsdb_encoder"),
     "tarsdb bf16": ("tarsdb", "tarsdb_encoder"),
     "tarsdb int8": ("tarsdb", "tarsdb_encoder"),
+    "tarsdb int4": ("tarsdb", "tarsdb_encoder"),
     "sentence-transformers fp32": ("sentence_transformers", "sentence_transformers_encoder"),
     "torch fp32": ("transformers", "torch_encoder"),
     "torch bf16": ("transformers", "torch_encoder"),
