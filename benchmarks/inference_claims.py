@@ -83,13 +83,14 @@ INFERENCE = (
               _speed("b1", mode, rival), rival)
         for mode, rival, bar in (
             ("none", "llama.cpp F32", 1.5), ("bf16", "llama.cpp BF16", 1.5),
-            ("int8", "llama.cpp Q8_0", 1.5), ("none", "torch float32", 2),
+            ("int8", "llama.cpp Q8_0", 1.5), ("int4", "llama.cpp Q4_0", 1.5),
+            ("none", "torch float32", 2),
             ("bf16", "torch bfloat16", 2))
     ),
     *(
         Claim("decode_110M_1", f"decoding {mode}, share of the memory's bandwidth", f">= {bar}",
               _of_bandwidth(mode))
-        for mode, bar in (("bf16", 0.85), ("int8", 0.8))
+        for mode, bar in (("bf16", 0.85), ("int8", 0.8), ("int4", 0.7))
     ),
     *(
         Claim("decode_110M_1", f"decoding {mode}, eight sequences, times the tokens/s", ">= 3.5",
