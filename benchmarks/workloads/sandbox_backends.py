@@ -310,7 +310,7 @@ def run(repeats: int) -> dict[str, Any]:
     print(harness.table("fresh guests", record["starts"]), flush=True)
     record["restores"] = restores(max(repeats // 4, 3))
     record["batches"] = batches(repeats)
-    return record | {"repeats": repeats, "environment": harness.environment(PACKAGES)}
+    return {**record, "repeats": repeats, **harness.environment(PACKAGES)}
 
 
 def main() -> None:

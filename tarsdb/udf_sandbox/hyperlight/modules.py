@@ -18,6 +18,7 @@ from tarsdb.udf_sandbox.backends import Program
 from tarsdb.udf_sandbox.hyperlight import aot, messages, processes
 from tarsdb.udf_sandbox.hyperlight.component import capped, component, splice
 from tarsdb.udf_sandbox.hyperlight.failures import guest_error
+from tarsdb.udf_sandbox.hyperlight.guest import SandboxGuest
 from tarsdb.udf_sandbox.hyperlight.processes import GuestFailure, SandboxProcess, SandboxSpec
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
 from tarsdb.udf_sandbox.modules.module import scalar_type, to_wasm
@@ -81,29 +82,13 @@ class ModuleProgram:
         """Do nothing: sandboxes are dropped when others need their place."""
 
 
-class ModuleGuest:
+class ModuleGuest(SandboxGuest):
     """Batches of a module's function, each in a sandbox in its first state or one like it."""
 
     def __init__(self, compiled: ModuleProgram) -> None:
-        self.program = compiled.program
-        self.spec = compiled.spec
+        super().__init__(compiled.program, compiled.spec)
         wire = scalar_type(self.program.returns) if self.program.driver is not None else None
         self._returns = parse_type(_WIRE_TYPES[wire]) if wire else self.program.returns
-
-    def begin(self, call: Call) -> bool:
-        """Return True: a guest is a sandbox's name and never gone."""
-        return True
-
-    def end(self, call: Call) -> int:
-        """Return 0: fuel is not counted."""
-        return 0
-
-    def footprint(self) -> int:
-        """Return 0: the sandbox is the process's."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing: the sandbox is restored before its next use."""
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows."""

@@ -24,6 +24,7 @@ from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.backends import Program
 from tarsdb.udf_sandbox.hyperlight import processes
 from tarsdb.udf_sandbox.hyperlight.failures import guest_error
+from tarsdb.udf_sandbox.hyperlight.guest import SandboxGuest
 from tarsdb.udf_sandbox.hyperlight.processes import GuestFailure, SandboxProcess, SandboxSpec
 from tarsdb.udf_sandbox.limits import Call
 
@@ -151,28 +152,12 @@ class SourceProgram:
         """Do nothing: sandboxes are dropped when others need their place."""
 
 
-class SourceGuest:
+class SourceGuest(SandboxGuest):
     """Batches of a source function, each in a sandbox as its definition left it."""
 
     def __init__(self, compiled: SourceProgram) -> None:
-        self.program = compiled.program
-        self.spec = compiled.spec
+        super().__init__(compiled.program, compiled.spec)
         self.language = LANGUAGES[compiled.program.language]
-
-    def begin(self, call: Call) -> bool:
-        """Return True: a guest is a sandbox's name and never gone."""
-        return True
-
-    def end(self, call: Call) -> int:
-        """Return 0: fuel is not counted."""
-        return 0
-
-    def footprint(self) -> int:
-        """Return 0: the sandbox is the process's."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing: the sandbox is restored before its next use."""
 
     def batch(self, columns: Sequence[Column], rows: int, call: Call) -> Column:
         """Return the results of ``rows`` rows."""
