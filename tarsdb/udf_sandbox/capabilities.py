@@ -56,7 +56,7 @@ def grants(value: str) -> tuple[str, ...]:
 
 
 def check_imports(outline: Outline, allowed: Sequence[str]) -> None:
-    """Raise UdfValidationError for an import that is no capability, or not granted."""
+    """Raise UdfValidationError for an import that is no capability, not granted, or useless."""
     for name, found in zip(outline.imports, outline.import_types, strict=True):
         capability = name.removeprefix(f"{MODULE}.")
         if capability not in SIGNATURES or capability == name:
@@ -74,6 +74,8 @@ def check_imports(outline: Outline, allowed: Sequence[str]) -> None:
                 f"module imports {name}, which the function is not granted",
                 hint=f"WITH (allow = '{capability}')",
             )
+        if "memory" not in outline.exported_memories:
+            raise UdfValidationError(f"module imports {name}, but exports no memory")
 
 
 def serve(name: str, call: Call, memory: np.ndarray, *arguments: int) -> int | None:

@@ -76,11 +76,11 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
             f"function option require_seccomp is of backend = 'worker', not {backend!r}",
             hint="only a process of its own can have its system calls filtered",
         )
-    if allow and backend != "wasmtime":
+    if allow and backend == "hyperlight":
         raise BindError(
-            f"function option allow = {', '.join(allow)!r} needs backend = 'wasmtime', "
+            f"function option allow = {', '.join(allow)!r} needs backend = 'wasmtime' or 'worker', "
             f"not {backend!r}",
-            hint="other backends have no way back into the database",
+            hint="its virtual machine has no way back into the database",
         )
     return SandboxLimits(
         fuel=found["fuel"], fuel_per_row=found["fuel_per_row"],
@@ -230,6 +230,14 @@ class Call:
     memory: int = 0  # bytes the guest had at the end
     reused: bool = False  # the guest served a call before
     failed: BaseException | None = None  # what went wrong in the host while it served the guest
+
+    def raise_failed(self) -> None:
+        """Raise what went wrong in the host while it served the guest, if anything did; once."""
+        if self.failed is not None:
+            try:
+                raise self.failed
+            finally:
+                self.failed = None  # it holds the frames of this call
 
     def interrupt(self) -> None:
         """Let the call end with InterruptError."""

@@ -223,10 +223,8 @@ class Store:
         def serve(caller: Any, *arguments: int) -> int | None:
             call = _running[self.key]
             try:
-                memory = caller.get("memory")
-                if not isinstance(memory, wasmtime.Memory):
-                    raise UdfError(f"function {call.function}: exports no memory, but calls {name}")
-                return capabilities.serve(name, call, self.view(memory), *arguments)
+                memory = self.view(caller["memory"])
+                return capabilities.serve(name, call, memory, *arguments)
             except BaseException as error:  # raised once the guest has ended, for want of fuel
                 call.failed = error
                 self.raw.set_fuel(0)

@@ -1,7 +1,8 @@
 """The worker backend: each program in processes of its own, killed when they do not stop.
 
 The guest's memory is shared, so the columnar interface (``guests``) works on it as on a guest in
-this process; only calls go over a socket. Nothing the worker reports is believed: sizes are bounded
+this process; only calls go over a socket, the guest's calls of the host too, which are answered
+here. Nothing the worker reports is believed: sizes are bounded
 by what is mapped here, names are cleaned, and columns are checked by ``outputs`` after they were
 copied.
 """
@@ -19,6 +20,7 @@ import numpy as np
 
 from tarsdb.errors import UdfBackendError, UdfError
 from tarsdb.metrics import METRICS
+from tarsdb.udf_sandbox import capabilities
 from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
@@ -179,8 +181,23 @@ class WorkerInstance:
         seconds = call.deadline - time.monotonic()
         request = Request(kind, self._begins, count, call.fuel, seconds, len(payload))
         self._begins = False
+        reply = self._exchange(request, payload, call)
+        while reply.status is Status.ASKS:
+            answer = self._served(reply, call)
+            reply = self._exchange(Request(Kind.ANSWER, size=len(answer)), answer, call)
+        self._fuel_left = min(reply.fuel_left, call.fuel)
+        if not self._compiled.fixed_bytes:  # memories only grow, whatever the worker says
+            self._size = max(self._size, min(reply.memory, len(self._shared)))
+        call.raise_failed()
+        if reply.status is not Status.DONE:
+            raise self._failed(reply, call)
+        return reply
+
+    def _exchange(self, request: Request, payload: bytes, call: Call) -> Reply:
+        """Send a request and wait; a worker that is late or dead becomes a typed error."""
+        seconds = max(call.deadline - time.monotonic(), 0.0) + KILL_GRACE_S
         try:
-            reply = self._process.ask(request, payload, seconds + KILL_GRACE_S, call.is_interrupted)
+            return self._process.ask(request, payload, seconds, call.is_interrupted)
         except Unanswered:
             METRICS.add("udf.workers_killed")
             call.stopped = "interrupt" if call.is_interrupted() else "time"
@@ -189,12 +206,34 @@ class WorkerInstance:
             METRICS.add("udf.workers_died")
             what = f"function {call.function}: {error.message}"
             raise UdfBackendError(what, error.hint) from error
-        self._fuel_left = min(reply.fuel_left, call.fuel)
-        if not self._compiled.fixed_bytes:  # memories only grow, whatever the worker says
-            self._size = max(self._size, min(reply.memory, len(self._shared)))
-        if reply.status is not Status.DONE:
-            raise self._failed(reply, call)
-        return reply
+
+    def _served(self, reply: Reply, call: Call) -> bytes:
+        """Answer a guest's call of the host; nothing where it failed, and the guest is to end.
+
+        An error leaves the worker waiting, so that it is killed when the instance is closed.
+        """
+        call.raise_failed()
+        if call.stopped:  # it was told to end, and goes on
+            METRICS.add("udf.workers_killed")
+            raise stop_error(call, "", "", None)
+        found = re.fullmatch(r"([a-z]+)((?: -?[0-9]{1,10})*)", reply.text)
+        name = found[1] if found else ""
+        arguments = [int(each) for each in found[2].split()] if found else []
+        wanted = capabilities.SIGNATURES.get(name)
+        if name not in call.limits.allow or wanted is None or len(arguments) != len(wanted.params):
+            METRICS.add("udf.workers_killed")
+            raise UdfBackendError(
+                f"function {call.function}: its worker process {self._process.pid} asked for "
+                f"{reply.text[:100]!r}, which it is not granted"
+            )
+        memory = self._process.memory[: min(reply.memory, self._compiled.memory_bytes)]
+        value = None
+        try:
+            value = capabilities.serve(name, call, memory, *arguments)
+        except BaseException as error:  # raised once the guest has ended
+            call.failed = error
+        ends = call.failed is not None or call.must_stop()
+        return b"" if ends else struct.pack("<i", value or 0)
 
     def _failed(self, reply: Reply, call: Call) -> Exception:
         if reply.status is Status.TRAP:

@@ -8,9 +8,11 @@ what comes over the socket are calls and their results. Knows no columns and no 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import socket
+import struct
 import sys
 import time
 import types
@@ -62,9 +64,10 @@ class Compiler:
 class Guest:
     """The one program this process serves, and its instance."""
 
-    def __init__(self, engine: wasmtime.Engine, memories: Any) -> None:
+    def __init__(self, engine: wasmtime.Engine, memories: Any, channel: socket.socket) -> None:
         self._engine = engine
         self._memories = memories
+        self._channel = channel
         self._store: Any = None
         self._exports: Any = None
         self._functions: dict[tuple[str, int], Any] = {}
@@ -112,7 +115,12 @@ class Guest:
         self._limit(self._body.memory_bytes)
         self._begin(request)
         self._memories.begin(0)
-        instance = wasmtime.Instance(store, self._module, [])
+        imports = []
+        for each in self._module.imports:
+            kind: Any = each.type  # of a function: the module was inspected
+            ask = functools.partial(self._ask, each.name or "", bool(kind.results))
+            imports.append(wasmtime.Func(store, kind, ask))
+        instance = wasmtime.Instance(store, self._module, imports)
         if self._driver is not None:
             function = instance.exports(store)[self._body.export]
             self._limit(self._body.driver_bytes)
@@ -134,6 +142,24 @@ class Guest:
             self._functions[name, request.count] = function
         arguments = memoryview(payload)[: 4 * request.count].cast("I")
         return int(function(*arguments))
+
+    def _ask(self, name: str, returns: bool, *arguments: int) -> int | None:
+        """Let the database answer a call of the host; without an answer the guest's fuel ends."""
+        from tarsdb.udf_sandbox.worker import messages
+
+        text = " ".join(map(str, (name, *arguments)))
+        memory = self._memories.size(0)
+        asks = messages.Reply(messages.Status.ASKS, memory=memory, text=text)
+        try:
+            self._channel.sendall(asks.pack())
+            size = messages.read_request(self._channel).size
+            answer = messages.read_exactly(self._channel, size)
+        except (EOFError, OSError):
+            os._exit(1)  # the database is gone
+        if not answer:
+            self._store.set_fuel(0)
+        value = struct.unpack("<i", answer)[0] if answer else 0
+        return value if returns else None
 
     def state(self) -> tuple[int, int]:
         """Return the fuel left and the bytes of the memory the database sees."""
@@ -239,7 +265,7 @@ def main(arguments: list[str]) -> None:
     shared.install(config)
     engine = wasmtime.Engine(config)
     channel = socket.socket(fileno=int(descriptor))
-    guest = Guest(engine, shared)
+    guest = Guest(engine, shared, channel)
     ticker = Ticker(guest.tick)
     with ticker:  # its thread starts before threads cannot
         channel.sendall(messages.Reply(messages.Status.DONE).pack())

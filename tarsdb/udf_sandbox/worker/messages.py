@@ -21,6 +21,7 @@ class Kind(enum.IntEnum):
     LOAD = 2  # payload: a LoadBody and three blobs; a descriptor of the memory comes along
     START = 3  # make a new instance, forgetting the one before
     CALL = 4  # payload: i32 arguments, then the export's name
+    ANSWER = 5  # to ASKS; payload: an i32, or nothing: the guest is to end
 
 
 class Status(enum.IntEnum):
@@ -31,6 +32,7 @@ class Status(enum.IntEnum):
     MEMORY = 2  # the module's memory starts too large
     INVALID = 3  # text: why the module does not compile
     FAILED = 4  # text: what went wrong in the worker
+    ASKS = 5  # not the end: the guest calls the host; text: a capability and its i32 arguments
 
 
 _REQUEST = struct.Struct("<BBHIQdQ")
@@ -78,7 +80,7 @@ class Reply:
         What the export returned.
     fuel_left : int
     memory : int
-        Bytes of the instance's memory now.
+        Bytes of the instance's memory now; of ASKS, of the module's own.
     text : str
     size : int
         Bytes of payload that follow.

@@ -155,7 +155,7 @@ class WorkerProcess:
     def ask(
         self, request: Request, payload: bytes, seconds: float, stop: Callable[[], bool]
     ) -> Reply:
-        """Send a request and wait for its reply.
+        """Send a request and wait for its reply; one that asks wants an answer as next request.
 
         Parameters
         ----------
@@ -226,7 +226,7 @@ class WorkerProcess:
             reply = read_reply(lambda size: self._read(size, end, stop), most)
         except ValueError as error:
             raise self._broken(str(error)) from error
-        self._asked = False
+        self._asked = reply.status is Status.ASKS  # it waits for what comes next
         self._worked += time.monotonic() - began
         return reply
 

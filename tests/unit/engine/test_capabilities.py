@@ -14,6 +14,7 @@ import tarsdb
 from tarsdb import errors
 from tarsdb.udf_sandbox import capabilities
 from tests.golden.models.tiny_models import CONFIGS
+from tests.sandbox.backends import each_backend  # noqa: F401 - a fixture
 from tests.sandbox.kinds_text import at, loop
 from tests.sandbox.wasm_text import PRELUDE
 from tests.unit.engine.test_model_functions import write_model
@@ -71,6 +72,7 @@ def rows(db: tarsdb.Connection, sql: str) -> list[tuple[Any, ...]]:
     return db.execute(sql).fetchall()
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_log(db: tarsdb.Connection, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tarsdb.udf")
     db.execute(create("says", says(), LOGS))
@@ -86,6 +88,7 @@ def test_log(db: tarsdb.Connection, caplog: pytest.LogCaptureFixture) -> None:
     assert len(second) < capabilities.LOG_BYTES + 50
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_lookup(db: tarsdb.Connection) -> None:
     db.execute(create("asks", asks(), LOOKS))
     sql = "SELECT id, asks(t) FROM t ORDER BY id"
@@ -116,7 +119,10 @@ def test_lookup(db: tarsdb.Connection) -> None:
         (f'(module (import "tars" "log" (global i32)) {PRELUDE} (func (export "f")))', LOGS,
          "imports tars.log as no function"),
         (says(), "allow = 'clock'", "capability 'clock' is not known"),
-        (says(), "allow = 'log', backend = 'worker'", "needs backend = 'wasmtime'"),
+        (says(), "allow = 'log', backend = 'hyperlight'",
+         "needs backend = 'wasmtime' or 'worker', not 'hyperlight'"),
+        ('(module (import "tars" "log" (func (param i32 i32))) (func (export "says") (param i32)'
+         " (result i32) (local.get 0)))", LOGS, "imports tars.log, but exports no memory"),
         (asks(), "allow = 'lookup'", "go together"),
         (says(), "allow = 'log', lookup = 'words(word, sense)'", "go together"),
         (asks(), "allow = 'lookup', lookup = 'words'", "is not understood"),
@@ -158,6 +164,7 @@ def test_a_module_may_import_what_a_function_is_granted(
         db.execute(f"CREATE MODULE k FROM '{tmp_path}/m.wat'")
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize(
     ("text", "options", "error", "message"),
     [
@@ -224,6 +231,7 @@ def model(db: tarsdb.Connection, tmp_path: pathlib.Path) -> str:
     return folder
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_embed(db: tarsdb.Connection, model: str) -> None:
     db.execute(create("embeds", embeds(), ASKS_MODEL))
     for text in ("w5 w6", "w8", ""):
