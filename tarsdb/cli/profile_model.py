@@ -19,6 +19,7 @@ from typing import Any
 from tarsdb.cli import render
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import Connection, connect
+from tarsdb.engine import model_device
 from tarsdb.engine.context import Context
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
 
@@ -95,7 +96,8 @@ def _operations(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]
         model = context.catalog.model(name)
         if model is None:
             raise CatalogError(f"model {name!r} was dropped")
-        loaded = context.engines.models.load(context, model)
+        device = model_device.choose(context.engines.settings, [model])
+        loaded = context.engines.models.load(context, model, device)
         call = _direct(loaded, task, arguments.max_tokens)
         texts = arguments.text or list(TEXTS)
         _compile()

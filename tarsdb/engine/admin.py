@@ -13,6 +13,7 @@ from tarsdb.engine import (
     index_build,
     inference_cache,
     inference_figures,
+    model_device,
     system_tables,
     vector_search,
 )
@@ -106,6 +107,7 @@ def _text_table(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Result:
 def explain(context: Context, plan: Explain) -> Result:
     """EXPLAIN: the plan and the access path; ANALYZE runs it and adds time and rows."""
     lines = [*explain_plan(plan.target), *access_notes(context, plan.target)]
+    lines += model_device.notes(context, plan.target)
     if plan.analyze:
         if not isinstance(plan.target, (PointLookup, Scan, OneRow, Aggregate, Knn, Relational)):
             raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tarsdb.engine import model_device
 from tarsdb.engine.loaded_models import model_threads
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError, ProgrammingError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.schema import ModelDef
 from tarsdb.storage import Environment, Snapshot
 
@@ -55,8 +57,12 @@ class Lease:
                 raise ModelError(f"model {name} was dropped or replaced while it generated")
 
 
-def open_model(context: Context, name: str) -> tuple[Lease, Generator]:
-    """Return a lease on a model that generates, and the model with the connection's KV memory.
+def open_model(
+    context: Context, name: str, options: Mapping[str, Any]
+) -> tuple[Lease, Generator, Mapping[str, Any]]:
+    """Return a lease on a model that generates, the model with the connection's KV memory, options.
+
+    Of the options a ``draft`` is loaded where the model is.
 
     Raises
     ------
@@ -67,24 +73,36 @@ def open_model(context: Context, name: str) -> tuple[Lease, Generator]:
     """
     from tarsdb.engine.models import models_of
 
-    model, generator = _load(context, name)
-    _prepare(generator, context.engines.settings)
-    return Lease(context.engines.env, *models_of(context, model)), generator
+    model = _require(context, name)
+    settings, models = context.engines.settings, models_of(context, model)
+
+    def opened(device: Device | None) -> tuple[Generator, Mapping[str, Any]]:
+        generator: Generator = context.engines.models.load(context, model, device)
+        _prepare(generator, settings)
+        return generator, with_draft(context, options, device)
+
+    generator, prepared = model_device.run(settings, models, opened)
+    return Lease(context.engines.env, *models), generator, prepared
 
 
-def with_draft(context: Context, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_draft(
+    context: Context, options: Mapping[str, Any], device: Device | None
+) -> Mapping[str, Any]:
     """Return options whose ``draft`` is the model of that name, loaded; raises as `open_model`."""
     name = options.get("draft")
-    return options if name is None else {**options, "draft": _load(context, str(name))[1]}
+    if name is None:
+        return options
+    draft = context.engines.models.load(context, _require(context, str(name)), device)
+    return {**options, "draft": draft}
 
 
-def _load(context: Context, name: str) -> tuple[ModelDef, Generator]:
+def _require(context: Context, name: str) -> ModelDef:
     from tarsdb.engine.models import require_model
 
     model = require_model(context.catalog.model(name), name)
     if model.task != "generate":
         raise ModelError(f"model {model.name} does {model.task}, not generate")
-    return model, context.engines.models.load(context, model)
+    return model
 
 
 def generate(request: Request) -> Values:

@@ -19,6 +19,7 @@ import numpy as np
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.engine.model_functions import KEPT
 from tarsdb.errors import BindError, DataError, Error
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql.expressions import Call
@@ -82,11 +83,13 @@ class Question:
 
 
 def question_of(
-    models: Sequence[ModelDef], call: Call, options: dict[str, Any], settings: Mapping[str, Any]
-) -> Question | None:
+    models: Sequence[ModelDef], call: Call, options: dict[str, Any], settings: Mapping[str, Any],
+    device: Device | None = None,
+) -> Question | None:  # fmt: skip
     """Return what a call of a model function asks; None where its results are not kept.
 
-    ``models`` are the model and, where it is an adapter, the one it adapts.
+    ``models`` are the model and, where it is an adapter, the one it adapts; ``device`` computes
+    what is not known.
 
     Not kept is what costs no more than a lookup, what is drawn at random, and what the setting, or
     the option ``cache``, which is taken out, says no to.
@@ -107,7 +110,7 @@ def question_of(
     if not wanted or not settings["inference_cache"]:
         return None
     way: dict[str, Any] = {
-        "function": call.name, "task": model.task, "mode": numeric_mode(model.options),
+        "function": call.name, "task": model.task, "mode": numeric_mode(model.options, device),
         "model": model.options, "options": options, "returns": str(call.returns),
     }  # fmt: skip
     for base in models[1:]:

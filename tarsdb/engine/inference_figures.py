@@ -19,6 +19,10 @@ def _seconds(values: Mapping[str, float], kind: str) -> float:
     return values.get(f"{kind}.seconds", values.get(f"{kind}.step_seconds", 0))
 
 
+def _there(count: int, what: str) -> str:
+    return f"; {count} {what}" if count else ""
+
+
 def lines(values: Mapping[str, float]) -> list[str]:
     """Return a line each for results taken from the file, encoders and generation, where any."""
 
@@ -38,6 +42,7 @@ def lines(values: Mapping[str, float]) -> list[str]:
             f"encoder: {count('encode.texts')} texts, {count('encode.tokens')} tokens in "
             f"{count('encode.batches')} batches, {count('encode.padding_avoided')} of padding "
             f"avoided; {stages}; {rate['encode.tokens_per_second']:.0f} tokens/s"
+            f"{_there(count('encode.device_batches'), 'batches on the device')}"
         )
     if count("generate.tokens"):
         found.append(
@@ -46,5 +51,7 @@ def lines(values: Mapping[str, float]) -> list[str]:
             f"in {count('generate.steps')} steps, {count('generate.preemptions')} preemptions; "
             f"queue {values.get('generate.queue_seconds', 0) * 1000:.3f} ms; "
             f"{rate.get('generate.tokens_per_second', 0):.0f} tokens/s"
+            f"{_there(count('generate.device_steps'), 'steps on the device')}"
+            f"{_there(count('generate.recorded_steps'), 'of them recorded')}"
         )
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef
 from tarsdb.storage import Environment
@@ -132,10 +133,15 @@ def adapted_model(model: ModelDef) -> str:
     return str(model.options.get(ADAPTER_OF, ""))
 
 
-def numeric_mode(options: Mapping[str, Any]) -> str:
-    """Return what numbers a model computes with, by its options; results depend on it."""
+def numeric_mode(options: Mapping[str, Any], device: Device | None = None) -> str:
+    """Return what numbers a model computes with, by its options; results depend on it.
+
+    A device rounds otherwise than the processor, and has float16 for 'bf16'.
+    """
     quantize = str(options.get("quantize", "none"))
-    return "fp32" if quantize == "none" else quantize
+    if device is None:
+        return "fp32" if quantize == "none" else quantize
+    return "gpu " + {"none": "fp32", "bf16": "fp16"}.get(quantize, quantize)
 
 
 def model_threads(settings: Mapping[str, Any]) -> int | None:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
+from tarsdb.engine import model_device
 from tarsdb.engine.compare import both_valid
 from tarsdb.engine.generation import Lease, with_draft
 from tarsdb.engine.inference_cache import question_of, through
-from tarsdb.engine.loaded_models import adapted_model, loaded_models, memory_bytes
+from tarsdb.engine.loaded_models import Key, adapted_model, loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql import expressions as ex
@@ -60,21 +62,30 @@ class ModelRuntime:
         options = {name: context.constant(value) for name, value in call.options}
         METRICS.add(f"{call.name}_texts", len(items))
         if not call.target:
-            return self._compute(context, call, None, options, items)
+            return self._compute(context, call, (None, None), options, items)
         model = require_model(context.catalog.model(call.target), call.target)
         used = models_of(context, model)
         if context.writes is not None:
             for each in used:
                 context.writes.depend("model", each.name, each.version)
-        question = question_of(used, call, options, context.engines.settings)
-        compute = functools.partial(self._compute, context, call, model, options)
-        return compute(items) if question is None else through(context, question, items, compute)
+        settings = context.engines.settings
+
+        def answers(device: Device | None) -> Values:
+            asked = dict(options)
+            question = question_of(used, call, asked, settings, device)
+            compute = functools.partial(self._compute, context, call, (model, device), asked)
+            if question is None:
+                return compute(items)
+            return through(context, question, items, compute)
+
+        return model_device.run(settings, used, answers)
 
     def _compute(
-        self, context: Context, call: ex.Call, model: ModelDef | None, options: dict[str, Any],
-        items: list[tuple[Any, ...]],
+        self, context: Context, call: ex.Call, place: tuple[ModelDef | None, Device | None],
+        options: dict[str, Any], items: list[tuple[Any, ...]],
     ) -> Values:  # fmt: skip
-        loaded = None if model is None else self.load(context, model)
+        model, device = place
+        loaded = None if model is None else self.load(context, model, device)
         listener = self.listener
         if listener.begin is not None and model is not None:
             listener.begin(Work(f"model {model.name}", "texts", len(items)))
@@ -89,7 +100,7 @@ class ModelRuntime:
                 lease.check()
 
         request = Request(
-            call.name, loaded, items, with_draft(context, options), listener.report,
+            call.name, loaded, items, with_draft(context, options, device), listener.report,
             interrupt.is_set, check, context.engines.settings,
         )  # fmt: skip
         before = getattr(loaded, "truncated", 0)
@@ -98,25 +109,32 @@ class ModelRuntime:
         METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
         return values
 
-    def load(self, context: Context, model: ModelDef, version: str | None = None) -> Any:
-        """Return the loaded form of a model version, loading it on first use.
+    def load(self, context: Context, model: ModelDef, device: Device | None = None) -> Any:
+        """Return the loaded form of a model's version, loading it on first use.
 
-        What it is depends on the model's task, see ``model_ops.TASKS``.
+        What it is depends on the model's task, see ``model_ops.TASKS``, and on the device that is
+        to compute, see :func:`model_device.choose`.
         """
-        found = _version(model, version)
+        found = _version(model)
         if adapted_model(model):
-            return self._adapted(context, model, found)
-        key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
+            return self._adapted(context, model, found, device)
+        key: Key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
+        key += () if device is None else (device.name,)
         budget = memory_bytes(context.engines.settings["model_memory"])
-        return loaded_models(self._env).get(
-            key, lambda: _load(context, model, found), found.tensor_bytes, budget, model.name
-        )
 
-    def _adapted(self, context: Context, model: ModelDef, version: ModelVersion) -> Any:
+        def load() -> Any:
+            return _load(context, model, found, device)
+
+        return loaded_models(self._env).get(key, load, found.tensor_bytes, budget, model.name)
+
+    def _adapted(
+        self, context: Context, model: ModelDef, version: ModelVersion, device: Device | None
+    ) -> Any:
         """Return the model an adapter adapts, with the adapter; both are kept apart."""
         _, base = models_of(context, model)
-        generator = self.load(context, base)
+        generator = self.load(context, base, device)
         key = (version.weights_digest, _version(base).weights_digest, *sorted(base.options.items()))
+        key += () if device is None else (device.name,)
         budget = memory_bytes(context.engines.settings["model_memory"])
 
         def load() -> Any:
@@ -133,10 +151,10 @@ def models_of(context: Context, model: ModelDef) -> list[ModelDef]:
     return [model, require_model(context.catalog.model(name), name)] if name else [model]
 
 
-def _version(model: ModelDef, name: str | None = None) -> ModelVersion:
-    found = model.find_version(name)
+def _version(model: ModelDef) -> ModelVersion:
+    found = model.find_version()
     if found is None:
-        raise ModelError(f"model {model.name} has no version {name or model.default_version!r}")
+        raise ModelError(f"model {model.name} has no version {model.default_version!r}")
     return found
 
 
@@ -164,12 +182,13 @@ def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> C
     return from_list(returns, items)
 
 
-def _load(context: Context, model: ModelDef, version: ModelVersion) -> Any:
+def _load(context: Context, model: ModelDef, version: ModelVersion, device: Device | None) -> Any:
     from tarsdb.model_ops import TASKS
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
     tensors = _Tensors(context, version)
-    return TASKS[model.task].load(files, tensors, dict(model.options))
+    where = {} if device is None else {"device": device}
+    return TASKS[model.task].load(files, tensors, dict(model.options), **where)
 
 
 class _Tensors(Mapping[str, np.ndarray]):

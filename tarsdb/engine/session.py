@@ -477,8 +477,9 @@ class Session:
         """
         interrupt = Interrupt()
         with self._lock:
-            lease, generator = self.inspect(lambda context: generation.open_model(context, name))
-            options = self.inspect(lambda context: generation.with_draft(context, options))
+            lease, generator, options = self.inspect(
+                lambda context: generation.open_model(context, name, options)
+            )
             self._generating.add(interrupt)
 
         def check() -> None:

@@ -143,7 +143,7 @@ SETTINGS: dict[str, Setting] = {
         True, _switch, "whether results of models are kept in the file and taken from it"
     ),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
-    "device": Setting("cpu", _device, "what computes large exact searches and builds lists"),
+    "device": Setting("cpu", _device, "what computes models, large exact searches and lists"),
     "isa": Setting("auto", _isa, "instruction set of the kernels, by TARSDB_ISA"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import function_figures, inference_figures
+from tarsdb.engine import function_figures, inference_figures, model_device
 from tarsdb.engine.context import Context
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import CatalogError
@@ -108,7 +108,8 @@ def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int]:
             tensors[digest] = math.prod(shape) * np.dtype(dtype).itemsize
     loaded = loaded_models(context.engines.env)
     in_memory = {version.weights_digest for version in model.versions}
-    mode = numeric_mode(model.options)
+    device = model_device.choose(context.engines.settings, [model], may_refuse=False)
+    mode = numeric_mode(model.options, device)
     return mode, sum(tensors.values()), sum(loaded.nbytes(weights) for weights in in_memory)
 
 

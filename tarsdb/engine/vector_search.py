@@ -189,6 +189,14 @@ def scope_of(
 
 def explained(context: Context, plan: Knn) -> str:
     """Return how a search would be answered, and why, in words."""
+    found = _explained(context, plan)
+    device = choose(context.engines.settings["device"])
+    if device is None or plan.descending or plan.predicate or plan.needs_filter_sql:
+        return found
+    return f"{found}; exact searches of large batches by device {device.name}"
+
+
+def _explained(context: Context, plan: Knn) -> str:
     if plan.descending or plan.within is not None:
         return "exact (flat): an index finds the nearest only"
     op = plan.distance.op

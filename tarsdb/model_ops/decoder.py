@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tarsdb.errors import DataError, ModelError
 from tarsdb.kernels import decoder as compiled
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.team import cores
 from tarsdb.model_ops import proofs
 from tarsdb.model_ops.decoder_forward import (
@@ -29,6 +30,7 @@ from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors, read_dec
 from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import CONFIG, read_lora
+from tarsdb.model_ops.on_device import DeviceDecoder, kernels_on
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
 from tarsdb.model_ops.weights import QUANTIZE
@@ -56,19 +58,19 @@ class Decoder:
 
     def __init__(
         self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        options: Mapping[str, Any],
+        options: Mapping[str, Any], device: Device | None = None,
     ) -> None:  # fmt: skip
         check_options(options)
         self.spec: DecoderSpec = read_spec(files)
         kind = QUANTIZE[str(options.get("quantize", "none"))]
-        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind)
+        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind, device)
         self._threads = self._forward.threads
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
     @classmethod
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, device: Device | None = None,
     ) -> Decoder:  # fmt: skip
         """Make a decoder.
 
@@ -82,6 +84,9 @@ class Decoder:
             Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights), 'int8' (weights by
             output, activations by row) or 'int4' (weights of 4 bits, activations of 8, both in
             groups of 32 inputs).
+        device : Device, optional
+            Computes the steps, and holds weights and caches. Activations are float32 there,
+            'bf16' is float16 and whole numbers are weights only.
 
         Raises
         ------
@@ -91,8 +96,10 @@ class Decoder:
             A family, activation or rotary scaling that is not computed.
         ModelError
             An unknown option or a value it cannot have.
+        DeviceError
+            The device failed, or has no room.
         """
-        return cls(files, tensors, options or {})
+        return cls(files, tensors, options or {}, device)
 
     @property
     def threads(self) -> int:
@@ -126,7 +133,7 @@ class Decoder:
 
     def new_cache(self, blocks: int) -> KVCache:
         """Allocate a KV cache of this many blocks of 16 tokens."""
-        return KVCache.for_model(self.spec, blocks)
+        return self._forward.new_cache(blocks)
 
     def step(self, batch: StepBatch, cache: KVCache) -> F32:
         """Compute the rows of a batch; their keys and values go into the cache.
@@ -148,8 +155,10 @@ class Decoder:
         return self._forward.logits(batch, positions, self._angles.at(positions), cache)
 
 
-def _forward(spec: DecoderSpec, read: DecoderReader, kind: str) -> Forward:
+def _forward(spec: DecoderSpec, read: DecoderReader, kind: str, device: Device | None) -> Forward:
     """Choose how steps are computed, for as long as the decoder lives."""
+    if device is not None:
+        return DeviceDecoder(device, kernels_on(device.xp), spec, read, kind)
     kernel = compiled.wait(kind)
     if kernel is None or not is_proven(kernel):
         return NumpyForward(spec, read, kind)

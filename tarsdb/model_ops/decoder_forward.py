@@ -103,6 +103,10 @@ class Forward(Protocol):
     @property
     def workspace_bytes(self) -> int: ...  # noqa: D102
 
+    def new_cache(self, blocks: int) -> KVCache:
+        """Allocate a KV cache where steps are computed."""
+        ...
+
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """Bring what is added to each layer into the form that steps compute with."""
         ...
@@ -138,6 +142,10 @@ class NumpyForward:
     def workspace_bytes(self) -> int:
         """See :class:`Forward`."""
         return 0  # allocated by each step
+
+    def new_cache(self, blocks: int) -> KVCache:
+        """See :class:`Forward`."""
+        return KVCache.for_model(self._spec, blocks)
 
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """See :class:`Forward`."""
@@ -207,6 +215,7 @@ class CompiledForward:
     def __init__(
         self, spec: DecoderSpec, read: DecoderReader, kind: str, kernel: compiled.StepKernel
     ) -> None:
+        self._spec = spec
         words = read.words()
         form = kernel.form
         silu = gemm_reference.GATED + gemm_reference.SILU
@@ -247,6 +256,10 @@ class CompiledForward:
     def workspace_bytes(self) -> int:
         """See :class:`Forward`."""
         return self._step.workspace_bytes
+
+    def new_cache(self, blocks: int) -> KVCache:
+        """See :class:`Forward`."""
+        return KVCache.for_model(self._spec, blocks)
 
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """See :class:`Forward`."""

@@ -16,13 +16,14 @@ STAGES = ("tokenize", "queue", "forward", "pool")
 
 
 class EncodeFigures:
-    """Counts of one call; its panels report from several threads.
+    """Counts of one call, on a device or not; its panels report from several threads.
 
     ``padding_avoided`` is how many more tokens batches of 32 texts in the order given would have
     had, each padded to its longest text. Seconds of a stage are summed over threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_device: bool = False) -> None:
+        self._on_device = on_device
         self._lock = threading.Lock()
         self._start = time.perf_counter()
         self._counts = dict.fromkeys(("texts", "tokens", "batches", "padding_avoided"), 0)
@@ -58,6 +59,8 @@ class EncodeFigures:
         """Add everything to the counters, from the thread that asked."""
         for name, count in self._counts.items():
             METRICS.add(f"encode.{name}", count)
+        if self._on_device:
+            METRICS.add("encode.device_batches", self._counts["batches"])
         for name, seconds in self._seconds.items():
             METRICS.add(f"encode.{name}_seconds", seconds)
         METRICS.add("encode.seconds", time.perf_counter() - self._start)

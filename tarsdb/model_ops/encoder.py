@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encode_figures import EncodeFigures
+from tarsdb.model_ops.on_device import DeviceEncoder, kernels_on
 from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -32,7 +34,7 @@ from tarsdb.model_ops.sentence import (
 )
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
 from tarsdb.model_ops.transformer import Panel, Transformer
-from tarsdb.model_ops.weights import check_tensors
+from tarsdb.model_ops.weights import check_tensors, load_weights
 
 F32 = npt.NDArray[np.float32]
 Text = str | tuple[str, str]
@@ -57,7 +59,7 @@ class Encoder:
 
     def __init__(
         self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        spec: EncoderSpec, settings: SentenceSettings,
+        spec: EncoderSpec, settings: SentenceSettings, device: Device | None = None,
     ) -> None:  # fmt: skip
         self._spec = spec
         self._settings = settings
@@ -66,7 +68,8 @@ class Encoder:
         self._tokenizer = TextTokenizer(
             files["tokenizer.json"], settings.max_length, lower=settings.lower
         )
-        self._transformer = Transformer(spec, tensors, settings.weights)
+        self._is_on_device = device is not None
+        self._transformer = _transformer(spec, tensors, settings.weights, device)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -75,7 +78,7 @@ class Encoder:
     @classmethod
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, device: Device | None = None,
     ) -> Encoder:  # fmt: skip
         """Make an encoder.
 
@@ -88,6 +91,9 @@ class Encoder:
         options : mapping, optional
             Of CREATE MODEL: pooling, normalize, max_length, overflow ('truncate' | 'error'),
             prompt, quantize ('none' | 'bf16' | 'int8' | 'int4').
+        device : Device, optional
+            Computes token vectors, and holds the weights. Activations are float32 there, 'bf16' is
+            float16 and whole numbers are weights only.
 
         Raises
         ------
@@ -97,9 +103,11 @@ class Encoder:
             A family, activation or module that is not computed.
         ModelError
             An unknown option or a value it cannot have.
+        DeviceError
+            The device failed, or has no room.
         """
         spec = read_spec(read_object(files, "config.json"))
-        return cls(files, tensors, spec, read_settings(files, spec, options or {}))
+        return cls(files, tensors, spec, read_settings(files, spec, options or {}), device)
 
     def encode(
         self, texts: Sequence[Text | None], *, kind: str | None = None,
@@ -136,8 +144,8 @@ class Encoder:
         """
         batch = _Batch(texts, self.dim, read_prompt(self._settings, kind))
         watch = Watch(len(texts), progress, interrupted)
-        workers = _threads(threads)
-        figures = EncodeFigures()
+        workers = 1 if self._is_on_device else _threads(threads)
+        figures = EncodeFigures(self._is_on_device)
         with blas_threads.single_threaded():
             for start in range(0, len(batch.unique), _WINDOW):
                 self._encode_window(batch, start, workers, watch, figures)
@@ -179,7 +187,8 @@ class Encoder:
             return int(repeats[rows].sum())
 
         filled = np.flatnonzero(lengths)  # a text without any token keeps its zero vector
-        panels = [filled[panel] for panel in cut_panels(lengths[filled], threads)]
+        cut = cut_panels(lengths[filled], threads, self._transformer.panel_tokens)
+        panels = [filled[panel] for panel in cut]
         before = watch.done
         figures.waited(run_panels(panels, work, threads, lambda done: watch.check(before + done)))
         watch.check(before + int(repeats[: len(lengths)].sum()))
@@ -235,6 +244,14 @@ class Encoder:
             )
         with self._count_lock:
             self.truncated += int(batch.repeats[start + long].sum())
+
+
+def _transformer(
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str, device: Device | None
+) -> Transformer | DeviceEncoder:
+    if device is None:
+        return Transformer(spec, tensors, kind)
+    return DeviceEncoder(device, kernels_on(device.xp), spec, load_weights(spec, tensors), kind)
 
 
 def check_encoder(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encoder import Encoder, Text
 from tarsdb.model_ops.sentence import (
@@ -181,7 +182,7 @@ class Classifier:
     @classmethod
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, device: Device | None = None,
     ) -> Classifier:  # fmt: skip
         """Make a classifier; parameters as of :meth:`Encoder.from_files`.
 
@@ -205,7 +206,7 @@ class Classifier:
             refuse_long=options.get("overflow") == "error",
             weights=QUANTIZE[options.get("quantize", "none")],
         )  # fmt: skip
-        encoder = Encoder(files, tensors, spec, settings)
+        encoder = Encoder(files, tensors, spec, settings, device)
         return cls(encoder, head, tensors, head_shapes(spec, head))
 
     @property

@@ -32,7 +32,8 @@ class Task:
         Takes files, tensors' shapes, options and the model's name for messages; returns what was
         found or raises.
     load : callable
-        Takes files, tensors and options; returns what the engine runs.
+        Takes files, tensors, options and, but for 'predict', a device or none; returns what the
+        engine runs.
     """
 
     check: Callable[..., Facts]

@@ -73,6 +73,9 @@ class Transformer:
         Of the weights: ``f32``, ``bf16``, ``int8`` or ``int4``.
     """
 
+    panel_tokens = PANEL_TOKENS
+    """Tokens to compute together, about."""
+
     def __init__(
         self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str
     ) -> None:

@@ -115,7 +115,7 @@ def paged_attention(threads: int, size: int) -> Any:
                 places[lane] = block * block_tokens + slot
                 score = float32(0)
                 for at in range(size):
-                    score += query[at] * keys[block, group, at, slot]
+                    score += query[at] * float32(keys[block, group, at, slot])
                 score *= float32(scale)
                 if cap > 0:
                     score = math.tanh(score / float32(cap)) * float32(cap)
@@ -134,7 +134,7 @@ def paged_attention(threads: int, size: int) -> Any:
                 for other in range(count):
                     place = places[other]
                     block, slot = place // block_tokens, place % block_tokens
-                    found += shares[other] * values[block, group, slot, at]
+                    found += shares[other] * float32(values[block, group, slot, at])
                 total[at] = found
             cuda.syncthreads()
         for at in range(lane, size, threads):

@@ -1,6 +1,6 @@
-"""A CUDA kernel of products of a few rows and coded weights: it reads each code once.
+"""CUDA kernels of products of a few rows and weights that are not float32: each is read once.
 
-What it computes is defined in ``model_arrays.ArrayKernels.coded_product``.
+What they compute is defined in ``model_arrays.ArrayKernels``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,30 @@ def coded_product(threads: int, count: int, bits: int) -> Any:
                 weight = float32(code) * scale
                 for row in range(count):
                     parts[row] += weight * rows[row, at * codes_a_word + place]
+        for row in range(count):
+            found = add_up(shared, parts[row], lane)
+            if lane == 0:
+                out[row, output] = found
+
+    return kernel
+
+
+@cache
+def half_product(threads: int, count: int) -> Any:
+    """Return the kernel for ``count`` rows and float16 weights; a block has an output."""
+    add_up = block_sum(threads)
+
+    @cuda.jit
+    def kernel(rows, weight, out):  # type: ignore[no-untyped-def]
+        shared = cuda.shared.array(threads, float32)
+        parts = cuda.local.array(count, float32)
+        output, lane = cuda.blockIdx.x, cuda.threadIdx.x
+        for row in range(count):
+            parts[row] = float32(0)
+        for at in range(lane, weight.shape[1], threads):
+            value = float32(weight[output, at])
+            for row in range(count):
+                parts[row] += value * rows[row, at]
         for row in range(count):
             found = add_up(shared, parts[row], lane)
             if lane == 0:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tarsdb.errors import DeviceError
+from tarsdb.errors import DeviceError, Error
 from tarsdb.kernels.gpu.memory import DeviceArrays
 from tarsdb.kernels.gpu.select import Merge, merging
 
@@ -44,19 +44,39 @@ class Device:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, task: Callable[[], str] | None = None) -> Iterator[None]:
         """Keep the device for one caller: a search or a part of a build fills it.
+
+        Parameters
+        ----------
+        task : callable, optional
+            Says, with its size, what is being done, for the message.
 
         Raises
         ------
         DeviceError
-            In place of whatever failed: memory ran out, or the driver gave up.
+            In place of whatever failed: memory ran out, or the driver gave up. Errors of this
+            package pass.
         """
         with self._lock:
             try:
                 yield
+            except Error:
+                raise
             except Exception as error:
-                raise DeviceError(f"device {self.name}: {type(error).__name__}: {error}") from error
+                at = f" at {task()}" if task is not None else ""
+                raise DeviceError(
+                    f"device {self.name}{at}: {type(error).__name__}: {error}{self._free()}",
+                    "SET device = 'cpu'",
+                ) from error
+
+    def _free(self) -> str:
+        """Return how much of its memory is free, in words; '' where nobody knows."""
+        try:
+            free, total = self.xp.cuda.Device().mem_info
+        except Exception:  # NumPy has no such thing, a device that gave up does not answer
+            return ""
+        return f" ({free} of {total} bytes free)"
 
     def host(self, array: Any) -> np.ndarray:
         """Return an array of the device as one of NumPy."""

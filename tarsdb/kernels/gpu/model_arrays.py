@@ -16,6 +16,9 @@ from tarsdb.kernels import decoder_reference
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, AttentionSpec
 from tarsdb.kernels.transformer_reference import GELU, GELU_LIMIT, GELU_LOGIT, RELU, TANH_LOGIT
 
+HALF_ROOM = 2.0**15
+"""Products in half precision are at most this: half of what float16 holds."""
+
 
 @dataclass(frozen=True)
 class Paged:
@@ -26,8 +29,8 @@ class Paged:
     rows : int32 (n, 2 + b)
         Position of each row in its sequence, the place of its own key and value (16 times the block
         and the token in it), then the blocks of its sequence.
-    keys : float32 (blocks, kv_heads, head_dim, 16)
-    values : float32 (blocks, kv_heads, 16, width)
+    keys : float32 or float16 (blocks, kv_heads, head_dim, 16)
+    values : float32 or float16 (blocks, kv_heads, 16, width)
         Width is at least head_dim.
     """
 
@@ -37,7 +40,15 @@ class Paged:
 
 
 class ArrayKernels:
-    """The definition, by the namespace's own functions."""
+    """The definition, by the namespace's own functions.
+
+    Attributes
+    ----------
+    recordable : bool
+        Whether a decoder's kernels never read the device's numbers to decide what to do next.
+    """
+
+    recordable = False
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -176,15 +187,39 @@ class ArrayKernels:
             stop = position + 1
             start = max(0, stop - spec.window) if spec.window else 0
             blocks = paged.rows[row, 2 : 2 + math.ceil(stop / BLOCK_TOKENS)]
-            keys = xp.moveaxis(paged.keys[blocks], 0, 2).reshape(kv_heads, size, -1)
-            values = xp.moveaxis(paged.values[blocks], 0, 1).reshape(
-                kv_heads, -1, paged.values.shape[3]
-            )
+            keys, values = (each[blocks].astype(xp.float32) for each in (paged.keys, paged.values))
+            keys = xp.moveaxis(keys, 0, 2).reshape(kv_heads, size, -1)
+            values = xp.moveaxis(values, 0, 1).reshape(kv_heads, -1, values.shape[3])
             scores = xp.matmul(grouped[row], keys[:, :, start:stop]) * xp.float32(spec.scale)
             if spec.cap:
                 scores = xp.tanh(scores / xp.float32(spec.cap)) * xp.float32(spec.cap)
             out[row] = xp.matmul(self._softmax(scores), values[:, start:stop, :size])
         return out.reshape(count, heads * size)
+
+    def half_product(self, rows: Any, weight: Any, longest: float) -> Any:
+        """Multiply rows by weights in half precision, summed in float32.
+
+        Each row is scaled by a power of two, so that by Cauchy and Schwarz no product of it leaves
+        what float16 holds.
+
+        Parameters
+        ----------
+        rows : (n, inputs)
+        weight : float16 (outputs, inputs)
+        longest : float
+            The largest norm of a row of the weights.
+
+        Returns
+        -------
+        (n, outputs) float32
+        """
+        xp = self.xp
+        norms = xp.sqrt(xp.square(rows).sum(axis=1, keepdims=True))
+        room = xp.float32(HALF_ROOM / max(longest, 1e-30))
+        power = xp.floor(xp.log2(room / xp.maximum(norms, xp.float32(1e-30))))
+        factor = xp.exp2(xp.clip(power, -100, 100)).astype(xp.float32)
+        products = xp.matmul((rows * factor).astype(xp.float16), weight.T)
+        return products.astype(xp.float32) / factor
 
     def coded_product(self, rows: Any, codes: Any, scales: Any, group: int) -> Any:
         """Multiply rows by coded weights; see ``coded.quantised``.

@@ -26,6 +26,8 @@ MAX_SELF_SIZE, MAX_PAGED_SIZE = 128, 1024
 class CudaKernels(ArrayKernels):
     """Kernels with the results of :class:`ArrayKernels`, launched on the namespace's stream.
 
+    Products of few rows in half precision keep the rows in float32.
+
     Parameters
     ----------
     xp : module
@@ -35,6 +37,8 @@ class CudaKernels(ArrayKernels):
     queries : int
         Threads of a block of self-attention.
     """
+
+    recordable = True
 
     def __init__(self, xp: Any, threads: int = THREADS, queries: int = QUERIES) -> None:
         super().__init__(xp)
@@ -110,6 +114,15 @@ class CudaKernels(ArrayKernels):
             kernel, (count, heads), queries, paged.rows, paged.keys, paged.values, spec.scale,
             spec.window, spec.cap, out,
         )  # fmt: skip
+        return out
+
+    def half_product(self, rows: Any, weight: Any, longest: float) -> Any:
+        """See :class:`ArrayKernels`."""
+        if len(rows) > MAX_CODED_ROWS:
+            return super().half_product(rows, weight, longest)
+        out = self._empty(len(rows), len(weight))
+        kernel = cuda_product.half_product(self._threads, len(rows))
+        self._launch(kernel, (len(weight), 1), rows, weight, out)
         return out
 
     def coded_product(self, rows: Any, codes: Any, scales: Any, group: int) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelError, QueueFullError
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.decoder_forward import Adapter
 from tarsdb.model_ops.generation import scheduler
@@ -73,9 +74,10 @@ class Generator:
         files: Mapping[str, bytes],
         tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any] | None = None,
+        device: Device | None = None,
     ) -> Generator:
         """Make a generator of what a model directory holds, as :meth:`Decoder.from_files`."""
-        decoder = Decoder.from_files(files, tensors, options or {})
+        decoder = Decoder.from_files(files, tensors, options or {}, device)
         spec = decoder.spec
         prompts = PromptTokenizer(files, spec.begin_token)
         return cls(

@@ -19,6 +19,7 @@ from tarsdb.kernels.gpu import cuda_attention, cuda_product, cuda_rows
 V, M, H = types.float32[::1], types.float32[:, ::1], types.float32[:, :, ::1]
 I2, K4 = types.int32[:, ::1], types.float32[:, :, :, ::1]
 F, N = types.float64, types.int64
+HM, HK4 = types.float16[:, ::1], types.float16[:, :, :, ::1]
 
 KERNELS = {
     "residual_norm": (cuda_rows.residual_norm(128), (M, M, V, V, V, F)),
@@ -35,6 +36,11 @@ KERNELS = {
     ),
     "int8": (cuda_product.coded_product(128, 1, 8), (M, I2, M, N, M)),
     "int4": (cuda_product.coded_product(128, 8, 4), (M, I2, M, N, M)),
+    "half": (cuda_product.half_product(128, 8), (M, HM, M)),
+    "turn_half": (cuda_rows.turn_and_store(128, False), (H, M, V, V, F, I2, HK4, HK4, H)),
+    "paged_attention_half": (
+        cuda_attention.paged_attention(128, 64), (H, I2, HK4, HK4, F, N, F, M)
+    ),
 }  # fmt: skip
 
 

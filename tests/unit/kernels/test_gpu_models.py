@@ -158,7 +158,43 @@ def check_coded(kernels: ArrayKernels, given: Inputs) -> None:
             assert_close(given.here(found), (rows.astype(np.float64) @ decoded.T).astype("f4"))
 
 
-CHECKS = (check_encoder_rows, check_self_attention, check_decoder_rows, check_paged, check_coded)
+def check_half(kernels: ArrayKernels, given: Inputs) -> None:
+    """Rows of all sizes: what leaves float16, what falls below it, and nothing."""
+    weight = given.normal(7, 96).astype(np.float16)
+    longest = float(np.sqrt(np.square(weight.astype(np.float64)).sum(axis=1).max()))
+    for count in (1, 3, 9):
+        rows = given.normal(count, 96)
+        for factor in (1.0, 1e7, 1e-9, 0.0):
+            scaled = rows * np.float32(factor)
+            found = given.here(kernels.half_product(*given.there(scaled, weight), longest))
+            expected = scaled.astype(np.float64) @ weight.T.astype(np.float64)
+            sizes = np.linalg.norm(scaled, axis=1)[:, None] * longest
+            assert found.dtype == np.float32
+            assert (np.abs(found - expected) <= sizes * 1e-3).all()
+
+
+def check_half_cache(kernels: ArrayKernels, given: Inputs) -> None:
+    """A KV cache of float16 gives what one of the same numbers in float32 does."""
+    rows, spec = paged_rows(np.array([[2, 0]]), np.array([20])), AttentionSpec(0.8, 0, 0.0)
+    qkv, angles, queries = given.normal(1, 4, 6), given.normal(1, 6), given.normal(1, 2, 6)
+    caches = [given.normal(3, 1, 6, 16).astype("f2"), given.normal(3, 1, 16, 16).astype("f2")]
+    answers = []
+    for number in ("f2", "f4"):
+        there = given.there(qkv, angles, rows, *(each.astype(number) for each in caches))
+        paged = Paged(*there[2:])
+        kernels.turn_and_store(there[0], there[1], None, 1e-5, paged)
+        for kept, before in zip((paged.keys, paged.values), caches, strict=True):
+            stored = given.here(kept)
+            assert stored.dtype == number and (stored != before).any()
+            kept[...] = given.there(stored.astype("f2").astype(number))[0]
+        answers.append(given.here(kernels.paged_attention(given.there(queries)[0], paged, spec)))
+    assert_close(*answers)
+
+
+CHECKS = (
+    check_encoder_rows, check_self_attention, check_decoder_rows, check_paged, check_coded,
+    check_half, check_half_cache,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -189,6 +225,13 @@ def test_the_checks_can_fail(check: Any) -> None:
 
         def coded_product(self, rows: Any, codes: Any, scales: Any, group: int) -> Any:
             return rows @ self.decoded(codes, scales * np.float32(1.001), group).T
+
+        def half_product(self, rows: Any, *rest: Any) -> Any:
+            return super().half_product(rows * np.float32(1.01), *rest)
+
+        def paged_attention(self, queries: Any, paged: Paged, spec: AttentionSpec) -> Any:
+            inexact = 1.01 if paged.keys.dtype == np.float16 else 1.0
+            return super().paged_attention(queries, paged, spec) * np.float32(inexact)
 
     with pytest.raises(AssertionError):
         check(Inexact(np), Inputs(np))

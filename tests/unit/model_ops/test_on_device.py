@@ -19,6 +19,7 @@ from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.decoder_spec import read_decoder_spec
 from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.on_device import DeviceDecoder, DeviceEncoder, kernels_on
+from tarsdb.model_ops.on_device.matrices import Matrices
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.transformer import Panel
 from tarsdb.model_ops.weights import load_weights
@@ -31,12 +32,12 @@ def numpy_device() -> Device:
     return Device("NumPy", np, DeviceArrays(1 << 30), partition(np))
 
 
-def encoded(device: Device, kernels: ArrayKernels, name: str) -> np.ndarray:
+def encoded(device: Device, kernels: ArrayKernels, name: str, kind: str = "f32") -> np.ndarray:
     config, texts = tiny_models.CONFIGS[name], tiny_models.tiny_ids()
     spec = read_spec(config)
     weights = load_weights(spec, tiny_models.tiny_tensors(config))
     panel = Panel(np.concatenate(texts).astype(np.int32), np.cumsum([0, *map(len, texts)]))
-    return DeviceEncoder(device, kernels, spec, weights).forward(panel)
+    return DeviceEncoder(device, kernels, spec, weights, kind).forward(panel)
 
 
 class Session:
@@ -45,8 +46,8 @@ class Session:
     def __init__(self, device: Device, kernels: ArrayKernels, name: str, kind: str = "f32") -> None:
         config = tiny_decoders.CONFIGS[name]
         self.spec = read_decoder_spec(config)
-        weights = DecoderReader(self.spec, tiny_decoders.tiny_decoder_tensors(config)).weights()
-        self._decoder = DeviceDecoder(device, kernels, self.spec, weights, kind)
+        read = DecoderReader(self.spec, tiny_decoders.tiny_decoder_tensors(config))
+        self._decoder = DeviceDecoder(device, kernels, self.spec, read, kind)
         self._cache = self._decoder.new_cache(20)
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
@@ -104,8 +105,10 @@ def test_int8_equals_the_weights_its_codes_stand_for(monkeypatch: pytest.MonkeyP
         return np.asarray(ArrayKernels(np).decoded(codes, scales, group))
 
     coded = Session(numpy_device(), ArrayKernels(np), "llama", "int8").together()
-    plain = DeviceDecoder._product
-    monkeypatch.setattr(DeviceDecoder, "_product", lambda self, w: plain(self, rounded(w)))
+    plain = Matrices.product
+    monkeypatch.setattr(Matrices, "words", lambda self, w: w.astype(np.float16))
+    monkeypatch.setattr(Matrices, "product", lambda self, w: plain(self, rounded(w)))
+    monkeypatch.setattr(DeviceDecoder, "_tied", lambda self, w: self._matrices.product(w))
     expected = Session(numpy_device(), ArrayKernels(np), "llama").together()
     np.testing.assert_allclose(coded, expected, atol=5e-5)
     apart = np.abs(coded - np.load(GOLDEN / "tiny_decoders.npz")["llama"])
@@ -122,7 +125,7 @@ def test_what_fails_on_the_device_is_said() -> None:
         def bias_activation(self, values: Any, bias: Any, activation: int) -> None:
             raise MemoryError("out of memory")
 
-    with pytest.raises(DeviceError, match="device NumPy: MemoryError: out of memory"):
+    with pytest.raises(DeviceError, match="device NumPy at 59 tokens: MemoryError: out of memory"):
         encoded(numpy_device(), Full(np), "bert")
 
 
