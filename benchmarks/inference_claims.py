@@ -48,6 +48,17 @@ def _of_bandwidth(mode: str) -> Callable[[Record], Any]:
     return read
 
 
+def _on_device(part: str, what: str, ours: str, theirs: str) -> Callable[[Record], Any]:
+    """Return a reader of tokens a second on a device over those of PyTorch there."""
+
+    def read(record: Record) -> float:
+        found = record[part][what] if what else record[part]
+        speeds = found["tokens_per_second"]
+        return float(speeds[f"{OWN} {ours}"] / speeds[theirs])
+
+    return read
+
+
 def _batch(mode: str) -> Callable[[Record], Any]:
     def read(record: Record) -> float:
         one, eight = (record[what]["tokens_per_second"][f"{OWN} {mode}"] for what in ("b1", "b8"))
@@ -107,4 +118,19 @@ INFERENCE = (
           "one after another"),
     Claim("serving", "16 mixed requests, the same texts in any company (1: yes)", "== 1",
           path("together", "texts_equal")),
+    *(
+        Claim("gpu_models", f"device: MiniLM's shape {mode}, times faster", ">= 1",
+              _on_device("embed", "", mode, rival), f"{rival} there")
+        for mode, rival in (("none", "torch float32"), ("bf16", "torch float16"))
+    ),
+    *(
+        Claim("gpu_models", f"device: decoding 0.5B {mode}, one sequence, times faster", ">= 1.5",
+              _on_device("0.5B", "b1", mode, rival), f"{rival} there")
+        for mode, rival in (("none", "torch float32"), ("bf16", "torch float16"))
+    ),
+    *(
+        Claim("gpu_models", f"device: decoding 0.5B {mode}, share of the bandwidth", ">= 0.5",
+              path("0.5B", "b1", "share_of_bandwidth", mode))
+        for mode in ("none", "bf16", "int8")
+    ),
 )  # fmt: skip

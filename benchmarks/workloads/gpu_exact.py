@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, on_device
 from benchmarks.adapters.tarsdb_flat import TarsdbFlat
+from benchmarks.on_device import device_or_none
 from benchmarks.workloads.exact_knn import K, data
 from tarsdb.columns import VectorBlock
-from tarsdb.errors import DeviceError
 from tarsdb.index.flat import FlatIndex
-from tarsdb.kernels.gpu.device import Device, choose
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import parse_type
 
 BATCHES = (128, 1000, 10_000)
 PACKAGES = ("numpy", "numba", "numba-cuda", "cupy-cuda12x", "faiss-gpu-cu12", "cuvs-cu12")
 OPERATORS = {"l2": "<->", "ip": "<#>"}
-_SIDE, _COPIED = 8192, 1 << 30  # of the product and the copy that tell the device's speed
 
 
 class _Ours:
@@ -78,15 +77,12 @@ class _Cuvs:
 
 def run(repeats: int = 7) -> dict[str, Any] | None:
     """Measure, print, and store the result; returns the record, None without a device."""
-    try:
-        device = choose("gpu")
-    except DeviceError as error:
-        print(f"no device, nothing measured: {error}")
+    device = device_or_none()
+    if device is None:
         return None
-    assert device is not None
     base, queries, source = data()
     queries = np.resize(queries, (BATCHES[-1], base.shape[1]))
-    speed = _speed(device)
+    speed = on_device.speed(device)
     record = harness.environment(PACKAGES)
     record |= {"device": {"name": device.name, **speed}, "figures": {}}
     record["data"] = {"source": source, "rows": len(base), "dim": base.shape[1], "k": K}
@@ -140,28 +136,6 @@ def _shares(
     return {
         "arithmetic": work / seconds / speed["flop_per_s"],
         "memory": (base.nbytes + 4 * keys) / seconds / speed["bytes_per_s"],
-    }
-
-
-def _speed(device: Device) -> dict[str, float]:
-    """Return what a product of float32 and a copy reach on the device."""
-    xp = device.xp
-    square, source = xp.ones((_SIDE, _SIDE), xp.float32), xp.ones(_COPIED // 4, xp.float32)
-    target = xp.empty_like(source)
-
-    def best(work: Callable[[], Any]) -> float:
-        taken = []
-        for _ in range(5):
-            xp.cuda.Device().synchronize()
-            start = time.perf_counter()
-            work()
-            xp.cuda.Device().synchronize()
-            taken.append(time.perf_counter() - start)
-        return min(taken[1:])
-
-    return {
-        "flop_per_s": 2 * _SIDE**3 / best(lambda: xp.matmul(square, square)),
-        "bytes_per_s": 2 * _COPIED / best(lambda: xp.copyto(target, source)),
     }
 
 

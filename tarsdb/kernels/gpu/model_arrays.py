@@ -17,7 +17,7 @@ from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, AttentionSpec
 from tarsdb.kernels.transformer_reference import GELU, GELU_LIMIT, GELU_LOGIT, RELU, TANH_LOGIT
 
 HALF_ROOM = 2.0**15
-"""Products in half precision are at most this: half of what float16 holds."""
+"""Factors and products in half precision are at most this: half of what float16 holds."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class ArrayKernels:
     def half_product(self, rows: Any, weight: Any, longest: float) -> Any:
         """Multiply rows by weights in half precision, summed in float32.
 
-        Each row is scaled by a power of two, so that by Cauchy and Schwarz no product of it leaves
-        what float16 holds.
+        Each row is scaled by a power of two, so that neither it nor, by Cauchy and Schwarz, a
+        product of it leaves what float16 holds.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class ArrayKernels:
         """
         xp = self.xp
         norms = xp.sqrt(xp.square(rows).sum(axis=1, keepdims=True))
-        room = xp.float32(HALF_ROOM / max(longest, 1e-30))
+        room = xp.float32(HALF_ROOM / max(longest, 1.0))
         power = xp.floor(xp.log2(room / xp.maximum(norms, xp.float32(1e-30))))
         factor = xp.exp2(xp.clip(power, -100, 100)).astype(xp.float32)
         products = xp.matmul((rows * factor).astype(xp.float16), weight.T)
