@@ -68,7 +68,11 @@ class EncoderShape:
     head_size : int
         A multiple of 16.
     activation : int
-        Of ``gemm_reference``.
+        Of ``gemm_reference``; gated ones included.
+    pre_norm : bool
+        Norms lie beside the sums that they read.
+    turned : int
+        Elements of a head that are turned by angles, first and second half together; 0: none.
     """
 
     layers: int
@@ -78,6 +82,8 @@ class EncoderShape:
     intermediate: int
     activation: int
     epsilon: float
+    pre_norm: bool = False
+    turned: int = 0
 
 
 class ModelTable:
@@ -93,33 +99,47 @@ class ModelTable:
     layers : sequence of sequences
         In the order of ``kernels/cpu/encoder.py``: packed qkv, its bias, context, bias, scale and
         shift of its norm, expand, bias, reduce, bias, scale and shift.
+    views : two sequences of int
+        Of each layer, which angles it takes, and the tokens that it sees to either side, 0 for all.
     """
 
     def __init__(
         self, shape: EncoderShape, norm: Sequence[F32], relative: F32 | None,
-        layers: Sequence[Sequence[PackedMatrix | F32]],
+        layers: Sequence[Sequence[PackedMatrix | F32]], views: tuple[Sequence[int], Sequence[int]],
     ) -> None:  # fmt: skip
         self.shape = shape
         self._held: list[object] = []
-        lines = [[self._address(part) for part in layer] for layer in layers]
+        by_distance = (0, 0) if relative is None else self._by_distance(relative)
+        windows = {reach: self._window(reach) for reach in set(views[1]) if reach}
+        lines = [
+            [*map(self._address, layer), *windows.get(reach, by_distance), reach, kind]
+            for layer, kind, reach in zip(layers, *views, strict=True)
+        ]
         table = self._keep(np.array(lines, np.int64))
         epsilon = int(np.float32(shape.epsilon).view(np.int32))
-        bias, step = 0, 0
-        if relative is not None:
-            longest, heads = relative.shape[1] // 2, len(relative)
-            padded = np.zeros((heads, relative.shape[1] + 16), np.float32)
-            padded[:, : relative.shape[1]] = relative
-            bias, step = self._keep(padded) + 4 * longest, 4 * padded.shape[1]
         sizes = (shape.layers, shape.hidden, shape.heads, shape.head_size, shape.intermediate,
-                 shape.activation, epsilon)  # fmt: skip
+                 shape.activation, epsilon, int(shape.pre_norm), shape.turned)  # fmt: skip
         scale, shift = (self._address(part) for part in norm)
-        self.address = self._keep(np.array([*sizes, scale, shift, bias, step, table], np.int64))
+        self.address = self._keep(np.array([*sizes, scale, shift, table], np.int64))
+
+    def _by_distance(self, relative: F32) -> tuple[int, int]:
+        """Return the address of distance 0 of the first head, and bytes from head to head."""
+        longest, heads = relative.shape[1] // 2, len(relative)
+        padded = np.zeros((heads, relative.shape[1] + 16), np.float32)
+        padded[:, : relative.shape[1]] = relative
+        return self._keep(padded) + 4 * longest, 4 * padded.shape[1]
+
+    def _window(self, reach: int) -> tuple[int, int]:
+        """Return the same of what hides tokens further away; no score further out is computed."""
+        distance = np.arange(-reach - 2 * BLOCK, reach + 2 * BLOCK + 1)
+        hidden = np.where(np.abs(distance) > reach, np.float32(-np.inf), np.float32(0))
+        return self._keep(hidden) + 4 * (reach + 2 * BLOCK), 0
 
     def _address(self, part: PackedMatrix | F32) -> int:
         if isinstance(part, PackedMatrix):
             self._held.append(part)
             return part.address
-        return self._keep(pack_bias(part))
+        return self._keep(pack_bias(*np.atleast_2d(part)))
 
     def _keep(self, array: npt.NDArray[np.generic]) -> int:
         self._held.append(array)
@@ -132,7 +152,8 @@ class Memory:
     Attributes
     ----------
     hidden, update : float32 (tokens, hidden to the next 16)
-        Summands of the embeddings; ``hidden`` receives the result.
+        Summands of the embeddings; ``hidden`` receives the result, of a pre-norm encoder
+        ``update``.
     nbytes : int
         Bytes of all its arrays.
     """
@@ -156,17 +177,21 @@ class Memory:
         self.nbytes = self.update.nbytes + sum(array.nbytes for array in self._held)
 
 
-def encode(kernel: EncoderKernel, model: ModelTable, offsets: I64, memory: Memory) -> None:
+def encode(
+    kernel: EncoderKernel, model: ModelTable, offsets: I64, angles: F32, memory: Memory
+) -> None:
     """Run all layers over the embeddings in ``memory``.
 
     Parameters
     ----------
     offsets : int64 (texts + 1,), C order
         Where each text's rows start; no text is empty, and the last is at most ``memory.tokens``.
+    angles : float32 (kinds, tokens, model.shape.turned), C order
+        Cosines, then sines, by which queries and keys of each token are turned.
     """
     kernel.encode(
-        model.address, address(offsets), len(offsets) - 1, memory.address, address(memory.update),
-        BLOCK,
+        model.address, address(offsets), len(offsets) - 1, address(angles), memory.address,
+        address(memory.update), BLOCK,
     )  # fmt: skip
 
 

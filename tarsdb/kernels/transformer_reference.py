@@ -14,6 +14,7 @@ F32 = npt.NDArray[np.float32]
 GELU = 0
 GELU_TANH = 1
 RELU = 2
+SILU = 3
 
 # gelu(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(-x P(x^2))). P is a minimax fit on |x| <= 6 of
 # the logit of the normal distribution; the error of gelu is below 1e-7 before float32 rounding.
@@ -43,6 +44,8 @@ def bias_activation(values: F32, bias: F32, activation: int) -> None:
             np.add(block, bias, out=block)
             if activation == RELU:
                 np.maximum(block, 0.0, out=block)
+            elif activation == SILU:
+                np.divide(block, 1.0 + np.exp(-block), out=block)
             else:
                 _gelu(block, square[: len(block)], logit[: len(block)], activation)
 

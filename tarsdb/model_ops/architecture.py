@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
-from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, RELU
-from tarsdb.model_ops.config_values import short, whole
+from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, RELU, SILU
+from tarsdb.model_ops.config_values import flag, short, whole
+from tarsdb.model_ops.encoder_families import (
+    BY_NAMING,
+    FAMILIES,
+    NOMIC_BY_TRANSFORMERS,
+    Family,
+)
+from tarsdb.model_ops.encoder_rotary import Rotary, read_rotary
 
 _ACTIVATIONS = {
     "gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU,
+    "silu": SILU, "swiglu": SILU, "geglu": GELU,
 }  # fmt: skip
 _LIMITS = {
     "layers": 256, "hidden": 16_384, "heads": 1024, "intermediate": 131_072, "vocabulary": 4 << 20,
@@ -26,16 +34,20 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Sizes of a post-norm transformer encoder.
+    """Sizes of a transformer encoder.
 
     Parameters
     ----------
     family : str
-        Row of the naming table: 'bert', 'distilbert' or 'mpnet'.
+        Row of the naming table: 'bert', 'distilbert', 'mpnet', 'modernbert' or 'nomic'.
     position_offset : int
         Position of the first token (RoBERTa and MPNet keep the first rows for padding).
     relative_buckets : int
         Rows of the relative position bias, 0 where the model has none.
+    rotary : Rotary, optional
+        Positions by rotation, instead of a table of vectors.
+    unbiased : frozenset of str
+        Parts that have no bias; of norms, no shift.
     """
 
     family: str
@@ -50,61 +62,23 @@ class EncoderSpec:
     relative_buckets: int
     epsilon: float
     activation: int
+    rotary: Rotary | None = None
+    unbiased: frozenset[str] = frozenset()
 
     @property
     def max_tokens(self) -> int:
         """Longest sequence the position table allows."""
         return self.positions - self.position_offset
 
+    @property
+    def pre_norm(self) -> bool:
+        """Whether norms lie in front of what a layer computes, beside the sums they read."""
+        return bool(BY_NAMING[self.family].last_norm)
 
-@dataclass(frozen=True)
-class _Family:
-    """Where one family keeps its numbers and its tensors."""
-
-    keys: Mapping[str, str]
-    layer: str  # prefix of layer i
-    parts: Mapping[str, str]  # our name -> the family's, inside a layer
-    naming: str = ""
-    padding_positions: bool = False  # positions start behind pad_token_id
-    relative: bool = False
-
-
-_BERT_KEYS = {
-    "layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads",
-    "intermediate": "intermediate_size", "vocabulary": "vocab_size",
-    "positions": "max_position_embeddings", "token_types": "type_vocab_size",
-    "activation": "hidden_act",
-}  # fmt: skip
-_BERT_PARTS = {
-    "query": "attention.self.query", "key": "attention.self.key",
-    "value": "attention.self.value", "context": "attention.output.dense",
-    "context_norm": "attention.output.LayerNorm", "expand": "intermediate.dense",
-    "reduce": "output.dense", "output_norm": "output.LayerNorm",
-}  # fmt: skip
-_BERT = _Family(_BERT_KEYS, "encoder.layer.{}.", _BERT_PARTS, "bert")
-_ROBERTA = _Family(_BERT_KEYS, "encoder.layer.{}.", _BERT_PARTS, "bert", padding_positions=True)
-_MPNET = _Family(
-    {**_BERT_KEYS, "token_types": ""}, "encoder.layer.{}.",
-    {**_BERT_PARTS, "query": "attention.attn.q", "key": "attention.attn.k",
-     "value": "attention.attn.v", "context": "attention.attn.o",
-     "context_norm": "attention.LayerNorm"},
-    "mpnet", padding_positions=True, relative=True,
-)  # fmt: skip
-_DISTILBERT = _Family(
-    {"layers": "n_layers", "hidden": "dim", "heads": "n_heads", "intermediate": "hidden_dim",
-     "vocabulary": "vocab_size", "positions": "max_position_embeddings", "token_types": "",
-     "activation": "activation"},
-    "transformer.layer.{}.",
-    {"query": "attention.q_lin", "key": "attention.k_lin", "value": "attention.v_lin",
-     "context": "attention.out_lin", "context_norm": "sa_layer_norm", "expand": "ffn.lin1",
-     "reduce": "ffn.lin2", "output_norm": "output_layer_norm"},
-    "distilbert",
-)  # fmt: skip
-_FAMILIES = {
-    "bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA,
-    "mpnet": _MPNET, "distilbert": _DISTILBERT,
-}  # fmt: skip
-_BY_NAMING = {"bert": _BERT, "mpnet": _MPNET, "distilbert": _DISTILBERT}
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward network multiplies two products, one of them activated."""
+        return BY_NAMING[self.family].gated
 
 
 def read_spec(config: Mapping[str, Any]) -> EncoderSpec:
@@ -122,12 +96,14 @@ def read_spec(config: Mapping[str, Any]) -> EncoderSpec:
         raise ModelFormatError(
             "config.json names no model_type", "is this a Hugging Face model directory?"
         )
-    family = _FAMILIES.get(model_type)
+    family = FAMILIES.get(model_type)
     if family is None:
         raise NotSupportedError(
             f"models of type {model_type[:60]!r} are not supported",
-            "supported encoders: " + ", ".join(sorted(_FAMILIES)),
+            "supported encoders: " + ", ".join(sorted(FAMILIES)),
         )
+    if family.naming == "nomic" and "n_embd" not in config:
+        family = NOMIC_BY_TRANSFORMERS
     _refuse_variants(config)
     sizes = {field: _size(config, key, field) for field, key in family.keys.items()
              if field != "activation"}  # fmt: skip
@@ -140,10 +116,14 @@ def read_spec(config: Mapping[str, Any]) -> EncoderSpec:
         family=family.naming,
         position_offset=_offset(config, family),
         relative_buckets=_buckets(config) if family.relative else 0,
-        epsilon=_epsilon(config),
-        activation=_activation(config, family.keys["activation"]),
+        epsilon=_epsilon(config, family.epsilon),
+        activation=_activation(config, family),
+        rotary=read_rotary(family.naming, config, sizes["layers"]),
+        unbiased=_unbiased(config, family),
         **sizes,
     )
+    if spec.rotary and spec.hidden // spec.heads % 2:
+        raise ModelFormatError(f"config.json: heads of {spec.hidden // spec.heads} have no halves")
     if spec.max_tokens < 4:
         raise ModelFormatError(f"config.json: {spec.positions} positions are too few for a text")
     return spec
@@ -151,31 +131,48 @@ def read_spec(config: Mapping[str, Any]) -> EncoderSpec:
 
 def tensor_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
     """Return name (without the model's prefix) and shape of every tensor the encoder reads."""
-    family, hidden = _BY_NAMING[spec.family], spec.hidden
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (spec.vocabulary, hidden),
-        "embeddings.position_embeddings.weight": (spec.positions, hidden),
-        "embeddings.LayerNorm.weight": (hidden,),
-        "embeddings.LayerNorm.bias": (hidden,),
-    }
+    family, hidden = BY_NAMING[spec.family], spec.hidden
+    shapes: dict[str, tuple[int, ...]] = {word_tensor(spec): (spec.vocabulary, hidden)}
+    if spec.rotary is None:
+        shapes["embeddings.position_embeddings.weight"] = (spec.positions, hidden)
+    shapes[norm_tensor(spec, "weight")] = (hidden,)
+    if "norm" not in spec.unbiased:
+        shapes[norm_tensor(spec, "bias")] = (hidden,)
     if spec.token_types:
         shapes["embeddings.token_type_embeddings.weight"] = (spec.token_types, hidden)
     if spec.relative_buckets:
         shapes["encoder.relative_attention_bias.weight"] = (spec.relative_buckets, spec.heads)
-    widths = {"expand": (spec.intermediate, hidden), "reduce": (hidden, spec.intermediate)}
+    heights = {"qkv": 3 * hidden, "gate_up": 2 * spec.intermediate, "gate": spec.intermediate,
+               "expand": spec.intermediate}  # fmt: skip
     for layer in range(spec.layers):
         for part in family.parts:
             weight, bias = (layer_tensor(spec, layer, part, kind) for kind in ("weight", "bias"))
-            matrix = widths.get(part, (hidden, hidden))
+            height = heights.get(part, hidden)
+            matrix = (height, spec.intermediate if part == "reduce" else hidden)
             shapes[weight] = (hidden,) if part.endswith("norm") else matrix
-            shapes[bias] = matrix[:1]
+            if part not in spec.unbiased:
+                shapes[bias] = (height,)
     return shapes
 
 
 def layer_tensor(spec: EncoderSpec, layer: int, part: str, kind: str) -> str:
     """Return the name of one tensor of a layer, without the model's prefix."""
-    family = _BY_NAMING[spec.family]
+    family = BY_NAMING[spec.family]
+    if part == "output_norm" and family.last_norm:
+        if layer == spec.layers - 1:
+            return f"{family.last_norm}.{kind}"
+        layer += 1  # what follows a layer is the norm in front of the next one
     return f"{family.layer.format(layer)}{family.parts[part]}.{kind}"
+
+
+def word_tensor(spec: EncoderSpec) -> str:
+    """Return the name of the vectors of tokens, without the model's prefix."""
+    return f"{BY_NAMING[spec.family].words}.weight"
+
+
+def norm_tensor(spec: EncoderSpec, kind: str) -> str:
+    """Return the name of a tensor of the norm of the embeddings, without the model's prefix."""
+    return f"{BY_NAMING[spec.family].norm}.{kind}"
 
 
 def _size(config: Mapping[str, Any], key: str, field: str) -> int:
@@ -184,7 +181,7 @@ def _size(config: Mapping[str, Any], key: str, field: str) -> int:
     return whole(config, key, None, _LIMITS[field], lowest=0 if field == "token_types" else 1)
 
 
-def _offset(config: Mapping[str, Any], family: _Family) -> int:
+def _offset(config: Mapping[str, Any], family: Family) -> int:
     if not family.padding_positions:
         return 0
     if family.relative:
@@ -203,20 +200,36 @@ def _buckets(config: Mapping[str, Any]) -> int:
     return buckets
 
 
-def _epsilon(config: Mapping[str, Any]) -> float:
-    value = config.get("layer_norm_eps", 1e-12)
+def _epsilon(config: Mapping[str, Any], key: str) -> float:
+    value = config.get(key, 1e-5 if key == "norm_eps" else 1e-12)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 0.1:
-        raise ModelFormatError(f"config.json: layer_norm_eps is {short(value)}, outside 0 to 0.1")
+        raise ModelFormatError(f"config.json: {key} is {short(value)}, outside 0 to 0.1")
     return float(value)
 
 
-def _activation(config: Mapping[str, Any], key: str) -> int:
-    name = config.get(key, "gelu")
-    code = _ACTIVATIONS.get(name) if isinstance(name, str) else None
+def _unbiased(config: Mapping[str, Any], family: Family) -> frozenset[str]:
+    """Return the parts that have no bias: of most families none."""
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    attention, network = ("qkv", "context"), ("gate_up", "gate", "expand", "reduce")
+    if family.naming == "modernbert":
+        groups = (("attention_bias", attention), ("mlp_bias", network),
+                  ("norm_bias", ("norm", "context_norm", "output_norm")))  # fmt: skip
+    elif family.naming == "nomic":
+        groups = (("qkv_proj_bias", attention), ("mlp_fc1_bias", ("gate", "expand")),
+                  ("mlp_fc2_bias", ("reduce",)))  # fmt: skip
+    return frozenset(
+        part for key, parts in groups if not flag(config, key, False) for part in parts
+    )
+
+
+def _activation(config: Mapping[str, Any], family: Family) -> int:
+    name = config.get(family.keys["activation"], "silu" if family.naming == "nomic" else "gelu")
+    known = [each for each in _ACTIVATIONS if family.gated or _ACTIVATIONS[each] != SILU]
+    code = _ACTIVATIONS[name] if name in known else None
     if code is None:
         raise NotSupportedError(
             f"config.json: activation {short(name)} is not supported",
-            "supported: " + ", ".join(_ACTIVATIONS),
+            "supported: " + ", ".join(known),
         )
     return code
 
@@ -225,9 +238,9 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
     kind = config.get("position_embedding_type", "absolute")
     if kind not in ("absolute", None):
         raise NotSupportedError(f"config.json: position_embedding_type {short(kind)}")
-    for flag in ("is_decoder", "add_cross_attention"):
-        if config.get(flag):
-            raise NotSupportedError(f"config.json: {flag} makes this a decoder, not an encoder")
+    for key in ("is_decoder", "add_cross_attention"):
+        if config.get(key):
+            raise NotSupportedError(f"config.json: {key} makes this a decoder, not an encoder")
     if config.get("quantization_config"):
         raise NotSupportedError(
             "config.json: the weights are quantised by another tool", "use the float model"

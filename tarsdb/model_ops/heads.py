@@ -1,7 +1,8 @@
 """Sequence classifiers and cross-encoder rerankers: an encoder with a head on its first token.
 
-A head is one dense layer with its activation and one row of weights per label, as Hugging Face's
-``...ForSequenceClassification`` models have it. One table says how each family names its parts.
+A head is one dense layer with its activation, of ModernBERT also a norm, and one row of weights per
+label, as Hugging Face's ``...ForSequenceClassification`` models have it. One table says how each
+family names its parts.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
+from tarsdb.kernels import gemm_reference, transformer_reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
+from tarsdb.model_ops.config_values import flag, real, short
 from tarsdb.model_ops.encoder import Encoder, Text
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -41,10 +44,15 @@ class _Layout:
     dense: str
     output: str
     activation: Callable[[F32], F32]
+    norm: str = ""
 
 
 def _relu(values: F32) -> F32:
     return np.maximum(values, np.float32(0))
+
+
+def _gelu(values: F32) -> F32:
+    return gemm_reference.activation(values, gemm_reference.GELU)
 
 
 _POOLED = _Layout(".pooler.dense", "classifier", np.tanh)
@@ -52,6 +60,7 @@ _DENSE = _Layout("classifier.dense", "classifier.out_proj", np.tanh)
 _LAYOUTS = {
     "bert": _POOLED, "roberta": _DENSE, "xlm-roberta": _DENSE, "camembert": _DENSE, "mpnet": _DENSE,
     "distilbert": _Layout("pre_classifier", "classifier", _relu),
+    "modernbert": _Layout("head.dense", "classifier", _gelu, "head.norm"),
 }  # fmt: skip
 
 
@@ -67,6 +76,14 @@ class HeadSpec:
         The labels exclude each other (softmax); else each is judged alone (sigmoid).
     raw : bool
         A reranker whose score is the output itself instead of its sigmoid.
+    norm : str
+        What lies behind the activation; '': nothing.
+    pooling : str
+        What the head reads: 'cls', the first token, or 'mean'.
+    unbiased : frozenset of str
+        Parts without a bias, or shift.
+    epsilon : float
+        Of the norm.
     """
 
     labels: tuple[str, ...]
@@ -75,6 +92,10 @@ class HeadSpec:
     dense: str
     output: str
     activation: Callable[[F32], F32]
+    norm: str = ""
+    pooling: str = "cls"
+    unbiased: frozenset[str] = frozenset()
+    epsilon: float = 0.0
 
 
 def read_head(config: Mapping[str, Any], prefix: str = "") -> HeadSpec:
@@ -100,6 +121,7 @@ def read_head(config: Mapping[str, Any], prefix: str = "") -> HeadSpec:
         raise NotSupportedError(f"config.json: problem_type {str(problem)[:60]!r}")
     if problem == "regression" and len(labels) > 1:
         raise NotSupportedError(f"config.json: regression with {len(labels)} outputs")
+    more = _read_modern(config) if layout.norm else {}
     return HeadSpec(
         labels=labels,
         exclusive=len(labels) > 1 and problem != "multi_label_classification",
@@ -107,7 +129,22 @@ def read_head(config: Mapping[str, Any], prefix: str = "") -> HeadSpec:
         dense=prefix + layout.dense[1:] if layout.dense.startswith(".") else layout.dense,
         output=layout.output,
         activation=layout.activation,
+        norm=layout.norm,
+        **more,
     )
+
+
+def _read_modern(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what ModernBERT says of its head."""
+    pooling, activation = config.get("classifier_pooling", "cls"), "classifier_activation"
+    if pooling not in ("cls", "mean"):
+        raise NotSupportedError(f"config.json: classifier_pooling {short(pooling)}")
+    if config.get(activation, "gelu") != "gelu":
+        raise NotSupportedError(f"config.json: {activation} {short(config[activation])}")
+    biases = (("classifier_bias", "dense"), ("norm_bias", "norm"))
+    unbiased = frozenset(part for key, part in biases if not flag(config, key, False))
+    epsilon = real(config, "norm_eps", 1e-5, 0.0, 0.1)
+    return {"pooling": pooling, "unbiased": unbiased, "epsilon": epsilon}
 
 
 def read_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -138,12 +175,16 @@ def _is_identity(config: Mapping[str, Any]) -> bool:
 
 def head_shapes(spec: EncoderSpec, head: HeadSpec) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor of a head."""
-    return {
-        f"{head.dense}.weight": (spec.hidden, spec.hidden),
-        f"{head.dense}.bias": (spec.hidden,),
-        f"{head.output}.weight": (len(head.labels), spec.hidden),
-        f"{head.output}.bias": (len(head.labels),),
-    }
+    shapes: dict[str, tuple[int, ...]] = {f"{head.dense}.weight": (spec.hidden, spec.hidden)}
+    if "dense" not in head.unbiased:
+        shapes[f"{head.dense}.bias"] = (spec.hidden,)
+    if head.norm:
+        shapes[f"{head.norm}.weight"] = (spec.hidden,)
+        if "norm" not in head.unbiased:
+            shapes[f"{head.norm}.bias"] = (spec.hidden,)
+    shapes[f"{head.output}.weight"] = (len(head.labels), spec.hidden)
+    shapes[f"{head.output}.bias"] = (len(head.labels),)
+    return shapes
 
 
 def check_classifier(
@@ -175,9 +216,7 @@ class Classifier:
         self.encoder = encoder
         self.labels = head.labels
         self._head = head
-        self._dense, self._dense_bias, self._output, self._output_bias = (
-            read_tensor(tensors, name, shape) for name, shape in shapes.items()
-        )
+        self._weights = {n: read_tensor(tensors, n, shape) for n, shape in shapes.items()}
 
     @classmethod
     def from_files(
@@ -202,7 +241,7 @@ class Classifier:
         spec = read_spec(config)
         head = read_head(config, check_tensors(spec, shapes, "the model"))
         settings = SentenceSettings(
-            pooling=("cls",), normalize=False, max_length=longest, lower=False, prompt="",
+            pooling=(head.pooling,), normalize=False, max_length=longest, lower=False, prompt="",
             refuse_long=options.get("overflow") == "error",
             weights=QUANTIZE[options.get("quantize", "none")],
         )  # fmt: skip
@@ -225,9 +264,21 @@ class Classifier:
         ``watch`` are ``threads``, ``progress`` and ``interrupted`` of :meth:`Encoder.encode`, which
         also says what is raised.
         """
-        first = self.encoder.encode(texts, **watch)
-        inner = self._head.activation(_rows_by(self._dense, first) + self._dense_bias)
-        return _rows_by(self._output, inner) + self._output_bias
+        head = self._head
+        inner = head.activation(self._linear(head.dense, self.encoder.encode(texts, **watch)))
+        if head.norm:
+            scale = self._weights[f"{head.norm}.weight"]
+            shift = self._weights.get(f"{head.norm}.bias", np.zeros_like(scale))
+            transformer_reference.layer_norm(
+                inner, np.empty_like(inner), scale, shift, head.epsilon
+            )
+        return self._linear(head.output, inner)
+
+    def _linear(self, part: str, rows: F32) -> F32:
+        """Multiply each row by a matrix alone: no row depends on its batch."""
+        products: F32 = np.matmul(self._weights[f"{part}.weight"], rows[:, :, None])[:, :, 0]
+        bias = self._weights.get(f"{part}.bias")
+        return products if bias is None else products + bias
 
     def probabilities(self, texts: Sequence[Text | None], **watch: Any) -> F64:
         """Return the labels' probabilities (n, labels), of sum 1 if labels exclude each other."""
@@ -250,12 +301,6 @@ class Classifier:
             )
         logits = self.logits(pairs, **watch).astype(np.float64)[:, 0]
         return logits if self._head.raw else _sigmoid(logits)
-
-
-def _rows_by(weight: F32, rows: F32) -> F32:
-    """Multiply each row by a matrix (outputs, inputs) alone: no row depends on its batch."""
-    products: F32 = np.matmul(weight, rows[:, :, None])
-    return products[:, :, 0]
 
 
 def _sigmoid(values: F64) -> F64:

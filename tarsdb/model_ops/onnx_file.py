@@ -51,6 +51,11 @@ def read_onnx_encoder(path: str, spec: EncoderSpec) -> dict[str, Array]:
     NotSupportedError
         A quantised graph, or a type that is no weight's.
     """
+    if spec.rotary is not None:
+        raise NotSupportedError(
+            f"weights of the kind {spec.family} are not read from ONNX files",
+            "use the model's safetensors",
+        )
     try:
         data: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         graphs = [graph for number, graph in _fields(data.data) if number == 7]

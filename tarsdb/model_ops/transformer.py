@@ -12,6 +12,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,13 @@ import numpy.typing as npt
 from tarsdb.kernels import encoder as kernels
 from tarsdb.kernels import gemm_reference
 from tarsdb.kernels import transformer_reference as reference
+from tarsdb.kernels.decoder_reference import rotate
 from tarsdb.kernels.forms import form_of
 from tarsdb.model_ops import proofs
 from tarsdb.model_ops.architecture import EncoderSpec, tensor_shapes
+from tarsdb.model_ops.encoder_rotary import Rotary
 from tarsdb.model_ops.panels import PANEL_TOKENS
+from tarsdb.model_ops.rope import Rope
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
 
 F32 = npt.NDArray[np.float32]
@@ -34,12 +38,17 @@ _SMALL = EncoderSpec(
     family="bert", layers=2, hidden=40, heads=2, intermediate=72, vocabulary=11, positions=24,
     position_offset=0, token_types=0, relative_buckets=0, epsilon=1e-6, activation=reference.GELU,
 )  # fmt: skip
+_SMALL_ROTARY = replace(
+    _SMALL, family="modernbert", rotary=Rotary((Rope(100.0), Rope(10.0)), (0, 1), (0, 3)),
+    unbiased=frozenset({"qkv", "context", "gate_up", "reduce"}),
+)  # fmt: skip
 """What kernels are tried on: no size is a multiple of a register."""
 _LN2 = np.float32(math.log(2.0))
 _ACTIVATIONS = {
     reference.GELU: gemm_reference.GELU,
     reference.GELU_TANH: gemm_reference.GELU_TANH,
     reference.RELU: gemm_reference.RELU,
+    reference.SILU: gemm_reference.SILU,
 }
 
 
@@ -96,7 +105,7 @@ class Transformer:
             return forward(self._spec, self._weights, panel)
         memory = self._borrow(self._model, kernel.variant, len(panel.ids))
         try:
-            return compiled_forward(kernel, self._model, self._weights, panel, memory)
+            return compiled_forward(kernel, self._model, self._spec, self._weights, panel, memory)
         finally:
             self._memories.append(memory)
 
@@ -115,27 +124,32 @@ class Transformer:
 
 
 def is_proven(kernel: kernels.EncoderKernel) -> bool:
-    """Return whether a kernel computes a small encoder as NumPy does."""
+    """Return whether a kernel computes small encoders as NumPy does."""
 
     def try_out() -> tuple[F32, F32]:
-        weights = load_weights(_SMALL, proofs.random_tensors(tensor_shapes(_SMALL)), kernel.variant)
-        offsets = np.cumsum([0, 1, 19, 5])
+        offsets = np.cumsum([0, 1, 19, 4])
         panel = Panel((np.arange(offsets[-1]) % _SMALL.vocabulary).astype(np.int32), offsets)
-        model = model_table(_SMALL, weights)
-        memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
-        return (
-            forward(_SMALL, weights, panel),
-            compiled_forward(kernel, model, weights, panel, memory),
-        )
+        found = []
+        for spec in (_SMALL, _SMALL_ROTARY):
+            tensors = proofs.random_tensors(tensor_shapes(spec))
+            weights = load_weights(spec, tensors, kernel.variant)
+            model = model_table(spec, weights)
+            memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
+            computed = compiled_forward(kernel, model, spec, weights, panel, memory)
+            found.append((forward(spec, weights, panel), computed))
+        exact, computed = (np.concatenate(each) for each in zip(*found, strict=True))
+        return exact, computed
 
     return proofs.is_proven(kernel, kernel.variant.partition("/")[0], try_out)
 
 
 def model_table(spec: EncoderSpec, weights: EncoderWeights) -> kernels.ModelTable:
     """Return the addresses of packed weights, as the kernel wants them."""
+    activation = _ACTIVATIONS[spec.activation]
     shape = kernels.EncoderShape(
         spec.layers, spec.hidden, spec.heads, weights.head_size, spec.intermediate,
-        _ACTIVATIONS[spec.activation], spec.epsilon,
+        activation + gemm_reference.GATED * spec.gated, spec.epsilon, spec.pre_norm,
+        spec.hidden // spec.heads if spec.rotary else 0,
     )  # fmt: skip
     layers = [
         (layer.qkv.matrix, layer.qkv.bias, layer.context.matrix, layer.context.bias,
@@ -143,18 +157,22 @@ def model_table(spec: EncoderSpec, weights: EncoderWeights) -> kernels.ModelTabl
          layer.reduce.bias, *layer.output_norm)
         for layer in weights.layers
     ]  # fmt: skip
-    return kernels.ModelTable(shape, weights.norm, weights.relative, layers)
+    kinds = reaches = (0,) * spec.layers
+    if spec.rotary:
+        kinds, reaches = spec.rotary.kinds, spec.rotary.reaches
+    return kernels.ModelTable(shape, weights.norm, weights.relative, layers, (kinds, reaches))
 
 
 def compiled_forward(
-    kernel: kernels.EncoderKernel, model: kernels.ModelTable, weights: EncoderWeights,
-    panel: Panel, memory: kernels.Memory,
+    kernel: kernels.EncoderKernel, model: kernels.ModelTable, spec: EncoderSpec,
+    weights: EncoderWeights, panel: Panel, memory: kernels.Memory,
 ) -> F32:  # fmt: skip
     """Do the same by one call of a kernel; the memory holds at least the panel's tokens."""
-    count, width = len(panel.ids), model.shape.hidden
+    count, width = len(panel.ids), spec.hidden
     _embed(weights, panel, memory.hidden[:count, :width], memory.update[:count, :width])
-    kernels.encode(kernel, model, panel.offsets, memory)
-    return memory.hidden[:count, :width].copy()
+    kernels.encode(kernel, model, panel.offsets, _angles(spec, weights, panel), memory)
+    found = memory.update if spec.pre_norm else memory.hidden
+    return found[:count, :width].copy()
 
 
 def forward(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
@@ -163,48 +181,125 @@ def forward(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
     _embed(weights, panel, hidden, update)
     nothing = np.zeros(spec.hidden, np.float32)
     reference.residual_norm(hidden, update, nothing, *weights.norm, spec.epsilon)
-    for layer in weights.layers:
-        _layer(spec, weights, layer, hidden, panel.offsets)
-    return hidden
+    read = hidden.copy() if spec.pre_norm else hidden
+    angles = _angles(spec, weights, panel)
+    for number, layer in enumerate(weights.layers):
+        turns = None if spec.rotary is None else angles[spec.rotary.kinds[number]]
+        reach = 0 if spec.rotary is None else spec.rotary.reaches[number]
+        mask = AttentionMask(panel.offsets, weights.relative, turns, reach)
+        _layer(spec, layer, hidden, read, mask)
+    return read
 
 
 def _embed(weights: EncoderWeights, panel: Panel, hidden: F32, update: F32) -> None:
     """Look up words into ``hidden``, positions and token types into ``update``."""
-    ids, offsets, types = panel
-    starts = np.repeat(offsets[:-1], np.diff(offsets))
-    hidden[:] = weights.words[ids]
-    update[:] = weights.positions[np.arange(len(ids)) - starts]
-    if types is not None:
-        update += weights.types[types]
+    hidden[:] = weights.words[panel.ids]
+    update[:] = 0 if weights.positions is None else weights.positions[_places(panel)]
+    if panel.types is not None:
+        update += weights.types[panel.types]
+
+
+def _places(panel: Panel) -> I64:
+    """Return the position of each token in its text."""
+    starts = np.repeat(panel.offsets[:-1], np.diff(panel.offsets))
+    return np.arange(len(panel.ids)) - starts
+
+
+def _angles(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
+    """Return how far each token's queries and keys turn, (kinds, n, size of a head)."""
+    if weights.angles is None:
+        return np.zeros((0, len(panel.ids), 0), np.float32)
+    return weights.angles.at(_places(panel))
+
+
+class AttentionMask(NamedTuple):
+    """What tokens see of their texts, and by what their distance tells.
+
+    Attributes
+    ----------
+    offsets : (texts + 1,) int64
+    relative : float32 (heads, 2 * longest - 1), optional
+        Added to a score by distance key - query.
+    turns : float32 (n, size of a head), optional
+        Cosines and sines of the angles by which queries and keys are turned.
+    reach : int
+        Tokens to either side that are seen; 0: all.
+    """
+
+    offsets: I64
+    relative: F32 | None
+    turns: F32 | None = None
+    reach: int = 0
+
+    def bias(self, length: int) -> F32 | None:
+        """Return what is added to scores, (heads or 1, length, length): keys x queries."""
+        place = np.arange(length)
+        distance = place[:, None] - place[None, :]
+        if self.relative is not None:
+            return np.ascontiguousarray(self.relative[:, distance + self.relative.shape[1] // 2])
+        if not 0 < self.reach < length - 1:
+            return None
+        unseen = np.abs(distance) > self.reach
+        return np.where(unseen, np.float32(-np.inf), np.float32(0))[None]
 
 
 def _layer(
-    spec: EncoderSpec, weights: EncoderWeights, layer: LayerWeights, hidden: F32, offsets: I64
+    spec: EncoderSpec, layer: LayerWeights, hidden: F32, read: F32, mask: AttentionMask
 ) -> None:
-    qkv = layer.qkv.product(hidden)
+    """Pass rows through one layer: sums in ``hidden``, what products read in ``read``.
+
+    Of a post-norm encoder both are the same rows.
+    """
+    qkv = layer.qkv.product(read)
     reference.add_bias(qkv, layer.qkv.bias)
-    context = _attention(qkv, offsets, spec.heads, weights.relative)
-    update = layer.context.product(context)
-    reference.residual_norm(hidden, update, layer.context.bias, *layer.context_norm, spec.epsilon)
-    expanded = layer.expand.product(hidden)
-    reference.bias_activation(expanded, layer.expand.bias, spec.activation)
+    if mask.turns is not None:
+        _turn(qkv, mask.turns, spec.heads)
+    update = layer.context.product(_attention(qkv, spec.heads, mask))
+    _add_norm(hidden, read, update, layer.context.bias, layer.context_norm, spec.epsilon)
+    expanded = layer.expand.product(read)
+    if spec.gated:
+        expanded += layer.expand.bias.reshape(-1)
+        gate, up = np.split(expanded, 2, axis=1)
+        expanded = gemm_reference.activation(gate, _ACTIVATIONS[spec.activation]) * up
+    else:
+        reference.bias_activation(expanded, layer.expand.bias, spec.activation)
     update = layer.reduce.product(expanded)
-    reference.residual_norm(hidden, update, layer.reduce.bias, *layer.output_norm, spec.epsilon)
+    _add_norm(hidden, read, update, layer.reduce.bias, layer.output_norm, spec.epsilon)
 
 
-def _attention(qkv: F32, offsets: I64, heads: int, relative: F32 | None) -> F32:
+def _add_norm(
+    hidden: F32, read: F32, update: F32, bias: F32, norm: tuple[F32, F32], epsilon: float
+) -> None:
+    """``hidden += update + bias; read = layer_norm(hidden)``."""
+    if read is hidden:
+        reference.residual_norm(hidden, update, bias, *norm, epsilon)
+        return
+    np.add(hidden, update, out=hidden)
+    np.add(hidden, bias, out=hidden)
+    np.copyto(read, hidden)
+    reference.layer_norm(read, update, *norm, epsilon)
+
+
+def _turn(qkv: F32, turns: F32, heads: int) -> None:
+    """Turn queries and keys in place; heads are at least as wide as the angles."""
+    size, half = qkv.shape[1] // (3 * heads), turns.shape[1] // 2
+    both = qkv.reshape(len(qkv), 3, heads, size)[:, :2, :, : 2 * half]
+    both[:] = rotate(both.reshape(len(qkv), 2 * heads, 2 * half), turns).reshape(both.shape)
+
+
+def _attention(qkv: F32, heads: int, mask: AttentionMask) -> F32:
     """Multi-head self-attention inside each text; queries come already scaled.
 
     Texts of one length, neighbours after sorting, are computed together as stacks of small
     products: qkv (n, 3 * width) and the result (n, width) are only looked at in other shapes.
     """
-    out = np.empty((len(qkv), qkv.shape[1] // 3), np.float32)
+    out, offsets = np.empty((len(qkv), qkv.shape[1] // 3), np.float32), mask.offsets
     size = out.shape[1] // heads
     text = 0
     for length, group in itertools.groupby(np.diff(offsets).tolist()):
         count = len(list(group))
         step = max(1, _SCORES // (heads * length * length))
-        bias = None if relative is None else _bias_matrix(relative, length)
+        bias = mask.bias(length)
         for first in range(text, text + count, step):
             last = min(first + step, text + count)
             rows = slice(int(offsets[first]), int(offsets[last]))
@@ -219,10 +314,3 @@ def _attention(qkv: F32, offsets: I64, heads: int, relative: F32 | None) -> F32:
             np.matmul(scores.transpose(0, 1, 3, 2), value, out=context)
         text += count
     return out
-
-
-def _bias_matrix(relative: F32, length: int) -> F32:
-    """Spread the bias by distance key - query over keys x queries: (heads, length, length)."""
-    place = np.arange(length)
-    distance = place[:, None] - place[None, :]
-    return np.ascontiguousarray(relative[:, distance + relative.shape[1] // 2])

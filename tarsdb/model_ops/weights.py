@@ -1,7 +1,8 @@
 """A model's tensors in the layout the encoder computes with.
 
 Query, key and value are one matrix, the query scaled by log2(e) / sqrt(head size) so that scores
-are powers of two; positions and token type 0 are added up. Matrices are packed for compiled
+are powers of two; gate and what it multiplies are one; positions, or words where there are none,
+and token type 0 are added up. Matrices are packed for compiled
 products, or kept as NumPy multiplies them. Every array is this module's own copy, made one tensor
 at a time, so it outlives the file or the transaction it was read from.
 """
@@ -9,7 +10,7 @@ at a time, so it outlives the file or the transaction it was read from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,21 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
 from tarsdb.kernels import gemm_reference
-from tarsdb.kernels.packing import TILE, PackedMatrix, pack
-from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shapes
+from tarsdb.kernels.packing import TILE, PackedMatrix, pack, pack_gated
+from tarsdb.model_ops.architecture import (
+    EncoderSpec,
+    layer_tensor,
+    norm_tensor,
+    tensor_shapes,
+    word_tensor,
+)
+from tarsdb.model_ops.rope import Angles
 
 F32 = npt.NDArray[np.float32]
 
 QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8", "int4": "int4"}
 """How matrices are kept: value of the option ``quantize`` -> kind of ``kernels/packing``."""
 LOG2E = np.float32(math.log2(math.e))
-_ANCHOR = "embeddings.word_embeddings.weight"
 _NAMED = 8  # missing tensors spelled out in an error
 _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
@@ -35,7 +42,9 @@ _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNo
 class Linear:
     """A product with a weight matrix, and a bias.
 
-    ``matrix`` is packed, or float32 (inputs, outputs); ``bias`` float32 (outputs,).
+    ``matrix`` is packed, or float32 (inputs, outputs); ``bias`` float32 (outputs,). Of a gated
+    matrix the outputs are those of the gate, then those of what it multiplies, and ``bias`` has two
+    rows.
     """
 
     matrix: PackedMatrix | F32
@@ -43,13 +52,17 @@ class Linear:
 
     def product(self, rows: F32) -> F32:
         """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
-        if isinstance(self.matrix, PackedMatrix) and self.matrix.kind in ("int8", "int4"):
-            return gemm_reference.product(rows, self.matrix)
+        matrix = self.matrix
+        if isinstance(matrix, PackedMatrix) and matrix.kind in ("int8", "int4"):
+            parts = [gemm_reference.product(rows, matrix, n) for n in range(1 + matrix.gated)]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         return rows @ self.dense()
 
     def dense(self) -> F32:
         """Return the matrix as float32 (inputs, outputs)."""
-        return self.matrix.unpack().T if isinstance(self.matrix, PackedMatrix) else self.matrix
+        if not isinstance(self.matrix, PackedMatrix):
+            return self.matrix
+        return self.matrix.unpack().reshape(-1, self.matrix.depth).T
 
     @classmethod
     def of(cls, weight: F32, bias: F32, form: str | None) -> Linear:
@@ -58,10 +71,21 @@ class Linear:
             return cls(np.ascontiguousarray(weight.T), bias)
         return cls(pack(weight, *form.split("/")), bias)
 
+    @classmethod
+    def gated(cls, gate: F32, up: F32, bias: F32, form: str | None) -> Linear:
+        """Make one of two matrices (outputs, inputs) and a bias (2, outputs)."""
+        if form is None:
+            return cls(np.ascontiguousarray(np.concatenate([gate, up]).T), bias)
+        return cls(pack_gated(gate, up, *form.split("/")), bias)
+
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer. Heads are ``head_size`` wide in queries, keys, values and context."""
+    """One layer. Heads are ``head_size`` wide in queries, keys, values and context.
+
+    ``expand`` is gated where the spec says so. Of a pre-norm encoder, ``output_norm`` is the norm
+    in front of the next layer, or behind the last one.
+    """
 
     qkv: Linear
     context: Linear
@@ -75,19 +99,22 @@ class LayerWeights:
 class EncoderWeights:
     """All weights of an encoder.
 
-    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type 0 included;
-    ``types`` (token_types, hidden), how each type differs from type 0; ``relative``
+    ``words`` (vocabulary, hidden); ``positions`` (max_tokens, hidden), token type 0 included, or
+    None: then words include it; ``types`` (token_types, hidden), how each type differs from type 0;
+    ``relative``
     (heads, 2 * max_tokens - 1), in powers of two like the scores, or None. ``head_size`` is filled
-    up with zeros to a multiple of 16.
+    up with zeros to a multiple of 16. ``angles``, by position, of an encoder that turns queries and
+    keys.
     """
 
     words: F32
-    positions: F32
+    positions: F32 | None
     types: F32
     norm: tuple[F32, F32]
     layers: tuple[LayerWeights, ...]
     relative: F32 | None
     head_size: int
+    angles: Angles | None = None
 
 
 def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
@@ -110,7 +137,7 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
     ModelFormatError
         Names the missing tensors, or the tensor and the two shapes that disagree.
     """
-    prefix = _prefix(shapes, where)
+    prefix = _prefix(shapes, where, word_tensor(spec))
     compare_shapes(tensor_shapes(spec), shapes, where, prefix)
     return prefix
 
@@ -151,28 +178,34 @@ def load_weights(
     ModelFormatError
         A tensor is missing, has another shape than the config asks for, or holds NaN or infinity.
     """
-    prefix = _prefix(tensors, "the model")
+    prefix = _prefix(tensors, "the model", word_tensor(spec))
     if any(_find(tensors, prefix + name) is None for name in tensor_shapes(spec)):
         check_tensors(spec, {name: tensors[name].shape for name in tensors}, "the model")
     read = _Reader(spec, tensors, prefix)
-    positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
+    words, positions = read(word_tensor(spec)), None
+    if spec.rotary is None:
+        positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
     types = np.zeros((0, spec.hidden), np.float32)
     if spec.token_types:
         types = read("embeddings.token_type_embeddings.weight")
-        positions += types[0]
+        both = words if positions is None else positions
+        both += types[0]
         types = types - types[0]
     relative = None
     if spec.relative_buckets:
         table = read("encoder.relative_attention_bias.weight") * LOG2E
         relative = _relative_bias(table, spec.max_tokens)
     return EncoderWeights(
-        words=read(_ANCHOR),
+        words=words,
         positions=positions,
         types=types,
-        norm=(read("embeddings.LayerNorm.weight"), read("embeddings.LayerNorm.bias")),
+        norm=(read(norm_tensor(spec, "weight")), read.bias(norm_tensor(spec, "bias"), spec.hidden)),
         layers=tuple(_layer(spec, read, number, form) for number in range(spec.layers)),
         relative=relative,
         head_size=_padded_size(spec),
+        angles=None
+        if spec.rotary is None
+        else Angles(spec.rotary.ropes, spec.hidden // spec.heads),
     )
 
 
@@ -189,6 +222,10 @@ class _Reader:
     def __call__(self, name: str) -> F32:
         found = _find(self._tensors, self._prefix + name) or name
         return read_tensor(self._tensors, found, self._shapes[name])
+
+    def bias(self, name: str, size: int) -> F32:
+        """Return a bias, of zeros where the model has none."""
+        return self(name) if name in self._shapes else np.zeros(size, np.float32)
 
 
 def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> F32:
@@ -217,29 +254,47 @@ def _layer(spec: EncoderSpec, read: _Reader, number: int, form: str | None) -> L
     def weight(part: str) -> F32:
         return read(layer_tensor(spec, number, part, "weight"))
 
-    def bias(part: str) -> F32:
-        return read(layer_tensor(spec, number, part, "bias"))
-
-    def linear(part: str) -> Linear:
-        return Linear.of(weight(part), bias(part), form)
+    def bias(part: str, size: int = spec.hidden) -> F32:
+        return read.bias(layer_tensor(spec, number, part, "bias"), size)
 
     def norm(part: str) -> tuple[F32, F32]:
         return weight(part), bias(part)
 
-    scale = LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
-    parts = (("query", scale), ("key", np.float32(1)), ("value", np.float32(1)))
+    if spec.rotary is None:
+        parts = ("query", "key", "value")
+        qkv, qkv_bias = [weight(part) for part in parts], [bias(part) for part in parts]
+    else:
+        qkv = np.split(weight("qkv"), 3)
+        qkv_bias = np.split(bias("qkv", 3 * spec.hidden), 3)
+    for query in (qkv[0], qkv_bias[0]):
+        query *= LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
     return LayerWeights(
         qkv=Linear.of(
-            np.concatenate([_padded_heads(spec, weight(part) * factor) for part, factor in parts]),
-            np.concatenate([_padded_heads(spec, bias(part) * factor) for part, factor in parts]),
+            np.concatenate([_padded_heads(spec, each) for each in qkv]),
+            np.concatenate([_padded_heads(spec, each) for each in qkv_bias]),
             form,
         ),
         context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), form),
         context_norm=norm("context_norm"),
-        expand=linear("expand"),
-        reduce=linear("reduce"),
+        expand=_expand(spec, weight, bias, form),
+        reduce=Linear.of(weight("reduce"), bias("reduce"), form),
         output_norm=norm("output_norm"),
     )
+
+
+def _expand(
+    spec: EncoderSpec, weight: Callable[[str], F32], bias: Callable[[str, int], F32],
+    form: str | None,
+) -> Linear:  # fmt: skip
+    """Return the first product of the feed-forward network."""
+    size = spec.intermediate
+    if not spec.gated:
+        return Linear.of(weight("expand"), bias("expand", size), form)
+    if spec.family == "modernbert":
+        gate, up = np.split(weight("gate_up"), 2)
+        return Linear.gated(gate, up, bias("gate_up", 2 * size).reshape(2, size), form)
+    both = np.stack([bias("gate", size), bias("expand", size)])
+    return Linear.gated(weight("gate"), weight("expand"), both, form)
 
 
 def _padded_size(spec: EncoderSpec) -> int:
@@ -270,12 +325,12 @@ def _relative_bias(table: F32, longest: int) -> F32:
     return np.ascontiguousarray(table[bucket].T)
 
 
-def _prefix(names: Iterable[str], where: str) -> str:
-    found = [name[: -len(_ANCHOR)] for name in names if name.endswith(_ANCHOR)]
+def _prefix(names: Iterable[str], where: str, anchor: str) -> str:
+    found = [name[: -len(anchor)] for name in names if name.endswith(anchor)]
     prefixes = sorted({prefix for prefix in found if prefix == "" or prefix.endswith(".")}, key=len)
     if not prefixes:
         raise ModelFormatError(
-            f"{where} lacks the tensor {_ANCHOR!r}", "are these the weights of a text encoder?"
+            f"{where} lacks the tensor {anchor!r}", "are these the weights of a text encoder?"
         )
     return prefixes[0]
 

@@ -1,4 +1,6 @@
-"""Self-attention of whole texts that lie packed one after another, every token seeing its text.
+"""Self-attention of whole texts that lie packed one after another.
+
+Every token sees its text, or what is near in it.
 
 Per text and head, keys are transposed into tiles of 16; scores of a block of queries with all keys
 are a product with these tiles, context is a product with the value rows where they lie. Memory is
@@ -130,26 +132,32 @@ def make_attention(multiply: Any) -> Any:
     bias, bias_step : address, bytes
         0, or for each head a row whose element ``key - query`` is added to a score: the address of
         the first head's element 0. 16 floats behind the last element may be read.
+    reach : int
+        Keys further from a block's queries are not looked at; 0: all are. What is further than
+        ``reach`` from one of the queries only, the bias has to hide.
     keys, scores, factors : addresses
         Scratch: 4 * size * (tokens to the next 16), 4 * QUERIES * (tokens to the next 16) and
         4 * QUERIES bytes.
     """
 
     @njit(nogil=True)
-    def attention(qkv, stride, tokens, heads, size, bias, bias_step, keys, scores, factors):  # type: ignore[no-untyped-def] # fmt: skip
+    def attention(qkv, stride, tokens, heads, size, bias, bias_step, reach, keys, scores, factors):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
-        part, tiles = 4 * heads * size, (tokens + 15) // 16
+        part, reach = 4 * heads * size, reach if reach else tokens
         for head in range(heads):
             queries = qkv + 4 * head * size
             transpose_keys(queries + part, stride, tokens, size, keys)
             for first in range(0, tokens, QUERIES):
                 count, here = min(QUERIES, tokens - first), queries + first * stride
-                multiply(here, stride, count, keys, np.int64(64), 64 * size, tiles, size, scores,
-                         64 * tiles, np.int64(1))  # fmt: skip
-                relative = bias + head * bias_step - 4 * first if bias else 0
-                softmax_terms(scores, 64 * tiles, count, tokens, relative, factors)
-                multiply(scores, 64 * tiles, count, queries + 2 * part, stride, np.int64(64),
-                         size // 16, tokens, here, stride, np.int64(1))  # fmt: skip
+                near = max(0, first - reach) // 16 * 16
+                seen = min(tokens, first + count + reach) - near
+                tiles, values = (seen + 15) // 16, queries + 2 * part + near * stride
+                multiply(here, stride, count, keys + 4 * near * size, np.int64(64), 64 * size,
+                         tiles, size, scores, 64 * tiles, np.int64(1))  # fmt: skip
+                relative = bias + head * bias_step + 4 * (near - first) if bias else 0
+                softmax_terms(scores, 64 * tiles, count, seen, relative, factors)
+                multiply(scores, 64 * tiles, count, values, stride, np.int64(64),
+                         size // 16, seen, here, stride, np.int64(1))  # fmt: skip
                 scale_rows(here, stride, count, size // 16, factors)
 
     return attention

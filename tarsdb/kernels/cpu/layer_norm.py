@@ -46,19 +46,19 @@ class _Row:
 
 
 @intrinsic
-def add_and_norm(typingctx, values, update, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # fmt: skip
-    """``values = layer_norm(values + update)`` row by row, in place.
+def add_and_norm(typingctx, values, update, out, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # fmt: skip
+    """``values += update; out = layer_norm(values)`` row by row; ``out`` may be ``values``.
 
     Rows, ``scale`` and ``shift`` are filled up with zeros to a multiple of 16 floats.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        values, update, stride, rows, width, scale, shift, epsilon = args
+        values, update, out, stride, rows, width, scale, shift, epsilon = args
         row = _Row(b, width)
         count = b.sitofp(width, FLOAT)
         with cgutils.for_range(b, rows) as loop:
             at = b.mul(loop.index, stride)
-            here, there = b.add(values, at), b.add(update, at)
+            here, there, result = b.add(values, at), b.add(update, at), b.add(out, at)
 
             def added(offset: Any) -> Any:
                 place = b.add(here, offset)
@@ -77,10 +77,9 @@ def add_and_norm(typingctx, values, update, stride, rows, width, scale, shift, e
             factor = splat(b, b.fdiv(ir.Constant(FLOAT, 1.0), deviation))
             with cgutils.for_range(b, row.lines) as inner:
                 offset = b.shl(inner.index, ir.Constant(I64, 6))
-                place = b.add(here, offset)
-                value = b.fmul(b.fsub(load(b, place, _F16), mean), factor)
+                value = b.fmul(b.fsub(load(b, b.add(here, offset), _F16), mean), factor)
                 weight, bias = (load(b, b.add(each, offset), _F16) for each in (scale, shift))
-                store(b, fma(b, value, weight, bias), place)
+                store(b, fma(b, value, weight, bias), b.add(result, offset))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7, types.float32), codegen
+    return types.void(*[types.int64] * 8, types.float32), codegen

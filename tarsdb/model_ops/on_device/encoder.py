@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tarsdb.errors import NotSupportedError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.model_arrays import ArrayKernels
 from tarsdb.model_ops.architecture import EncoderSpec
@@ -48,7 +49,7 @@ class DeviceEncoder:
     DeviceError
         The device failed: the message says how many bytes were there already.
     NotSupportedError
-        As ``Matrices.product``.
+        An encoder that turns queries and keys by position; else as ``Matrices.product``.
     """
 
     panel_tokens = 1 << 14
@@ -58,6 +59,8 @@ class DeviceEncoder:
         self, device: Device, kernels: ArrayKernels, spec: EncoderSpec, weights: EncoderWeights,
         kind: str = "f32",
     ) -> None:  # fmt: skip
+        if spec.rotary is not None:
+            raise NotSupportedError(f"encoders of the kind {spec.family} do not run on a device")
         self._device, self._kernels, self._spec = device, kernels, spec
         self._matrices = Matrices(device, kernels, kind)
         with device.working(lambda: f"weights, {self.weight_bytes} bytes of them brought"):
@@ -86,7 +89,8 @@ class DeviceEncoder:
         xp, spec, weights, kernels = self._device.xp, self._spec, self._weights, self._kernels
         starts = np.repeat(panel.offsets[:-1], np.diff(panel.offsets))
         hidden = self._words[xp.asarray(panel.ids)].astype(xp.float32)
-        update = weights.positions[xp.asarray(np.arange(len(panel.ids)) - starts)]
+        positions: Any = weights.positions
+        update = positions[xp.asarray(np.arange(len(panel.ids)) - starts)]
         if panel.types is not None:
             update += weights.types[xp.asarray(panel.types)]
         kernels.residual_norm(hidden, update, self._nothing, *weights.norm, spec.epsilon)

@@ -48,8 +48,8 @@ def tiny_vectors(config: dict[str, Any]) -> np.ndarray[Any, Any]:
 
     arguments = {key: value for key, value in config.items() if key != "model_type"}
     settings = AutoConfig.for_model(config["model_type"], **arguments)
-    model = AutoModel.from_config(settings).eval()
-    weights = {name: torch.from_numpy(array) for name, array in tiny_tensors(config).items()}
+    model = AutoModel.from_config(settings, attn_implementation="eager").eval()
+    weights = {name: torch.from_numpy(array) for name, array in loadable(config).items()}
     result = model.load_state_dict(weights, strict=False)
     unset = [name for name in result.missing_keys if "pooler" not in name]
     if unset or result.unexpected_keys:
@@ -57,6 +57,27 @@ def tiny_vectors(config: dict[str, Any]) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         outputs = [model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in tiny_ids()]
     return torch.cat(outputs).numpy()
+
+
+def loadable(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the weights by the names modules have; those of Nomic BERT are stored by others."""
+    weights = tiny_tensors(config)
+    if config["model_type"] != "nomic_bert":
+        return weights
+    found = {}
+    for name, array in weights.items():
+        for old, new in (("encoder.layers", "layers"), ("emb_ln", "embeddings.LayerNorm"),
+                         ("attn.out_proj", "self_attn.o_proj"), ("fc11", "up_proj"),
+                         ("fc12", "gate_proj"), ("fc2", "down_proj"),
+                         ("norm1", "post_attention_layernorm"),
+                         ("norm2", "post_mlp_layernorm")):  # fmt: skip
+            name = name.replace(old, new)
+        if "attn.Wqkv" in name:
+            for part, rows in zip("qkv", np.split(array, 3), strict=True):
+                found[name.replace("attn.Wqkv", f"self_attn.{part}_proj")] = rows
+        else:
+            found[name] = array
+    return found
 
 
 def head_logits(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -72,7 +93,9 @@ def head_logits(config: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     arguments = {key: value for key, value in config.items() if key != "model_type"}
     arguments["id2label"] = {int(key): label for key, label in config["id2label"].items()}
     settings = AutoConfig.for_model(config["model_type"], **arguments)
-    model = AutoModelForSequenceClassification.from_config(settings).eval()
+    model = AutoModelForSequenceClassification.from_config(
+        settings, attn_implementation="eager"
+    ).eval()
     weights = {name: torch.from_numpy(array) for name, array in head_tensors(config).items()}
     result = model.load_state_dict(weights, strict=False)
     if result.missing_keys or result.unexpected_keys:

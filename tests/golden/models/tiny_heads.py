@@ -15,11 +15,11 @@ from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
 
 _PREFIXES = {
     "bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "mpnet": "mpnet.",
-    "distilbert": "distilbert.",
+    "distilbert": "distilbert.", "modernbert": "model.",
 }  # fmt: skip
 _CLASSES = {
     "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "mpnet": "MPNet",
-    "distilbert": "DistilBert",
+    "distilbert": "DistilBert", "modernbert": "ModernBert",
 }  # fmt: skip
 
 
@@ -37,6 +37,10 @@ HEADS: dict[str, dict[str, Any]] = {
     "xlm-roberta": _config("xlm-roberta", 1),
     "mpnet": _config("mpnet", 2),
     "distilbert": _config("distilbert", 5, seq_classif_dropout=0.0),
+    "modernbert": _config("modernbert", 3),
+    "modernbert_reranker": _config(
+        "modernbert", 1, classifier_pooling="mean", norm_bias=True, classifier_bias=True
+    ),
 }
 
 

@@ -14,6 +14,13 @@ _SIZES = {
     "intermediate_size": 40, "max_position_embeddings": 70, "type_vocab_size": 2,
     "hidden_act": "gelu", "layer_norm_eps": 1e-5, "pad_token_id": 0,
 }  # fmt: skip
+_MODERN = {
+    **{key: value for key, value in _SIZES.items()
+       if key not in ("type_vocab_size", "hidden_act", "layer_norm_eps")},
+    "model_type": "modernbert", "hidden_activation": "gelu", "norm_eps": 1e-5,
+    "local_attention": 12, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2,
+    "eos_token_id": 3,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**_SIZES, "model_type": "bert"},
     "bert_tanh": {**_SIZES, "model_type": "bert", "hidden_act": "gelu_new"},
@@ -25,6 +32,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "distilbert": {"model_type": "distilbert", "vocab_size": 90, "dim": 24, "n_layers": 2,
                    "n_heads": 3, "hidden_dim": 40, "max_position_embeddings": 70,
                    "activation": "gelu", "pad_token_id": 0},
+    "modernbert": {**_MODERN, "global_rope_theta": 160.0, "local_rope_theta": 10.0,
+                   "global_attn_every_n_layers": 2, "norm_bias": False},
+    "modernbert_biased": {**_MODERN, "layer_types": ["sliding_attention", "full_attention"],
+                          "attention_bias": True, "mlp_bias": True, "norm_bias": True,
+                          "hidden_activation": "gelu_pytorch_tanh"},
+    "nomic": {**_SIZES, "model_type": "nomic_bert", "hidden_act": "silu",
+              "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
 }  # fmt: skip
 LENGTHS = (2, 1, 7, 7, 40, 2)
 

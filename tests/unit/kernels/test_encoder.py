@@ -29,9 +29,9 @@ def attend(request: pytest.FixtureRequest) -> Any:
         pytest.skip("this processor runs NumPy alone")
     inner = attention.make_attention(gemm.make_multiply(request.param))
 
-    @numba.njit(numba.types.void(*[I64] * 10), nogil=True)
-    def called(qkv, stride, tokens, heads, size, bias, step, keys, scores, factors):  # type: ignore[no-untyped-def] # noqa: PLR0917
-        inner(qkv, stride, tokens, heads, size, bias, step, keys, scores, factors)
+    @numba.njit(numba.types.void(*[I64] * 11), nogil=True)
+    def called(qkv, stride, tokens, heads, size, bias, step, reach, keys, scores, factors):  # type: ignore[no-untyped-def] # noqa: PLR0917
+        inner(qkv, stride, tokens, heads, size, bias, step, reach, keys, scores, factors)
 
     return called
 
@@ -41,9 +41,9 @@ def norm() -> Any:
     if dispatch._best_level() == "portable":
         pytest.skip("this processor runs NumPy alone")
 
-    @numba.njit(numba.types.void(*[I64] * 7, numba.types.float32), nogil=True)
-    def called(values, update, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # noqa: PLR0917
-        layer_norm.add_and_norm(values, update, stride, rows, width, scale, shift, epsilon)
+    @numba.njit(numba.types.void(*[I64] * 8, numba.types.float32), nogil=True)
+    def called(values, update, out, stride, rows, width, scale, shift, epsilon):  # type: ignore[no-untyped-def] # noqa: PLR0917
+        layer_norm.add_and_norm(values, update, out, stride, rows, width, scale, shift, epsilon)
 
     return called
 
@@ -68,7 +68,7 @@ def by_definition(rows: np.ndarray, heads: int, relative: np.ndarray | None) -> 
 
 
 def attended(
-    attend: Any, rows: np.ndarray, heads: int, relative: np.ndarray | None = None
+    attend: Any, rows: np.ndarray, heads: int, relative: np.ndarray | None = None, reach: int = 0
 ) -> np.ndarray:
     """Call the kernel on a copy whose neighbours must stay as they are; return the context."""
     tokens, width = len(rows), rows.shape[1] // 3
@@ -81,7 +81,7 @@ def attended(
     if relative is not None:
         padded = np.pad(relative, ((0, 0), (0, 16)))
         bias, step = address(padded) + 4 * (relative.shape[1] // 2), 4 * padded.shape[1]
-    attend(address(memory[1:]), memory.strides[0], tokens, heads, size, bias, step,
+    attend(address(memory[1:]), memory.strides[0], tokens, heads, size, bias, step, reach,
            *map(address, scratch))  # fmt: skip
     assert (memory[[0, -1]] == 7).all()
     assert np.array_equal(memory[1:-1, width:], rows[:, width:], equal_nan=True)
@@ -99,6 +99,18 @@ def test_attention(attend: Any, tokens: int, heads: int, size: int, biased: bool
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
     if tokens > 1:  # the comparison can fail
         assert not np.allclose(by_definition(rows[::-1], heads, relative), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 48, 49, 130])
+@pytest.mark.parametrize("reach", [1, 15, 40, 149])
+def test_attention_of_the_neighbourhood(attend: Any, tokens: int, reach: int) -> None:
+    rows = normal(tokens, tokens, 96)
+    hidden = np.where(np.abs(np.arange(-149, 150)) > reach, -np.inf, 0).astype(np.float32)[None]
+    expected = by_definition(rows, 1, hidden)
+    found = attended(attend, rows, 1, hidden, reach)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+    if tokens - 1 > reach:  # the window hides something
+        assert not np.allclose(by_definition(rows, 1, None), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("spread", [0.0, 30.0, 1e4])
@@ -125,8 +137,12 @@ def normed(norm: Any, values: np.ndarray, update: np.ndarray, *rest: np.ndarray)
     whole = -(-width // 16) * 16
     rows, more = (np.pad(each, ((0, 0), (0, whole - width))) for each in (values, update))
     scale, shift = map(packing.pack_bias, rest)
-    norm(address(rows), address(more), 4 * whole, len(rows), width, address(scale), address(shift),
-         1e-5)  # fmt: skip
+    beside, sums = np.empty_like(rows), rows.copy()
+    for out, source in ((beside, sums), (rows, rows)):  # beside what is read, and in its place
+        norm(address(source), address(more), address(out), 4 * whole, len(rows), width,
+             address(scale), address(shift), 1e-5)  # fmt: skip
+    assert np.array_equal(beside, rows, equal_nan=True)
+    assert np.array_equal(sums[:, :width], values + update, equal_nan=True)
     finite = np.isfinite(rows).all(axis=1)
     assert (rows[finite, width:] == 0).all()
     return rows[:, :width]

@@ -30,7 +30,7 @@ def compiled(spec: EncoderSpec, weights: EncoderWeights, kind: str, panel: Panel
         pytest.skip("no compiled kernels here")
     model = model_table(spec, weights)
     memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
-    return compiled_forward(kernel, model, weights, panel, memory)
+    return compiled_forward(kernel, model, spec, weights, panel, memory)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,14 +44,15 @@ def test_compiled_equals_numpy(name: str, kind: str) -> None:
     panel = panel_of(random_texts(spec, [1, 7, spec.max_tokens, 2, 16, 17]))
     exact, found = forward(spec, weights, panel), compiled(spec, weights, kind, panel)
     # a code of int8 may fall on the other side of a half where sums differ in their last bits
-    assert np.abs(found - exact).max() < (0.05 if kind.startswith("int") else 5e-5)
+    assert np.abs(found - exact).max() < (0.1 if kind.startswith("int") else 5e-5)
     plain = forward(spec, load_weights(spec, tiny_tensors(CONFIGS[name])), panel)
     assert (np.abs(found - plain).max() < 5e-5) == (kind == "f32")  # the others round weights
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_does_not_depend_on_its_batch(kind: str) -> None:
-    config = CONFIGS["bert"]
+@pytest.mark.parametrize("name", ["bert", "modernbert", "nomic"])
+def test_a_text_does_not_depend_on_its_batch(name: str, kind: str) -> None:
+    config = CONFIGS[name]
     spec = read_spec(config)
     transformer = Transformer(spec, tiny_tensors(config), kind)
     if kernels.wait(kind) is None:

@@ -43,7 +43,7 @@ def test_family_equals_transformers(name: str, compiled: bool) -> None:
         weights = load_weights(spec, tiny_tensors(config), kernel.variant)
         model = model_table(spec, weights)
         memory = kernels.Memory(model.shape, len(panel.ids), kernel.variant)
-        hidden = compiled_forward(kernel, model, weights, panel, memory)
+        hidden = compiled_forward(kernel, model, spec, weights, panel, memory)
     else:
         hidden = forward(spec, load_weights(spec, tiny_tensors(config)), panel)
     expected = np.load(GOLDEN / "tiny.npz")[name]
