@@ -19,6 +19,7 @@ from tarsdb.index.base import Found, Look
 from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, elements
+from tarsdb.index.resources import Resources
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.types import SqlType
 
@@ -297,8 +298,15 @@ class Hnsw(Method):
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build a graph."""
-        from tarsdb.index.hnsw import build_graph
+        from tarsdb.index.hnsw import build_graph, on_device
 
+        if rows.device is not None:
+            resources = Resources(rows.threads, rows.device)
+            made = on_device.build_graph(
+                rows.vectors, rows.rowids, rows.space, options, resources, rows.course
+            )
+            if made is not None:
+                return made
         return build_graph(
             rows.vectors, rows.rowids, rows.space, options,
             threads=rows.threads, course=rows.course,
@@ -384,7 +392,7 @@ class Lists(Method):
 
     def build(self, rows: Rows, options: Any) -> Part:
         """Build inverted lists."""
-        from tarsdb.index.ivf import Resources, build_ivf
+        from tarsdb.index.ivf import build_ivf
 
         return build_ivf(
             rows.vectors, rows.rowids, rows.space, options,

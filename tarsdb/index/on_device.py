@@ -111,7 +111,7 @@ def search(
 
 def _resident(device: Device, blocks: Sequence[VectorBlock]) -> list[DeviceRows] | None:
     """Return the blocks on the device, brought there where they are not."""
-    sizes = [bytes_of(block.data) for block in blocks]
+    sizes = [bytes_of(*block.data.shape) for block in blocks]
     if sum(sizes) > device.arrays.budget:
         return None
     rows = []

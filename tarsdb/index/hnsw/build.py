@@ -114,15 +114,9 @@ def build_graph(
             "graphs are built by compiled kernels, and Numba is not usable here"
         )
     options = options or GraphOptions()
-    nodes = len(vectors)
-    shuffled = np.random.default_rng(options.seed).permutation(nodes)
-    space = Space.of(vectors, op)
-    bits = {"int8": 8, "int4": 4}.get(options.quantization) or space.bits_for(vectors)
-    codes, constants = space.coded(vectors[shuffled], bits)
-    edges = np.full((nodes, options.degree), -1, dtype=np.int32)
-    entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
-    graph = Graph(rowids[shuffled], codes, constants, edges, entries, space)
-    work = _Work(found, graph, options, threads)
+    graph, shuffled = without_edges(vectors, rowids, op, options)
+    nodes, edges = len(graph), graph.edges
+    work = Work(found, graph, options, threads)
     done = _taken_up(course.resume(), edges)
     while done < nodes:
         stop = min(nodes, done + max(min(done, FIRST), int(done * SHARE)))
@@ -133,9 +127,29 @@ def build_graph(
         done = stop
         course.offer(lambda: {"edges": edges[:stop]})  # noqa: B023  # called at once
     course.progress(nodes, nodes)
-    return _relabelled(
-        graph, _connected(found, graph, lambda node: as_numbers(vectors[shuffled[node]]))
-    )
+    return finished(found, graph, lambda node: as_numbers(vectors[shuffled[node]]))
+
+
+def without_edges(
+    vectors: np.ndarray, rowids: np.ndarray, op: str, options: GraphOptions
+) -> tuple[Graph, np.ndarray]:
+    """Return a graph whose nodes have no edges yet, and the row of each node, int64 (n,)."""
+    nodes = len(vectors)
+    shuffled = np.random.default_rng(options.seed).permutation(nodes)
+    space = Space.of(vectors, op)
+    bits = {"int8": 8, "int4": 4}.get(options.quantization) or space.bits_for(vectors)
+    codes, constants = space.coded(vectors[shuffled], bits)
+    edges = np.full((nodes, options.degree), -1, dtype=np.int32)
+    entries = np.arange(min(ENTRIES, nodes), dtype=np.int32)
+    return Graph(rowids[shuffled], codes, constants, edges, entries, space), shuffled
+
+
+def finished(found: GraphKernels, graph: Graph, vector: Callable[[int], np.ndarray]) -> Graph:
+    """Return a graph in which everything can be reached, its nodes in breadth-first order.
+
+    ``vector`` returns a node's vector as numbers.
+    """
+    return _relabelled(graph, _connected(found, graph, vector))
 
 
 def _taken_up(state: State | None, edges: np.ndarray) -> int:
@@ -181,7 +195,7 @@ def _relabelled(graph: Graph, places: np.ndarray) -> Graph:
     )  # fmt: skip
 
 
-class _Work:
+class Work:
     """A graph in the making, whose edges grow, and how batches are spread over threads."""
 
     def __init__(
@@ -208,12 +222,20 @@ class _Work:
 
     def link(self, start: int, stop: int) -> None:
         """Add the reverse of the edges of nodes start..stop."""
-        edges, table = self.graph.edges, address(self.graph.table)
+        edges = self.graph.edges
         sources, slots = np.nonzero(edges[start:stop] >= 0)
         destinations = edges[start:stop][sources, slots]
         order = np.argsort(destinations, kind="stable")
-        destinations = destinations[order]
-        sources = (sources[order] + start).astype(np.int32)
+        self.add(destinations[order], (sources[order] + start).astype(np.int32))
+
+    def add(self, destinations: np.ndarray, sources: np.ndarray) -> None:
+        """Add edges destination -> source, pruning where a node has too many.
+
+        int32 (p,), sorted by destination; none leads to itself.
+        """
+        if not len(destinations):
+            return
+        edges, table = self.graph.edges, address(self.graph.table)
         alpha = np.float32(self.options.alpha)
         bounds = np.flatnonzero(np.diff(destinations, prepend=-1))  # first pair of a destination
         cuts = [*bounds[:: max(1, -(-len(bounds) // self.threads))].tolist(), len(destinations)]

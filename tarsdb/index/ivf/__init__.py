@@ -6,7 +6,7 @@ compares by their full vectors. Knows no storage, no transactions and no SQL.
 
 from tarsdb.index.ivf.build import build_ivf, estimated_bytes
 from tarsdb.index.ivf.index import Ivf
-from tarsdb.index.ivf.kmeans import Resources
 from tarsdb.index.ivf.options import IvfOptions
+from tarsdb.index.resources import Resources
 
 __all__ = ["Ivf", "IvfOptions", "Resources", "build_ivf", "estimated_bytes"]

@@ -17,7 +17,6 @@ from tarsdb.index.course import UNWATCHED, Course, State
 from tarsdb.index.hnsw.codes import FAR, Space
 from tarsdb.index.ivf.index import Ivf
 from tarsdb.index.ivf.kmeans import (
-    Resources,
     Rows,
     Work,
     assign,
@@ -29,6 +28,7 @@ from tarsdb.index.ivf.kmeans import (
 )
 from tarsdb.index.ivf.options import IvfOptions
 from tarsdb.index.quantization.rabitq import RaBitQ
+from tarsdb.index.resources import Resources
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels import reference
 from tarsdb.kernels.ivf import BLOCK, ROUNDS, TILE

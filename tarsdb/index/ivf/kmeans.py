@@ -119,14 +119,6 @@ def tile_starts(starts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What a build may use: threads of the processor, and a device that assigns rows."""
-
-    threads: int = 1
-    device: Device | None = None
-
-
-@dataclass(frozen=True)
 class Work:
     """What does the work: kernels, threads, a device, and whom to tell of it.
 

@@ -5,7 +5,7 @@ A key is ``offset[row] - factor[row] * <query, row>``; what it bounds is the cal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +40,29 @@ class DeviceRows:
     largest: float
 
 
-def bytes_of(rows: np.ndarray) -> int:
+def bytes_of(rows: int, width: int) -> int:
     """Return the bytes that rows take on a device."""
-    return rows.size * 4 + len(rows) * _EXTRA
+    return rows * (4 * width + _EXTRA)
 
 
 def upload(device: Device, rows: np.ndarray) -> DeviceRows:
     """Bring float32 (n, width) rows to a device, n > 0."""
-    xp = device.xp
-    data = xp.asarray(np.ascontiguousarray(rows))
-    squares, zero = xp.empty(len(rows), xp.float32), xp.empty(len(rows), bool)
-    for at in range(0, len(rows), TILE_ROWS):
-        part = slice(at, at + TILE_ROWS)
+    parts = (rows[at : at + TILE_ROWS] for at in range(0, len(rows), TILE_ROWS))
+    return gathered(device, rows.shape, parts)
+
+
+def gathered(device: Device, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> DeviceRows:
+    """Bring float32 (n, width) rows to a device, n > 0, that are made part by part."""
+    xp, at = device.xp, 0
+    data = xp.empty(shape, xp.float32)
+    squares, zero = xp.empty(shape[0], xp.float32), xp.empty(shape[0], bool)
+    for rows in parts:
+        part = slice(at, at + len(rows))
+        data[part] = xp.asarray(np.ascontiguousarray(rows))
         with np.errstate(over="ignore"):
             squares[part] = xp.square(data[part]).sum(axis=1)
         zero[part] = (data[part] == 0).all(axis=1)
+        at += len(rows)
     return DeviceRows(data, squares, zero, float(squares.max()))
 
 

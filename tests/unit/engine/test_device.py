@@ -99,3 +99,31 @@ def test_lists_are_built_on_the_device(
     db.execute("SET device = 'auto'")
     db.execute("CREATE INDEX b ON t USING ivf (emb) WITH (lists = 8)")
     assert asked
+
+
+@pytest.mark.parametrize("statement", ["create", "optimize"])
+def test_graphs_are_built_on_the_device(
+    db: tarsdb.Connection, present: Device, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    from tarsdb.index.hnsw import on_device as graphs
+
+    def made() -> float:
+        return METRICS.snapshot().get("index.device_graphs", 0)
+
+    before = made()
+    db.execute("SET device = 'gpu'")
+    db.execute("CREATE INDEX small ON t USING hnsw (emb) WITH (m = 8)")
+    assert made() == before  # too few rows
+    monkeypatch.setattr(graphs, "MIN_ROWS", 100)
+    if statement == "create":
+        db.execute("CREATE INDEX a ON t USING hnsw (emb) WITH (m = 8, metric = 'cosine')")
+        search = "SELECT id FROM t ORDER BY emb <=> ? LIMIT 5"
+    else:
+        db.executemany(
+            "INSERT INTO t VALUES (?, ?)", [(1000 + n, r + 3) for n, r in enumerate(ROWS)]
+        )
+        db.execute("OPTIMIZE t")
+        search = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 5"
+    assert made() == before + 1
+    assert "index" in str(db.execute(f"EXPLAIN {search}", [ROWS[7]]).fetchall())
+    assert db.execute(search, [ROWS[7]]).fetchall()[0][0] == 7
