@@ -217,11 +217,18 @@ CLAIMS = (
              ("polynomial_f32", "bare", "times_of_numba")),
             ("dot products of 384 float32, bare", "<= 4.5", ("dot", "bare", "times_of_numba")),
             ("what f(x) adds to SELECT x", "<= 4.5", ("sql", "added_times_of_numba")),
+            ("what f(x) adds to WHERE x > c", "<= 4.5", ("sql", "where", "added_times_of_numba")),
+            ("what f(x) adds to sum(x)", "<= 4.5", ("sql", "sum", "added_times_of_numba")),
             ("100,000 vectors ordered by a metric", "<= 6", ("metric", "order", "times_of_numba")),
         )
     ),
     Claim("sandbox", "sandboxed function, what a row adds to a call, ns", "<= 5",
           path("calls", "row_adds_ns")),
+    *(
+        Claim("sandbox", f"sandboxed function, what a row adds to {words}, ns (CPU)", "<= 5",
+              path("sql", name, "added_ns_a_row"))
+        for words, name in (("WHERE", "where"), ("sum", "sum"))
+    ),
     Claim("sandbox", "sandboxed function called row by row, times the time a row", ">= 1000",
           path("calls", "per_row_over_batched"), "batches of 60,000"),
     Claim("sandbox", "sandboxed function, a new instance, us (CPU)", "<= 200",

@@ -192,7 +192,10 @@ def _many(function: ScalarFunction, column: Column, rows: int) -> None:
 
 
 def statements(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
-    """Measure SELECT x and SELECT f(x), each to a NumPy array, beside Numba on that array."""
+    """Measure statements that call a function, and the same about its argument, beside Numba.
+
+    ``SELECT f(x)`` and ``SELECT x`` end in a NumPy array; the conditions keep the same rows.
+    """
     x = np.random.default_rng(4).random(rows)
     out = np.empty_like(x)
     polynomial(x, out)
@@ -204,23 +207,39 @@ def statements(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
         db.execute("OPTIMIZE t")
         text = POLYNOMIAL.format(t="f64")
         db.execute(f"CREATE FUNCTION f(x DOUBLE) RETURNS DOUBLE LANGUAGE wasm AS '{text}'")
-        assert np.array_equal(np.sort(_array(db, "f(x)")), np.sort(out))
-        found = harness.measure(
-            {
-                "numba": lambda: polynomial(x, out),
-                "column": lambda: _array(db, "x"),
-                "function": lambda: _array(db, "f(x)"),
-            },
-            repeats=repeats,
-        )
-    own = found["numba"]["median"]
-    # Of the least times: what disturbs a busy machine disturbs the longer statements more.
-    added = found["function"]["min"] - found["column"]["min"]
+        assert np.array_equal(np.sort(_answer(db, "SELECT f(x) AS y FROM t")), np.sort(out))
+        pairs = {
+            "select": ("SELECT f(x) AS y FROM t", "SELECT x AS y FROM t"),
+            "where": (
+                "SELECT count(*) AS y FROM t WHERE f(x) > 1.5",
+                f"SELECT count(*) AS y FROM t WHERE x > {(1 + 2.5**0.5) / 3!r}",
+            ),
+            "sum": ("SELECT sum(f(x)) AS y FROM t", "SELECT sum(x) AS y FROM t"),
+        }
+        kept = [_answer(db, sql) for sql in pairs["where"]]
+        assert kept == [(out > 1.5).sum()] * 2
+        assert np.allclose(_answer(db, pairs["sum"][0]), out.sum())
+        contenders: dict[str, Callable[[], Any]] = {"numba": lambda: polynomial(x, out)}
+        for name, sides in pairs.items():
+            for side, sql in zip(("function", "column"), sides, strict=True):
+                contenders[f"{name}_{side}"] = partial(_answer, db, sql)
+        found = harness.measure(contenders, repeats=repeats)
+    figures = {name: _added(found, name, rows) for name in pairs}
+    return {"seconds": found, **figures.pop("select"), **figures}
+
+
+def _added(found: dict[str, Any], name: str, rows: int) -> dict[str, float]:
+    """Return what a function adds to a statement.
+
+    Of the least times: what disturbs a busy machine disturbs the longer statements more.
+    """
+    whole, plain = found[f"{name}_function"], found[f"{name}_column"]
+    added = whole["min"] - plain["min"]
     return {
-        "seconds": found,
-        "statement_times_of_numba": found["function"]["median"] / own,
-        "column_times_of_numba": found["column"]["median"] / own,
+        "statement_times_of_numba": whole["median"] / found["numba"]["median"],
+        "column_times_of_numba": plain["median"] / found["numba"]["median"],
         "added_times_of_numba": added / found["numba"]["min"],
+        "added_ns_a_row": added / rows * 1e9,
     }
 
 
@@ -253,9 +272,8 @@ def metric(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
         return {"rows": rows, "order": versus_numba(search, own, repeats)}
 
 
-def _array(db: tarsdb.Connection, item: str) -> np.ndarray:
-    columns: Any = db.execute(f"SELECT {item} AS y FROM t").numpy()
-    return np.asarray(columns["y"])
+def _answer(db: tarsdb.Connection, sql: str) -> np.ndarray:
+    return np.asarray(db.execute(sql).numpy()["y"])
 
 
 def main() -> None:

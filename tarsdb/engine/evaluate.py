@@ -39,62 +39,86 @@ class Calls(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """Rows an expression is evaluated over: columns by column id."""
+    """Rows an expression is evaluated over: columns by column id.
+
+    ``called`` are values of functions that were called for these rows already.
+    """
 
     rows: int
     columns: dict[int, Column]
     calls: Calls
     rowids: np.ndarray | None = None
     excluded: dict[int, Column] = field(default_factory=dict)
+    called: dict[ex.Call, Column] = field(default_factory=dict)
+
+    def where(self, mask: np.ndarray, *read: ex.Expr | None) -> Batch:
+        """Return the rows of a bool mask, with what some expressions read of them."""
+        nodes = list(ex.walk(*read))
+        if not nodes:
+            return Batch(int(np.count_nonzero(mask)), {}, self.calls)
+        rows = np.flatnonzero(mask)
+        wanted = {node.column.id for node in nodes if isinstance(node, ex.ColumnRef)}
+        columns = {key: self.columns[key].take(rows) for key in wanted}
+        excluded = {key: column.take(rows) for key, column in self.excluded.items()}
+        rowids = None if self.rowids is None else self.rowids[rows]
+        known = {node for node in nodes if isinstance(node, ex.Call) and node in self.called}
+        called = {call: self.called[call].take(rows) for call in known}
+        return Batch(len(rows), columns, self.calls, rowids, excluded, called)
 
 
 def columns_of(*expressions: ex.Expr | None) -> dict[int, ColumnDef]:
     """Return the columns expressions read, by id (``excluded`` columns left out)."""
-    found: dict[int, ColumnDef] = {}
-    stack: list[Any] = [expression for expression in expressions if expression is not None]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ex.ColumnRef):
-            found[node.column.id] = node.column
-        else:
-            stack.extend(children(node))
-    return found
+    nodes = ex.walk(*expressions)
+    return {node.column.id: node.column for node in nodes if isinstance(node, ex.ColumnRef)}
 
 
 def parameters_of(expression: ex.Expr) -> tuple[int | str, ...] | None:
     """Return the parameters an expression reads; None when it calls a function."""
-    found: dict[int | str, None] = {}
-    stack: list[ex.Expr] = [expression]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ex.Call):
-            return None
-        if isinstance(node, ex.Parameter):
-            found[node.key] = None
-        stack.extend(children(node))
-    return tuple(found)
-
-
-def children(node: ex.Expr) -> Sequence[ex.Expr]:
-    """Return the operands of an expression."""
-    match node:
-        case ex.Compare() | ex.Arithmetic() | ex.Distance():
-            return (node.left, node.right)
-        case ex.And() | ex.Or():
-            return node.terms
-        case ex.Not() | ex.IsNull():
-            return (node.operand,)
-        case ex.InList():
-            return (node.operand, *node.items)
-        case ex.Call():
-            return node.args
-        case _:
-            return ()
+    nodes = list(ex.walk(expression))
+    if any(isinstance(node, ex.Call) for node in nodes):
+        return None
+    return tuple(dict.fromkeys(node.key for node in nodes if isinstance(node, ex.Parameter)))
 
 
 def select(predicate: ex.Expr | None, batch: Batch) -> np.ndarray | None:
     """Return the bool mask of rows where the predicate is true; None means every row."""
-    return None if predicate is None else truth(predicate, batch).true
+    if predicate is None:
+        return None
+    stages = _stages(predicate.terms if isinstance(predicate, ex.And) else (predicate,))
+    mask = truth(stages[0], batch).true
+    for number, stage in enumerate(stages[1:], 1):
+        if mask.all():
+            mask = truth(stage, batch).true
+        else:
+            passed = truth(stage, batch.where(mask, *stages[number:])).true
+            mask[np.flatnonzero(mask)[~passed]] = False
+    return mask
+
+
+def narrowed(batch: Batch, predicate: ex.Expr | None, *read: ex.Expr) -> Batch:
+    """Return the rows where a predicate is true, with what some expressions read of them.
+
+    What costs more, or may fail, sees only the rows that everything cheaper lets through.
+    """
+    if predicate is None:
+        return batch
+    stages = _stages(predicate.terms if isinstance(predicate, ex.And) else (predicate,))
+    for number, stage in enumerate(stages, 1):
+        mask = truth(stage, batch).true
+        if not mask.all():
+            batch = batch.where(mask, *stages[number:], *read)
+    return batch
+
+
+def _stages(terms: Sequence[ex.Expr]) -> list[ex.Expr]:
+    """Return terms joined by AND in order of their cost: plain, computing, calls one by one."""
+    groups: list[list[ex.Expr]] = [[], []]
+    for term in terms:
+        if ex.calls(term):
+            groups.append([term])
+        else:
+            groups[any(isinstance(node, ex.Arithmetic) for node in ex.walk(term))].append(term)
+    return [group[0] if len(group) == 1 else ex.And(tuple(group)) for group in groups if group]
 
 
 def truth(node: ex.Expr, batch: Batch) -> Truth:
@@ -103,8 +127,7 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
         case ex.And():
             return _conjunction(node.terms, batch)
         case ex.Or():
-            flipped = _all([_negate(truth(term, batch)) for term in node.terms])
-            return _negate(flipped)
+            return _negate(_conjunction([ex.Not(term) for term in node.terms], batch))
         case ex.Not():
             return _negate(truth(node.operand, batch))
         case ex.IsNull():
@@ -120,28 +143,23 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
 
 
 def _conjunction(terms: Sequence[ex.Expr], batch: Batch) -> Truth:
-    """Evaluate terms joined by AND; what may overflow sees only rows the others let through."""
-    computing = [term for term in terms if _computes(term)]
-    if not computing or len(computing) == len(terms):
+    """Evaluate terms joined by AND; a later stage sees only rows the earlier leave open."""
+    stages = _stages(terms)
+    if len(stages) == 1:
         return _all([truth(term, batch) for term in terms])
-    plain = _all([truth(term, batch) for term in terms if term not in computing])
-    open_rows = plain.true if plain.null is None else plain.true | plain.null
-    if open_rows.all():
-        return _all([plain, *(truth(term, batch) for term in computing)])
-    columns = {key: column.take(open_rows) for key, column in batch.columns.items()}
-    excluded = {key: column.take(open_rows) for key, column in batch.excluded.items()}
-    rowids = None if batch.rowids is None else batch.rowids[open_rows]
-    kept = Batch(int(open_rows.sum()), columns, batch.calls, rowids, excluded)
-    inner = _all([truth(term, kept) for term in computing])
-    rest = Truth(np.zeros(batch.rows, bool), np.zeros(batch.rows, bool))
-    assert rest.null is not None
-    rest.true[open_rows] = inner.true
-    rest.null[open_rows] = False if inner.null is None else inner.null
-    return _all([plain, rest])
-
-
-def _computes(node: ex.Expr) -> bool:
-    return isinstance(node, ex.Arithmetic) or any(map(_computes, children(node)))
+    answer = truth(stages[0], batch)
+    for stage in stages[1:]:
+        open_rows = answer.true if answer.null is None else answer.true | answer.null
+        if open_rows.all():
+            answer = _all([answer, truth(stage, batch)])
+            continue
+        inner = truth(stage, batch.where(open_rows, stage))
+        rest = Truth(np.zeros(batch.rows, bool), np.zeros(batch.rows, bool))
+        assert rest.null is not None
+        rest.true[open_rows] = inner.true
+        rest.null[open_rows] = False if inner.null is None else inner.null
+        answer = _all([answer, rest])
+    return answer
 
 
 def _all(terms: list[Truth]) -> Truth:
@@ -198,10 +216,24 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
         case ex.Distance():
             return _distance(node, batch)
         case ex.Call():
-            arguments = [materialise(value(a, batch), batch.rows) for a in node.args]
-            return batch.calls.call(node, arguments, batch.rows)
+            return _called(node, batch)
         case _:
             return _column_of_truth(truth(node, batch))
+
+
+def _called(node: ex.Call, batch: Batch) -> Column:
+    known = batch.called.get(node) if batch.called else None
+    if known is not None:
+        return known
+    types = node.takes or (None,) * len(node.args)
+    arguments = [
+        materialise(value(argument, batch), batch.rows, sql_type)
+        for argument, sql_type in zip(node.args, types, strict=True)
+    ]
+    answer = batch.calls.call(node, arguments, batch.rows)
+    if node.kind == "udf" and not node.is_volatile:
+        batch.called[node] = answer
+    return answer
 
 
 def _column_of_truth(answer: Truth) -> Column:
@@ -214,7 +246,8 @@ def materialise(operand: Column | Constant, rows: int, sql_type: SqlType | None 
     if isinstance(operand, Column):
         return operand
     wanted = sql_type or natural_type(operand.value)
-    return from_list(wanted, [to_storage(operand.value, wanted, "constant")] * rows)
+    one = from_list(wanted, [to_storage(operand.value, wanted, "constant")])
+    return one if rows == 1 else one.take(np.zeros(rows, np.int64))
 
 
 def natural_type(item: Any) -> SqlType:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column, concat, empty
 from tarsdb.engine import (
-    access,
+    batches,
     evaluate,
     point,
     project,
@@ -35,7 +33,6 @@ from tarsdb.sql.plan import (
     Relational,
     Scan,
 )
-from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, DOUBLE, SqlType, presenter
 
 
@@ -85,41 +82,28 @@ def _scan(context: Context, plan: Scan) -> Result:
     limit = context.constant(plan.limit)
     stop = None if limit is None else skip + vector_search.count_of(limit, "LIMIT")
     names, types = project.header(plan.outputs)
-    if any(isinstance(output.expr, ex.Call) for output in plan.outputs):
-        return Result(names, types, columns=_called(context, plan, (skip, stop)))
-    return Result(names, types, columns=_scanned(context, plan, (skip, stop)))
-
-
-def _called(context: Context, plan: Scan, window: tuple[int, int | None]) -> list[Column]:
-    """Return a scan's columns where functions are among them: each is called once, for all rows."""
-    needed = evaluate.columns_of(*(output.expr for output in plan.outputs))
-    read = tuple(ex.Output(c.name, ex.ColumnRef(c), c.type) for c in needed.values())
-    columns = _scanned(context, replace(plan, outputs=read), window)
-    batch = evaluate.Batch(len(columns[0]), dict(zip(needed, columns, strict=True)), context)
-    return project.evaluate_outputs(plan.outputs, batch)
-
-
-def _scanned(context: Context, plan: Scan, window: tuple[int, int | None]) -> list[Column]:
-    """Return a scan's columns, of the rows from the window's start to its stop."""
-    skip, stop = window
+    read = [output.expr for output in plan.outputs]
     view = context.view(plan.table)
     parts: list[list[Column]] = []
     rows = 0
-    for batch in _batches(context, view, plan.predicate, plan.outputs):
+    for batch in batches.passing(context, view, plan.predicate, read, stop is not None):
+        first, rows = rows, rows + batch.rows
+        if rows > skip:
+            last = rows if stop is None else stop
+            kept = batches.window(batch, skip - first, last - first, *read)
+            parts.append(project.evaluate_outputs(plan.outputs, kept))
         if stop is not None and rows >= stop:
             break
-        columns = project.evaluate_outputs(plan.outputs, batch)
-        if stop is not None and rows + batch.rows > stop:
-            columns = [column.slice(0, stop - rows) for column in columns]
-        parts.append(columns)
-        rows += batch.rows
-    merged = [
-        concat(part[0].type, part) if (part := [p[i] for p in parts]) else _nothing(output)
-        for i, output in enumerate(plan.outputs)
-    ]
-    if skip:
-        merged = [column.take(np.arange(min(skip, len(column)), len(column))) for column in merged]
-    return merged
+    return Result(names, types, columns=[
+        _joined(output, [part[i] for part in parts]) for i, output in enumerate(plan.outputs)
+    ])  # fmt: skip
+
+
+def _joined(output: ex.Output, parts: list[Column]) -> Column:
+    """Return a column of its parts, in memory of its own."""
+    if len(parts) == 1:
+        return parts[0].owned()
+    return concat(parts[0].type, parts) if parts else _nothing(output)
 
 
 def _one_row(context: Context, plan: OneRow) -> Result:
@@ -138,26 +122,6 @@ def _nothing(output: ex.Output) -> Column:
     return empty(node.column.type if isinstance(node, ex.ColumnRef) else BIGINT)
 
 
-def _batches(
-    context: Context, view: TableView, predicate: ex.Expr | None, outputs: Sequence[ex.Output]
-) -> Any:
-    """Yield the rows a predicate keeps, in row id order, with the columns the outputs read."""
-    needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
-    ids = list(needed)
-    found = access.choose(view.table, predicate, view, context)
-    if found is not None:
-        rowids = found.rowids
-        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        batch = evaluate.Batch(len(rowids), columns, context, rowids)
-        yield batch if found.probe.exact else project.filtered(batch, predicate)
-        return
-    for chunk in view.chunks(ids):
-        context.engines.interrupt.check()
-        columns = dict(zip(ids, chunk.columns, strict=True))
-        batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
-        yield project.filtered(batch, predicate)
-
-
 def _aggregate(context: Context, plan: Aggregate) -> Result:
     view = context.view(plan.table)
     names = [call.name for call in plan.calls]
@@ -166,21 +130,21 @@ def _aggregate(context: Context, plan: Aggregate) -> Result:
     if plan.predicate is None and only_count:
         return Result(names, types, rows=[tuple(view.count() for _ in plan.calls)])
     states = [_State(call) for call in plan.calls]
-    outputs = [ex.Output("", ex.ColumnRef(c.column)) for c in plan.calls if c.column is not None]
-    for batch in _batches(context, view, plan.predicate, outputs):
+    read = [call.operand for call in plan.calls if call.operand is not None]
+    for batch in batches.passing(context, view, plan.predicate, read):
         for state in states:
             state.add(batch)
     return Result(names, types, rows=[tuple(state.final() for state in states)])
 
 
 def _aggregate_type(call: AggregateCall) -> SqlType:
-    if call.function in ("count_star", "count") or call.column is None:
+    if call.function in ("count_star", "count"):
         return BIGINT
     if call.function == "avg":
         return DOUBLE
     if call.function == "sum":
-        return DOUBLE if call.column.type.dtype.kind == "f" else BIGINT
-    return call.column.type
+        return DOUBLE if call.type.dtype.kind == "f" else BIGINT
+    return call.type
 
 
 class _State:
@@ -194,10 +158,11 @@ class _State:
 
     def add(self, batch: evaluate.Batch) -> None:
         """Take in one batch."""
-        if self._call.column is None:
+        if self._call.operand is None:
             self._count += batch.rows
             return
-        column = batch.columns[self._call.column.id]
+        found = evaluate.value(self._call.operand, batch)
+        column = evaluate.materialise(found, batch.rows, self._call.type)
         if column.validity is not None:
             column = column.take(column.validity)
         self._count += len(column)
@@ -228,8 +193,7 @@ class _State:
             return self._sum
         if function == "avg":
             return float(self._sum) / self._count
-        assert self._call.column is not None
-        show = presenter(self._call.column.type)
+        show = presenter(self._call.type)
         return self._best if show is None else show(self._best)
 
 
@@ -278,10 +242,12 @@ class RelationalInputs:
                 names.insert(0, "query_no")
             return scans.ColumnsScan(names, columns)
         if relation.table is not None:
+            view = context.view(relation.table)
+            if relation.filtered:
+                return scans.ComputingScan(view, relation, context, self._reads_first)
             quiet = context.writes is None or context.writes.is_empty
             cache = context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None
-            view, check = context.view(relation.table), context.engines.interrupt.check
-            return scans.TableScan(view, relation, context, check, cache, self._reads_first)
+            return scans.TableScan(view, relation, context, cache, self._reads_first)
         if relation.system is not None:
             return scans.ColumnsScan(*system_tables.read(context, relation.system))
         if relation.variable is not None:

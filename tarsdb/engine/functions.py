@@ -238,12 +238,17 @@ def cast(column: Column, sql_type: SqlType, name: str) -> Column:
         limits, values = np.iinfo(sql_type.dtype), column.values
         if limits.min <= values.min() and values.max() <= limits.max:
             return Column(sql_type, values.astype(sql_type.dtype), None, column.validity)
+    if column.type.kind in _NUMBERS and sql_type.kind is Kind.DOUBLE:
+        return Column(sql_type, column.values.astype(sql_type.dtype), None, column.validity)
+    if column.type.kind in _INTEGERS and sql_type.kind is Kind.REAL:
+        return Column(sql_type, column.values.astype(sql_type.dtype), None, column.validity)
     from tarsdb.engine.result import present
 
     return from_list(sql_type, [to_storage(item, sql_type, name) for item in present(column)])
 
 
 _INTEGERS = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT})
+_NUMBERS = _INTEGERS | {Kind.REAL}
 
 
 def _run(

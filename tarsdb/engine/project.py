@@ -36,17 +36,8 @@ def project(
     needed = evaluate.columns_of(predicate, *(o.expr for o in outputs))
     columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
     batch = evaluate.Batch(len(rowids), columns, context, rowids)
-    return [column.owned() for column in evaluate_outputs(outputs, filtered(batch, predicate))]
-
-
-def filtered(batch: evaluate.Batch, predicate: ex.Expr | None) -> evaluate.Batch:
-    """Return the rows of a batch a predicate keeps."""
-    mask = evaluate.select(predicate, batch)
-    if mask is None or mask.all():
-        return batch
-    columns = {column_id: column.take(mask) for column_id, column in batch.columns.items()}
-    rowids = None if batch.rowids is None else batch.rowids[mask]
-    return evaluate.Batch(int(mask.sum()), columns, batch.calls, rowids)
+    kept = evaluate.narrowed(batch, predicate, *(output.expr for output in outputs))
+    return [column.owned() for column in evaluate_outputs(outputs, kept)]
 
 
 def evaluate_outputs(outputs: Sequence[ex.Output], batch: evaluate.Batch) -> list[Column]:

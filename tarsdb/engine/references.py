@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tarsdb.engine import evaluate
 from tarsdb.engine.context import Context
 from tarsdb.engine.loaded_models import adapted_model
 from tarsdb.errors import CatalogError
@@ -153,15 +152,15 @@ def mentioned(expression: ex.Expr | Relational, kind: str) -> set[str]:
         else:
             found = [function.name for function in expression.functions]
         inside = [node for _, node in expression.constants]
+        for relation in expression.relations:
+            inside += [output.expr for output in relation.computed]
+            inside += [] if relation.predicate is None else [relation.predicate]
         return set(map(str.lower, found)).union(*(mentioned(node, kind) for node in inside))
     wanted = "udf" if kind == "function" else kind
     names: set[str] = set()
-    stack: list[ex.Expr] = [expression]
-    while stack:
-        node = stack.pop()
+    for node in ex.walk(expression):
         if isinstance(node, ex.Call) and node.kind == wanted and node.target:
             names.add(node.target.lower())
         if isinstance(node, ex.Distance) and node.function and kind == "function":
             names.add(node.function.lower())
-        stack.extend(evaluate.children(node))
     return names

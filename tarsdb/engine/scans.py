@@ -6,16 +6,17 @@ map: they are consumed inside the statement's read transaction and never kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from tarsdb.columns import Column, concat
-from tarsdb.engine import access, evaluate
+from tarsdb.engine import access, batches, project
 from tarsdb.engine.arrow import to_arrow
 from tarsdb.engine.arrow_input import dump_json
+from tarsdb.engine.context import Context
 from tarsdb.errors import BindError, DataError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -36,8 +37,7 @@ class TableScan:
         self,
         view: TableView,
         relation: Relation,
-        calls: evaluate.Calls,
-        check: Callable[[], None],
+        context: Context,
         cache: dict[Any, Any] | None,
         at_once: bool = False,
     ) -> None:
@@ -45,8 +45,7 @@ class TableScan:
         self._columns = {column.name: column for column in relation.columns}
         self._with_rowid = relation.with_rowid
         self._predicate = relation.predicate
-        self._calls = calls
-        self._check = check
+        self._context = context
         self._cache = cache
         self._at_once = at_once
         fields = [pa.field(c.name, arrow_type(c.type)) for c in relation.columns]
@@ -84,7 +83,7 @@ class TableScan:
         wanted = [self._columns[name] for name in columns if name in self._columns]
         schema = pa.schema([self.schema.field(name) for name in columns])
         for chunk in self._chunks(wanted):
-            self._check()
+            self._context.engines.interrupt.check()
             named = dict(zip((c.name for c in wanted), chunk.columns, strict=True))
             arrays = [
                 to_arrow(named[name]) if name in named else pa.array(chunk.rowids)
@@ -96,11 +95,51 @@ class TableScan:
     def _chunks(self, wanted: list[ColumnDef]) -> Iterator[Chunk]:
         ids = [column.id for column in wanted]
         if self._predicate is not None:
-            found = access.choose(self._view.table, self._predicate, self._view, self._calls)
+            found = access.choose(self._view.table, self._predicate, self._view, self._context)
             if found is not None:
                 yield Chunk(found.rowids, self._view.rows(found.rowids, ids))
                 return
         yield from self._view.chunks(ids)
+
+
+class ComputingScan:
+    """A table whose rows are filtered here, with columns that functions compute.
+
+    Functions are called for many rows at once, and for columns that are asked for only. With
+    ``at_once`` all of it is read when :meth:`table` is called, and the snapshot may go.
+    """
+
+    def __init__(
+        self, view: TableView, relation: Relation, context: Context, at_once: bool = False
+    ) -> None:
+        self._view = view
+        self._predicate = relation.predicate
+        self._context = context
+        self._at_once = at_once
+        outputs = [ex.Output(c.name, ex.ColumnRef(c), c.type) for c in relation.columns]
+        if relation.with_rowid:
+            outputs.append(ex.Output(ex.ROWID, ex.RowidRef(), BIGINT))
+        self._outputs = {output.name: output for output in (*outputs, *relation.computed)}
+        self.schema = pa.schema(
+            [pa.field(o.name, arrow_type(o.type)) for o in self._outputs.values() if o.type]
+        )
+
+    def table(self) -> pa.Table | None:
+        """Return the whole relation where it must be read at once, else None."""
+        if not self._at_once:
+            return None
+        return pa.Table.from_batches(self.batches(self.schema.names), self.schema)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns of the rows that pass."""
+        wanted = [self._outputs[name] for name in columns]
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        read = [output.expr for output in wanted]
+        for batch in batches.passing(self._context, self._view, self._predicate, read):
+            found = project.evaluate_outputs(wanted, batch)
+            if found:
+                arrays = [to_arrow(column) for column in found]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 class ColumnsScan:

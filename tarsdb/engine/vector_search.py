@@ -382,7 +382,7 @@ def filtered_rowids(
         context.engines.interrupt.check()
         columns = dict(zip(needed, chunk.columns, strict=True))
         batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
-        kept.append(chunk.rowids[evaluate.truth(predicate, batch).true])
+        kept.append(chunk.rowids[evaluate.select(predicate, batch)])
     return np.concatenate(kept) if kept else np.empty(0, np.int64)
 
 

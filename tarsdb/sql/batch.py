@@ -13,8 +13,9 @@ from sqlglot import exp
 from tarsdb.schema import TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, require_column, where
-from tarsdb.sql.core import Core, output_type
+from tarsdb.sql.core import Core
 from tarsdb.sql.expressions import Expr, Output
+from tarsdb.sql.kinds import output_type
 from tarsdb.sql.plan import Relational
 from tarsdb.sql.relational import Rewriter
 from tarsdb.sql.scope import Scope, Source

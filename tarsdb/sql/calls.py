@@ -114,3 +114,13 @@ def _by_name(function: FunctionDef, arguments: tuple[Any, ...], node: Any) -> tu
     if missing:
         raise BindError(f"function {function.name}: argument {missing[0]!r} is missing")
     return tuple(placed[name] for name in names)
+
+
+def own_call(call: OwnCall, arguments: tuple[ex.Expr, ...]) -> ex.Call:
+    """Return a call as a bound expression."""
+    function = call.function
+    takes = () if function is None else tuple(sql_type for _, sql_type in function.arguments)
+    is_volatile = function is not None and function.volatility.upper() == "VOLATILE"
+    return ex.Call(
+        call.kind, call.name, call.target, arguments, call.returns, call.options, takes, is_volatile
+    )

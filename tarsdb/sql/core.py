@@ -18,16 +18,15 @@ from tarsdb.errors import BindError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
-from tarsdb.sql.calls import resolve_call
+from tarsdb.sql.calls import own_call, resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF, parameter_name
-from tarsdb.sql.kinds import category, check_operator, common_number
-from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType
+from tarsdb.sql.kinds import BOOLEAN_NODES, category, check_operator, fits_declaration, output_type
+from tarsdb.types import BIGINT, DOUBLE, INT, Kind
 
 Lookup = Callable[[Any], ex.Expr | None]
 
 _COMPARE = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
 _ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*"}
-BOOLEAN_NODES = (ex.Compare, ex.And, ex.Or, ex.Not, ex.IsNull, ex.InList)
 MAX_INT = 2**63 - 1
 
 
@@ -40,14 +39,20 @@ class Core:
     lookup : callable
         sqlglot Column -> ColumnRef, Excluded, RowidRef, an aliased expression, or None (outside).
     calls : bool
-        Whether calls of models and functions are inside (they are for constants, defaults,
-        generated columns and assignments; a SELECT sends them to the relational engine).
+        Whether all calls of models and functions are inside (they are for constants, defaults,
+        generated columns and assignments).
+    functions : bool
+        Whether calls of sandboxed functions over columns are, where the arguments fit the
+        declaration without casts of DuckDB's; a SELECT sends all others to the relational engine.
     """
 
-    def __init__(self, binding: Binding, lookup: Lookup, *, calls: bool = False) -> None:
+    def __init__(
+        self, binding: Binding, lookup: Lookup, *, calls: bool = False, functions: bool = False
+    ) -> None:
         self.binding = binding
         self.lookup = lookup
         self.calls = calls
+        self.functions = functions
 
     def expr(self, node: Any) -> ex.Expr | None:
         """Convert an expression; None when it is outside the core."""
@@ -195,13 +200,16 @@ class Core:
             metric = self.metric(call.function, call.arguments)
             if metric is not None:
                 return metric
-        if call is None or not self.calls or call.kind in ("aggregate", "table"):
+        if call is None or call.kind in ("aggregate", "table"):
+            return None
+        if not self.calls and not (self.functions and call.kind == "udf"):
             return None
         arguments = [self.expr(argument) for argument in call.arguments]
-        if any(argument is None for argument in arguments):
-            return None
         known = tuple(argument for argument in arguments if argument is not None)
-        return ex.Call(call.kind, call.name, call.target, known, call.returns, call.options)
+        if len(known) < len(arguments):
+            return None
+        converted = own_call(call, known)
+        return converted if self.calls or fits_declaration(converted) else None
 
     def distance(self, node: Any, operator: str) -> ex.Expr | None:
         """Convert ``a <op> b``; a column stands left, a constant right."""
@@ -345,23 +353,6 @@ def parameter_key(node: Any) -> int | str:
     """Return the key of a parameter node: a 0-based position or a name."""
     name = parameter_name(node)
     return int(name) - 1 if name.isdigit() else name
-
-
-def output_type(expr: ex.Expr) -> SqlType | None:
-    """Return the type of a native output; None when only running it tells."""
-    if isinstance(expr, ex.ColumnRef):
-        return expr.column.type
-    if isinstance(expr, ex.RowidRef):
-        return SqlType(Kind.BIGINT)
-    if isinstance(expr, ex.Distance):
-        return REAL
-    if isinstance(expr, BOOLEAN_NODES):
-        return BOOLEAN
-    if isinstance(expr, ex.Arithmetic):
-        return common_number(output_type(expr.left), output_type(expr.right), expr)
-    if isinstance(expr, ex.Call):
-        return expr.returns
-    return None
 
 
 _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {

@@ -122,7 +122,8 @@ def _one_row(plan: pl.OneRow) -> Lines:
 
 def _aggregate(plan: pl.Aggregate) -> Lines:
     calls = [
-        "count(*)" if c.column is None else f"{c.function}({c.column.name})" for c in plan.calls
+        "count(*)" if c.operand is None else f"{c.function}({expression(c.operand)})"
+        for c in plan.calls
     ]
     return [f"Aggregate {plan.table.name}: {', '.join(calls)}", *_detail("filter", plan.predicate)]
 
@@ -165,10 +166,13 @@ def _relation(relation: pl.Relation) -> Lines:
         return [f"{relation.name}: Python variable {relation.variable}"]
     names = [column.name for column in relation.columns]
     names += [ex.ROWID] if relation.with_rowid else []
+    names += [output.name for output in relation.computed]
     table = relation.table.name if relation.table is not None else ""
     what = "rows being written" if relation.batch else f"Scan {table}"
     line = f"{relation.name}: {what} ({', '.join(names)})"
-    return [line, *_detail("filter early", relation.predicate)]
+    how = "filter" if relation.filtered else "filter early"
+    computed = [f"  {output.name}: {expression(output.expr)}" for output in relation.computed]
+    return [line, *_detail(how, relation.predicate), *computed]
 
 
 def _variable_scan(plan: pl.VariableScan) -> Lines:

@@ -6,6 +6,7 @@ resolved: a ``ColumnRef`` carries the column's definition. NULL follows three-va
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,9 @@ class Call:
 
     ``target`` is the catalog name for ``kind`` 'udf' and the model's name for ``kind`` 'model'
     (empty for a function without a model). ``options`` are constants by name, of models only; a
-    value is a Literal (of a tuple for a list) or a Parameter.
+    value is a Literal (of a tuple for a list) or a Parameter. ``takes`` are the declared types of a
+    catalog function's arguments, which constants are converted to; ``is_volatile`` says that two
+    equal calls may differ.
     """
 
     kind: str
@@ -132,6 +135,8 @@ class Call:
     args: tuple[Expr, ...]
     returns: SqlType | None = None
     options: tuple[tuple[str, Expr], ...] = ()
+    takes: tuple[SqlType, ...] = ()
+    is_volatile: bool = False
 
 
 Expr = (
@@ -147,3 +152,34 @@ class Output:
     name: str
     expr: Expr
     type: SqlType | None = None
+
+
+def children(node: Expr) -> Sequence[Expr]:
+    """Return the operands of an expression."""
+    match node:
+        case Compare() | Arithmetic() | Distance():
+            return (node.left, node.right)
+        case And() | Or():
+            return node.terms
+        case Not() | IsNull():
+            return (node.operand,)
+        case InList():
+            return (node.operand, *node.items)
+        case Call():
+            return node.args
+        case _:
+            return ()
+
+
+def walk(*expressions: Expr | None) -> Iterator[Expr]:
+    """Yield every node of some expressions, each before its operands."""
+    stack = [expression for expression in expressions if expression is not None]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(children(node))
+
+
+def calls(*expressions: Expr | None) -> list[Call]:
+    """Return the calls in some expressions, the outer before the inner ones."""
+    return [node for node in walk(*expressions) if isinstance(node, Call)]

@@ -8,7 +8,7 @@ import decimal
 from tarsdb.errors import BindError
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.types import BIGINT, DOUBLE, INT, Kind, Physical, SqlType
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, Physical, SqlType
 
 _OF_TYPE = {
     Kind.SMALLINT: "number", Kind.INT: "number", Kind.BIGINT: "number", Kind.REAL: "number",
@@ -17,6 +17,11 @@ _OF_TYPE = {
     Kind.INT8VEC: "vector", Kind.BIT: "vector",
 }  # fmt: skip
 _WHOLE = {Kind.SMALLINT: 0, Kind.INT: 1, Kind.BIGINT: 2}
+_EXACT_BITS = {
+    Kind.SMALLINT: 15, Kind.INT: 31, Kind.BIGINT: 63, Kind.REAL: 24, Kind.DOUBLE: 53,
+}  # fmt: skip
+_EXACT_DIGITS = 15  # of a decimal literal whose nearest float64 every way of converting finds
+BOOLEAN_NODES = (ex.Compare, ex.And, ex.Or, ex.Not, ex.IsNull, ex.InList)
 
 
 def type_category(sql_type: SqlType | None) -> str:
@@ -95,3 +100,63 @@ def _literal_type(expr: ex.Expr) -> SqlType | None:
     if isinstance(expr.value, int) and not isinstance(expr.value, bool):
         return INT if abs(expr.value) < 2**31 else BIGINT
     return DOUBLE if isinstance(expr.value, float) else None
+
+
+def output_type(expr: ex.Expr) -> SqlType | None:
+    """Return the type of a native output; None when only running it tells."""
+    if isinstance(expr, ex.ColumnRef):
+        return expr.column.type
+    if isinstance(expr, ex.RowidRef):
+        return SqlType(Kind.BIGINT)
+    if isinstance(expr, ex.Distance):
+        return REAL
+    if isinstance(expr, BOOLEAN_NODES):
+        return BOOLEAN
+    if isinstance(expr, ex.Arithmetic):
+        return common_number(output_type(expr.left), output_type(expr.right), expr)
+    if isinstance(expr, ex.Call):
+        return expr.returns
+    return None
+
+
+def fits_declaration(call: ex.Call) -> bool:
+    """Return True when a function's arguments get its types without casts that are DuckDB's.
+
+    Numbers may become wider ones, as they do there. A call of constants only does not fit: DuckDB
+    makes it once, whatever the number of rows.
+    """
+    nodes = tuple(ex.walk(*call.args))
+    if not any(isinstance(node, ex.ColumnRef) for node in nodes):
+        return False
+    if any(isinstance(node, ex.Distance) for node in nodes):
+        return False
+    return all(_fits(node, wanted) for node, wanted in zip(call.args, call.takes, strict=True))
+
+
+def _fits(node: ex.Expr, wanted: SqlType) -> bool:
+    if isinstance(node, ex.Parameter):
+        return True
+    if isinstance(node, ex.Literal):
+        return _literal_fits(node.value, wanted.kind)
+    given = output_type(node)
+    if given is None or given == wanted:
+        return given is not None
+    if given.kind in _WHOLE:
+        wider = wanted.kind in _WHOLE and _WHOLE[wanted.kind] > _WHOLE[given.kind]
+        return wider or wanted.kind in (Kind.REAL, Kind.DOUBLE)
+    return given.kind is Kind.REAL and wanted.kind is Kind.DOUBLE
+
+
+def _literal_fits(value: object, kind: Kind) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool):
+        return kind is Kind.BOOLEAN
+    if isinstance(value, int):
+        return abs(value) < 1 << _EXACT_BITS.get(kind, 0)
+    if isinstance(value, decimal.Decimal):
+        exact = len(value.as_tuple().digits) <= _EXACT_DIGITS
+        return exact and kind in (Kind.REAL, Kind.DOUBLE)
+    if isinstance(value, float):
+        return kind is Kind.DOUBLE
+    return isinstance(value, str) and kind is Kind.TEXT

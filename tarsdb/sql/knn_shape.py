@@ -38,11 +38,11 @@ def find(select: TableSelect) -> KnnShape | None:
     residue: list[Any] = []
     filters: list[ex.Call] = []
     for node in select.conjuncts:
-        term = select.core.condition(node)
-        called = select.filter_call(node) if term is None else None
+        called = select.filter_call(node)
+        term = select.core.condition(node) if called is None else None
         if called is not None:
             filters.append(called)
-        elif term is None:
+        elif term is None or ex.calls(term):
             residue.append(node)
         else:
             terms.append(term)

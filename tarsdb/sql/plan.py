@@ -46,11 +46,15 @@ class OneRow:
 
 @dataclass(frozen=True)
 class AggregateCall:
-    """``function`` is count_star, count, sum, avg, min or max; ``column`` None for count_star."""
+    """``function`` is count_star, count, sum, avg, min or max; ``type`` is that of the operand.
+
+    The operand is a column, or computed by a sandboxed function; None for count_star.
+    """
 
     function: str
-    column: ColumnDef | None
+    operand: Expr | None
     name: str
+    type: SqlType
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Relation:
     Exactly one of the sources is set. ``columns`` lists the table's columns the text reads
     (``with_rowid`` adds a ``rowid`` column); vectors appear as FLOAT[dim], TINYINT[dim], or text
     of 0/1 for BIT. ``predicate`` is a native restriction that may be applied early: the text
-    applies it again.
+    applies it again, unless ``filtered`` says that it is the scan's to apply. ``computed`` are
+    further columns: calls of functions, made for the rows of the scan in large batches.
     """
 
     name: str
@@ -103,6 +108,8 @@ class Relation:
     columns: tuple[ColumnDef, ...] = ()
     with_rowid: bool = False
     predicate: Expr | None = None
+    filtered: bool = False
+    computed: tuple[Output, ...] = ()
     knn: Knn | None = None
     system: str | None = None  # a tars_* table
     variable: str | None = None  # a Python variable of the caller's frame

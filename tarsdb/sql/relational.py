@@ -17,13 +17,14 @@ from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name, where
 from tarsdb.sql.calls import OwnCall, resolve_call
+from tarsdb.sql.computed import leave_to_scan
 from tarsdb.sql.core import Core, parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
 from tarsdb.sql.function_calls import rewrite_aggregate, rewrite_table, table_function
 from tarsdb.sql.plan import Relational, RelationalCall
 from tarsdb.sql.pushdown import push_search, search_note
-from tarsdb.sql.scope import Scope, Source, hide_from_stars
+from tarsdb.sql.scope import Scope, Source, hide_from_stars, owner
 from tarsdb.sql.select import TableSelect
 
 _STAR_TAKERS = (exp.Count,)
@@ -126,6 +127,7 @@ class Rewriter:
             self.notes[note] = None
         scope = self.new_scope(parent, ctes, node)
         done = self._sources(node, scope)
+        leave_to_scan(self, node, scope)
         self._push_predicates(node, scope)
         for part, value in list(node.args.items()):
             if part == "with_":
@@ -250,13 +252,13 @@ class Rewriter:
         hits: set[Source] = set()
 
         def lookup(column: Any) -> ex.Expr | None:
-            owner = _owner(column, scope)
-            if owner is None or owner.table is None or owner.batch:
+            of = owner(column, scope)
+            if of is None or of.table is None or of.batch:
                 return None
-            found = owner.table.column(column.name)
+            found = of.table.column(column.name)
             if found is None or found.type.is_vector:
                 return None
-            hits.add(owner)
+            hits.add(of)
             return ex.ColumnRef(found)
 
         core = Core(self.binding, lookup)
@@ -388,17 +390,6 @@ class Rewriter:
         name = f"__c{len(self.constants)}"
         self.constants.append((name, expr))
         return exp.Placeholder(this=name)
-
-
-def _owner(column: Any, scope: Scope) -> Source | None:
-    if column.args.get("db") is not None or isinstance(column.this, exp.Star):
-        return None
-    qualifier = column.args.get("table")
-    if qualifier is not None:
-        name = qualifier.name.lower()
-        return next((source for source in scope.sources if source.alias == name), None)
-    owners = [source for source in scope.sources if source.has(column.name)]
-    return owners[0] if len(owners) == 1 else None
 
 
 def _filters_commute(node: Any) -> bool:

@@ -30,6 +30,8 @@ class Source:
     batch: bool = False
     extra: frozenset[str] = frozenset()  # columns beside the table's: __no, __distance
     terms: list[ex.Expr] = field(default_factory=list)
+    filtered: bool = False
+    computed: tuple[ex.Output, ...] = ()
     knn: Any = None  # function of the outputs giving the Knn
     system: str | None = None
     variable: str | None = None
@@ -73,7 +75,9 @@ class Source:
         if knn is not None:
             return Relation(self.relation, columns=columns, knn=knn)
         rowid = self.rowid or not columns  # a scan needs some column
-        return Relation(self.relation, self.table, columns, rowid, predicate)
+        return Relation(
+            self.relation, self.table, columns, rowid, predicate, self.filtered, self.computed
+        )
 
 
 @dataclass(eq=False)
@@ -173,6 +177,18 @@ class Scope:
             if any(source.table is None for source in scope.sources):
                 return False, None
         return False, None
+
+
+def owner(column: Any, scope: Scope) -> Source | None:
+    """Return the source of a scope a column belongs to, None where that is not certain."""
+    if column.args.get("db") is not None or isinstance(column.this, exp.Star):
+        return None
+    qualifier = column.args.get("table")
+    if qualifier is not None:
+        name = qualifier.name.lower()
+        return next((source for source in scope.sources if source.alias == name), None)
+    owners = [source for source in scope.sources if source.has(column.name)]
+    return owners[0] if len(owners) == 1 else None
 
 
 def hide_from_stars(scope: Scope) -> None:

@@ -11,10 +11,11 @@ from sqlglot import exp
 from tarsdb.schema import TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, table_name
-from tarsdb.sql.calls import resolve_call
-from tarsdb.sql.core import Core, output_type
+from tarsdb.sql.calls import own_call, resolve_call
+from tarsdb.sql.core import Core
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
+from tarsdb.sql.kinds import output_type
 
 _PARTS = frozenset({"expressions", "from_", "where", "order", "limit", "offset"})
 _TABLE_PARTS = frozenset({"this", "alias", "db"})
@@ -48,7 +49,7 @@ class TableSelect:
     _items: list[Item] | None = None
 
     def __post_init__(self) -> None:
-        self.core = Core(self.binding, self.lookup)
+        self.core = Core(self.binding, self.lookup, functions=True)
 
     @property
     def items(self) -> list[Item]:
@@ -69,29 +70,6 @@ class TableSelect:
             found.append(Output(item.name, item.expr, sql_type))
         return tuple(found)
 
-    def called_outputs(self) -> tuple[Output, ...] | None:
-        """Return a SELECT list of columns, and of functions over columns of just their types."""
-        found = []
-        for item in self.items:
-            expr = item.expr if isinstance(item.expr, ex.ColumnRef) else self._function(item.node)
-            if expr is None:
-                return None
-            found.append(Output(item.name, expr, output_type(expr)))
-        return tuple(found)
-
-    def _function(self, node: Any) -> ex.Expr | None:
-        if not isinstance(node, exp.Anonymous) or OPERATOR_OF.get(node.name) is not None:
-            return None
-        call = resolve_call(self.binding, node)
-        if call is None or call.kind != "udf" or call.function is None or not call.arguments:
-            return None
-        arguments = [self.core.expr(argument) for argument in call.arguments]
-        columns = tuple(a for a in arguments if isinstance(a, ex.ColumnRef))
-        wanted = [sql_type for _, sql_type in call.function.arguments]
-        if [a.column.type for a in columns] != wanted:
-            return None
-        return ex.Call(call.kind, call.name, call.target, columns, call.returns, call.options)
-
     def filter_call(self, node: Any) -> ex.Call | None:
         """Return a call of a sandboxed filter over columns and constants, None for all else."""
         if not isinstance(node, exp.Anonymous) or OPERATOR_OF.get(node.name) is not None:
@@ -107,7 +85,7 @@ class TableSelect:
             if not isinstance(argument, (ex.ColumnRef, ex.Literal, ex.Parameter)):
                 return None
             found.append(argument)
-        return ex.Call(call.kind, call.name, call.target, tuple(found), call.returns)
+        return own_call(call, tuple(found))
 
     def predicates(self) -> list[ex.Expr] | None:
         """Return WHERE as native terms, or None when part of it is outside."""
@@ -173,20 +151,9 @@ class TableSelect:
 
 def _nested_distance(expr: ex.Expr) -> bool:
     """Return True for a distance inside an expression: the relational engine computes that."""
-    if isinstance(expr, (ex.Distance, ex.ColumnRef, ex.RowidRef)):
+    if isinstance(expr, (ex.Distance, ex.ColumnRef, ex.RowidRef, ex.Call)):
         return False
-    stack: list[Any] = [expr]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, (ex.Distance, ex.Parameter)):
-            return True
-        if isinstance(node, (ex.Compare, ex.Arithmetic)):
-            stack += [node.left, node.right]
-        elif isinstance(node, (ex.And, ex.Or)):
-            stack += node.terms
-        elif isinstance(node, (ex.Not, ex.IsNull)):
-            stack.append(node.operand)
-    return False
+    return any(isinstance(node, (ex.Distance, ex.Parameter)) for node in ex.walk(expr))
 
 
 def take_apart(

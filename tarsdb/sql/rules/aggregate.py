@@ -8,9 +8,10 @@ from sqlglot import exp
 
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.core import conjunction
-from tarsdb.sql.kinds import category
+from tarsdb.sql.kinds import category, output_type
 from tarsdb.sql.plan import Aggregate, AggregateCall
 from tarsdb.sql.select import TableSelect
+from tarsdb.types import BIGINT
 
 _FUNCTIONS: dict[type[Any], str] = {
     exp.Count: "count", exp.Sum: "sum", exp.Avg: "avg", exp.Min: "min", exp.Max: "max",
@@ -51,8 +52,11 @@ def _call(select: TableSelect, name: str, node: Any) -> AggregateCall | None:
         return None
     if isinstance(node.this, exp.Star):
         starred = function == "count" and not any(node.this.args.values())
-        return AggregateCall("count_star", None, name) if starred else None
+        return AggregateCall("count_star", None, name, BIGINT) if starred else None
     operand = select.core.expr(node.this)
-    if not isinstance(operand, ex.ColumnRef) or category(operand) not in _ARGUMENTS[function]:
+    if operand is None or category(operand) not in _ARGUMENTS[function]:
         return None
-    return AggregateCall(function, operand.column, name)
+    sql_type = output_type(operand)
+    if sql_type is None or not (isinstance(operand, ex.ColumnRef) or ex.calls(operand)):
+        return None
+    return AggregateCall(function, operand, name, sql_type)

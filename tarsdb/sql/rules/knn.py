@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tarsdb.sql import expressions as ex
 from tarsdb.sql.knn_shape import find, make_knn
 from tarsdb.sql.plan import Knn
 from tarsdb.sql.relational import filter_query
@@ -12,7 +13,7 @@ def match(select: TableSelect) -> Knn | None:
     """Return the plan when the SELECT list is native, or None."""
     shape = find(select)
     outputs = select.outputs() if shape is not None else None
-    if shape is None or outputs is None:
+    if shape is None or outputs is None or ex.calls(*(output.expr for output in outputs)):
         return None
     residue = filter_query(select, shape.residue) if shape.residue else None
     return make_knn(select, shape, outputs, residue)

@@ -9,7 +9,8 @@ from sqlglot import exp
 
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding
-from tarsdb.sql.core import Core, output_type
+from tarsdb.sql.core import Core
+from tarsdb.sql.kinds import output_type
 from tarsdb.sql.plan import OneRow
 
 

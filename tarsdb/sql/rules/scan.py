@@ -14,7 +14,7 @@ def match(select: TableSelect) -> Scan | None:
     terms = select.predicates()
     if terms is None:
         return None
-    outputs = select.outputs() or select.called_outputs()
+    outputs = select.outputs()
     if outputs is None:
         return None
     return Scan(select.table, outputs, conjunction(terms), select.limit, select.offset)

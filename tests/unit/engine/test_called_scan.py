@@ -69,8 +69,18 @@ def test_own_writes_are_seen(db: tarsdb.Connection) -> None:
     assert rows == [(1, 4.0), (3, 0.1875)]
 
 
-def test_arguments_of_another_type_stay_relational(db: tarsdb.Connection) -> None:
-    for items in ("inverse(n)", "half(x + 1)", "half(2.0)"):
+def test_narrower_numbers_and_expressions_are_arguments_too(db: tarsdb.Connection) -> None:
+    for items in ("inverse(n + 1)", "half(x + 1)", "half(n)", "half(half(x))"):
+        sql = f"SELECT id, {items} FROM {{}}"
+        assert db.execute(f"EXPLAIN {sql.format('t')}").fetchall()[0] == ("Scan t",), items
+        native, oracle = (
+            db.execute(sql.format(t)).fetchall() for t in ("t", "(SELECT * FROM t) AS t")
+        )
+        assert sorted(native) == sorted(oracle), items
+
+
+def test_casts_and_constants_stay_relational(db: tarsdb.Connection) -> None:
+    for items in ("half(2.0)", "half(CAST(s AS DOUBLE))", "half(x / 2)", "shout(n::TEXT)"):
         plan = db.execute(f"EXPLAIN SELECT {items} FROM t").fetchall()
         assert plan[0] != ("Scan t",), items
 

@@ -1,0 +1,176 @@
+"""Calls of functions left to the scan of their table, which makes them for many rows at once.
+
+DuckDB calls a function for 2,048 rows at a time, some 100 us each. Where a SELECT reads one table
+and WHERE is native, the scan applies WHERE, its calls included; and calls that the rest of the
+outermost SELECT makes for every row become columns of the relation, under DuckDB's grouping,
+sorting and aggregates. What may be evaluated for some rows only (CASE, AND, FILTER, a SELECT list
+under LIMIT) stays with DuckDB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlglot import exp
+
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.core import Core, conjunction
+from tarsdb.sql.expressions import Output
+from tarsdb.sql.function_calls import has_aggregate
+from tarsdb.sql.scope import Scope, Source, owner
+
+if TYPE_CHECKING:
+    from tarsdb.sql.relational import Rewriter
+
+PREFIX = "__computed"
+_TABLE_PARTS = frozenset({"this", "alias", "db"})
+_EVERY_ROW = (
+    exp.Alias, exp.Paren, exp.Predicate, exp.Not, exp.Neg, exp.Add, exp.Sub, exp.Mul, exp.Div,
+    exp.Mod, exp.Cast, exp.Abs, exp.Round, exp.Floor, exp.Ceil, exp.AggFunc, exp.Window,
+    exp.Distinct, exp.Order, exp.Ordered, exp.Group,
+)  # fmt: skip
+"""Nodes that evaluate all of their operands, whatever the row."""
+
+
+def leave_to_scan(rewriter: Rewriter, node: Any, scope: Scope) -> None:
+    """Give the one table of a SELECT its WHERE and the calls for every row, where that is right."""
+    source = _only_table(node, scope)
+    if source is None:
+        return
+    core = Core(rewriter.binding, _lookup(node, scope), functions=True)
+    condition = node.args.get("where")
+    nodes = [] if condition is None else core.conjuncts(condition.this)
+    terms = [term for term in map(core.condition, nodes) if term is not None]
+    if len(terms) < len(nodes):
+        return
+    computed: dict[ex.Call, str] = {}
+    if node.parent is None and not _shows_whole_rows(node, source):
+        computed = _Computed(rewriter, core, node, source).calls
+    if computed or ex.calls(*terms):
+        whole = conjunction(terms)
+        source.filtered, source.terms = True, [] if whole is None else [whole]
+        source.extra |= frozenset(computed.values())
+        source.computed = tuple(Output(name, call, call.returns) for call, name in computed.items())
+        node.set("where", None)
+
+
+def _only_table(node: Any, scope: Scope) -> Source | None:
+    origin = node.args.get("from_")
+    if origin is None or len(scope.sources) != 1 or not isinstance(origin.this, exp.Table):
+        return None
+    if node.args.get("joins") or node.args.get("laterals") or node.args.get("sample"):
+        return None
+    if any(value and part not in _TABLE_PARTS for part, value in origin.this.args.items()):
+        return None
+    source = scope.sources[0]
+    return source if source.table is not None and not source.batch else None
+
+
+def _lookup(node: Any, scope: Scope) -> Any:
+    """Return how columns are found: those of the table that no other item's alias may hide."""
+    aliases = {
+        item.alias.lower()
+        for item in node.expressions
+        if isinstance(item, exp.Alias)
+        and not (isinstance(item.this, exp.Column) and item.this.name.lower() == item.alias.lower())
+    }
+
+    def lookup(column: Any) -> ex.Expr | None:
+        found = owner(column, scope)
+        if found is None or found.table is None or column.name.lower() in aliases:
+            return None
+        known = found.table.column(column.name)
+        return None if known is None else ex.ColumnRef(known)
+
+    return lookup
+
+
+def _shows_whole_rows(node: Any, source: Source) -> bool:
+    """Return True where columns of ours would be seen: COLUMNS(...), or a table as a value."""
+    return node.find(exp.Columns) is not None or any(
+        column.name.lower() == source.alias for column in node.find_all(exp.Column)
+    )
+
+
+class _Computed:
+    """The calls of an outermost SELECT that became columns: ``calls`` has the columns' names."""
+
+    def __init__(self, rewriter: Rewriter, core: Core, node: Any, source: Source) -> None:
+        self.calls: dict[ex.Call, str] = {}
+        self._core = core
+        self._source = source
+        catalog = rewriter.binding.catalog
+        order, group, having = (node.args.get(part) for part in ("order", "group", "having"))
+        parts = [*node.expressions, *(p for p in (order, having, node.args.get("qualify")) if p)]
+        if group or having or has_aggregate(node, catalog):
+            self._replace(self._grouped(node, group, catalog))
+            shared = frozenset(self.calls)
+            for each in _own_nodes(parts):
+                known = catalog.function(each.name) if isinstance(each, exp.Anonymous) else None
+                if isinstance(each, exp.AggFunc) or (known and known.kind == "aggregate"):
+                    self._replace(each.iter_expressions())
+        else:
+            keys = [] if order is None else [order, *_named_items(node, order.expressions)]
+            self._replace(keys if node.args.get("limit") is not None else [*parts, *keys])
+            shared = frozenset(self.calls)
+        for each in _own_nodes(parts):
+            call = self._call(each)
+            if call in shared:
+                self._put(each, call)
+
+    def _grouped(self, node: Any, group: Any, catalog: Any) -> list[Any]:
+        """Return what GROUP BY computes for every row."""
+        if group is None:
+            return []
+        if group.args.get("all"):
+            return [item for item in node.expressions if not has_aggregate(item, catalog)]
+        table = self._source.table
+        names = [
+            key for key in group.expressions
+            if not isinstance(key, exp.Column) or table is None or table.column(key.name) is None
+        ]  # fmt: skip
+        return [*group.expressions, *_named_items(node, names)]
+
+    def _replace(self, parts: Any) -> None:
+        """Put columns in place of the calls that are made whenever some parts are evaluated."""
+        stack = list(parts)
+        while stack:
+            node = stack.pop()
+            call = self._call(node)
+            if call is not None and not call.is_volatile:
+                self._put(node, call)
+            elif isinstance(node, _EVERY_ROW):
+                stack.extend(node.iter_expressions())
+
+    def _call(self, node: Any) -> ex.Call | None:
+        call = self._core.expr(node) if isinstance(node, exp.Anonymous) else None
+        return call if isinstance(call, ex.Call) else None
+
+    def _put(self, node: Any, call: ex.Call) -> None:
+        name = self.calls.setdefault(call, f"{PREFIX}{len(self.calls)}")
+        node.replace(exp.column(name, table=self._source.alias))
+
+
+def _own_nodes(parts: list[Any]) -> list[Any]:
+    """Return what stands in parts of a SELECT, but for nested queries and bodies of lambdas."""
+    found, stack = [], list(parts)
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, (exp.Query, exp.Lambda)):
+            found.append(node)
+            stack.extend(node.iter_expressions())
+    return found
+
+
+def _named_items(node: Any, keys: list[Any]) -> Iterator[Any]:
+    """Yield the items of the SELECT list that keys name by alias or position."""
+    named = {item.alias.lower(): item for item in node.expressions if isinstance(item, exp.Alias)}
+    for key in keys:
+        target = key.this if isinstance(key, exp.Ordered) else key
+        if isinstance(target, exp.Column) and target.name.lower() in named:
+            yield named[target.name.lower()]
+        elif isinstance(target, exp.Literal) and target.this.isdigit():
+            position = int(target.this) - 1
+            if 0 <= position < len(node.expressions):
+                yield node.expressions[position]
