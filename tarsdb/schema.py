@@ -221,6 +221,8 @@ class FunctionDef:
         Table, key column and value column it may look up, where it is granted that.
     embed : str
         Model whose vectors it may ask for, where it is granted that.
+    is_cached : bool
+        Whether its results are kept in the file.
     """
 
     id: int
@@ -240,6 +242,7 @@ class FunctionDef:
     role: str = ""
     lookup: tuple[str, ...] = ()
     embed: str = ""
+    is_cached: bool = False
 
     @cached_property
     def result(self) -> str:

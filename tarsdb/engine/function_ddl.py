@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tarsdb.engine import capabilities, references
+from tarsdb.engine import capabilities, function_cache, references
 from tarsdb.engine.context import Context
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
@@ -62,6 +62,7 @@ def create_function(context: Context, plan: CreateFunction) -> Result:
         references.refuse_dependents(context, "function", existing.name, "replace")
     function = _defined(plan)
     capabilities.check(context, function, _granted(function))
+    function_cache.check(function)
     writes, code = context.require_writes(), _code(context, plan)
     _check(function, code)
     function = replace(function, id=writes.new_id(), digest=writes.put_blob(code))
@@ -82,6 +83,9 @@ def _defined(plan: CreateFunction) -> FunctionDef:
     options = dict(plan.options)
     role = str(options.pop("role", "")).lower()
     lookup, embed = _looked_up(plan.name, options), str(options.pop("embed", ""))
+    is_cached = options.pop("cache", False)
+    if not isinstance(is_cached, bool):
+        raise BindError(f"function {plan.name}: cache is {is_cached!r}, neither true nor false")
     if role and role not in ROLES:
         raise BindError(
             f"function {plan.name}: role {role!r} is not known", hint=f"roles: {', '.join(ROLES)}"
@@ -90,7 +94,7 @@ def _defined(plan: CreateFunction) -> FunctionDef:
         0, plan.name, arguments, columns[0][1] if columns else parse_type(plan.returns),
         plan.language.lower(), plan.module, plan.export or plan.name, "", plan.strict,
         plan.volatility, options, kind=plan.kind, columns=columns, role=role, lookup=lookup,
-        embed=embed,
+        embed=embed, is_cached=is_cached,
     )  # fmt: skip
 
 

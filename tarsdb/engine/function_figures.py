@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 COLUMNS: tuple[tuple[str, SqlType], ...] = (
     ("calls", BIGINT), ("rows", BIGINT), ("transitions", BIGINT), ("bytes_in", BIGINT),
     ("bytes_out", BIGINT), ("fuel", BIGINT), ("seconds", DOUBLE), ("memory_high", BIGINT),
-    ("reused", BIGINT), ("traps", TEXT), ("stopped", TEXT),
+    ("reused", BIGINT), ("cache_hits", BIGINT), ("traps", TEXT), ("stopped", TEXT),
     ("confinement", TEXT),
 )  # fmt: skip
 
@@ -22,10 +22,10 @@ COLUMNS: tuple[tuple[str, SqlType], ...] = (
 def row(figures: Figures | None) -> tuple[Any, ...]:
     """Return the values of :data:`COLUMNS`; of a function not called yet, zeros."""
     if figures is None:
-        return (0,) * 6 + (0.0, 0, 0, None, None, None)
+        return (0,) * 6 + (0.0, 0, 0, 0, None, None, None)
     counts = (figures.calls, figures.rows, figures.transitions, figures.bytes_in,
               figures.bytes_out, figures.fuel, figures.seconds, figures.memory_high,
-              figures.reused)  # fmt: skip
+              figures.reused, figures.cache_hits)  # fmt: skip
     known = (_text(figures.traps), _text(figures.stopped), figures.confinement or None)
     return (*counts, *known)
 
@@ -39,6 +39,6 @@ def lines(statement: Mapping[str, Figures]) -> list[str]:
     return [
         f"function {name}: {f.calls} calls of {f.rows} rows, {f.transitions} transitions, "
         f"{f.bytes_in} bytes copied in, {f.bytes_out} out, fuel {f.fuel}, "
-        f"{f.seconds * 1000:.3f} ms"
+        f"{f.seconds * 1000:.3f} ms" + (f", {f.cache_hits} rows known" if f.cache_hits else "")
         for name, f in sorted(statement.items())
     ]

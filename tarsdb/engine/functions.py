@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
+from tarsdb.engine import function_cache
 from tarsdb.errors import CatalogError, DatabaseError, UdfError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import FunctionDef
@@ -58,7 +59,16 @@ class FunctionRuntime:
     ) -> Column:
         """Run a sandboxed function over a batch; limits hold for the whole statement."""
         with self._using(context, function, columns, rows) as (compiled, arguments, budget):
-            answer: Column = compiled.call(arguments, rows, budget)
+
+            def compute(given: list[Column], count: int) -> Column:
+                found: Column = compiled.call(given, count, budget)
+                return found
+
+            if function.is_cached and rows:
+                counted = (compiled.figures, budget.figures_of(function.name))
+                answer = function_cache.through(context, function, arguments, counted, compute)
+            else:
+                answer = compute(arguments, rows)
         if function.role == "reranker" and np.isnan(answer.values).any():
             row = int(np.argmax(np.isnan(answer.values)))
             raise UdfError(f"function {function.name}: the score of row {row} is NaN")

@@ -1,4 +1,4 @@
-"""Results of models taken from the file where they are known, and put there behind the statement.
+"""Results of models and functions: from the file where known, put there behind the statement.
 
 :func:`through` asks for what was computed before, in the statement's own snapshot, has the rest
 computed, and leaves it to a queue. A short-lived thread writes the queue in small transactions
@@ -12,7 +12,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -41,9 +41,30 @@ Item = tuple[Any, ...]
 Compute = Callable[[list[Item]], Iterable[Any]]
 
 
+class Asked(Protocol):
+    """What is asked of every item, and how its results are kept.
+
+    Attributes
+    ----------
+    counters : str
+        Where hits and misses are counted: ``<counters>.hits``, ``<counters>.misses``.
+    """
+
+    counters: ClassVar[str]
+
+    def names(self, items: Sequence[Item]) -> list[bytes]:
+        """Return the names the results of items have in the file."""
+
+    def encode(self, value: Any) -> bytes:
+        """Return a result as it is stored."""
+
+    def decode(self, stored: bytes) -> Any:
+        """Return a stored result, None where it is none of this kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of every item, beside the item itself.
+    """What is asked of a model about every item, beside the item itself.
 
     Attributes
     ----------
@@ -55,6 +76,7 @@ class Question:
         Elements of a result that is a float32 vector; 0 for JSON values (text, numbers, lists).
     """
 
+    counters: ClassVar[str] = "inference_cache"
     version: ModelVersion
     way: Mapping[str, Any]
     width: int = 0
@@ -126,14 +148,14 @@ def _digest(value: Any) -> bytes:
 
 
 def through(
-    context: Context, question: Question, items: Sequence[Item], compute: Compute
+    context: Context, question: Asked, items: Sequence[Item], compute: Compute
 ) -> list[Any]:
     """Return the result of every item, computing only what no snapshot has yet.
 
     Parameters
     ----------
     context : Context
-    question : Question
+    question : Asked
     items : sequence of tuple
         Inputs of each result; equal items have equal results.
     compute : callable
@@ -145,8 +167,8 @@ def through(
     results, moved, mark = _known(context, question, names, queue)
     missing = {names[at]: at for at in range(len(items)) if names[at] not in results}
     misses = sum(name in missing for name in names)
-    METRICS.add("inference_cache.hits", len(items) - misses)
-    METRICS.add("inference_cache.misses", misses)
+    METRICS.add(f"{question.counters}.hits", len(items) - misses)
+    METRICS.add(f"{question.counters}.misses", misses)
     if missing:
         computed = compute([items[at] for at in missing.values()])
         results.update(zip(missing, computed, strict=True))
@@ -157,7 +179,7 @@ def through(
 
 
 def _known(
-    context: Context, question: Question, names: Sequence[bytes], queue: WriteQueue
+    context: Context, question: Asked, names: Sequence[bytes], queue: WriteQueue
 ) -> tuple[dict[bytes, Any], list[Entry], str]:
     """Return results at hand by name, entries worth writing again, and the erase mark."""
     distinct = list(dict.fromkeys(names))
@@ -174,7 +196,7 @@ def _known(
     return results, moved, mark
 
 
-def _value(question: Question, found: Found | None, waiting: bytes | None) -> Any:
+def _value(question: Asked, found: Found | None, waiting: bytes | None) -> Any:
     stored = found.value if found is not None else waiting
     return None if stored is None else question.decode(stored)
 
@@ -218,7 +240,7 @@ class WriteQueue:
             METRICS.add("inference_cache.dropped", dropped)
 
     def purge(self) -> None:
-        """Have the results removed whose model is gone."""
+        """Have the results removed whose model or function is gone."""
         with self._changed:
             self._purge = True
             self._start()
@@ -309,9 +331,14 @@ def hurry(env: Environment) -> None:
 
 
 def after_commit(env: Environment, writes: WriteSet) -> None:
-    """Let go of models that a commit dropped; their results are removed in the background."""
-    if any(kind == "model" for kind, _ in writes.objects):
+    """Let go of models that a commit dropped; their results are removed in the background.
+
+    Results of functions are too.
+    """
+    kinds = {kind for kind, _ in writes.objects}
+    if kinds & {"model", "function"}:
         queue_of(env).purge()
+    if "model" in kinds:
         with env.read() as txn:
             loaded_models(env).keep_only(inference.live_weights(txn, env))
 

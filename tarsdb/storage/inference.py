@@ -1,10 +1,10 @@
-"""Results of models by what they were computed from, kept in the file up to a limit.
+"""Results of models and functions by what they were computed from, kept up to a limit.
 
-An entry is named by digests of everything it depends on: the input, the model's weights, and the
-way it was computed (task, numeric mode, options). So one found in any snapshot is right, and losing
-one loses nothing. Entries go into the newest *generation*; one that is read in an old generation is
-written into the newest again, and space is made by removing from the oldest. That is least recently
-used, about, without a write for each read.
+An entry is named by digests of everything it depends on: the input, the model's weights or the
+function's module, and the way it was computed (task, numeric mode, options). So one found in any
+snapshot is right, and losing one loses nothing. Entries go into the newest *generation*; one that
+is read in an old generation is written into the newest again, and space is made by removing from
+the oldest. That is least recently used, about, without a write for each read.
 
 Keys in ``inference``: generation u32, input 16 bytes, weights 16, way 16, and 16 more for every
 further input of a task that reads several. ``meta`` has limit, fill of the newest generation and an
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from tarsdb.errors import CorruptionError, Error
-from tarsdb.schema import ModelDef
+from tarsdb.schema import FunctionDef, ModelDef
 from tarsdb.storage import failpoints
 from tarsdb.storage.catalog import read_catalog
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
@@ -193,7 +193,7 @@ def count(txn: ReadTxn) -> int:
 def write(env: Environment, entries: Sequence[Entry]) -> int:
     """Store results and make room for them; return how many were stored.
 
-    Left out: what was computed before an erasure, and results of weights no model has any more.
+    Left out: what was computed before an erasure, and results of weights or modules that are gone.
     """
 
     def work(txn: WriteTxn) -> int:
@@ -276,7 +276,7 @@ def forget_input(env: Environment, text: str) -> int:
 
 
 def forget_dead(env: Environment) -> int:
-    """Remove the results of weights that no model of the catalog has; return how many."""
+    """Remove the results of weights and modules that the catalog has not; return how many."""
     with env.read() as txn:
         live = live_weights(txn, env)
     return _remove_where(env, lambda key: key[_WEIGHTS] not in live)
@@ -314,10 +314,20 @@ def _keys(txn: ReadTxn) -> Iterator[bytes]:
             yield from block
 
 
+def function_digest(function: FunctionDef) -> bytes:
+    """Return what stands for a function's module where a model has the digest of its weights."""
+    return digest(b"module " + function.digest.encode())
+
+
 def live_weights(txn: ReadTxn, env: Environment) -> Collection[bytes]:
-    """Return the digests of the weights of all model versions in the catalog."""
-    models: list[ModelDef] = read_catalog(txn, env.caches).models()
-    return {version.weights_digest for model in models for version in model.versions}
+    """Return the digests of the weights of all model versions in the catalog.
+
+    Beside them are those of the modules of functions whose results are kept.
+    """
+    catalog = read_catalog(txn, env.caches)
+    models: list[ModelDef] = catalog.models()
+    weights = {version.weights_digest for model in models for version in model.versions}
+    return weights | {function_digest(f) for f in catalog.functions() if f.is_cached}
 
 
 # --- checking ---

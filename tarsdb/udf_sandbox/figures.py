@@ -38,6 +38,8 @@ class Figures:
         Most bytes of memory a guest had at the end of a call.
     reused : int
         Calls that found an instance from an earlier one.
+    cache_hits : int
+        Rows whose result was known, and for which nothing was called.
     traps : Counter
         By the trap's code.
     confinement : str
@@ -57,10 +59,16 @@ class Figures:
     seconds: float = 0.0
     memory_high: int = 0
     reused: int = 0
+    cache_hits: int = 0
     confinement: str = ""
     traps: Counter[str] = field(default_factory=Counter)
     stopped: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def hit(self, rows: int) -> None:
+        """Count rows whose result was known."""
+        with self._lock:
+            self.cache_hits += rows
 
     def add(self, call: Call, seconds: float, error: BaseException | None) -> None:
         """Count a call that has ended."""
