@@ -87,11 +87,11 @@ def _column_rows(table: TableDef) -> list[tuple[Any, ...]]:
 
 
 def _model_rows(context: Context, model: ModelDef) -> list[tuple[Any, ...]]:
-    mode, stored, loaded = system_tables.model_sizes(context, model)
+    mode, stored, loaded, packed = system_tables.model_sizes(context, model)
     rows: list[tuple[Any, ...]] = [
         ("name", model.name), ("task", model.task), ("dim", str(model.dim)),
         ("numeric mode", mode), ("bytes stored", str(stored)), ("bytes loaded", str(loaded)),
-        ("default version", model.default_version),
+        ("bytes packed", str(packed)), ("default version", model.default_version),
     ]  # fmt: skip
     for version in model.versions:
         text = f"{len(version.tensors)} tensors, {len(version.files)} files; {version.lineage}"

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class Lease:
     """A model version in use without a read transaction.
 
-    Its weights lie in memory, so nothing breaks when the model goes; the work ends, because who
-    dropped or replaced it does not want its answers any more.
+    Its weights lie in memory, or on pages of the file that nobody writes over while they are
+    mapped, so nothing breaks when the model goes; the work ends, because who dropped or replaced it
+    does not want its answers any more.
 
     Parameters
     ----------

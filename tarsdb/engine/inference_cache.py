@@ -23,7 +23,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql.expressions import Call
-from tarsdb.storage import Environment, WriteSet, background, inference
+from tarsdb.storage import Environment, WriteSet, background, inference, packed
 from tarsdb.storage.inference import Entry, Found, entry_name, text_digest
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class WriteQueue:
             METRICS.add("inference_cache.dropped", dropped)
 
     def purge(self) -> None:
-        """Have the results removed whose model or function is gone."""
+        """Have results and packed weights removed whose model or function is gone."""
         with self._changed:
             self._purge = True
             self._start()
@@ -292,6 +292,7 @@ class WriteQueue:
             METRICS.add("inference_cache.stored", stored)
             if purge:
                 inference.forget_dead(self._env)
+                packed.forget_dead(self._env)
         except Error:  # full, locked, closed: these results are computed again when asked for
             METRICS.add("inference_cache.dropped", len(batch))
         with self._changed:
@@ -331,16 +332,16 @@ def hurry(env: Environment) -> None:
 
 
 def after_commit(env: Environment, writes: WriteSet) -> None:
-    """Let go of models that a commit dropped; their results are removed in the background.
+    """Let go of models that a commit dropped; the file does so in the background.
 
-    Results of functions are too.
+    Results of functions are removed too.
     """
     kinds = {kind for kind, _ in writes.objects}
-    if kinds & {"model", "function"}:
-        queue_of(env).purge()
     if "model" in kinds:
         with env.read() as txn:
             loaded_models(env).keep_only(inference.live_weights(txn, env))
+    if kinds & {"model", "function"}:
+        queue_of(env).purge()
 
 
 def set_limit(env: Environment, limit: int) -> None:

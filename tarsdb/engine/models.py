@@ -20,6 +20,7 @@ from tarsdb.engine.generation import Lease, with_draft
 from tarsdb.engine.inference_cache import question_of, through
 from tarsdb.engine.loaded_models import Key, adapted_model, loaded_models, memory_bytes
 from tarsdb.engine.model_functions import FUNCTIONS, Request, Values
+from tarsdb.engine.packed_weights import shelf_for
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.errors import CatalogError, InternalError, ModelError
 from tarsdb.kernels.gpu.device import Device
@@ -187,8 +188,10 @@ def _load(context: Context, model: ModelDef, version: ModelVersion, device: Devi
 
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
     tensors = _Tensors(context, version)
-    where = {} if device is None else {"device": device}
-    return TASKS[model.task].load(files, tensors, dict(model.options), **where)
+    options = dict(model.options)
+    if device is not None:
+        return TASKS[model.task].load(files, tensors, options, device=device)
+    return TASKS[model.task].load(files, tensors, options, shelf=shelf_for(context, version))
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -201,6 +204,11 @@ class _Tensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         dtype, shape, digest = self._stored[name]
         return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, none of them read."""
+        return {name: tuple(shape) for name, (_, shape, _) in self._stored.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored

@@ -142,6 +142,9 @@ SETTINGS: dict[str, Setting] = {
     "inference_cache": Setting(
         True, _switch, "whether results of models are kept in the file and taken from it"
     ),
+    "packed_weights": Setting(
+        True, _switch, "whether packed weights of large models are mapped from the file, kept there"
+    ),
     "result_cache": Setting(False, _switch, "whether answers of repeated searches are kept"),
     "device": Setting("cpu", _device, "what computes models, large exact searches and lists"),
     "isa": Setting("auto", _isa, "instruction set of the kernels, by TARSDB_ISA"),

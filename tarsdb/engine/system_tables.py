@@ -17,7 +17,7 @@ from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, ModelDef
-from tarsdb.storage import commit_log, known_parts
+from tarsdb.storage import commit_log, known_parts, packed
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
 
 Rows = list[tuple[Any, ...]]
@@ -97,8 +97,8 @@ def _models(context: Context) -> Rows:
     ]
 
 
-def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int]:
-    """Return a model's numeric mode, and the bytes it takes in the file and in memory here.
+def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int, int]:
+    """Return a model's numeric mode, its bytes in the file, in memory here, and packed in the file.
 
     All versions count; tensors that several share count once in the file.
     """
@@ -110,7 +110,13 @@ def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int]:
     in_memory = {version.weights_digest for version in model.versions}
     device = model_device.choose(context.engines.settings, [model], may_refuse=False)
     mode = numeric_mode(model.options, device)
-    return mode, sum(tensors.values()), sum(loaded.nbytes(weights) for weights in in_memory)
+    txn = context.snapshot.txn
+    return (
+        mode,
+        sum(tensors.values()),
+        sum(loaded.nbytes(weights) for weights in in_memory),
+        sum(packed.size_bytes(txn, weights) for weights in in_memory),
+    )
 
 
 def _model_versions(context: Context) -> Rows:
@@ -188,7 +194,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_models": (
         (("name", TEXT), ("task", TEXT), ("dim", BIGINT), ("default_version", TEXT),
          ("versions", BIGINT), ("numeric_mode", TEXT), ("bytes_stored", BIGINT),
-         ("bytes_loaded", BIGINT)), _models),
+         ("bytes_loaded", BIGINT), ("bytes_packed", BIGINT)), _models),
     "tars_model_versions": (
         (("model", TEXT), ("name", TEXT), ("is_default", BOOLEAN), ("tensors", BIGINT),
          ("files", BIGINT), ("lineage", TEXT)), _model_versions),

@@ -212,19 +212,29 @@ def from_bfloat16(bits: Array) -> F32:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def fill(matrix: PackedMatrix, *parts: F32) -> None:
+    """Pack a matrix (N, K), or gate and up, into memory of zeros; raises as :func:`pack`."""
+    if len(parts) != (2 if matrix.gated else 1):
+        raise ValueError(f"{len(parts)} matrices for one that is {matrix.gated=}")
+    size = matrix.layout.tile_bytes(matrix.depth)
+    for number, part in enumerate(parts):
+        if part.shape != (matrix.columns, matrix.depth):
+            raise ValueError(f"shape {part.shape}, packed ({matrix.columns}, {matrix.depth})")
+        for tile in range(matrix.tiles // len(parts)):
+            rows = np.ascontiguousarray(part[tile * TILE : (tile + 1) * TILE], np.float32)
+            at = (tile * len(parts) + number) * size
+            _pack_tile(rows, matrix.layout, matrix.data[at : at + size])
+
+
 def _packed(parts: tuple[F32, ...], kind: str, variant: str) -> PackedMatrix:
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of packed weights; known: {', '.join(KINDS)}")
     layout = LAYOUTS[layout_of(kind, variant)]
     columns, depth = parts[0].shape
-    tiles, size = -(-columns // TILE), layout.tile_bytes(depth)
-    data = aligned(size * tiles * len(parts))
-    for number, part in enumerate(parts):
-        for tile in range(tiles):
-            rows = np.ascontiguousarray(part[tile * TILE : (tile + 1) * TILE], np.float32)
-            at = (tile * len(parts) + number) * size
-            _pack_tile(rows, layout, data[at : at + size])
-    return PackedMatrix(layout, columns, depth, len(parts) == 2, data)
+    data = aligned(layout.tile_bytes(depth) * -(-columns // TILE) * len(parts))
+    matrix = PackedMatrix(layout, columns, depth, len(parts) == 2, data)
+    fill(matrix, *parts)
+    return matrix
 
 
 def _pack_tile(rows: F32, layout: Layout, tile: U8) -> None:

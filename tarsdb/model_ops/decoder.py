@@ -33,6 +33,7 @@ from tarsdb.model_ops.lora import CONFIG, read_lora
 from tarsdb.model_ops.on_device import DeviceDecoder, kernels_on
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
+from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.weights import QUANTIZE
 
 F32 = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ _SMALL = {
 
 
 class Decoder:
-    """A language model. Made by :meth:`from_files`; it owns all its memory.
+    """A language model. Made by :meth:`from_files`; nobody takes its memory away.
 
     Attributes
     ----------
@@ -59,11 +60,12 @@ class Decoder:
     def __init__(
         self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any], device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         check_options(options)
         self.spec: DecoderSpec = read_spec(files)
         kind = QUANTIZE[str(options.get("quantize", "none"))]
-        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind, device)
+        self._forward = _forward(self.spec, DecoderReader(self.spec, tensors), kind, device, shelf)
         self._threads = self._forward.threads
         self._angles = Angles(self.spec.ropes, self.spec.head_dim)
 
@@ -71,6 +73,7 @@ class Decoder:
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any] | None = None, device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> Decoder:  # fmt: skip
         """Make a decoder.
 
@@ -79,7 +82,7 @@ class Decoder:
         files : mapping of str to bytes
             The model's small files by name, as :class:`ModelFiles` has them.
         tensors : mapping of str to ndarray
-            Read one at a time and copied.
+            Read one at a time and copied; not at all where the shelf has them packed.
         options : mapping, optional
             Of CREATE MODEL: ``quantize`` is 'none' (float32), 'bf16' (weights), 'int8' (weights by
             output, activations by row) or 'int4' (weights of 4 bits, activations of 8, both in
@@ -87,6 +90,8 @@ class Decoder:
         device : Device, optional
             Computes the steps, and holds weights and caches. Activations are float32 there,
             'bf16' is float16 and whole numbers are weights only.
+        shelf : Shelf, optional
+            Where packed weights may lie; see :func:`packed_weights`.
 
         Raises
         ------
@@ -99,7 +104,7 @@ class Decoder:
         DeviceError
             The device failed, or has no room.
         """
-        return cls(files, tensors, options or {}, device)
+        return cls(files, tensors, options or {}, device, shelf)
 
     @property
     def threads(self) -> int:
@@ -155,14 +160,16 @@ class Decoder:
         return self._forward.logits(batch, positions, self._angles.at(positions), cache)
 
 
-def _forward(spec: DecoderSpec, read: DecoderReader, kind: str, device: Device | None) -> Forward:
+def _forward(
+    spec: DecoderSpec, read: DecoderReader, kind: str, device: Device | None, shelf: Shelf | None
+) -> Forward:
     """Choose how steps are computed, for as long as the decoder lives."""
     if device is not None:
         return DeviceDecoder(device, kernels_on(device.xp), spec, read, kind)
     kernel = compiled.wait(kind)
     if kernel is None or not is_proven(kernel):
         return NumpyForward(spec, read, kind)
-    return CompiledForward(spec, read, kind, kernel)
+    return CompiledForward(spec, read, kernel, shelf)
 
 
 def is_proven(kernel: compiled.StepKernel) -> bool:
@@ -179,7 +186,7 @@ def is_proven(kernel: compiled.StepKernel) -> bool:
         )  # fmt: skip
         positions = batch.row_positions()
         angles = Angles(spec.ropes, spec.head_dim).at(positions)
-        ways = (NumpyForward(spec, read, kind), CompiledForward(spec, read, kind, kernel))
+        ways = (NumpyForward(spec, read, kind), CompiledForward(spec, read, kernel))
         exact, found = (
             way.logits(batch, positions, angles, KVCache.for_model(spec, 3)) for way in ways
         )

@@ -5,7 +5,7 @@ Takes batches that :class:`Decoder` has checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from tarsdb.model_ops.decoder_spec import DecoderSpec
 from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader, DecoderWeights
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import LayerAdapter, LowRank
+from tarsdb.model_ops.packed_decoder import decoder_plan, pack_decoder
+from tarsdb.model_ops.shelf import Shelf, packed_weights
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -213,11 +215,14 @@ class CompiledForward:
     """One compiled call a step, on packed weights, which are the only copy."""
 
     def __init__(
-        self, spec: DecoderSpec, read: DecoderReader, kind: str, kernel: compiled.StepKernel
-    ) -> None:
+        self, spec: DecoderSpec, read: DecoderReader, kernel: compiled.StepKernel,
+        shelf: Shelf | None = None,
+    ) -> None:  # fmt: skip
         self._spec = spec
-        words = read.words()
-        form = kernel.form
+        kind, form = kernel.variant.split("/")
+        weights, self._region = packed_weights(
+            decoder_plan(spec, kind, form), shelf, lambda views: pack_decoder(spec, read, views)
+        )
         silu = gemm_reference.GATED + gemm_reference.SILU
         sizes: dict[str, Any] = {
             "hidden": spec.hidden, "heads": spec.heads, "kv_heads": spec.kv_heads,
@@ -225,17 +230,19 @@ class CompiledForward:
             "intermediate": spec.intermediate, "vocabulary": spec.vocabulary,
             "gate": silu if spec.activation != GELU_TANH
             else gemm_reference.GATED + gemm_reference.GELU_TANH,
-            "halved_words": int(kind != "f32"), "norm": read.final_norm(),
-            "words": words if kind == "f32" else packing.to_bfloat16(words),
-            "head": packing.pack(words if spec.tied else read.head(), kind, form),
+            "halved_words": int(kind != "f32"), "norm": weights["norm"],
+            "words": weights["words"], "head": weights["head"],
             "epsilon": spec.epsilon, "embedding_scale": spec.embedding_scale,
             "query_scale": spec.query_scale, "score_cap": spec.score_cap,
             "logit_cap": spec.logit_cap,
         }  # fmt: skip
-        layers = [
-            {**_packed(read.layer(number), kind, form), "window": layer.window, "rope": layer.rope}
-            for number, layer in enumerate(spec.layers)
+        layers: list[dict[str, compiled.Value]] = [
+            {"window": layer.window, "rope": layer.rope} for layer in spec.layers
         ]
+        for name, weight in weights.items():
+            layer, _, part = name.rpartition("/")
+            if layer:
+                layers[int(layer)][part] = weight
         self._step = compiled.DecoderStep(kernel, sizes, layers)
 
     @property
@@ -288,26 +295,6 @@ class CompiledForward:
                 np.array(lines, np.int64).reshape(-1, 3), [each.content for each in adapters],
             )
         )  # fmt: skip
-
-
-def _packed(layer: DecoderLayer, kind: str, form: str) -> Mapping[str, compiled.Value]:
-    """Pack a layer's matrices and biases; norms stay."""
-    packed: dict[str, compiled.Value] = {}
-    for name, array in vars(layer).items():
-        if array is None:
-            continue
-        if name.startswith("gate_up"):
-            gate, up = np.split(array, 2)
-            packed[name] = (
-                packing.pack_bias(gate, up)
-                if array.ndim == 1
-                else packing.pack_gated(gate, up, kind, form)
-            )
-        elif name.endswith("bias"):
-            packed[name] = packing.pack_bias(array)
-        else:
-            packed[name] = packing.pack(array, kind, form) if array.ndim == 2 else array
-    return packed
 
 
 def _packed_pair(name: str, part: LowRank) -> tuple[packing.PackedMatrix, packing.PackedMatrix]:

@@ -32,6 +32,7 @@ from tarsdb.model_ops.sentence import (
     read_prompt,
     read_settings,
 )
+from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
 from tarsdb.model_ops.transformer import Panel, Transformer
 from tarsdb.model_ops.weights import check_tensors, load_weights
@@ -45,7 +46,7 @@ _WINDOW = 4096  # texts tokenised at a time: bounds the memory of ids
 class Encoder:
     """A text encoder. Several threads may call it at once.
 
-    Made by :meth:`from_files`; it owns all its memory.
+    Made by :meth:`from_files`; nobody takes its memory away.
 
     Attributes
     ----------
@@ -60,6 +61,7 @@ class Encoder:
     def __init__(
         self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
         spec: EncoderSpec, settings: SentenceSettings, device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self._spec = spec
         self._settings = settings
@@ -69,7 +71,7 @@ class Encoder:
             files["tokenizer.json"], settings.max_length, lower=settings.lower
         )
         self._is_on_device = device is not None
-        self._transformer = _transformer(spec, tensors, settings.weights, device)
+        self._transformer = _transformer(spec, tensors, settings.weights, device, shelf)
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -79,6 +81,7 @@ class Encoder:
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any] | None = None, device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> Encoder:  # fmt: skip
         """Make an encoder.
 
@@ -87,13 +90,16 @@ class Encoder:
         files : mapping of str to bytes
             The model's small files by name, as :class:`ModelFiles` has them.
         tensors : mapping of str to ndarray
-            Read one at a time and copied, so a lazy mapping never holds two copies of a model.
+            Read one at a time and copied, so a lazy mapping never holds two copies of a model; not
+            at all where the shelf has them packed.
         options : mapping, optional
             Of CREATE MODEL: pooling, normalize, max_length, overflow ('truncate' | 'error'),
             prompt, quantize ('none' | 'bf16' | 'int8' | 'int4').
         device : Device, optional
             Computes token vectors, and holds the weights. Activations are float32 there, 'bf16' is
             float16 and whole numbers are weights only.
+        shelf : Shelf, optional
+            Where packed weights may lie; see :func:`packed_weights`.
 
         Raises
         ------
@@ -107,7 +113,7 @@ class Encoder:
             The device failed, or has no room.
         """
         spec = read_spec(read_object(files, "config.json"))
-        return cls(files, tensors, spec, read_settings(files, spec, options or {}), device)
+        return cls(files, tensors, spec, read_settings(files, spec, options or {}), device, shelf)
 
     def encode(
         self, texts: Sequence[Text | None], *, kind: str | None = None,
@@ -247,10 +253,11 @@ class Encoder:
 
 
 def _transformer(
-    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str, device: Device | None
-) -> Transformer | DeviceEncoder:
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str, device: Device | None,
+    shelf: Shelf | None,
+) -> Transformer | DeviceEncoder:  # fmt: skip
     if device is None:
-        return Transformer(spec, tensors, kind)
+        return Transformer(spec, tensors, kind, shelf)
     return DeviceEncoder(device, kernels_on(device.xp), spec, load_weights(spec, tensors), kind)
 
 

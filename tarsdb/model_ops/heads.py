@@ -26,8 +26,15 @@ from tarsdb.model_ops.sentence import (
     read_max_length,
     read_object,
 )
+from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.tokenizer import TextTokenizer
-from tarsdb.model_ops.weights import QUANTIZE, check_tensors, compare_shapes, read_tensor
+from tarsdb.model_ops.weights import (
+    QUANTIZE,
+    check_tensors,
+    compare_shapes,
+    read_tensor,
+    shapes_of,
+)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -222,6 +229,7 @@ class Classifier:
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any] | None = None, device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> Classifier:  # fmt: skip
         """Make a classifier; parameters as of :meth:`Encoder.from_files`.
 
@@ -235,7 +243,7 @@ class Classifier:
             An unknown option or a value it cannot have.
         """
         options = options or {}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes = shapes_of(tensors)
         longest = check_classifier(files, shapes, options, "the model")
         config = read_object(files, "config.json")
         spec = read_spec(config)
@@ -245,7 +253,7 @@ class Classifier:
             refuse_long=options.get("overflow") == "error",
             weights=QUANTIZE[options.get("quantize", "none")],
         )  # fmt: skip
-        encoder = Encoder(files, tensors, spec, settings, device)
+        encoder = Encoder(files, tensors, spec, settings, device, shelf)
         return cls(encoder, head, tensors, head_shapes(spec, head))
 
     @property

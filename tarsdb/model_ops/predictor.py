@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, InterruptError, ModelError, ModelFormatError, NotSupportedError
+from tarsdb.model_ops.shelf import Shelf
 
 FILE = "model.onnx"
 MAX_BYTES = 1 << 31
@@ -61,9 +62,12 @@ class Predictor:
     @classmethod
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, Any],
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, shelf: Shelf | None = None,
     ) -> Predictor:  # fmt: skip
-        """Make a predictor of a model's files; raises as :func:`check_predictor`."""
+        """Make a predictor of a model's files; raises as :func:`check_predictor`.
+
+        Its weights are its own format's, not packed by us: the shelf stays as it is.
+        """
         check_options(options or {})
         return cls(files[FILE])
 

@@ -28,6 +28,7 @@ from tarsdb.model_ops.architecture import EncoderSpec, tensor_shapes
 from tarsdb.model_ops.encoder_rotary import Rotary
 from tarsdb.model_ops.panels import PANEL_TOKENS
 from tarsdb.model_ops.rope import Rope
+from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
 
 F32 = npt.NDArray[np.float32]
@@ -80,20 +81,23 @@ class Transformer:
         As :func:`load_weights` takes them.
     kind : str
         Of the weights: ``f32``, ``bf16``, ``int8`` or ``int4``.
+    shelf : Shelf, optional
+        Where packed weights may lie.
     """
 
     panel_tokens = PANEL_TOKENS
     """Tokens to compute together, about."""
 
     def __init__(
-        self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str
-    ) -> None:
+        self, spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], kind: str,
+        shelf: Shelf | None = None,
+    ) -> None:  # fmt: skip
         self._spec, self._kind = spec, kind
         self._form = form_of(kind)
         if self._form is not None:
             kernels.prepare(kind)  # while the weights are read
         portable = None if kind == "f32" else f"{kind}/avx2"
-        self._weights = load_weights(spec, tensors, self._form or portable)
+        self._weights = load_weights(spec, tensors, self._form or portable, shelf)
         self._model = None if self._form is None else model_table(spec, self._weights)
         self._memories: deque[kernels.Memory] = deque(maxlen=os.cpu_count() or 1)
 

@@ -3,14 +3,14 @@
 Query, key and value are one matrix, the query scaled by log2(e) / sqrt(head size) so that scores
 are powers of two; gate and what it multiplies are one; positions, or words where there are none,
 and token type 0 are added up. Matrices are packed for compiled
-products, or kept as NumPy multiplies them. Every array is this module's own copy, made one tensor
-at a time, so it outlives the file or the transaction it was read from.
+products, or kept as NumPy multiplies them. Arrays are copied one tensor at a time, or lie packed on
+a shelf; either way they outlive the transaction they were read in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
 from tarsdb.kernels import gemm_reference
-from tarsdb.kernels.packing import TILE, PackedMatrix, pack, pack_gated
+from tarsdb.kernels.packed_plan import Plan, Slot, Weight, matrix_slot, store
+from tarsdb.kernels.packing import TILE, PackedMatrix
+from tarsdb.memory_region import Region
 from tarsdb.model_ops.architecture import (
     EncoderSpec,
     layer_tensor,
@@ -28,6 +30,7 @@ from tarsdb.model_ops.architecture import (
     word_tensor,
 )
 from tarsdb.model_ops.rope import Angles
+from tarsdb.model_ops.shelf import Shelf, packed_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -35,6 +38,7 @@ QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8", "int4": "int4"}
 """How matrices are kept: value of the option ``quantize`` -> kind of ``kernels/packing``."""
 LOG2E = np.float32(math.log2(math.e))
 _NAMED = 8  # missing tensors spelled out in an error
+_LAYER_NORMS = ("context_norm", "output_norm")
 _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
@@ -64,20 +68,6 @@ class Linear:
             return self.matrix
         return self.matrix.unpack().reshape(-1, self.matrix.depth).T
 
-    @classmethod
-    def of(cls, weight: F32, bias: F32, form: str | None) -> Linear:
-        """Make one of (outputs, inputs), packed in a form KIND/VARIANT or not at all."""
-        if form is None:
-            return cls(np.ascontiguousarray(weight.T), bias)
-        return cls(pack(weight, *form.split("/")), bias)
-
-    @classmethod
-    def gated(cls, gate: F32, up: F32, bias: F32, form: str | None) -> Linear:
-        """Make one of two matrices (outputs, inputs) and a bias (2, outputs)."""
-        if form is None:
-            return cls(np.ascontiguousarray(np.concatenate([gate, up]).T), bias)
-        return cls(pack_gated(gate, up, *form.split("/")), bias)
-
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -104,7 +94,7 @@ class EncoderWeights:
     ``relative``
     (heads, 2 * max_tokens - 1), in powers of two like the scores, or None. ``head_size`` is filled
     up with zeros to a multiple of 16. ``angles``, by position, of an encoder that turns queries and
-    keys.
+    keys. ``region`` holds the arrays, where matrices are packed.
     """
 
     words: F32
@@ -115,6 +105,7 @@ class EncoderWeights:
     relative: F32 | None
     head_size: int
     angles: Angles | None = None
+    region: Region | None = None
 
 
 def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
@@ -142,6 +133,12 @@ def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], wher
     return prefix
 
 
+def shapes_of(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor; a mapping that knows them, as ``shapes``, is not read."""
+    known = getattr(tensors, "shapes", None)
+    return {name: tensors[name].shape for name in tensors} if known is None else dict(known)
+
+
 def compare_shapes(
     expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str,
     prefix: str = "",
@@ -167,11 +164,13 @@ def compare_shapes(
 
 
 def load_weights(
-    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], form: str | None = None
-) -> EncoderWeights:
+    spec: EncoderSpec, tensors: Mapping[str, npt.NDArray[Any]], form: str | None = None,
+    shelf: Shelf | None = None,
+) -> EncoderWeights:  # fmt: skip
     """Copy the tensors an encoder needs; each is read from the mapping once.
 
     Matrices are packed in a form KIND/VARIANT of the kernels, or kept for NumPy where it is None.
+    What the shelf has packed is not read.
 
     Raises
     ------
@@ -180,8 +179,59 @@ def load_weights(
     """
     prefix = _prefix(tensors, "the model", word_tensor(spec))
     if any(_find(tensors, prefix + name) is None for name in tensor_shapes(spec)):
-        check_tensors(spec, {name: tensors[name].shape for name in tensors}, "the model")
+        check_tensors(spec, shapes_of(tensors), "the model")
     read = _Reader(spec, tensors, prefix)
+    if form is None:
+        dense = {name: _dense(name, parts) for name, parts in _parts(spec, read)}
+        return _assembled(spec, dense)
+
+    def pack(views: Mapping[str, Weight]) -> None:
+        for name, parts in _parts(spec, read):
+            store(views[name], *parts)
+
+    packed, region = packed_weights(encoder_plan(spec, form), shelf, pack)
+    return _assembled(spec, packed, region)
+
+
+def encoder_plan(spec: EncoderSpec, form: str) -> Plan:
+    """Return where weights lie, packed in a form KIND/VARIANT of the kernels."""
+    kind, _, variant = form.partition("/")
+    hidden, inner, wide = spec.hidden, spec.intermediate, spec.heads * _padded_size(spec)
+    slots = {"words": _floats(spec.vocabulary, hidden), "types": _floats(spec.token_types, hidden)}
+    if spec.rotary is None:
+        slots["positions"] = _floats(spec.max_tokens, hidden)
+    if spec.relative_buckets:
+        slots["relative"] = _floats(spec.heads, 2 * spec.max_tokens - 1)
+    slots["norm"] = slots["shift"] = _floats(hidden)
+    layer = {
+        "qkv": matrix_slot(kind, variant, (3 * wide, hidden)),
+        "qkv_bias": _floats(3 * wide),
+        "context": matrix_slot(kind, variant, (hidden, wide)),
+        "context_bias": _floats(hidden),
+        "expand": matrix_slot(kind, variant, (inner, hidden), spec.gated),
+        "expand_bias": _floats(2, inner) if spec.gated else _floats(inner),
+        "reduce": matrix_slot(kind, variant, (hidden, inner)),
+        "reduce_bias": _floats(hidden),
+    }
+    for name in _LAYER_NORMS:
+        layer[name] = layer[f"{name}_shift"] = _floats(hidden)
+    for number in range(spec.layers):
+        slots.update({f"{number}/{name}": slot for name, slot in layer.items()})
+    return Plan(slots)
+
+
+def _floats(*shape: int) -> Slot:
+    return Slot("float32", shape)
+
+
+def _dense(name: str, parts: tuple[F32, ...]) -> F32:
+    """Return an array as NumPy multiplies it: matrices of layers (inputs, outputs)."""
+    is_matrix = "/" in name and parts[0].ndim == 2 and not name.endswith("_bias")
+    return np.ascontiguousarray(np.concatenate(parts).T) if is_matrix else parts[0]
+
+
+def _parts(spec: EncoderSpec, read: _Reader) -> Iterator[tuple[str, tuple[F32, ...]]]:
+    """Yield name and content of every array; matrices (outputs, inputs), of a gated one two."""
     words, positions = read(word_tensor(spec)), None
     if spec.rotary is None:
         positions = read("embeddings.position_embeddings.weight")[spec.position_offset :].copy()
@@ -191,21 +241,48 @@ def load_weights(
         both = words if positions is None else positions
         both += types[0]
         types = types - types[0]
-    relative = None
+    if positions is not None:
+        yield "positions", (positions,)
+    yield "words", (words,)
+    yield "types", (types,)
     if spec.relative_buckets:
         table = read("encoder.relative_attention_bias.weight") * LOG2E
-        relative = _relative_bias(table, spec.max_tokens)
+        yield "relative", (_relative_bias(table, spec.max_tokens),)
+    yield "norm", (read(norm_tensor(spec, "weight")),)
+    yield "shift", (read.bias(norm_tensor(spec, "bias"), spec.hidden),)
+    for number in range(spec.layers):
+        for name, parts in _layer(spec, read, number):
+            yield f"{number}/{name}", parts
+
+
+def _assembled(
+    spec: EncoderSpec, parts: Mapping[str, Any], region: Region | None = None
+) -> EncoderWeights:
+    """Give the arrays of a model their places."""
+
+    def layer(number: int) -> LayerWeights:
+        def linear(name: str) -> Linear:
+            return Linear(parts[f"{number}/{name}"], parts[f"{number}/{name}_bias"])
+
+        def norm(name: str) -> tuple[F32, F32]:
+            return parts[f"{number}/{name}"], parts[f"{number}/{name}_shift"]
+
+        return LayerWeights(
+            qkv=linear("qkv"), context=linear("context"), context_norm=norm("context_norm"),
+            expand=linear("expand"), reduce=linear("reduce"), output_norm=norm("output_norm"),
+        )  # fmt: skip
+
+    rotary = spec.rotary
     return EncoderWeights(
-        words=words,
-        positions=positions,
-        types=types,
-        norm=(read(norm_tensor(spec, "weight")), read.bias(norm_tensor(spec, "bias"), spec.hidden)),
-        layers=tuple(_layer(spec, read, number, form) for number in range(spec.layers)),
-        relative=relative,
+        words=parts["words"],
+        positions=parts.get("positions"),
+        types=parts["types"],
+        norm=(parts["norm"], parts["shift"]),
+        layers=tuple(layer(number) for number in range(spec.layers)),
+        relative=parts.get("relative"),
         head_size=_padded_size(spec),
-        angles=None
-        if spec.rotary is None
-        else Angles(spec.rotary.ropes, spec.hidden // spec.heads),
+        angles=None if rotary is None else Angles(rotary.ropes, spec.hidden // spec.heads),
+        region=region,
     )
 
 
@@ -250,15 +327,12 @@ def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple
     return values
 
 
-def _layer(spec: EncoderSpec, read: _Reader, number: int, form: str | None) -> LayerWeights:
+def _layer(spec: EncoderSpec, read: _Reader, number: int) -> Iterator[tuple[str, tuple[F32, ...]]]:
     def weight(part: str) -> F32:
         return read(layer_tensor(spec, number, part, "weight"))
 
     def bias(part: str, size: int = spec.hidden) -> F32:
         return read.bias(layer_tensor(spec, number, part, "bias"), size)
-
-    def norm(part: str) -> tuple[F32, F32]:
-        return weight(part), bias(part)
 
     if spec.rotary is None:
         parts = ("query", "key", "value")
@@ -268,33 +342,33 @@ def _layer(spec: EncoderSpec, read: _Reader, number: int, form: str | None) -> L
         qkv_bias = np.split(bias("qkv", 3 * spec.hidden), 3)
     for query in (qkv[0], qkv_bias[0]):
         query *= LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
-    return LayerWeights(
-        qkv=Linear.of(
-            np.concatenate([_padded_heads(spec, each) for each in qkv]),
-            np.concatenate([_padded_heads(spec, each) for each in qkv_bias]),
-            form,
-        ),
-        context=Linear.of(_padded_heads(spec, weight("context").T).T, bias("context"), form),
-        context_norm=norm("context_norm"),
-        expand=_expand(spec, weight, bias, form),
-        reduce=Linear.of(weight("reduce"), bias("reduce"), form),
-        output_norm=norm("output_norm"),
-    )
+    yield "qkv", (np.concatenate([_padded_heads(spec, each) for each in qkv]),)
+    yield "qkv_bias", (np.concatenate([_padded_heads(spec, each) for each in qkv_bias]),)
+    yield "context", (_padded_heads(spec, weight("context").T).T,)
+    yield "context_bias", (bias("context"),)
+    yield from _expand(spec, weight, bias)
+    yield "reduce", (weight("reduce"),)
+    yield "reduce_bias", (bias("reduce"),)
+    for part in _LAYER_NORMS:
+        yield part, (weight(part),)
+        yield f"{part}_shift", (bias(part),)
 
 
 def _expand(
-    spec: EncoderSpec, weight: Callable[[str], F32], bias: Callable[[str, int], F32],
-    form: str | None,
-) -> Linear:  # fmt: skip
-    """Return the first product of the feed-forward network."""
+    spec: EncoderSpec, weight: Callable[[str], F32], bias: Callable[[str, int], F32]
+) -> Iterator[tuple[str, tuple[F32, ...]]]:
+    """Yield the first product of the feed-forward network."""
     size = spec.intermediate
     if not spec.gated:
-        return Linear.of(weight("expand"), bias("expand", size), form)
-    if spec.family == "modernbert":
+        yield "expand", (weight("expand"),)
+        yield "expand_bias", (bias("expand", size),)
+    elif spec.family == "modernbert":
         gate, up = np.split(weight("gate_up"), 2)
-        return Linear.gated(gate, up, bias("gate_up", 2 * size).reshape(2, size), form)
-    both = np.stack([bias("gate", size), bias("expand", size)])
-    return Linear.gated(weight("gate"), weight("expand"), both, form)
+        yield "expand", (gate, up)
+        yield "expand_bias", (bias("gate_up", 2 * size).reshape(2, size),)
+    else:
+        yield "expand", (weight("gate"), weight("expand"))
+        yield "expand_bias", (np.stack([bias("gate", size), bias("expand", size)]),)
 
 
 def _padded_size(spec: EncoderSpec) -> int:

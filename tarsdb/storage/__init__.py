@@ -5,7 +5,7 @@ transaction wants to write, ``TableView`` one table of a snapshot with the trans
 top. Knows no SQL, no kernels and no models; the other packages never see LMDB.
 """
 
-from tarsdb.storage import background, inference
+from tarsdb.storage import background, inference, packed
 from tarsdb.storage.blobs import put_blob
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
@@ -60,6 +60,7 @@ __all__ = [
     "known_parts",
     "load_checkpoint",
     "merge",
+    "packed",
     "part_places",
     "part_runs",
     "plain_runs",

@@ -13,7 +13,7 @@ import numpy as np
 
 from tarsdb.errors import Error
 from tarsdb.schema import CatalogObject, IndexDef, TableDef
-from tarsdb.storage import blobs, inference, keys, rewrite
+from tarsdb.storage import blobs, inference, keys, packed, rewrite
 from tarsdb.storage.catalog import load_objects
 from tarsdb.storage.formats import DIGEST_MASK, TableCounters
 from tarsdb.storage.index_keys import null_rows
@@ -52,7 +52,7 @@ def check(env: Environment, full: bool = False) -> list[str]:
             elif full:
                 findings += _check_blobs(txn, definition)
         if full:
-            findings += inference.check(txn)
+            findings += [*inference.check(txn), *packed.check(txn)]
         return findings
 
 

@@ -58,6 +58,8 @@ class Environment:
     read_only : bool
     file_id : bytes
         16 random bytes given at creation.
+    page_size : int
+        Of the file, in bytes.
     epoch : int
         Grows whenever the map moves: cached addresses of an older epoch are dead.
     caches : dict
@@ -103,7 +105,7 @@ class Environment:
         self._lmdb = lmdb_env
         self._begin: Callable[..., Any] = lmdb_env.begin
         self._map_size: int = lmdb_env.info()["map_size"]
-        self._page_size: int = lmdb_env.stat()["psize"]
+        self.page_size: int = lmdb_env.stat()["psize"]
         self.databases = databases
 
     # --- opening and closing ---
@@ -454,7 +456,7 @@ class Environment:
         """Enlarge a map that is half full while nobody reads: later a reader may be in the way."""
         info = self._lmdb.info()
         size = opening.larger_map(self._map_size, self.options)
-        used = info["last_pgno"] * self._page_size
+        used = info["last_pgno"] * self.page_size
         if size is None or self._live or used * 2 < self._map_size:
             return
         with contextlib.suppress(OperationalError):
@@ -517,6 +519,10 @@ class Environment:
         with self.read():
             opening.copy_file(self._lmdb, self.path, os.path.abspath(os.fspath(path)))
 
+    def open_again(self) -> int:
+        """Return another descriptor of the data file, the caller's to close; OSError."""
+        return filesystems.open_again(self._fd, self.path)
+
     def size_bytes(self) -> int:
         """Return the size of the data file."""
         return os.fstat(self._fd).st_size
@@ -539,7 +545,7 @@ class Environment:
         found = {
             "map_size": info["map_size"],
             "file_size": self.size_bytes(),
-            "used_bytes": (info["last_pgno"] + 1) * self._page_size,
+            "used_bytes": (info["last_pgno"] + 1) * self.page_size,
             "readers": info["num_readers"],
             "live_readers": len(self._live),
         }

@@ -33,6 +33,9 @@ NAMES = (
     "checkpoint.between_chunks",
     "reopen.before_open",
     "inference.before_commit",
+    "packed.between_chunks",
+    "packed.before_descriptor",
+    "packed.before_overlay",
 )
 
 

@@ -5,6 +5,8 @@ Remote filesystems are refused, because LMDB's locks need one kernel. Knows noth
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 
@@ -78,11 +80,25 @@ def type_from_mounts(directory: str, lines: list[str]) -> str:
 def sync_data(fd: int) -> None:
     """Make what was written to a file durable, as far as the platform can promise it."""
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync there leaves data in the drive's cache
     else:
         os.fdatasync(fd)
+
+
+def open_again(fd: int, path: str) -> int:
+    """Return another descriptor of an open file, with the same rights and locks of its own.
+
+    Raises
+    ------
+    OSError
+        The file is no longer at its path.
+    """
+    rights = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    found = os.open(path, rights | os.O_CLOEXEC)
+    if not os.path.sameopenfile(fd, found):
+        os.close(found)
+        raise FileNotFoundError(errno.ENOENT, "the file was replaced while it was open", path)
+    return found
 
 
 def room(fd: int) -> tuple[int, int]:

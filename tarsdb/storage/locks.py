@@ -1,16 +1,17 @@
 """Byte-range locks on the data file: who has it open, who writes, who writes next.
 
-The locks are open-file-description locks on a descriptor of our own, three single bytes far beyond
-any data. They are seen by every process on the machine, whatever its process namespace, are
-released by the kernel when the process dies, and do not touch LMDB's ``-lock`` file. Where the
-platform has no such locks one ``flock`` serves as the writer lock, and exclusive opening cannot be
-detected.
+The locks are open-file-description locks on descriptors of our own, single bytes far beyond any
+data. They are seen by every process on the machine, whatever its process namespace, are released by
+the kernel when the process dies, and do not touch LMDB's ``-lock`` file. Where the platform has no
+such locks one ``flock`` serves as the writer lock, and exclusive opening cannot be detected.
 
 ===========  ==================================================================
 open         shared by every opener for its life; exclusive while opening alone
 writer       held from before a write transaction begins until it is durable
 next         a turnstile: held by the one process whose turn to write is next
 namespace    shared; one of many bytes, chosen by the opener's process namespace
+use          one of many bytes, chosen by a name: shared by who uses what has that
+             name, exclusive for who makes it or takes it away; see `UseLocks`
 ===========  ==================================================================
 
 Knows nothing about LMDB.
@@ -37,6 +38,7 @@ HAS_OFD = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 
 
 _NAMESPACES, _NAMESPACE_COUNT = _BASE + (1 << 20), 1 << 40
+_USES, _USE_COUNT = _BASE + (1 << 41), 1 << 60
 
 
 def _request(kind: int, byte: int, size: int = 1) -> bytes:
@@ -174,3 +176,43 @@ class FileLocks:
                 if waited >= timeout_s:
                     raise LockError(f"{self._path}: {busy}; waited {waited:.1f} s") from error
                 time.sleep(_LAST_PAUSE_S)
+
+
+class UseLocks:
+    """Which named things in the file this process uses; owns a descriptor, and closes it.
+
+    Names may collide: then one thing counts as used because another is.
+
+    Parameters
+    ----------
+    fd : int
+        Of the data file and of no other user, since locks of one descriptor do not exclude
+        each other. Open for writing where `exclude` is called.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def share(self, name: bytes) -> bool:
+        """Use a thing, exclusive hold or none before; False when somebody makes or removes it."""
+        return self._try(fcntl.F_RDLCK, name)
+
+    def exclude(self, name: bytes) -> bool:
+        """Keep others from using a thing; False when one does."""
+        return self._try(fcntl.F_WRLCK, name)
+
+    def _try(self, kind: int, name: bytes) -> bool:
+        if not HAS_OFD:
+            return True
+        byte = _USES + int.from_bytes(name[:8], "big") % _USE_COUNT
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _request(kind, byte))
+        except OSError as error:
+            if error.errno in _BUSY:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Give up all of it."""
+        os.close(self.fd)

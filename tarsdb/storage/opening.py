@@ -41,7 +41,7 @@ DATABASES = (
     "blobs",
 )
 # Databases that files of older releases lack; made when a process that may write opens one.
-ADDED_DATABASES = ("inference",)
+ADDED_DATABASES = ("inference", "packed")
 # Databases whose keys hold several values, all of one size: one key of an index, many rowids.
 MULTI = frozenset({"index"})
 _MAX_DATABASES = 16

@@ -17,7 +17,17 @@ import numpy as np
 
 from tarsdb.errors import StorageFullError
 from tarsdb.schema import CatalogObject, FunctionDef, ModelDef, ModuleDef, TableDef
-from tarsdb.storage import blobs, failpoints, garbage, inference, keys, leases, rewrite, staging
+from tarsdb.storage import (
+    blobs,
+    failpoints,
+    garbage,
+    inference,
+    keys,
+    leases,
+    packed,
+    rewrite,
+    staging,
+)
 from tarsdb.storage.catalog import current_table, load_objects
 from tarsdb.storage.checkpoints import forget_old_checkpoints
 from tarsdb.storage.index_parts import all_digests
@@ -49,6 +59,7 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
         env.abandoned.difference_update(abandoned)
         removed += env.stage(_collect_blobs, frees_space=True)
         removed += inference.forget_dead(env) + inference.forget_damaged(env)
+        removed += packed.forget_dead(env) + packed.forget_damaged(env)
         removed += env.stage(forget_old_checkpoints, frees_space=True)
     for each in [table] if table is not None else tables_of(env):
         removed += _vacuum_table(env, each)

@@ -50,6 +50,7 @@ class ValueType(enum.IntEnum):
     BLOB_DESCRIPTOR = 7
     META = 8
     INFERENCE = 9
+    PACKED = 10
 
 
 def _digest(key: bytes, fields: bytes, parts: Sequence[Buffer], size: int) -> int:
@@ -155,3 +156,10 @@ def unpack(
                 hint="restore from a backup; PRAGMA integrity_check lists all damage",
             )
     return payload, rows, commit
+
+
+def is_whole(key: bytes, head: Buffer, rest: Buffer) -> bool:
+    """Return whether the checksum of a stored value in two pieces, header in the first, agrees."""
+    size = len(head) - HEADER_SIZE + len(rest)
+    _, _, _, _, _, _, digest, _ = _HEADER.unpack_from(head)
+    return _digest(key, bytes(head[:32]), (head[HEADER_SIZE:], rest), size) == int(digest)

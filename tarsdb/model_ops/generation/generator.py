@@ -29,6 +29,7 @@ from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
 from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
 from tarsdb.model_ops.generation.request import Completion, Drafter, Request
+from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.tokenizer import TextTokenizer
 
 DEFAULT_CACHE_BYTES = 512 << 20
@@ -75,9 +76,10 @@ class Generator:
         tensors: Mapping[str, npt.NDArray[Any]],
         options: Mapping[str, Any] | None = None,
         device: Device | None = None,
+        shelf: Shelf | None = None,
     ) -> Generator:
         """Make a generator of what a model directory holds, as :meth:`Decoder.from_files`."""
-        decoder = Decoder.from_files(files, tensors, options or {}, device)
+        decoder = Decoder.from_files(files, tensors, options or {}, device, shelf)
         spec = decoder.spec
         prompts = PromptTokenizer(files, spec.begin_token)
         return cls(

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import xxhash
 
+from tarsdb.memory_region import Region
 from tarsdb.options import OpenOptions
-from tarsdb.schema import ModuleDef
-from tarsdb.storage import Environment, Snapshot, WriteSet, inference, merge, staging
+from tarsdb.schema import ModelDef, ModelVersion, ModuleDef
+from tarsdb.storage import Environment, Snapshot, WriteSet, inference, merge, packed, staging
 from tarsdb.storage.values import ValueType, pack
 from tarsdb.types import Physical
 from tests.unit.storage import tables
@@ -132,7 +133,7 @@ def read_file(text: str, path: pathlib.Path) -> dict[str, int]:
     """Parse every value of a file by the document; return counts of what was parsed."""
     document, file = Document(text), File(path)
     expect(set(file.content) <= {n.strip("` ") for n in _named(text)}, "an unnamed database")
-    expect(len(document.types) == 9, "value types")
+    expect(len(document.types) == 10, "value types")
     counts = dict.fromkeys(file.content, 0)
     _read_meta(document, file)
     for db in ("catalog", "commits", "blobs"):
@@ -163,7 +164,35 @@ def read_file(text: str, path: pathlib.Path) -> dict[str, int]:
         found = b"".join(d[: int(n)] for d, n in zip(digests, sizes, strict=True))
         expect(key[4:] == found and body == b"result", "a result")
         counts["inference"] += 1
+    counts["packed"] = _read_images(document, file)
     return counts
+
+
+def _read_images(document: Document, file: File) -> int:
+    """Read the images of packed weights; return how many bytes they have."""
+    (_, key_text, chunk), _ = document.entries["packed"]
+    size = int(re.findall(r"(\d+) bytes of SHA-256", key_text)[0])
+    filler, most = (
+        int(text.replace(",", "")) for text in re.findall(r"([\d,]+) (?:zero )?bytes", chunk)
+    )
+    kinds = [document.value_type("packed", number) for number in (0, 1)]
+    images: dict[bytes, bytes] = {}
+    total = 0
+    for key, value in file.content["packed"]:
+        name, number = key[:size], int.from_bytes(key[size:], "big")
+        expect(len(key) == size + 4, "key of packed weights")
+        if number == 0xFFFFFFFF:
+            record = json.loads(payload(document, key, value, kinds[1])[0])
+            digest = bytes.fromhex(record["weights"])
+            expect(name == hashlib.sha256(digest + b"layout").digest()[:size], "name of an image")
+            expect(record["bytes"] == len(images[name]), "bytes of an image")
+            total += len(images[name])
+            continue
+        body, _ = payload(document, key, value, kinds[0])
+        expect(not any(body[:filler]) and 16 + 48 + filler == 4096, "zeros of a chunk")
+        expect(len(images.get(name, b"")) == number * most, "chunks in a row")
+        images[name] = images.get(name, b"") + body[filler:]
+    return total
 
 
 def _named(text: str) -> list[str]:
@@ -261,10 +290,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         writes = WriteSet(env, snapshot.commit)
         digest = writes.put_blob(b"wasm" * 1000)
         writes.put_object("module", "m", ModuleDef(writes.new_id(), "m", digest, digest, 4000))
+        version = ModelVersion("v1", 0, {"config.json": writes.put_blob(b"{}")}, {})
+        model = ModelDef(writes.new_id(), "model", "embed", 2, "v1", (version,))
+        writes.put_object("model", "model", model)
         writes.commit()
     key = bytes(4) + b"".join(inference.digest(part) for part in (b"text", b"weights", b"way"))
     value = pack(ValueType.INFERENCE, key, b"result")
     env.stage(lambda txn: txn.put(inference.DATABASE, key, value))
+    name = packed.image_name(version.weights_digest, "layout")
+    region = Region(packed.CHUNK_BYTES + 99)
+    region.array[:] = 7
+    packed.publish(env, name, version.weights_digest, region, lambda left: True)
     env.lease()
     env.stage(lambda txn: env.lease().hold(txn, staging.HOLD + b"something"))
     env.release()
@@ -279,7 +315,9 @@ def test_the_document_reads_a_file(path: pathlib.Path) -> None:
     assert counts["segments"] == 2
     assert counts["blocks"] == 3
     assert counts["inference"] == 1
-    assert counts["catalog"] == counts["blobs"] == 2
+    assert counts["packed"] == packed.CHUNK_BYTES + 99
+    assert counts["catalog"] == 3
+    assert counts["blobs"] == 4
 
 
 WRONG_WORDS = [
@@ -307,6 +345,10 @@ WRONG_WORDS = [
     ("header type 9, the result", "header type 6, the result"),
     ("generation u32, 16 bytes", "generation u64, 16 bytes"),
     ("16 bytes of SHA-256 of the input", "32 bytes of SHA-256 of the input"),
+    ("16 bytes of SHA-256 of weights and layout", "32 bytes of SHA-256 of weights and layout"),
+    ("4,032 zero bytes", "4,080 zero bytes"),
+    ("at most 8,384,512 bytes", "at most 8,388,608 bytes"),
+    ("header type 10, JSON", "header type 9, JSON"),
 ]
 
 
