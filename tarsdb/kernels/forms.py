@@ -25,6 +25,8 @@ def forms_of(kind: str, level: str) -> list[str]:
     forms = ["avx512", "avx2"] if level == "avx512" else [level]
     if level == "avx512" and kind in ("int8", "int4"):
         forms = ["vnni", *forms] if llvm.get_host_cpu_features().get("avx512vnni") else forms
+    if level == "avx512" and kind == "bf16":
+        forms = ["bf16", *forms] if llvm.get_host_cpu_features().get("avx512bf16") else forms
     return [f"{kind}/{form}" for form in forms]
 
 

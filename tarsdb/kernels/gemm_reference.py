@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels import transformer_reference
-from tarsdb.kernels.packing import GROUP, PackedMatrix
+from tarsdb.kernels.packing import GROUP, PackedMatrix, from_bfloat16, to_bfloat16
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -73,7 +73,8 @@ def activation(x: F32, code: int) -> F32:
 def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     """Return the sums before bias, float32 (rows, columns); ``part`` 1 is up of a gated matrix.
 
-    ``f32``, ``bf16``: one chain of fused multiply-adds over k in order, of float32 rows.
+    ``f32``: one chain of fused multiply-adds over k in order.
+    ``bf16``: rows rounded to bfloat16; the same chain, but of each pair of k the odd one first.
     ``int8``: codes of rows times codes of weights, exact (in float64, below 2^53);
     (sum * row's scale) * column's scale.
     ``int4``: the same in groups of 32 k, which have scales of their own in rows and columns; then
@@ -89,7 +90,11 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     w = weights.unpack()
     w = w[part] if weights.gated else w
     total = np.zeros((len(a), len(w)), np.float32)
-    for k in range(weights.depth):
+    order = list(range(weights.depth))
+    if weights.kind == "bf16":
+        a = rounded_rows(a, "bf16")
+        order.sort(key=lambda k: (k // 2, -k))
+    for k in order:
         total = fma(a[:, k, None], w[None, :, k], total)
     return total
 
@@ -124,9 +129,11 @@ def quantized_rows(a: F32) -> tuple[npt.NDArray[np.int8], F32]:
 
 
 def rounded_rows(a: F32, kind: str) -> F32:
-    """Return the rows that products of a kind compute with: those of integer kinds are coded."""
-    if kind not in ("int8", "int4"):
+    """Return the rows that products of a kind compute with: rounded or coded, all but float32."""
+    if kind == "f32":
         return a
+    if kind == "bf16":
+        return from_bfloat16(to_bfloat16(np.ascontiguousarray(a)))
     group = GROUP if kind == "int4" else a.shape[1]
     found = np.empty_like(a)
     for start in range(0, a.shape[1], group):

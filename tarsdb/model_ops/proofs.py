@@ -17,9 +17,9 @@ from tarsdb.metrics import METRICS
 
 F32 = npt.NDArray[np.float32]
 
-TOLERANCE = {"f32": 1e-4, "bf16": 1e-4, "int8": 0.03, "int4": 0.03}
-"""Error by kind of weights, root mean square, as a fraction of the values; codes of activations may
-round to the other side where sums differ in their last bits."""
+TOLERANCE = {"f32": 1e-4, "bf16": 2e-3, "int8": 0.03, "int4": 0.03}
+"""Error by kind of weights, root mean square, as a fraction of the values; activations may round
+to the other side where sums differ in their last bits."""
 _lock = threading.Lock()
 _outcomes: dict[Hashable, bool] = {}
 

@@ -57,10 +57,12 @@ class Linear:
     def product(self, rows: F32) -> F32:
         """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
         matrix = self.matrix
-        if isinstance(matrix, PackedMatrix) and matrix.kind in ("int8", "int4"):
+        if not isinstance(matrix, PackedMatrix):
+            return rows @ matrix
+        if matrix.kind in ("int8", "int4"):
             parts = [gemm_reference.product(rows, matrix, n) for n in range(1 + matrix.gated)]
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        return rows @ self.dense()
+        return gemm_reference.rounded_rows(rows, matrix.kind) @ self.dense()
 
     def dense(self) -> F32:
         """Return the matrix as float32 (inputs, outputs)."""

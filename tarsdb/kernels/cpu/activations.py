@@ -1,9 +1,9 @@
-"""Rows quantised before an integer product, and sums turned back after it.
+"""Rows quantised before a product of quantised weights, and sums turned back after it.
 
-A scale is the largest absolute value / 127 (float32) of a row or of a group of 32 of its values, a
-code the nearest whole number, ties to even, of the value times 127 / largest. Where the largest
-value is below 2^-100 all are zero; NaN and infinity give NaN. Arguments are addresses, counts and
-byte strides.
+bfloat16 is the nearest, ties to even, 0 below 2^-50. Of integers, a scale is the largest absolute
+value / 127 (float32) of a row or of a group of 32 of its values, a code the nearest whole number,
+ties to even, of the value times 127 / largest. Where the largest value is below 2^-100 all are
+zero; NaN and infinity give NaN. Arguments are addresses, counts and byte strides.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -32,7 +32,7 @@ from tarsdb.kernels.cpu.emit import (
     store,
 )
 from tarsdb.kernels.cpu.memory import put_real
-from tarsdb.kernels.cpu.vector_math import tree
+from tarsdb.kernels.cpu.vector_math import from_bfloat16, to_bfloat16, tree
 
 SMALLEST = np.float32(2.0**-100)
 _MOST, _ZERO = np.float32(127), np.float32(0)
@@ -79,20 +79,44 @@ def _codes(typingctx, size, offset, row, depth, padded, inverse, codes):  # type
             short = b.trunc(whole, ir.VectorType(_I8 if width == 1 else _I16, LANES))
             store(b, short, b.add(codes, b.mul(line, ir.Constant(I64, width * LANES))))
 
-        whole_lines = b.lshr(depth, ir.Constant(I64, 4))
-        with cgutils.for_range(b, whole_lines) as loop:
-            at = b.add(row, b.shl(loop.index, ir.Constant(I64, 6)))
-            put(loop.index, load(b, at, _F16))
-        lines = b.lshr(padded, ir.Constant(I64, 4))
-        with cgutils.for_range(b, b.sub(lines, whole_lines)) as loop:
-            line = b.add(whole_lines, loop.index)
-            here = b.sub(depth, b.shl(line, ir.Constant(I64, 4)))
-            at = b.add(row, b.shl(line, ir.Constant(I64, 6)))
-            put(line, load_some(b, at, lane_mask(b, here)))
+        _each_line(b, row, depth, padded, put)
         return context.get_dummy_value()
 
     kinds = [types.int64, types.int64, types.int64, types.float32, types.int64]
     return types.void(size, offset, *kinds), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _halves(typingctx, size, row, depth, padded, codes):  # type: ignore[no-untyped-def]
+    """Write bfloat16, of ``size`` bytes, a literal: with 4, as floats; those past depth are 0."""
+    width = size.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, row, depth, padded, codes = args
+
+        def put(line: Any, value: Any) -> None:
+            found = to_bfloat16(b, value)
+            found = found if width == 2 else from_bfloat16(b, found)
+            store(b, found, b.add(codes, b.mul(line, ir.Constant(I64, width * LANES))))
+
+        _each_line(b, row, depth, padded, put)
+        return context.get_dummy_value()
+
+    return types.void(size, *[types.int64] * 4), codegen
+
+
+def _each_line(b: Any, row: Any, depth: Any, padded: Any, put: Any) -> None:
+    """Emit ``put(line, values)`` for every 16 of ``padded`` floats; those past depth are 0."""
+    whole_lines = b.lshr(depth, ir.Constant(I64, 4))
+    with cgutils.for_range(b, whole_lines) as loop:
+        at = b.add(row, b.shl(loop.index, ir.Constant(I64, 6)))
+        put(loop.index, load(b, at, _F16))
+    lines = b.lshr(padded, ir.Constant(I64, 4))
+    with cgutils.for_range(b, b.sub(lines, whole_lines)) as loop:
+        line = b.add(whole_lines, loop.index)
+        here = b.sub(depth, b.shl(line, ir.Constant(I64, 4)))
+        at = b.add(row, b.shl(line, ir.Constant(I64, 6)))
+        put(line, load_some(b, at, lane_mask(b, here)))
 
 
 @intrinsic
@@ -171,7 +195,8 @@ def dequantize(offset, sums, sums_stride, rows, scales, constants):  # type: ign
 def make_quantize(target: str | None) -> Any:
     """Return the kernel that writes codes and scales of float32 rows.
 
-    ``target`` is ``int16``, ``uint8`` (plus 128), or ``groups``: of 32 values 32 signed bytes,
+    ``target`` is ``int16``, ``uint8`` (plus 128), ``bfloat16``, ``rounded`` (to bfloat16, but kept
+    as float32), which both have no scales, or ``groups``: of 32 values 32 signed bytes,
     their scale, float32, and 8 times the sum of the codes, int32. Codes past the depth, up to the
     stride, are those of 0. The kernel takes address, stride, rows, depth, address and stride of
     the codes, and the address of the scales, which groups do not use.
@@ -186,6 +211,16 @@ def make_quantize(target: str | None) -> Any:
                            codes + r * codes_stride + 40 * group)  # fmt: skip
 
         return quantize_groups
+    if target in ("bfloat16", "rounded"):
+        bytes_each = 2 if target == "bfloat16" else 4
+
+        @njit(nogil=True)
+        def round_rows(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
+            for r in range(rows):
+                _halves(bytes_each, a + r * a_stride, depth, codes_stride // bytes_each,
+                        codes + r * codes_stride)  # fmt: skip
+
+        return round_rows
     size, offset = (1, 128) if target == "uint8" else (2, 0)
 
     @njit(nogil=True, error_model="numpy")

@@ -42,16 +42,13 @@ class Form:
     sums : tuple of types
         Registers of 16 sums.
     values, word, add : callables
-        Emit the registers of a line; a row's word, in all lanes; new sums. Words of float rows
-        that end in the middle of a line are asked for with ``is_half``.
+        Emit the registers of a line; a row's word, in all lanes; new sums.
     quantized : str, optional
-        What rows are turned into before: ``int16``, ``uint8``, ``bfloat16``.
+        What rows are turned into before, see ``activations.make_quantize``.
     offset : int
         What is added to codes of rows to make them unsigned.
     shapes : tuple
         Rows at most, and tiles, that the registers of AVX2 and of AVX-512 hold.
-    unrolled : int
-        Lines of a turn of the loop.
     """
 
     per_line: int
@@ -66,20 +63,18 @@ class Form:
     quantized: str | None = None
     offset: int = 0
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((6, 1), (12, 2))
-    unrolled: int = 4
 
     def shape(self, variant: str) -> tuple[int, int]:
         """Return rows at most and tiles that a micro-kernel takes."""
         return self.shapes[variant != AVX2]
 
     def step(
-        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any],
-        is_half: bool,
-    ) -> None:  # fmt: skip
+        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any]
+    ) -> None:
         """Emit the products of a line: ``totals[row][tile]`` are where its sums are kept."""
         values = [self.values(b, column) for column in columns]
         for start, row in zip(starts, totals, strict=True):
-            word = self.word(b, start, is_half)
+            word = self.word(b, start)
             for value, parts in zip(values, row, strict=True):
                 for part, total in zip(parts, self.add(b, parts, value, word), strict=True):
                     b.store(total, part)
@@ -91,7 +86,7 @@ class Form:
 
 def _fma_in_order(b: Any, totals: list[Any], values: list[Any], word: list[Any]) -> list[Any]:
     total = b.load(totals[0])
-    for value, scalar in zip(values, word, strict=False):  # half a word: the first value only
+    for value, scalar in zip(values, word, strict=True):
         total = fma(b, scalar, value, total)
     return [total]
 
@@ -100,19 +95,33 @@ def _float_line(b: Any, line: Any) -> list[Any]:
     return [load(b, line, _F16)]
 
 
-def _float_word(count: int) -> Callable[[Any, Any, bool], list[Any]]:
-    def word(b: Any, at: Any, is_half: bool) -> list[Any]:
-        return [splat(b, load(b, at, FLOAT, 4 * i)) for i in range(1 if is_half else count)]
-
-    return word
+def _float_word(b: Any, at: Any) -> list[Any]:
+    return [splat(b, load(b, at, FLOAT))]
 
 
 def _bfloat16_line(b: Any, line: Any) -> list[Any]:
-    """Emit 16 floats of k and 16 of k + 1."""
+    """Emit 16 floats of k + 1 and 16 of k."""
     bits = load(b, line, _W16)
     low = b.shl(bits, ir.Constant(_W16, [16] * LANES))
     high = b.and_(bits, ir.Constant(_W16, [-65536] * LANES))
-    return [b.bitcast(low, _F16), b.bitcast(high, _F16)]
+    return [b.bitcast(high, _F16), b.bitcast(low, _F16)]
+
+
+def _float_pair(b: Any, at: Any) -> list[Any]:
+    return [splat(b, load(b, at, FLOAT, 4 * i)) for i in (1, 0)]
+
+
+def _words_line(b: Any, line: Any) -> list[Any]:
+    return [load(b, line, _W16)]
+
+
+def _add_dots(b: Any, totals: list[Any], values: list[Any], word: list[Any]) -> list[Any]:
+    return [dpbf16(b, b.load(totals[0]), splat(b, word[0]), values[0])]
+
+
+def dpbf16(b: Any, sums: Any, rows: Any, weights: Any) -> Any:
+    """Add products of two pairs of bfloat16 to each of 16 sums, the odd ones first."""
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", _F16, sums, rows, weights)
 
 
 def _byte_pairs(b: Any, line: Any) -> list[Any]:
@@ -120,7 +129,7 @@ def _byte_pairs(b: Any, line: Any) -> list[Any]:
     return [b.sext(load(b, line, ir.VectorType(_I8, 16), 16 * i), _H16) for i in range(2)]
 
 
-def _whole_word(b: Any, at: Any, is_half: bool) -> list[Any]:
+def _whole_word(b: Any, at: Any) -> list[Any]:
     return [load(b, at, I32)]
 
 
@@ -140,12 +149,15 @@ def _add_quads(b: Any, totals: list[Any], values: list[Any], word: list[Any]) ->
     return [dpbusd(b, b.load(totals[0]), splat(b, word[0]), values[0])]
 
 
-FLOATS = Form(1, 64, 4, 1, 0, (_F16,), _float_line, _float_word(1), _fma_in_order)
+FLOATS = Form(1, 64, 4, 1, 0, (_F16,), _float_line, _float_word, _fma_in_order)
 """float32: one fused multiply-add."""
-EXPANDED = Form(2, 64, 8, 32, 0, (_F16,), _bfloat16_line, _float_word(2), _fma_in_order,
-                shapes=((5, 1), (12, 2)))  # fmt: skip
-"""bfloat16 weights, float32 rows: two fused multiply-adds, k in order. A line takes four of AVX2's
-registers, which leaves none for a sixth row: in a whole decoder that halved the speed."""
+EXPANDED = Form(2, 64, 8, 32, 0, (_F16,), _bfloat16_line, _float_pair, _fma_in_order,
+                "rounded", shapes=((5, 1), (12, 2)))  # fmt: skip
+"""bfloat16, made floats: two fused multiply-adds, the odd k first, as AVX512-BF16 does. A line
+takes four of AVX2's registers, which leaves none for a sixth row: in a whole decoder that halved
+the speed."""
+DOTS = Form(2, 64, 4, 32, 0, (_F16,), _words_line, _whole_word, _add_dots, "bfloat16")
+"""bfloat16, two steps at once (AVX512-BF16)."""
 PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs, "int16", 0,
              ((6, 1), (12, 1)))  # fmt: skip
 """int8 weights, rows as int16: exact sums of pairs."""
@@ -163,9 +175,8 @@ class GroupForm(Form):
     """
 
     def step(
-        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any],
-        is_half: bool,
-    ) -> None:  # fmt: skip
+        self, b: Any, totals: list[list[list[Any]]], columns: list[Any], starts: list[Any]
+    ) -> None:
         """Emit the products of a group."""
         kind, size = self.sums[0], 64 // len(self.sums)
         lanes = ir.VectorType(_I8, size)
@@ -224,12 +235,12 @@ def _widened(b: Any, pairs: Any) -> Any:
 
 _F8 = ir.VectorType(FLOAT, 8)
 GROUPS = GroupForm(32, 288, 40, 32, 0, (_F8, _F8), _widened, _whole_word, _add_words, "groups",
-                   0, ((6, 1), (12, 1)), 1)  # fmt: skip
+                   0, ((6, 1), (12, 1)))  # fmt: skip
 """int4 weights, AVX2."""
 GROUP_QUADS = GroupForm(32, 288, 40, 32, 0, (_F16,), lambda b, sums: sums, _whole_word, _add_four,
-                        "groups", 0, ((6, 1), (12, 1)), 1)  # fmt: skip
+                        "groups", 0, ((6, 1), (12, 1)))  # fmt: skip
 """int4 weights, VNNI."""
-FORMS = (FLOATS, EXPANDED, PAIRS, QUADS, GROUPS, GROUP_QUADS)
+FORMS = (FLOATS, EXPANDED, DOTS, PAIRS, QUADS, GROUPS, GROUP_QUADS)
 
 
 def form_of(kind: str, variant: str) -> Form:
@@ -237,4 +248,4 @@ def form_of(kind: str, variant: str) -> Form:
     if kind in ("int8", "int4"):
         choices = (PAIRS, QUADS) if kind == "int8" else (GROUPS, GROUP_QUADS)
         return choices[variant == VNNI]
-    return {"f32": FLOATS, "bf16": EXPANDED}[kind]
+    return FLOATS if kind == "f32" else (EXPANDED, DOTS)[variant == BF16]

@@ -127,7 +127,10 @@ def absolute(b: Any, x: Any) -> Any:
 
 
 def to_bfloat16(b: Any, x: Any) -> Any:
-    """Emit the bits of bfloat16, ``<n x i16>``: the nearest, ties to even; NaN stays NaN."""
+    """Emit the bits of bfloat16, ``<n x i16>``: the nearest, ties to even; NaN stays NaN.
+
+    Below 2^-50 is 0, see ``packing.to_bfloat16``.
+    """
     kind = _bits(x)
     bits = b.bitcast(x, kind)
 
@@ -137,6 +140,8 @@ def to_bfloat16(b: Any, x: Any) -> Any:
     odd = b.and_(b.lshr(bits, number(16)), number(1))
     nearest = b.add(b.add(bits, number(0x7FFF)), odd)
     quiet = b.or_(bits, number(0x400000))
+    tiny = b.icmp_unsigned("<", b.and_(bits, number(0x7FFFFFFF)), number(77 << 23))
+    nearest = b.select(tiny, number(0), nearest)
     chosen = b.select(b.fcmp_unordered("uno", x, x), quiet, nearest)
     return b.trunc(b.lshr(chosen, number(16)), ir.VectorType(ir.IntType(16), kind.count))
 

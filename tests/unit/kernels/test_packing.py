@@ -89,9 +89,10 @@ def test_integers_stand_for_no_nan(bad: float) -> None:
 
 
 def test_bfloat16_is_the_nearest() -> None:
-    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800001], np.uint32)
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800001,
+                     0x26800000, 0x267FFFFF, 0x80000000], np.uint32)  # fmt: skip
     assert packing.to_bfloat16(bits.view(np.float32)).tolist() == [
-        0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7FC0,
+        0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7FC0, 0x2680, 0, 0,
     ]  # fmt: skip
 
 

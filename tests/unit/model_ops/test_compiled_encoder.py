@@ -43,8 +43,9 @@ def test_compiled_equals_numpy(name: str, kind: str) -> None:
     weights = load_weights(spec, tiny_tensors(CONFIGS[name]), form)
     panel = panel_of(random_texts(spec, [1, 7, spec.max_tokens, 2, 16, 17]))
     exact, found = forward(spec, weights, panel), compiled(spec, weights, kind, panel)
-    # a code of int8 may fall on the other side of a half where sums differ in their last bits
-    assert np.abs(found - exact).max() < (0.1 if kind.startswith("int") else 5e-5)
+    # a rounded value may fall on the other side of a half where sums differ in their last bits
+    most = {"f32": 5e-5, "bf16": 0.05}.get(kind, 0.1)
+    assert np.abs(found - exact).max() < most
     plain = forward(spec, load_weights(spec, tiny_tensors(CONFIGS[name])), panel)
     assert (np.abs(found - plain).max() < 5e-5) == (kind == "f32")  # the others round weights
 
