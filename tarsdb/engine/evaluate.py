@@ -247,7 +247,10 @@ def materialise(operand: Column | Constant, rows: int, sql_type: SqlType | None 
         return operand
     wanted = sql_type or natural_type(operand.value)
     one = from_list(wanted, [to_storage(operand.value, wanted, "constant")])
-    return one if rows == 1 else one.take(np.zeros(rows, np.int64))
+    if one.offsets is not None:
+        return one.take(np.zeros(rows, np.int64))
+    validity = None if one.validity is None else one.validity.repeat(rows)
+    return Column(wanted, one.values.repeat(rows, axis=0), None, validity)
 
 
 def natural_type(item: Any) -> SqlType:

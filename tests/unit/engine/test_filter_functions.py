@@ -125,8 +125,57 @@ def test_a_filter_gives_what_the_function_gives(
         assert found == rows(shared, form.format(condition), query(1))
 
 
-def test_only_candidates_are_asked_about(shared: tarsdb.Connection) -> None:
+def kept_arguments(db: tarsdb.Connection) -> dict[Any, lazy_filter.Arguments]:
+    found: dict[Any, lazy_filter.Arguments]
+    found = db._require_session().env.caches.get("filter arguments", {})
+    return found
+
+
+def test_numbers_of_all_rows_are_asked_about_where_that_is_cheaper(
+    shared: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     db = shared
+    sql = f"SELECT id FROM {{}} WHERE {{}}(n, ?) ORDER BY emb <-> ? LIMIT {K}"
+    rows(db, sql.format("t", "passes_f"), 6, query(5))  # what a call costs is known from here on
+    live = rows(db, "SELECT count(n) FROM t WHERE emb IS NOT NULL")[0][0]
+    monkeypatch.setattr(lazy_filter, "ROUND_S", 1e9)
+    kept_arguments(db).clear()
+    held = None
+    for m in (11, 21, 31, 401):
+        before = calls(db)
+        found = rows(db, sql.format("t", "passes_f"), m, query(m))
+        assert calls(db) - before >= live
+        assert found == rows(db, sql.format("t", "passes"), m, query(m))
+        (key,) = kept_arguments(db)
+        assert held is None or kept_arguments(db)[key] is held
+        held = kept_arguments(db)[key]
+    db.execute("INSERT INTO t VALUES (77777, 4030, 'x', ?)", (query(31),))
+    assert rows(db, sql.format("t", "passes_f"), 31, query(31))[0] == (77777,)
+    assert kept_arguments(db)[key] is not held
+    db.execute("BEGIN")
+    db.execute("UPDATE t SET n = 1 WHERE id = 77777")
+    for _ in range(2):
+        assert (77777,) not in rows(db, sql.format("t", "passes_f"), 31, query(31))
+    db.execute("ROLLBACK")
+    assert rows(db, sql.format("t", "passes_f"), 31, query(31))[0] == (77777,)
+    db.execute("DELETE FROM t WHERE id = 77777")
+    assert (77777,) not in rows(db, sql.format("t", "passes_f"), 31, query(31))
+    assert rows(db, sql.format("t", "passes_f"), 51, query(31)) == rows(
+        db, sql.format("t", "passes"), 51, query(31)
+    )
+    with pytest.raises(errors.UdfTrapError, match="passes_f"):
+        rows(db, sql.format("t", "passes_f"), 0, query(1))
+    monkeypatch.setattr(lazy_filter, "WHOLE_S", 1e12)
+    before = calls(db)
+    assert len(rows(db, sql.format("t", "passes_f"), 2, query(77))) == K
+    assert 0 < calls(db) - before <= lazy_filter.FIRST_ROWS
+
+
+def test_only_candidates_are_asked_about(
+    shared: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = shared
+    monkeypatch.setattr(lazy_filter, "WHOLE_S", 1e12)  # rows to a thousand are cheap at once
     sql = f"SELECT id FROM t WHERE passes_f(n, 2) ORDER BY emb <-> ? LIMIT {K}"
     before = calls(db)
     found = rows(db, sql, query(2))
