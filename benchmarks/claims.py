@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.claim import Claim, Record, path
+from benchmarks.device_claims import DEVICE
 from benchmarks.inference_claims import INFERENCE
 
 
@@ -250,6 +251,7 @@ CLAIMS = (
     Claim("sql_logic", "sqllogictest random files, share that agrees", ">= 0.998",
           path("rate", "random")),
     *INFERENCE,
+    *DEVICE,
 )  # fmt: skip
 
 CONDITIONAL = Claim(

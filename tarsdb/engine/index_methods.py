@@ -216,6 +216,15 @@ class Method(ABC):
         """Return a search of parts and fresh rows as one call; None where there is no such call."""
         return None
 
+    def candidates_on(
+        self, device: Device, look: Look[Part], queries: np.ndarray
+    ) -> list[np.ndarray | None] | None:
+        """Return positions of a part's candidates for each query, found by a device.
+
+        None, for a query or for all, where the processor must search.
+        """
+        return None
+
     @abstractmethod
     def pool(self, part: Part, k: int, effort: int) -> int:
         """Return how many nodes an effort makes known, to be compared by another distance."""
@@ -443,6 +452,20 @@ class Lists(Method):
     def reach(self, effort: int, allowed: int | None) -> int:
         """Return 0: all lists may be looked at."""
         return 0
+
+    def candidates_on(
+        self, device: Device, look: Look[Part], queries: np.ndarray
+    ) -> list[np.ndarray | None] | None:
+        """Return what the lists' search names for each query of a batch."""
+        from tarsdb.index.ivf import Ivf, on_device
+
+        assert isinstance(look.part, Ivf)
+        found = on_device.search(
+            device, look.part, queries, look.taken, look.whole, look.allowed
+        )  # fmt: skip
+        if found is None:
+            return None
+        return [None if nodes is None else look.positions[nodes] for nodes in found]
 
     def _looked_at(self, part: Part, effort: int) -> int:
         lists = self._lists(part)

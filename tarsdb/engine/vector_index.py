@@ -29,6 +29,7 @@ from tarsdb.index.navigation import NAVIGATIONS, Navigation, as_numbers
 from tarsdb.index.own_metric import Distance
 from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch
+from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, known_parts, part_places, part_runs, read_parts
@@ -244,6 +245,8 @@ class Ask:
     """Threads to use at most, for a batch."""
     distance: Distance | None = None
     """Compares the candidates in place of the index's own metric."""
+    device: Device | None = None
+    """May find the candidates of a batch."""
 
 
 def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
@@ -404,11 +407,13 @@ def one_by_one(scope: Scope, ask: Ask, op: str) -> Found | None:
     """Answer part by part: for methods and distances that have no call for all of it."""
     queries, failed = ask.queries, threading.Event()
     step = min(QUERIES_AT_ONCE, -(-len(queries) // ask.threads))
+    by_device = _by_device(scope, ask)
 
     def some(start: int) -> list[Found]:
         found = []
-        for query in queries[start : start + step]:
-            one = None if failed.is_set() else _one(scope, query, op)
+        for number, query in enumerate(queries[start : start + step], start):
+            named = [None if each is None else each[number] for each in by_device]
+            one = None if failed.is_set() else _one(scope, query, op, named)
             if one is None:
                 failed.set()
                 return []
@@ -424,11 +429,25 @@ def one_by_one(scope: Scope, ask: Ask, op: str) -> Found | None:
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])
 
 
-def _one(scope: Scope, query: np.ndarray, op: str) -> Found | None:
+def _by_device(scope: Scope, ask: Ask) -> list[list[np.ndarray | None] | None]:
+    """Return candidates of each part for each query that a device found, None where none did."""
+    is_own = scope.distance is None and not _navigation(scope.placed).is_loose
+    if ask.device is None or ask.positions is not None or not is_own:
+        return [None] * len(scope.looks)
+    numbers = as_numbers(ask.queries)
+    return [scope.placed.method.candidates_on(ask.device, look, numbers) for look in scope.looks]
+
+
+def _one(
+    scope: Scope, query: np.ndarray, op: str, named: Sequence[np.ndarray | None] = ()
+) -> Found | None:
+    """Answer one query; ``named`` are candidates of parts that are known already."""
     found: list[np.ndarray] = []
     asked = as_numbers(query)
-    for look in scope.looks:
-        near = _near(look, asked, look.short)
+    for at, look in enumerate(scope.looks):
+        near = named[at] if named else None
+        if near is None:
+            near = _near(look, asked, look.short)
         if near is None:
             return None
         found.append(near)

@@ -152,7 +152,10 @@ def _window(context: Context, plan: Knn) -> tuple[int, int]:
 def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector_index.Ask:
     settings = context.engines.settings
     target = vector_index.target_of(placed, settings["target_recall"])
-    return vector_index.Ask(*asked, settings[placed.method.setting], target, settings["threads"])
+    return vector_index.Ask(
+        *asked, settings[placed.method.setting], target, settings["threads"],
+        device=choose(settings["device"]),
+    )  # fmt: skip
 
 
 def _by_index(
@@ -193,7 +196,7 @@ def explained(context: Context, plan: Knn) -> str:
     device = choose(context.engines.settings["device"])
     if device is None or plan.descending or plan.predicate or plan.needs_filter_sql:
         return found
-    return f"{found}; exact searches of large batches by device {device.name}"
+    return f"{found}; of large batches exact searches and lists by device {device.name}"
 
 
 def _explained(context: Context, plan: Knn) -> str:

@@ -65,6 +65,11 @@ class Runs:
         """Bytes of the array."""
         return sum(len(run) for run in self._runs)
 
+    @property
+    def runs(self) -> tuple[np.ndarray, ...]:
+        """The bytes, run by run; uint8."""
+        return self._runs
+
     def places(self, cuts: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return where each of some parts of the array lies in one piece.
 

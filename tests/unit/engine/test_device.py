@@ -127,3 +127,29 @@ def test_graphs_are_built_on_the_device(
     assert made() == before + 1
     assert "index" in str(db.execute(f"EXPLAIN {search}", [ROWS[7]]).fetchall())
     assert db.execute(search, [ROWS[7]]).fetchall()[0][0] == 7
+
+
+def test_lists_are_searched_on_the_device(db: tarsdb.Connection, present: Device) -> None:
+    def named() -> float:
+        return METRICS.snapshot().get("index.device_lists", 0)
+
+    db.execute("CREATE INDEX a ON t USING ivf (emb) WITH (lists = 8)")
+    db.execute("SET probes = 3")
+    for change in (
+        "SELECT 1",
+        "DELETE FROM t WHERE id < 10",
+        "UPDATE t SET emb = emb WHERE id = 40",
+    ):
+        db.execute(change)
+        db.execute("SET device = 'cpu'")
+        expected, before = batch(db), named()
+        db.execute("SET device = 'gpu'")
+        assert batch(db) == expected
+        assert named() == before + 40
+    search = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 5"
+    plan = str(db.execute(f"EXPLAIN {search}", [ROWS[7]]).fetchall())
+    assert "lists, probes 3" in plan and "exact searches and lists by device NumPy" in plan
+    before = named()
+    db.execute(search, [ROWS[7]])  # one query
+    db.execute(search.replace("ORDER", "WHERE id > 200 ORDER"), [ROWS[:40]])
+    assert named() == before

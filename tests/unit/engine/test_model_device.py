@@ -134,7 +134,7 @@ def test_explain_names_the_device(db: tarsdb.Connection, present: None) -> None:
     lines = [row[0] for row in db.execute(f"EXPLAIN {deep}").fetchall()]
     assert "model classes: by device NumPy, gpu fp32" in lines
     search = db.execute("EXPLAIN SELECT id FROM t ORDER BY emb <-> ? LIMIT 3", [np.zeros(16)])
-    assert "exact searches of large batches by device NumPy" in str(search.fetchall())
+    assert "exact searches and lists by device NumPy" in str(search.fetchall())
 
 
 def test_generating_from_python(db: tarsdb.Connection, present: None) -> None:

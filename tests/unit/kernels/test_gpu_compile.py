@@ -14,7 +14,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 from numba import cuda, types
 from numba.cuda import dispatcher
 
-from tarsdb.kernels.gpu import cuda_attention, cuda_product, cuda_rows
+from tarsdb.kernels.gpu import cuda_attention, cuda_lists, cuda_product, cuda_rows
 
 V, M, H = types.float32[::1], types.float32[:, ::1], types.float32[:, :, ::1]
 I2, K4 = types.int32[:, ::1], types.float32[:, :, :, ::1]
@@ -36,6 +36,10 @@ KERNELS = {
     ),
     "int8": (cuda_product.coded_product(128, 1, 8), (M, I2, M, N, M)),
     "int4": (cuda_product.coded_product(128, 8, 4), (M, I2, M, N, M)),
+    "list_dots": (
+        cuda_lists._kernel(128, 384),
+        (types.int32[:, :, ::1], types.int8[:, ::1], I2, types.int32[:, :, ::1]),
+    ),
     "half": (cuda_product.half_product(128, 8), (M, HM, M)),
     "turn_half": (cuda_rows.turn_and_store(128, False), (H, M, V, V, F, I2, HK4, HK4, H)),
     "paged_attention_half": (
