@@ -99,17 +99,22 @@ class Engines:
         if self._relational is None:
             from tarsdb.engine.relational import RelationalEngine
 
-            self._relational = RelationalEngine(self.settings, self.interrupt.is_set)
+            self._relational = RelationalEngine(
+                self.settings, self.interrupt.is_set, self._stop_functions
+            )
         return self._relational
 
     def listen(self, listener: Listener) -> None:
         """Tell a listener, and nobody else, how far long work is."""
         self.listener = self.models.listener = listener
 
-    def stop(self, *, timed_out: bool = False) -> None:
-        """Ask whatever runs now to end."""
+    def _stop_functions(self, *, timed_out: bool = False) -> None:
         self.interrupt.set(timed_out=timed_out)
         self.functions.interrupt()
+
+    def stop(self, *, timed_out: bool = False) -> None:
+        """Ask whatever runs now to end."""
+        self._stop_functions(timed_out=timed_out)
         if self._relational is not None:
             self._relational.interrupt()
 

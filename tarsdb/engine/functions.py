@@ -152,7 +152,9 @@ class FunctionRuntime:
         loaded, key = self._env.caches.setdefault("functions", {}), _key(function)
         compiled: SandboxedFunction | None = loaded.get(key)
         if compiled is None:
-            with self._lock:
+            from tarsdb.udf_sandbox import stoppable
+
+            with self._lock, stoppable(context.engines.interrupt.is_set):
                 compiled = loaded.get(key) or _compile(context, function)
                 loaded[key] = compiled
         return compiled

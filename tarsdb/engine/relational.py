@@ -133,13 +133,17 @@ class RelationalEngine:
         change makes a new DuckDB, since a cage's configuration is locked.
     stopped : callable
         True once the running statement was asked to stop.
+    stop : callable
+        Asks what it calls to stop.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], stopped: Callable[[], bool] = lambda: False
-    ) -> None:
+        self, settings: Mapping[str, Any], stopped: Callable[[], bool] = lambda: False,
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._stopped = stopped
+        self._stop = stop
         self._lock = threading.RLock()
         self._connection: Any = None
         self._configured: tuple[Any, ...] = ()
@@ -241,6 +245,7 @@ class RelationalEngine:
                     connection.interrupt()
             return work.result()
         except KeyboardInterrupt:
+            self._stop()
             while not work.done():  # again: it may not have started when the first one came
                 with contextlib.suppress(KeyboardInterrupt):
                     connection.interrupt()

@@ -22,6 +22,7 @@ from tarsdb.udf_sandbox.modules.module import (
     inspect_module,
     to_wasm,
 )
+from tarsdb.udf_sandbox.stopping import stoppable
 
 CAPABILITIES = tuple(capabilities.SIGNATURES)
 """What a module may import, once it was granted."""
@@ -46,5 +47,6 @@ __all__ = [
     "check_source",
     "inspect_module",
     "limits_from_options",
+    "stoppable",
     "to_wasm",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,12 @@ class Memory(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
+class WritableMemory(Memory, Protocol):
+    """A guest's memory that can be written: an array, or what sends the bytes there."""
+
+    def __setitem__(self, place: slice, values: Any, /) -> None: ...
 
 
 def _align(size: int) -> int:
@@ -121,7 +127,7 @@ class BatchLayout:
         """Where the first output's validity bitmap begins; its bits are set before the call."""
         return self._cleared[0].validity
 
-    def write(self, memory: np.ndarray, region: int) -> int:
+    def write(self, memory: WritableMemory, region: int) -> int:
         """Copy descriptors and arguments into the guest; return the address of descriptor 0."""
         base = _align(region)
         count = len(self.columns)
@@ -142,7 +148,7 @@ class BatchLayout:
         _put(memory, base, descriptors.view(np.uint8))
         return base
 
-    def _clear(self, memory: np.ndarray, base: int, slot: _Slot) -> None:
+    def _clear(self, memory: WritableMemory, base: int, slot: _Slot) -> None:
         memory[base + slot.data : base + slot.data + slot.data_bytes] = 0
         start = base + slot.validity
         memory[start : start + (self.rows + 7) // 8] = 0xFF
@@ -248,7 +254,7 @@ def _values(column: Column) -> np.ndarray:
     return np.ascontiguousarray(column.values)
 
 
-def _write_column(memory: np.ndarray, base: int, column: Column, slot: _Slot) -> None:
+def _write_column(memory: WritableMemory, base: int, column: Column, slot: _Slot) -> None:
     _put(memory, base + slot.data, _values(column).reshape(-1).view(np.uint8))
     if column.offsets is not None:
         offsets = (column.offsets - column.offsets[0]).astype("<i4")
@@ -257,7 +263,7 @@ def _write_column(memory: np.ndarray, base: int, column: Column, slot: _Slot) ->
         _put(memory, base + slot.validity, np.packbits(column.validity, bitorder="little"))
 
 
-def _put(memory: np.ndarray, at: int, data: np.ndarray) -> None:
+def _put(memory: WritableMemory, at: int, data: np.ndarray) -> None:
     memory[at : at + len(data)] = data
 
 

@@ -15,9 +15,8 @@ from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tarsdb.columns import Column
+    from tarsdb.udf_sandbox.abi import WritableMemory
     from tarsdb.udf_sandbox.limits import Call
 
 NAMES = ("wasmtime", "worker", "hyperlight")
@@ -82,10 +81,11 @@ class Instance(Protocol):
             The instance must then be closed.
         """
 
-    def memory(self) -> np.ndarray:
+    def memory(self) -> WritableMemory:
         """Return the memory as bytes, the driver's where there is one; untrusted.
 
-        The view is valid until the guest next runs: growth may move it.
+        It is valid until the guest next runs, for growth may move it; of a program with a driver
+        it is an array.
         """
 
     def end(self, call: Call) -> int:

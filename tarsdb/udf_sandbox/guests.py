@@ -16,7 +16,7 @@ from tarsdb.columns import Column
 from tarsdb.errors import UdfError
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import outputs
-from tarsdb.udf_sandbox.abi import BatchLayout
+from tarsdb.udf_sandbox.abi import BatchLayout, WritableMemory
 from tarsdb.udf_sandbox.backends import Guest, Instance, Program
 from tarsdb.udf_sandbox.limits import Call, memory_error
 from tarsdb.udf_sandbox.modules import driver
@@ -68,7 +68,7 @@ class InstanceGuest:
         if self.program.resettable:
             self.instance.invoke("tars_reset", call)
 
-    def allocate(self, call: Call, size: int) -> tuple[np.ndarray, int]:
+    def allocate(self, call: Call, size: int) -> tuple[WritableMemory, int]:
         """Return the guest's memory and the address of ``size`` free bytes in it."""
         limits = self.program.limits
         if size > limits.max_memory_bytes:
@@ -99,6 +99,7 @@ class ScalarGuest(InstanceGuest):
     def __init__(self, program: Program, instance: Instance) -> None:
         super().__init__(program, instance)
         memory = instance.memory()  # the driver's: of fixed size, so it never moves
+        assert isinstance(memory, np.ndarray)  # no backend fetches a driver's
         self._rows = memory[:4].view(np.uint32)
         self._inputs = [
             _slot_view(memory, number, argument.dtype)

@@ -16,6 +16,7 @@ from tarsdb.errors import InterruptError, UdfError, UdfLimitError, UdfTrapError
 from tarsdb.types import parse_type
 from tarsdb.udf_sandbox import Budget, ScalarFunction
 from tarsdb.udf_sandbox.hyperlight import aot, modules
+from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
 from tests.hyperlight.conftest import Make
 from tests.sandbox.wasm_text import PRELUDE, columnar
 
@@ -133,6 +134,7 @@ def test_hostile_machine_code_stays_in_the_virtual_machine(
     good = make(GOOD, "INT", "INT")
     with monkeypatch.context() as patch:
         patch.setattr(aot, "compile_component", lambda *given: native(compiled(*given), code))
+        patch.setattr(modules, "artefacts", lambda: ArtefactCache(None))
         modules._compiled.cache_clear()
         evil = make(bare(f"(i32.const {code[0]})"), "INT", "INT", timeout_ms=6_000)
     modules._compiled.cache_clear()

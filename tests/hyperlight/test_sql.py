@@ -8,6 +8,7 @@ import pytest
 
 import tarsdb
 from tarsdb.errors import UdfTrapError
+from tests.sandbox.kinds_text import LETTERS, MID
 
 OPTIONS = "WITH (backend = 'hyperlight', max_memory = '2MB', timeout_ms = 60000)"
 
@@ -26,6 +27,20 @@ def test_functions_from_sql_and_the_transaction_around_a_trap(tmp_path: pathlib.
         assert rows == [(1, "ONE!"), (2, None), (3, "DREI!")]
         found = connection.execute("SELECT halved(id) FROM t WHERE id < 3 ORDER BY id").fetchall()
         assert found == [(-3,), (-6,)]
+        connection.execute(
+            f"CREATE AGGREGATE FUNCTION mid(x DOUBLE) RETURNS DOUBLE LANGUAGE wasm AS $${MID}$$ "
+            f"{OPTIONS}"
+        )
+        connection.execute(
+            "CREATE FUNCTION letters(t TEXT) RETURNS TABLE (letter TEXT, at INT) LANGUAGE wasm AS "
+            f"$${LETTERS}$$ {OPTIONS}"
+        )
+        found = connection.execute(
+            "SELECT s IS NULL, mid(id::DOUBLE) FROM t GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        assert found == [(False, 2.0), (True, 2.0)]
+        found = connection.execute("SELECT letter, at FROM t, letters(s) WHERE id = 1").fetchall()
+        assert found == [("o", 0), ("n", 1), ("e", 2)]
         with pytest.raises(UdfTrapError, match="halved"):
             connection.execute("UPDATE t SET id = halved(id) + 10")
         assert connection.execute("SELECT count(*) FROM t").fetchall() == [(3,)]

@@ -520,3 +520,13 @@ def test_a_worker_that_claims_less_memory_than_it_had_is_not_believed() -> None:
         instance._process.ask = lambda *args, ask=ask: dataclasses.replace(ask(*args), memory=1)
         function.call([column], 1)
         assert len(instance.memory()) >= before > 1
+
+
+def test_a_process_that_is_never_ready_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PREPARE_SECONDS", 0.2)
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(process, "_command", lambda _: sleeps)
+    made = process.WorkerProcess()
+    with pytest.raises(UdfBackendError, match=rf"{made.pid} was not ready after 0 s"):
+        made.wait_until_ready()
+    assert not made.usable() and wait_until_gone(made.pid)

@@ -214,7 +214,8 @@ class AggregateGuest(InstanceGuest):
         for number, part in enumerate(parts):
             if len(part) != size:
                 raise UdfError(f"function {call.function}: its states changed their size")
-            self._states(others if number else states, size, call)[:] = part.values
+            at = others if number else states
+            self.instance.memory()[at : at + size] = part.values
             if number:
                 self.ask(f"{self.program.export}_merge", call, states, others, groups)
         return self._final(states, groups, call)

@@ -13,15 +13,18 @@ would run inside the virtual machine only.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
 import struct
 import subprocess
 import sys
+import time
 from importlib import resources
 
-from tarsdb.errors import UdfBackendError, UdfValidationError
+from tarsdb.errors import InterruptError, UdfBackendError, UdfValidationError
+from tarsdb.udf_sandbox.stopping import stop_asked
 
 COMPILER_VERSION = "36.0.0"
 LIBRARY_SHA256 = "203ac7c7fcb61ea3030283fc297d66f302e83878c86533db5905e71a582793b4"
@@ -30,7 +33,9 @@ GUEST_RECORD_SHA256 = "d2f5cb2d32a4588dd4b1989dba4f11058885ff05a55cb3c849044a64e
 COMPILER_VARIABLE = "TARSDB_HYPERLIGHT_COMPILER"
 MEMORY_BYTES = 2 << 30
 CPU_SECONDS = 20
+TICK_S = 0.05
 
+_CHILD = pathlib.Path(__file__).with_name("compiler_child.py")
 _LIBRARY = pathlib.Path("wasmtime", "linux-x86_64", "_libwasmtime.so")
 _RECORD_SECTION = b".wasmtime.engine"
 _checked: set[tuple[str, int, int]] = set()
@@ -74,6 +79,15 @@ def compiler_library() -> pathlib.Path:
     return path
 
 
+@functools.cache
+def fingerprint() -> str:
+    """Return a name for what an artefact depends on beside its component."""
+    made = hashlib.sha256(f"{LIBRARY_SHA256} {GUEST_RECORD_SHA256}".encode())
+    for source in (pathlib.Path(__file__), _CHILD):
+        made.update(source.read_bytes())
+    return made.hexdigest()[:32]
+
+
 def compile_component(component: bytes, name: str) -> bytes:
     """Return the artefact the guest runs.
 
@@ -90,26 +104,41 @@ def compile_component(component: bytes, name: str) -> bytes:
         It does not compile, or not within the child's memory and time.
     UdfBackendError
         The compiler is missing or not the pinned one.
+    InterruptError
+        The statement was asked to stop; the child is killed.
     """
-    child = pathlib.Path(__file__).with_name("compiler_child.py")
-    command = [sys.executable, "-I", "-S", str(child), str(compiler_library()),
+    command = [sys.executable, "-I", "-S", str(_CHILD), str(compiler_library()),
                str(MEMORY_BYTES), str(CPU_SECONDS)]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, input=component, capture_output=True, check=False, env={},
-            timeout=10 * CPU_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
+    exit_code, made, errors = _run(command, component, name)
+    if exit_code:
+        said = errors.decode(errors="replace").strip()[-500:]
         raise UdfValidationError(
-            f"function {name}: compiling took over {10 * CPU_SECONDS} s"
-        ) from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-500:]
-        raise UdfValidationError(
-            f"function {name}: compiling it ahead of time failed (exit {done.returncode}, limits "
+            f"function {name}: compiling it ahead of time failed (exit {exit_code}, limits "
             f"{CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB): {said}"
         )
-    return for_guest(done.stdout)
+    return for_guest(made)
+
+
+def _run(command: list[str], component: bytes, name: str) -> tuple[int, bytes, bytes]:
+    """Return exit status, output and messages of the compiler, killed when it is not to go on."""
+    pipe, end = subprocess.PIPE, time.monotonic() + 10 * CPU_SECONDS
+    given: bytes | None = component
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as child:
+        try:
+            while True:
+                try:
+                    made, errors = child.communicate(given, timeout=TICK_S)
+                    return child.returncode, made, errors
+                except subprocess.TimeoutExpired:
+                    given = None  # it is being sent
+                if stop_asked():
+                    raise InterruptError(f"function {name} was being compiled when interrupted")
+                if time.monotonic() >= end:
+                    raise UdfValidationError(
+                        f"function {name}: compiling took over {10 * CPU_SECONDS} s"
+                    )
+        finally:
+            child.kill()
 
 
 def for_guest(artefact: bytes) -> bytes:

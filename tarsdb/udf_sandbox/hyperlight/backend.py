@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tarsdb.errors import UdfBackendError
 from tarsdb.udf_sandbox.backends import CompiledProgram, Program
 from tarsdb.udf_sandbox.limits import Call
 
@@ -31,12 +30,6 @@ class HyperlightBackend:
 
     def compile(self, program: Program) -> CompiledProgram:
         """Prepare a program; its sandbox is made when it is first called."""
-        if program.kind != "scalar":
-            raise UdfBackendError(
-                f"function {program.export}: {program.kind} functions do not run on backend "
-                "'hyperlight'",
-                hint="create it with backend = 'wasmtime' or 'worker'",
-            )
         if program.language == "wasm":
             from tarsdb.udf_sandbox.hyperlight.modules import ModuleProgram
 

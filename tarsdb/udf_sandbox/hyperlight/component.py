@@ -4,18 +4,32 @@ The guest accepts one kind of program: a component exporting ``hyperlight:sandbo
 whose ``run`` takes a string and returns one. A module of our columnar ABI becomes such a
 component unchanged: beside it stands a generated adapter that decodes a request, copies the
 batch into the module's memory, calls the export and sends the output back. A bare scalar export
-first gets a generated loop that speaks the columnar ABI.
+first gets a generated loop that speaks the columnar ABI. Functions of several exports get an
+adapter that writes what it is told into the module's memory and calls one of them.
 
 Knows ``messages`` and the formats of WebAssembly; compiles and runs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from tarsdb.types import Physical, SqlType
-from tarsdb.udf_sandbox.hyperlight.messages import CALL, CALL_REPLY, CALL_REQUEST, STATE
+from tarsdb.udf_sandbox.hyperlight.messages import (
+    CALL,
+    CALL_REPLY,
+    CALL_REQUEST,
+    INVOKE,
+    INVOKE_REPLY,
+    INVOKE_REQUEST,
+    READ_REQUEST,
+    STATE,
+    WRITE,
+)
 from tarsdb.udf_sandbox.modules.module import scalar_type
+from tarsdb.udf_sandbox.modules.sections import FuncType
 
 _RAW, _TEXT, _INPUT = 1_024, 24_576, 65_536  # places in the adapter's own memory
 _CORE_MODULE_SECTION = 1  # of a component
@@ -59,6 +73,18 @@ def component(
         loop += '\n  (core instance $loop (instantiate $loop (with "user" (instance $user))))'
         inner, export, resettable = "$loop", "f", True
     return _COMPONENT.format(loop, inner, _adapter(export, resettable))
+
+
+def exports_component(exports: Mapping[str, FuncType]) -> str:
+    """Return the text of the component around several exports, called one at a time.
+
+    Parameters
+    ----------
+    exports : mapping
+        Names and types: at most four i32, and one i32 or nothing. An INVOKE names them by their
+        place here.
+    """
+    return _COMPONENT.format("", "$user", _dispatcher(exports))
 
 
 _COMPONENT = """(component
@@ -190,10 +216,11 @@ def _joined() -> str:
     )
 
 
-def _field(name: str) -> str:
-    """Read a field of the request."""
-    assert CALL_REQUEST.fields is not None  # a structured dtype
-    return f"(i32.load $m offset={_INPUT + CALL_REQUEST.fields[name][1]} (i32.const 0))"
+def _field(name: str, request: np.dtype[np.void] = CALL_REQUEST, number: int = 0) -> str:
+    """Read a field of the request, or the one of a number in it."""
+    assert request.fields is not None  # a structured dtype
+    at = _INPUT + request.fields[name][1] + 4 * number
+    return f"(i32.load $m offset={at} (i32.const 0))"
 
 
 _TRANSPORT = f"""(memory $m (export "memory") 2)
@@ -280,11 +307,59 @@ def _adapter(export: str, resettable: bool) -> str:
         (i64.shl (i64.extend_i32_u (memory.size $u)) (i64.const 16)))
         (then (return (call $reply (i32.const 8)))))
       (call $batch (i32.and (i32.add (local.get $region) (i32.const 63)) (i32.const -64))))
-    (func (export "run") (param $text i32) (param $length i32) (result i32)
+    {_run(CALL, "$call")})"""
+
+
+def _run(kind: int, function: str) -> str:
+    """Return the adapter's entry: a function for one kind of requests, what all have in common."""
+    address, size = (_field(name, READ_REQUEST) for name in ("address", "size"))
+    return f"""(func (export "run") (param $text i32) (param $length i32) (result i32)
       (call $unpack (local.get $length))
       (if (i32.eq {_field("kind")} (i32.const {STATE})) (then
         (call $say (i32.const 0) (memory.size $u))
         (return (call $reply (i32.const 4)))))
-      (if (i32.eq {_field("kind")} (i32.const {CALL})) (then (return (call $call))))
-      (memory.copy $m $u (i32.const {_RAW}) {_field("size")} {_field("rows")})
-      (call $reply {_field("rows")})))"""
+      (if (i32.eq {_field("kind")} (i32.const {kind})) (then (return (call {function}))))
+      (memory.copy $m $u (i32.const {_RAW}) {address} {size})
+      (call $reply {size}))"""
+
+
+_WRITES = f"""(func $write (local $left i32) (local $at i32) (local $size i32)
+      (local.set $left {_field("writes", INVOKE_REQUEST)})
+      (local.set $at (i32.const {_INPUT + INVOKE_REQUEST.itemsize}))
+      (block $done (loop $next
+        (br_if $done (i32.eqz (local.get $left)))
+        (local.set $size (i32.load $m offset=4 (local.get $at)))
+        (memory.copy $u $m (i32.load $m (local.get $at))
+          (i32.add (local.get $at) (i32.const {WRITE.itemsize})) (local.get $size))
+        (local.set $at (i32.add (i32.add (local.get $at) (i32.const {WRITE.itemsize}))
+          (local.get $size)))
+        (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+        (br $next))))"""
+
+
+def _dispatcher(exports: Mapping[str, FuncType]) -> str:
+    """Return the adapter that writes into the module's memory and calls one of its exports."""
+    imports, choices = [], []
+    for number, (name, kind) in enumerate(exports.items()):
+        results = f"(result {' '.join(kind.results)})" if kind.results else ""
+        params = f"(param {' '.join(kind.params)})" if kind.params else ""
+        imports.append(f'(import "user" {_quoted(name)} (func $e{number} {params} {results}))')
+        given = " ".join(
+            _field("arguments", INVOKE_REQUEST, each) for each in range(len(kind.params))
+        )
+        call = f"(call $e{number} {given})"
+        step = f"(call $say (i32.const 0) {call})" if kind.results else call
+        chosen = f"(i32.eq {_field('export', INVOKE_REQUEST)} (i32.const {number}))"
+        choices.append(f"(if {chosen} (then {step}))")
+    lines = "\n      "
+    return f"""(core module $adapter
+    (import "user" "memory" (memory $u 0))
+    {lines.join(imports)}
+    {_TRANSPORT}
+    {_WRITES}
+    (func $invoke (result i32)
+      (call $write)
+      {lines.join(choices)}
+      (call $say (i32.const 4) (memory.size $u))
+      (call $reply (i32.const {INVOKE_REPLY.itemsize})))
+    {_run(INVOKE, "$invoke")})"""

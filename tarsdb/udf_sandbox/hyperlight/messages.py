@@ -11,7 +11,9 @@ import numpy as np
 REPLY_TEXT = 16_000  # characters; 16,288 were seen to fit
 REPLY_BYTES = REPLY_TEXT // 8 * 7
 
-STATE, CALL, READ = 0, 1, 2  # kinds of requests
+STATE, CALL, READ, INVOKE = 0, 1, 2, 3  # kinds of requests
+NOTHING = 0xFFFFFFFF
+"""Number of the export of an INVOKE that only writes."""
 
 _LENGTHS = np.arange(0, 56, 7, dtype=np.uint64)  # shifts of the seven-bit groups of 56 bits
 _BYTES = np.arange(0, 56, 8, dtype=np.uint64)
@@ -23,6 +25,12 @@ CALL_REQUEST = np.dtype(
     ]
 )  # fmt: skip
 READ_REQUEST = np.dtype([("kind", "<u4"), ("address", "<u4"), ("size", "<u4")])
+INVOKE_REQUEST = np.dtype(
+    [("kind", "<u4"), ("export", "<u4"), ("writes", "<u4"), ("arguments", "<u4", 4)]
+)
+"""What each write follows it with: address and size (``WRITE``), then its bytes."""
+WRITE = np.dtype([("address", "<u4"), ("size", "<u4")])
+INVOKE_REPLY = np.dtype([("value", "<i4"), ("pages", "<u4")])
 CALL_REPLY = np.dtype(
     [("base", "<u4"), ("pages", "<u4"), ("status", "<i4"), ("descriptor", "u1", 32)]
 )

@@ -11,16 +11,20 @@ import numpy as np
 
 from tarsdb.columns import Column, concat
 from tarsdb.errors import UdfError
+from tarsdb.metrics import METRICS
 from tarsdb.types import parse_type
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import BatchLayout
-from tarsdb.udf_sandbox.backends import Program
+from tarsdb.udf_sandbox.backends import Guest, Program
+from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.hyperlight import aot, messages, processes
-from tarsdb.udf_sandbox.hyperlight.component import capped, component, splice
+from tarsdb.udf_sandbox.hyperlight.component import capped, component, exports_component, splice
 from tarsdb.udf_sandbox.hyperlight.failures import guest_error
 from tarsdb.udf_sandbox.hyperlight.guest import SandboxGuest
+from tarsdb.udf_sandbox.hyperlight.instance import SandboxInstance, exports_of
 from tarsdb.udf_sandbox.hyperlight.processes import GuestFailure, SandboxProcess, SandboxSpec
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error
+from tarsdb.udf_sandbox.modules.artefacts import artefacts
 from tarsdb.udf_sandbox.modules.module import scalar_type, to_wasm
 
 MAX_IMAGE_BYTES = 256 << 10  # a request lies in the guest's heap several times
@@ -38,16 +42,20 @@ def sandbox_spec(program: Program) -> SandboxSpec:
         See :func:`tarsdb.udf_sandbox.hyperlight.aot.compile_component`.
     """
     memory = program.limits.max_memory_bytes
-    scalar = None if program.driver is None else (program.arguments, program.returns)
-    text = component(program.export, resettable=program.resettable, scalar=scalar)
+    if program.kind == "scalar":
+        scalar = None if program.driver is None else (program.arguments, program.returns)
+        text = component(program.export, resettable=program.resettable, scalar=scalar)
+    else:
+        text = exports_component(exports_of(program))
     module = capped(program.code, memory // WASM_PAGE)
     binary = splice(to_wasm(text), module)
     heap, stack = _sizes_mib(memory)
-    owner = next(_owners) if program.reusable else 0  # what is not restored is not shared
+    kept = program.reusable and program.kind == "scalar"
+    owner = next(_owners) if kept else 0  # what is not restored is not shared
     return SandboxSpec(
         key=f"{hashlib.sha256(binary).hexdigest()}:{heap}:{owner}",
         artefact=_compiled(binary, program.export), path="", heap=heap, stack=stack,
-        first=messages.to_text(np.zeros(7, dtype=np.uint8)), restored=not program.reusable,
+        first=messages.to_text(np.zeros(7, dtype=np.uint8)), restored=not kept,
     )  # fmt: skip
 
 
@@ -64,7 +72,16 @@ def _sizes_mib(memory: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(binary: bytes, name: str) -> bytes:
-    return aot.compile_component(binary, name)
+    """Return the artefact of a component, from the user's cache where it is there."""
+    entry = f"{hashlib.sha256(binary).hexdigest()}-{aot.fingerprint()}"
+    kept = artefacts().get(entry)
+    if kept is not None:
+        METRICS.add("udf.artefact_hits")
+        return kept
+    METRICS.add("udf.compilations")
+    made = aot.compile_component(binary, name)
+    artefacts().put(entry, made)
+    return made
 
 
 class ModuleProgram:
@@ -74,9 +91,12 @@ class ModuleProgram:
         self.program = program
         self.spec = sandbox_spec(program)
 
-    def guest(self, call: Call, watched: bool) -> ModuleGuest:
+    def guest(self, call: Call, watched: bool) -> Guest:
         """Make a guest; its sandbox is loaded or restored by the first batch."""
-        return ModuleGuest(self)
+        if self.program.kind == "scalar":
+            return ModuleGuest(self)
+        exports = exports_of(self.program)
+        return guest_of(self.program, SandboxInstance(self.program, self.spec, exports, call))
 
     def close(self) -> None:
         """Do nothing: sandboxes are dropped when others need their place."""

@@ -8,15 +8,18 @@ no columns and no SQL.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 
-from tarsdb.errors import UdfBackendError, UdfValidationError
+from tarsdb.errors import InterruptError, UdfBackendError, UdfValidationError
 from tarsdb.metrics import METRICS
 from tarsdb.udf_sandbox.modules.artefacts import artefacts
 from tarsdb.udf_sandbox.modules.sections import HEADER as EMPTY_MODULE
+from tarsdb.udf_sandbox.stopping import stop_asked
 from tarsdb.udf_sandbox.worker.messages import Status
 from tarsdb.udf_sandbox.worker.pool import pool
 from tarsdb.udf_sandbox.worker.process import Unanswered, WorkerProcess, unavailable
@@ -24,6 +27,7 @@ from tarsdb.udf_sandbox.worker.process import Unanswered, WorkerProcess, unavail
 SECONDS = 30.0
 """Of wall time for one module; the worst one under the caps takes less than one."""
 MAX_NATIVE_BYTES = 256 << 20
+TURN_S = 0.05
 LINGER_S = 5.0
 COMPILATIONS = 200  # by one child
 
@@ -46,16 +50,23 @@ class Compiler:
             It does not compile, or not within the child's limits.
         UdfBackendError
             No child can be started.
+        InterruptError
+            The statement was asked to stop; the child is killed.
         """
-        with self._lock:
+        with self._turn():
             self._stop_timer()
             child = self._ready()
             try:
                 reply, native = child.compile(name, code, SECONDS, MAX_NATIVE_BYTES)
             except Unanswered:
+                if stop_asked():
+                    raise _interrupted() from None
                 raise _refused(f"takes longer than {SECONDS:.0f} s") from None
             except UdfBackendError as error:
                 raise _refused(f"ended its compiler: {error.message}") from error
+            except BaseException:  # Ctrl-C: it is not waited for
+                self._release()
+                raise
             self._done += 1
             self._linger()
         if reply.status is Status.INVALID:
@@ -63,6 +74,17 @@ class Compiler:
         if reply.status is not Status.DONE:
             raise _refused(reply.text[:500])
         return native
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other thread compiles, or this one is to stop."""
+        while not self._lock.acquire(timeout=TURN_S):
+            if stop_asked():
+                raise _interrupted()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Let the child go."""
@@ -92,6 +114,10 @@ class Compiler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _interrupted() -> InterruptError:
+    return InterruptError("a module was being compiled when the statement was interrupted")
 
 
 def _refused(why: str) -> UdfValidationError:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tarsdb.errors import UdfBackendError
+from tarsdb.udf_sandbox.stopping import stop_asked
 from tarsdb.udf_sandbox.worker.messages import (
     Kind,
     LoadBody,
@@ -179,6 +180,8 @@ class WorkerProcess:
     def compile(self, name: str, code: bytes, seconds: float, most: int) -> tuple[Reply, bytes]:
         """Compile a module under settings of a name; return the reply and the native code.
 
+        The process is killed when it takes longer, or this thread is to stop (``stopping``).
+
         Raises
         ------
         Unanswered, UdfBackendError
@@ -186,8 +189,8 @@ class WorkerProcess:
         payload = name.encode() + b"\0" + code
         end = time.monotonic() + seconds
         self._send(Request(Kind.COMPILE, size=len(payload)).pack() + payload, end)
-        reply = self._answer(end, most=most)
-        return reply, self._read(reply.size, end)
+        reply = self._answer(end, stop_asked, most)
+        return reply, self._read(reply.size, end, stop_asked)
 
     def kill(self) -> None:
         """End the process now; in a forked child only forget it.

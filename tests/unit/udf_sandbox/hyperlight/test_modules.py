@@ -6,6 +6,8 @@ messages, adapter and loop are compared with the wasmtime backend wherever tests
 
 from __future__ import annotations
 
+import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +19,13 @@ import wasmtime.component as wasmtime_component
 from hypothesis import given
 
 from tarsdb.columns import Column, from_list
-from tarsdb.errors import UdfError, UdfLimitError
+from tarsdb.errors import InterruptError, UdfError, UdfLimitError, UdfValidationError
 from tarsdb.options import SandboxLimits
 from tarsdb.types import parse_type
-from tarsdb.udf_sandbox import ScalarFunction, to_wasm
-from tarsdb.udf_sandbox.hyperlight import component, messages, modules, processes
+from tarsdb.udf_sandbox import ScalarFunction, stoppable, to_wasm
+from tarsdb.udf_sandbox.hyperlight import aot, component, messages, modules, processes
 from tarsdb.udf_sandbox.limits import Budget, Call
+from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
 from tests.sandbox.wasm_text import IDENTITY, IS_NULL, columnar
 
 MEMORY = 1 << 20
@@ -209,3 +212,50 @@ def test_the_component_holds_the_users_module_unchanged() -> None:
     wasmtime_component.Component(wasmtime.Engine(), spliced)
     with pytest.raises(ValueError, match="without a core module"):
         component.splice(to_wasm("(component)"), code)
+
+
+def test_an_artefact_is_kept_for_other_processes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the component and what compiles it; damaged, it is compiled anew."""
+    compiled: list[bytes] = []
+
+    def compile_component(binary: bytes, name: str) -> bytes:
+        compiled.append(binary)
+        return b"native " + binary
+
+    cache = ArtefactCache(tmp_path)
+    monkeypatch.setattr(aot, "compile_component", compile_component)
+    monkeypatch.setattr(modules, "artefacts", lambda: cache)
+    for binary, times in ((b"one", 1), (b"one", 1), (b"two", 2)):
+        modules._compiled.cache_clear()
+        assert modules._compiled(binary, "f") == b"native " + binary
+        assert len(compiled) == times
+    (entry,) = (path for path in tmp_path.iterdir() if b"one" in path.read_bytes())
+    entry.write_bytes(entry.read_bytes().replace(b"one", b"bad"))
+    modules._compiled.cache_clear()
+    assert modules._compiled(b"one", "f") == b"native one" and len(compiled) == 3
+    monkeypatch.setattr(aot, "fingerprint", lambda: "another compiler")
+    modules._compiled.cache_clear()
+    assert modules._compiled(b"one", "f") == b"native one" and len(compiled) == 4
+    modules._compiled.cache_clear()
+
+
+def test_a_compiler_that_is_to_stop_is_killed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeps = tmp_path / "sleeps.py"
+    sleeps.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(aot, "_CHILD", sleeps)
+    monkeypatch.setattr(aot, "compiler_library", lambda: sleeps)
+    began = time.monotonic()
+    with stoppable(lambda: time.monotonic() > began + 0.2), pytest.raises(InterruptError):
+        aot.compile_component(bytes(1 << 20), "f")
+    monkeypatch.setattr(aot, "CPU_SECONDS", 0.01)
+    with pytest.raises(UdfValidationError, match="took over"):
+        aot.compile_component(b"", "f")
+    assert time.monotonic() - began < 20
+    sleeps.write_text("import sys; sys.stdin.read(); sys.exit('no good')")
+    monkeypatch.setattr(aot, "CPU_SECONDS", 10)
+    with pytest.raises(UdfValidationError, match="no good"):
+        aot.compile_component(b"", "f")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tarsdb.errors import UdfValidationError
+from tarsdb.errors import InterruptError, UdfValidationError
 from tarsdb.metrics import METRICS
-from tarsdb.udf_sandbox import to_wasm
+from tarsdb.udf_sandbox import stoppable, to_wasm
 from tarsdb.udf_sandbox.modules import compilation
 from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
 from tests.sandbox.wasm_text import DEMO, IDENTITY
@@ -68,11 +71,7 @@ def test_a_compiler_that_hangs_is_killed(
     with pytest.raises(UdfValidationError, match="takes longer than 0"):
         compiler.compile("wasmtime", CODE + bytes(size))
     assert time.monotonic() - began < 2
-    end = time.monotonic() + 10
-    with pytest.raises(ProcessLookupError):
-        while time.monotonic() < end:
-            os.kill(pid, 0)
-            time.sleep(0.01)
+    assert is_gone(pid)
     monkeypatch.undo()
     assert compiler.compile("wasmtime", CODE)
 
@@ -112,3 +111,112 @@ def test_where_no_child_can_be_this_process_compiles(monkeypatch: pytest.MonkeyP
     before = METRICS.snapshot().get("udf.compiled_here", 0)
     assert compilation.native_code("wasmtime", CODE) == expected
     assert METRICS.snapshot()["udf.compiled_here"] == before + 1
+
+
+def test_a_compilation_that_is_to_stop_ends_at_once(compiler: compilation.Compiler) -> None:
+    compiler.compile("wasmtime", CODE)
+    assert compiler._child is not None
+    pid, asked = compiler._child.pid, threading.Event()
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.1, asked.set).start()
+    began = time.monotonic()
+    with stoppable(asked.is_set), pytest.raises(InterruptError, match="compiled"):
+        compiler.compile("wasmtime", CODE)
+    assert 0.1 <= time.monotonic() - began < 2
+    assert is_gone(pid)
+    assert compiler.compile("wasmtime", CODE)  # nobody asks any more
+
+
+def test_one_that_waits_for_its_turn_is_to_stop_too(compiler: compilation.Compiler) -> None:
+    with compiler._lock, stoppable(lambda: True):  # another thread compiles
+        began = time.monotonic()
+        with pytest.raises(InterruptError):
+            compiler.compile("wasmtime", CODE)
+        assert time.monotonic() - began < 2
+    assert compiler.compile("wasmtime", CODE)
+
+
+def test_ctrl_c_lets_the_child_go(compiler: compilation.Compiler) -> None:
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    compiler.compile("wasmtime", CODE)
+    assert compiler._child is not None
+    pid = compiler._child.pid
+    os.kill(pid, signal.SIGSTOP)
+    with stoppable(interrupted), pytest.raises(KeyboardInterrupt):
+        compiler.compile("wasmtime", CODE)
+    assert is_gone(pid)
+    assert compiler.compile("wasmtime", CODE)
+
+
+def is_gone(pid: int) -> bool:
+    """Wait for a process to end."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+SQL = """
+import os, signal, sys, threading, time
+import tarsdb
+from tarsdb.udf_sandbox.modules import compilation
+from tests.sandbox.test_worker import PLUS_ONE
+ready = compilation.Compiler._ready
+children = []
+def stopped(self):
+    child = ready(self)
+    os.kill(child.pid, signal.SIGSTOP)  # as one that compiles for long
+    children.append(child.pid)
+    return child
+compilation.Compiler._ready = stopped
+sql, way = sys.argv[2:]
+def end():
+    while not children:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    times.append(time.monotonic())
+    if way == "signal":
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        db.interrupt()
+times = []
+with tarsdb.connect(sys.argv[1]) as db:
+    db.execute(f"CREATE FUNCTION f(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS '{PLUS_ONE}'")
+    db.execute("CREATE TABLE t (n BIGINT)")
+    db.execute("INSERT INTO t VALUES (1), (2)")
+    threading.Thread(target=end).start()
+    try:
+        print(db.execute(sql).fetchall())
+    except (tarsdb.errors.InterruptError, KeyboardInterrupt) as error:
+        print(type(error).__name__, time.monotonic() - times[0] < 5)
+    compilation.Compiler._ready = ready
+    print(db.execute(sql).fetchall())
+"""
+
+
+@pytest.mark.parametrize(
+    ("sql", "way", "error"),
+    [
+        ("SELECT f(n) FROM t", "call", "InterruptError"),
+        ("SELECT f(n) FROM t", "signal", "KeyboardInterrupt"),
+        ("SELECT sum(f(n) + 0) FROM t GROUP BY n % 1", "call", "InterruptError"),
+        ("SELECT sum(f(n) + 0) FROM t GROUP BY n % 1", "signal", "InterruptError"),  # in DuckDB
+    ],
+)
+def test_a_statement_is_interrupted_while_it_compiles(
+    tmp_path: pathlib.Path, sql: str, way: str, error: str
+) -> None:
+    root = str(pathlib.Path(__file__).resolve().parents[4])
+    done = subprocess.run(
+        [sys.executable, "-c", SQL, str(tmp_path / "a.tars"), sql, way],
+        capture_output=True, text=True, timeout=120, check=False, cwd=root,
+        env={"PYTHONPATH": root, "PATH": "", "TARSDB_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    answer = "[(2,), (3,)]" if "sum" not in sql else "[(5,)]"
+    assert done.stdout.splitlines() == [f"{error} True", answer], done.stderr
