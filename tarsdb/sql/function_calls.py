@@ -18,6 +18,11 @@ from tarsdb.sql.catalog import Catalog
 from tarsdb.types import TEXT, Kind, SqlType
 
 BITS_TYPE = "VARCHAR"
+_UNFIT: dict[type, str] = {
+    exp.WithinGroup: "WITHIN GROUP", exp.IgnoreNulls: "IGNORE NULLS",
+    exp.RespectNulls: "RESPECT NULLS",
+}  # fmt: skip
+"""Clauses of a call that an aggregate function of ours cannot have."""
 
 
 def duckdb_type(sql_type: SqlType) -> str:
@@ -54,14 +59,16 @@ def aggregate_arguments(node: Any) -> tuple[Any, ...]:
 def rewrite_aggregate(
     node: Any, function: FunctionDef, name: str, arguments: tuple[Any, ...]
 ) -> None:
-    """Turn ``f(x) [FILTER ...]`` into ``name(list(x) [FILTER ...])``, in place.
+    """Turn ``f(x) [FILTER ...] [OVER ...]`` into ``name(list(x) [FILTER ...] [OVER ...])``.
+
+    In place.
 
     ``arguments`` are those of the call in the order of the declaration.
 
     Raises
     ------
     NotSupportedError
-        The call is a window function.
+        The call has a clause that only ordered-set aggregates have.
     """
     last = node.expressions[-1]
     order = last if isinstance(last, exp.Order) else None
@@ -72,11 +79,14 @@ def rewrite_aggregate(
     if order is not None:
         inner = exp.Order(this=inner, expressions=order.expressions)
     outer = node.parent if isinstance(node.parent, exp.Filter) else node
-    if isinstance(outer.parent, (exp.Window, exp.WithinGroup)) and outer.arg_key == "this":
-        clause = "OVER" if isinstance(outer.parent, exp.Window) else "WITHIN GROUP"
+    if isinstance(outer.parent, exp.Window) and outer.arg_key == "this":
+        outer = outer.parent  # the frame's rows are the list
+    clause = _UNFIT.get(type(outer.parent)) if outer.arg_key == "this" else None
+    clause = clause or _UNFIT.get(type(first))
+    if clause is not None:
         raise NotSupportedError(
             f"aggregate function {function.name} with {clause} is not supported{where(node)}",
-            hint="use it with GROUP BY",
+            hint="use it with GROUP BY or OVER (...)",
         )
     node.set("this", "list")
     node.set("expressions", [inner])
