@@ -71,10 +71,14 @@ class IndexDef:
 
 @dataclass(frozen=True)
 class TriggerDef:
-    """A sandboxed function that is asked about each row after an INSERT, and may reject it."""
+    """A sandboxed function that is asked about each row of an INSERT, and may reject it.
+
+    ``timing`` is 'BEFORE' constraints are checked, or 'AFTER' the row was stored.
+    """
 
     name: str
     function: str
+    timing: str = "AFTER"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
             context.engines.interrupt.check()
             derive.fill_defaults(context, plan.table, columns, rows, plan.defaults)
             derive.generate(context, plan.table, columns, rows)
+            columns, rows = triggers.before_insert(context, plan.table, columns, rows)
             derive.check(context, plan.table, columns, rows)
             done = _store(context, plan, columns, rows)
             if plan.on_conflict is None:

@@ -144,7 +144,7 @@ def _functions(context: Context) -> Rows:
 
 def _triggers(context: Context) -> Rows:
     return [
-        (trigger.name, t.name, "AFTER INSERT", trigger.function)
+        (trigger.name, t.name, f"{trigger.timing} INSERT", trigger.function)
         for t in context.catalog.tables()
         for trigger in t.triggers
     ]

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from tarsdb.columns import empty
 from tarsdb.engine import derive, index_build, references, triggers
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
@@ -13,7 +14,7 @@ from tarsdb.engine.index_choice import AUTO
 from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
-from tarsdb.errors import CatalogError, IntegrityError, NotSupportedError
+from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
@@ -154,19 +155,31 @@ def _validate_expressions(context: Context, table: TableDef) -> None:
     generated = {column.id for column in table.columns if column.generated is not None}
     for column in table.columns:
         if column.default is not None:
-            used = derive.sources(bind_expression(column.default, table, context.catalog))
+            used = derive.sources(_bound(context, table, column.default))
             if used:
                 raise CatalogError(f"DEFAULT of {table.name}.{column.name} reads a column")
         if column.generated is not None:
-            expression = bind_expression(column.generated, table, context.catalog)
+            expression = _bound(context, table, column.generated)
             _validate_generated(table, column, expression)
             if derive.sources(expression) & generated:
                 raise CatalogError(
                     f"generated column {table.name}.{column.name} reads a generated column"
                 )
     for _, text in table.checks:
-        bind_expression(text, table, context.catalog)
+        _bound(context, table, text)
     references.pin_functions(context, table)
+
+
+def _bound(context: Context, table: TableDef, text: str) -> ex.Expr | Relational:
+    """Bind an expression; what DuckDB evaluates, DuckDB binds too, over no rows."""
+    expression = bind_expression(text, table, context.catalog)
+    if isinstance(expression, Relational):
+        nothing = {column.id: empty(column.type) for column in table.columns}
+        try:
+            derive.evaluate_bound(context, expression, table, nothing, 0)
+        except BindError as error:
+            raise BindError(f"table {table.name}: {text}: {error.message}", error.hint) from error
+    return expression
 
 
 def _validate_generated(

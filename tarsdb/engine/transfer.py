@@ -50,6 +50,7 @@ def copy_from(context: Context, plan: Copy) -> Result:
             context.engines.interrupt.check()
             derive.fill_defaults(context, table, columns, rows, _defaults(context, plan, wanted))
             derive.generate(context, table, columns, rows)
+            columns, rows = triggers.before_insert(context, table, columns, rows)
             derive.check(context, table, columns, rows)
             ordered = [columns[column.id] for column in table.columns]
             context.require_writes().insert_columns(table, context.view(table), ordered)

@@ -1,12 +1,14 @@
-"""Triggers: sandboxed functions that look at the rows an INSERT has made, and may reject one.
+"""Triggers: sandboxed functions that look at the rows of an INSERT, and may reject one.
 
 The function gets the columns its arguments are named after, as they are stored, a batch at a time.
 What it returns for a row decides: TEXT that is not NULL rejects it with that message, INT that is
-not 0 with that number.
+not 0 with that number. Before constraints are checked it may also return BOOLEAN: a row that is
+not true is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +24,7 @@ from tarsdb.types import Kind
 
 MAX_MESSAGE = 500
 """Characters of a function's message that an error shows."""
-_VERDICTS = (Kind.TEXT, Kind.INT)
+_VERDICTS = {"BEFORE": (Kind.TEXT, Kind.INT, Kind.BOOLEAN), "AFTER": (Kind.TEXT, Kind.INT)}
 
 
 def create_trigger(context: Context, plan: CreateTrigger) -> Result:
@@ -38,10 +40,10 @@ def create_trigger(context: Context, plan: CreateTrigger) -> Result:
         raise CatalogError(
             f"function {plan.function!r} does not exist", hint="CREATE FUNCTION it first"
         )
-    _check(table, function, plan.name)
+    trigger = TriggerDef(plan.name, function.name, plan.timing)
+    _check(table, function, trigger)
     writes = context.require_writes()
     writes.put_object("function", function.name, function)  # a commit that drops it conflicts
-    trigger = TriggerDef(plan.name, function.name)
     changed = replace(table, triggers=(*table.triggers, trigger))
     writes.put_object("table", table.name, changed)
     context.refresh()
@@ -68,11 +70,13 @@ def _find(context: Context, name: str) -> TableDef | None:
     return None
 
 
-def _check(table: TableDef, function: FunctionDef, name: str) -> None:
-    if function.kind != "scalar" or function.returns.kind not in _VERDICTS:
+def _check(table: TableDef, function: FunctionDef, trigger: TriggerDef) -> None:
+    name = trigger.name
+    if function.kind != "scalar" or function.returns.kind not in _VERDICTS[trigger.timing]:
+        last = ", or BOOLEAN (false leaves it out)" if trigger.timing == "BEFORE" else ""
         raise CatalogError(
             f"trigger {name}: function {function.name} returns {function.result}, expected TEXT (a "
-            "message rejects the row) or INT (not 0 rejects it)"
+            f"message rejects the row) or INT (not 0 rejects it){last}"
         )
     for argument, sql_type in function.arguments:
         column = table.column(argument)
@@ -97,8 +101,32 @@ def columns_of(context: Context, table: TableDef) -> set[int]:
     return found
 
 
+def before_insert(
+    context: Context, table: TableDef, columns: Columns, rows: int
+) -> tuple[Columns, int]:
+    """Ask the BEFORE triggers of a table about rows; return those that none leaves out.
+
+    Raises
+    ------
+    IntegrityError, UdfError
+        As :func:`after_insert`.
+    """
+    for trigger, function in _of(context, table, "BEFORE") if rows else ():
+        verdict = _verdict(context, table, function, (columns, rows))
+        if verdict.type.kind is not Kind.BOOLEAN:
+            _refuse_rejected(table, trigger, verdict)
+            continue
+        keep = _is_set(verdict)
+        if not keep.all():
+            columns = {number: column.take(keep) for number, column in columns.items()}
+            rows = int(keep.sum())
+            if rows == 0:
+                break
+    return columns, rows
+
+
 def after_insert(context: Context, table: TableDef, columns: Columns, rows: int) -> None:
-    """Ask the triggers of a table about rows that were inserted.
+    """Ask the AFTER triggers of a table about rows that were inserted.
 
     Raises
     ------
@@ -107,25 +135,42 @@ def after_insert(context: Context, table: TableDef, columns: Columns, rows: int)
     UdfError
         A function failed.
     """
-    for trigger in table.triggers if rows else ():
-        function = context.catalog.function(trigger.function)
-        if function is None:
-            raise CatalogError(f"trigger {trigger.name}: function {trigger.function} is gone")
-        given = []
-        for argument, _ in function.arguments:
-            column = table.column(argument)
-            assert column is not None  # the definitions hold on to each other
-            given.append(columns[column.id])
-        verdict = context.call_function(function, given, rows)
-        rejected = np.flatnonzero(_rejects(verdict))
-        if len(rejected):
-            row = int(rejected[0])
-            raise IntegrityError(
-                f"trigger {trigger.name} rejected a row: {str(verdict.get(row))[:MAX_MESSAGE]} "
-                f"(table {table.name}, row {row + 1})"
-            )
+    for trigger, function in _of(context, table, "AFTER") if rows else ():
+        _refuse_rejected(table, trigger, _verdict(context, table, function, (columns, rows)))
 
 
-def _rejects(verdict: Column) -> np.ndarray:
+def _of(context: Context, table: TableDef, timing: str) -> Iterator[tuple[TriggerDef, FunctionDef]]:
+    for trigger in table.triggers:
+        if trigger.timing == timing:
+            function = context.catalog.function(trigger.function)
+            if function is None:
+                raise CatalogError(f"trigger {trigger.name}: function {trigger.function} is gone")
+            yield trigger, function
+
+
+def _verdict(
+    context: Context, table: TableDef, function: FunctionDef, batch: tuple[Columns, int]
+) -> Column:
+    columns, rows = batch
+    given = []
+    for argument, _ in function.arguments:
+        column = table.column(argument)
+        assert column is not None  # the definitions hold on to each other
+        given.append(columns[column.id])
+    return context.call_function(function, given, rows)
+
+
+def _refuse_rejected(table: TableDef, trigger: TriggerDef, verdict: Column) -> None:
+    rejected = np.flatnonzero(_is_set(verdict))
+    if len(rejected):
+        row = int(rejected[0])
+        raise IntegrityError(
+            f"trigger {trigger.name} rejected a row: {str(verdict.get(row))[:MAX_MESSAGE]} "
+            f"(table {table.name}, row {row + 1})"
+        )
+
+
+def _is_set(verdict: Column) -> np.ndarray:
+    """Return where a verdict is a text, or a number or BOOLEAN other than 0."""
     valid = np.ones(len(verdict), bool) if verdict.validity is None else verdict.validity
     return valid if verdict.offsets is not None else valid & (verdict.values != 0)

@@ -114,17 +114,24 @@ def _create_trigger(stream: TokenStream, or_replace: bool) -> CreateTrigger:
         raise NotSupportedError("CREATE OR REPLACE TRIGGER is not supported", hint="DROP it")
     exists_ok = if_not_exists(stream)
     name = stream.name("a trigger name")
-    if not stream.accept("AFTER", "INSERT"):
+    timing = next((t for t in ("BEFORE", "AFTER") if stream.accept(t, "INSERT")), None)
+    if timing is None:
         if stream.peek() in ("BEFORE", "AFTER", "INSTEAD"):
             when = f"{stream.peek()} {stream.peek(1)}"
-            raise NotSupportedError(f"trigger {name}: {when} is not supported", hint="AFTER INSERT")
-        stream.fail("expected AFTER INSERT")
+            hint = "BEFORE INSERT or AFTER INSERT"
+            raise NotSupportedError(f"trigger {name}: {when} is not supported", hint=hint)
+        stream.fail("expected BEFORE INSERT or AFTER INSERT")
     stream.expect("ON")
     table = stream.table_name()
+    if stream.peek() in ("FOR", "WHEN", "BEGIN"):
+        raise NotSupportedError(
+            f"trigger {name}: {stream.peek()} is not supported, a trigger calls a function",
+            hint=f"CREATE TRIGGER {name} {timing} INSERT ON {table} CALL function",
+        )
     stream.expect("CALL")
     function = stream.name("a function name")
     stream.finish()
-    return CreateTrigger(name, table, function, exists_ok)
+    return CreateTrigger(name, table, function, timing, exists_ok)
 
 
 def drop(stream: TokenStream) -> Drop:

@@ -322,11 +322,12 @@ class CreateFunction:
 
 @dataclass(frozen=True)
 class CreateTrigger:
-    """CREATE TRIGGER name AFTER INSERT ON table CALL function."""
+    """CREATE TRIGGER name BEFORE | AFTER INSERT ON table CALL function."""
 
     name: str
     table: str
     function: str
+    timing: str
     if_not_exists: bool = False
 
 

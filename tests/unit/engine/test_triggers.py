@@ -192,3 +192,111 @@ def test_what_is_refused(
     assert message in str(caught.value)
     db.execute("CREATE TRIGGER IF NOT EXISTS small AFTER INSERT ON t CALL says")
     db.execute("DROP TRIGGER IF EXISTS nobody")
+
+
+# keeps(n): n is even
+KEEPS = """(module (func (export "keeps") (param i64) (result i32)
+  (i32.wrap_i64 (i64.xor (i64.and (local.get 0) (i64.const 1)) (i64.const 1)))))"""
+
+
+@pytest.fixture
+def guarded(db: tarsdb.Connection) -> tarsdb.Connection:
+    db.execute("DROP TRIGGER small")
+    db.execute(f"CREATE FUNCTION keeps(n BIGINT) RETURNS BOOLEAN LANGUAGE wasm AS '{KEEPS}'")
+    return db
+
+
+@pytest.mark.parametrize("way", range(9))
+def test_every_way_to_insert_asks_before(
+    guarded: tarsdb.Connection, tmp_path: pathlib.Path, way: int
+) -> None:
+    guarded.execute("CREATE TRIGGER early BEFORE INSERT ON t CALL status")
+    for n, error in ((90_000, errors.IntegrityError), (13, errors.UdfTrapError)):
+        with pytest.raises(error, match=r"early rejected a row: 90000|status: trap"):
+            ways(guarded, n, tmp_path)[way]()
+        assert rows(guarded, "SELECT count(*) FROM t") == [(1,)]
+        guarded.rollback()
+    ways(guarded, 4, tmp_path)[way]()
+    assert rows(guarded, "SELECT n FROM t WHERE id = 4600") == [(4,)]
+
+
+@pytest.mark.parametrize("way", range(9))
+def test_rows_that_are_not_true_are_left_out(
+    guarded: tarsdb.Connection, tmp_path: pathlib.Path, way: int
+) -> None:
+    """As by RAISE(IGNORE): neither counted nor returned, and no error. NULL is not true."""
+    guarded.execute("CREATE TRIGGER even BEFORE INSERT ON t CALL keeps")
+    ways(guarded, 5, tmp_path)[way]()  # n of the others is 3
+    assert rows(guarded, "SELECT id FROM t") == [(1,)]
+    ways(guarded, 4, tmp_path)[way]()
+    assert rows(guarded, "SELECT id, n, m FROM t ORDER BY id") == [(1, 99, 10), (4600, 4, 46000)]
+
+
+def test_left_out_rows_are_not_counted_or_returned(guarded: tarsdb.Connection) -> None:
+    guarded.execute("CREATE TRIGGER even BEFORE INSERT ON t CALL keeps")
+    found = guarded.execute("INSERT INTO t (id, n) VALUES (2, 1), (3, 2), (4, NULL), (5, 6)")
+    assert found.rowcount == 2
+    sql = "INSERT INTO t (id, n) VALUES (6, 1), (7, 8) RETURNING id, m"
+    assert rows(guarded, sql) == [(7, 70)]
+    assert rows(guarded, "INSERT INTO t (id, n) VALUES (8, 1) RETURNING id") == []
+    assert guarded.execute("INSERT INTO t (id, n) VALUES (9, 1)").rowcount == 0
+
+
+def test_it_is_asked_before_constraints_and_conflicts(guarded: tarsdb.Connection) -> None:
+    """A row that is left out breaks none; one of ON CONFLICT is asked about too, as in SQLite."""
+    guarded.execute("CREATE TABLE c (n BIGINT UNIQUE CHECK (n < 100), m BIGINT NOT NULL)")
+    guarded.execute("INSERT INTO c VALUES (2, 0)")
+    guarded.execute("CREATE TRIGGER even BEFORE INSERT ON c CALL keeps")
+    guarded.execute("INSERT INTO c VALUES (1001, 0), (3, NULL), (4, 0)")
+    assert rows(guarded, "SELECT n FROM c ORDER BY n") == [(2,), (4,)]
+    for sql, words in (("(1002, 0)", "CHECK"), ("(6, NULL)", "NOT NULL"), ("(2, 0)", "UNIQUE|key")):
+        with pytest.raises(errors.IntegrityError, match=words):
+            guarded.execute(f"INSERT INTO c VALUES {sql}")
+    guarded.execute("CREATE TRIGGER early BEFORE INSERT ON c CALL status")
+    for rule in ("DO NOTHING", "(n) DO UPDATE SET m = 5"):
+        with pytest.raises(errors.IntegrityError, match="early rejected a row: 2"):
+            guarded.execute(f"INSERT INTO c VALUES (2, 1) ON CONFLICT {rule}")
+    guarded.execute("INSERT INTO c VALUES (2, 7) ON CONFLICT (n) DO UPDATE SET m = 7")
+    assert rows(guarded, "SELECT m FROM c WHERE n = 2") == [(7,)]
+
+
+def test_triggers_are_asked_in_their_order_and_kept_in_the_file(
+    guarded: tarsdb.Connection, path: pathlib.Path
+) -> None:
+    for sql in ("even BEFORE INSERT ON t CALL keeps", "early BEFORE INSERT ON t CALL status",
+                "late AFTER INSERT ON t CALL says"):  # fmt: skip
+        guarded.execute(f"CREATE TRIGGER {sql}")
+    with tarsdb.connect(path) as other:
+        other.execute("INSERT INTO t (id, n) VALUES (2, 77)")  # left out, early is not asked
+        with pytest.raises(errors.IntegrityError, match="early rejected a row: 78"):
+            other.execute("INSERT INTO t (id, n, word) VALUES (2, 78, 'no')")
+        with pytest.raises(errors.IntegrityError, match="late rejected a row: no"):
+            other.execute("INSERT INTO t (id, n, word) VALUES (2, 8, 'no')")
+        other.execute("INSERT INTO t (id, n, word) VALUES (2, 77, 'no'), (3, 8, '')")
+        assert rows(other, "SELECT id FROM t ORDER BY id") == [(1,), (3,)]
+        assert rows(other, "SELECT name, event FROM tars_triggers ORDER BY name") == [
+            ("early", "BEFORE INSERT"), ("even", "BEFORE INSERT"), ("late", "AFTER INSERT"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sql", "error", "message"),
+    [
+        ("x AFTER INSERT ON t CALL keeps", errors.CatalogError, "returns BOOLEAN, expected TEXT"),
+        ("x BEFORE INSERT ON t FOR EACH ROW CALL keeps", errors.NotSupportedError, "FOR is not"),
+        ("x BEFORE INSERT ON t WHEN n > 2 CALL keeps", errors.NotSupportedError, "WHEN is not"),
+        ("x BEFORE INSERT ON t BEGIN SELECT RAISE(ABORT, ''no'')", errors.NotSupportedError,
+         "BEGIN is not supported, a trigger calls a function"),
+        ("x BEFORE UPDATE ON t CALL keeps", errors.NotSupportedError, "BEFORE UPDATE is not"),
+        ("x AFTER DELETE ON t CALL keeps", errors.NotSupportedError, "AFTER DELETE is not"),
+        ("x INSTEAD OF INSERT ON t CALL keeps", errors.NotSupportedError, "INSTEAD OF is not"),
+        ("x INSERT ON t CALL keeps", errors.SQLSyntaxError, "BEFORE INSERT or AFTER INSERT"),
+    ],
+)  # fmt: skip
+def test_what_else_a_trigger_could_be_is_refused(
+    guarded: tarsdb.Connection, sql: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        guarded.execute(f"CREATE TRIGGER {sql}")
+    assert message in str(caught.value)
+    assert rows(guarded, "SELECT * FROM tars_triggers") == []

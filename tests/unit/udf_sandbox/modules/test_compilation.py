@@ -219,4 +219,5 @@ def test_a_statement_is_interrupted_while_it_compiles(
         env={"PYTHONPATH": root, "PATH": "", "TARSDB_CACHE_DIR": str(tmp_path / "cache")},
     )  # fmt: skip
     answer = "[(2,), (3,)]" if "sum" not in sql else "[(5,)]"
-    assert done.stdout.splitlines() == [f"{error} True", answer], done.stderr
+    told = done.stdout.splitlines()[-2:]  # DuckDB may show its progress before
+    assert told == [f"{error} True", answer], done.stderr
