@@ -76,6 +76,9 @@ LAYOUTS = {
         Layout("int4/16x4", "int4", 4, 32, "i1"),
     )
 }
+_ENDS = (-8.0, -8.6, -7.4, -6.8, 7.4)
+"""Codes that the largest weight of an int4 group may get: beyond -8 and 7 it is cut, so that the
+others are nearer to theirs."""
 _CODE_BYTES, _GROUP_BYTES = TILE * GROUP // 2, TILE * GROUP // 2 + 2 * TILE
 
 
@@ -267,19 +270,36 @@ def _pack_groups(rows: F32, layout: Layout, tile: U8) -> None:
     """Write up to 16 columns, (columns, K), in groups."""
     whole = np.zeros((TILE, layout.padded(rows.shape[1]) // GROUP, GROUP), np.float32)
     whole.reshape(TILE, -1)[: len(rows), : rows.shape[1]] = rows
-    largest = np.take_along_axis(whole, np.abs(whole).argmax(axis=2)[:, :, None], axis=2)
     _check_finite(rows)
-    with np.errstate(over="ignore"):
-        scales = (largest / np.float32(-8)).astype(np.float16)
-    if not np.isfinite(scales).all():
-        raise ValueError(f"a weight is {np.abs(largest).max():g}, int4 reaches {8 * 65504}")
-    exact = scales.astype(np.float32)
-    codes = np.rint(whole / np.where(exact == 0, 1, exact)).clip(-8, 7) + 8
-    words = codes.astype(np.uint8).reshape(TILE, -1, 4, 2, 4)  # pairs of words of four
+    codes, scales = _coded_groups(whole)
+    words = (codes + 8).astype(np.uint8).reshape(TILE, -1, 4, 2, 4)  # pairs of words of four
     groups = tile.reshape(-1, _GROUP_BYTES)
     pairs = (words[:, :, :, 0] | words[:, :, :, 1] << 4).transpose(1, 2, 0, 3)
     groups[:, :_CODE_BYTES] = pairs.reshape(-1, _CODE_BYTES)
     groups[:, _CODE_BYTES:] = np.ascontiguousarray(scales[:, :, 0].T).view(np.uint8)
+
+
+def _coded_groups(groups: F32) -> tuple[F32, npt.NDArray[np.float16]]:
+    """Return codes of -8 to 7 and a scale of each group, (..., size) and (..., 1).
+
+    Of the scales that give the largest weight a code of _ENDS, one with the smallest squared error.
+    """
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)
+    if np.abs(largest).max(initial=0) > 8 * 65504:
+        raise ValueError(f"a weight is {np.abs(largest).max():g}, int4 reaches {8 * 65504}")
+    least: F32 = np.full(largest.shape, np.inf, np.float32)
+    best, chosen = np.zeros_like(groups), np.zeros(largest.shape, np.float16)
+    for end in _ENDS:
+        with np.errstate(over="ignore", invalid="ignore"):  # a scale may be too large for 16 bits
+            scales = (largest / np.float32(end)).astype(np.float16)
+            exact = scales.astype(np.float32)
+            codes = np.rint(groups / np.where(exact == 0, 1, exact)).clip(-8, 7)
+            error = np.square(codes * exact - groups).sum(axis=2, keepdims=True)
+        better = error < least
+        np.copyto(least, error, where=better)
+        np.copyto(best, codes, where=better)
+        np.copyto(chosen, scales, where=better)
+    return best, chosen
 
 
 def _unpaired(tiles: U8) -> U8:

@@ -56,7 +56,7 @@ def test_weights_come_back_as_near_as_the_kind_allows(
     both = packing.pack_gated(gate, up, kind, variant)
     found = both.unpack()
     largest = np.abs(np.stack([gate, up])).max(axis=2, keepdims=True)
-    step = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5001 / 127, "int4": 1.002 / 8}[kind]
+    step = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5001 / 127, "int4": 1.2 / 8}[kind]
     assert (np.abs(found - np.stack([gate, up])) <= step * largest).all()
     assert np.array_equal(packing.pack(up, kind, variant).unpack(), found[1])
 
@@ -105,6 +105,19 @@ def test_groups_of_int4_have_scales_of_their_own() -> None:
     assert packed.scales()[0].tolist() == [-0.125, -125, -0.125]
     assert np.array_equal(packed.unpack(), w)
     assert packed.elements().min() == -8
+
+
+def test_scales_of_int4_groups_lose_less_than_those_of_the_largest_weight() -> None:
+    w = normal(3, 64, 320)
+    groups = w.reshape(64, 10, 32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)
+    scales = (largest / -8).astype(np.float16).astype(np.float32)
+    plain = np.rint(groups / scales).clip(-8, 7) * scales
+    found = packing.pack(w, "int4").unpack().reshape(groups.shape)
+    errors, before = (np.square(each - groups).sum(axis=2) for each in (found, plain))
+    assert (errors <= before * 1.0001).all()  # of every group
+    assert 0.85 < errors.sum() / before.sum() < 0.95
+    assert (np.abs(found - groups) > np.abs(largest) / 8).any()  # the largest was cut somewhere
 
 
 def test_a_weight_may_be_too_large_for_int4() -> None:
