@@ -67,6 +67,16 @@ def _batch(mode: str) -> Callable[[Record], Any]:
     return read
 
 
+def _mapped(key: str, *, inverse: bool = False) -> Callable[[Record], Any]:
+    """Return a reader of what a process that maps packed weights takes, over one that packs."""
+
+    def read(record: Record) -> float:
+        maps, packs = (record[mode][key]["median"] for mode in ("maps", "packs"))
+        return float(packs / maps if inverse else maps / packs)
+
+    return read
+
+
 INFERENCE = (
     *(
         Claim("embed", f"MiniLM {mode}, texts {kind} by length, times faster", f">= {bar}",
@@ -112,6 +122,12 @@ INFERENCE = (
           _speed("prefill", "bf16", "torch bfloat16"), "torch bfloat16"),
     Claim("first_embedding", "first embedding of a new process, through SQL, s", "<= 0.6",
           path("tarsdb", "whole", "median")),
+    Claim("packed_weights", "110M decoder packed in the file, first token, times sooner", ">= 5",
+          _mapped("first_token_s", inverse=True), "packed by the process"),
+    Claim("packed_weights", "110M decoder packed in the file, share of the private memory",
+          "<= 0.3", _mapped("private_bytes"), "packed by the process"),
+    Claim("packed_weights", "110M decoder packed in the file, time of a token", "<= 1.1",
+          _mapped("cpu_ms_a_token"), "packed by the process"),
     Claim("serving", "second request with the same 1,000 tokens, times sooner", ">= 10",
           path("prefix", "times_sooner"), "the first"),
     Claim("serving", "16 mixed requests, times sooner", ">= 3", path("together", "times_sooner"),

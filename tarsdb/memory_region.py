@@ -91,8 +91,11 @@ class Region:
         self.overlaid += size
 
     def when_gone(self, call: Callable[..., Any], *args: Any) -> None:
-        """Have a function called when neither the region nor an array of it is left."""
-        weakref.finalize(self._memory, call, *args)
+        """Have a function called when neither the region nor an array of it is left.
+
+        It is not called when the process ends.
+        """
+        weakref.finalize(self._memory, call, *args).atexit = False
 
 
 @functools.cache

@@ -63,8 +63,8 @@ class Chunk(NamedTuple):
     key : bytes
     start : int
         Of its data in the image.
-    data : memoryview
-        Valid while the transaction lives.
+    size : int
+        Of its data.
     offset : int
         Of its data in the file.
     head : bytes
@@ -73,7 +73,7 @@ class Chunk(NamedTuple):
 
     key: bytes
     start: int
-    data: memoryview
+    size: int
     offset: int
     head: bytes
 
@@ -106,16 +106,20 @@ def find(env: Environment, name: bytes, nbytes: int) -> Region | None:
         return None
     try:
         with env.read() as txn:  # begun under the lock: what it shows stays
-            if _size(txn, name) != nbytes:
-                return None
-            for chunk in _chunks(txn, name, nbytes, locks.fd):
-                region.overlay(chunk.start, len(chunk.data), locks.fd, chunk.offset)
-                data = region.array[chunk.start : chunk.start + len(chunk.data)].data
-                if not is_whole(chunk.key, chunk.head, data):
-                    return None
+            chunks = (
+                list(_chunks(txn, name, nbytes, locks.fd)) if _size(txn, name) == nbytes else []
+            )
+        is_usable = bool(chunks) and all(_map(chunk, region, locks) for chunk in chunks)
     except (CorruptionError, FormatVersionError, OSError):
         return None
-    return region
+    return region if is_usable else None
+
+
+def _map(chunk: Chunk, region: Region, locks: UseLocks) -> bool:
+    """Map a chunk; return whether its checksum agrees."""
+    region.overlay(chunk.start, chunk.size, locks.fd, chunk.offset)
+    data = region.array[chunk.start : chunk.start + chunk.size].data
+    return is_whole(chunk.key, chunk.head, data)
 
 
 def _use(env: Environment) -> UseLocks | None:
@@ -174,7 +178,7 @@ def _chunks(txn: ReadTxn, name: bytes, nbytes: int, fd: int) -> Iterator[Chunk]:
             raise CorruptionError(f"{where} has {len(payload)} bytes")
         head = bytes(raw[: PAGE - HEADER])
         offset = _page_of(raw, fd, head, where) * PAGE + PAGE
-        yield Chunk(key, start, payload[len(_FILLER) :], offset, head)
+        yield Chunk(key, start, size, offset, head)
 
 
 def _page_of(raw: memoryview, fd: int, head: bytes, where: str) -> int:
@@ -256,15 +260,19 @@ def _overlay(env: Environment, name: bytes, region: Region, locks: UseLocks) -> 
             chunks = list(_chunks(txn, name, nbytes, locks.fd))
         except (CorruptionError, FormatVersionError):
             return False
+        if not all(_is_same(txn, chunk, region) for chunk in chunks):
+            return False
+    failpoints.hit("packed.before_overlay")
+    with suppress(OSError):  # of mappings there may be too many; what is private stays so
         for chunk in chunks:
-            own = region.array[chunk.start : chunk.start + len(chunk.data)]
-            if not np.array_equal(own, np.frombuffer(chunk.data, np.uint8)):
-                return False
-        failpoints.hit("packed.before_overlay")
-        with suppress(OSError):  # of mappings there may be too many; what is private stays so
-            for chunk in chunks:
-                region.overlay(chunk.start, len(chunk.data), locks.fd, chunk.offset)
+            region.overlay(chunk.start, chunk.size, locks.fd, chunk.offset)
     return True
+
+
+def _is_same(txn: ReadTxn, chunk: Chunk, region: Region) -> bool:
+    raw = txn.get(DATABASE, chunk.key) or b""
+    stored = np.frombuffer(raw, np.uint8)[PAGE - HEADER :]
+    return np.array_equal(region.array[chunk.start : chunk.start + chunk.size], stored)
 
 
 def _has_room(env: Environment, nbytes: int) -> bool:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 import tarsdb
 from tarsdb.engine import inference_cache, packed_weights
+from tarsdb.kernels import dispatch
 from tarsdb.storage import packed
 from tests.crash.packed_workload import QUERY
 from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tiny_tokenizer
@@ -36,7 +37,9 @@ KILLS = (
 CONFIG = {**CONFIGS["llama"], "vocab_size": 90, "hidden_size": 256, "intermediate_size": 2048,
           "head_dim": 64, "num_hidden_layers": 4, "max_position_embeddings": 400}  # fmt: skip
 """Of two chunks, so that a text and a write take a while."""
-pytestmark = pytest.mark.skipif(not packed.CAN_OVERLAY, reason="nothing is mapped here")
+pytestmark = pytest.mark.skipif(
+    not packed.CAN_OVERLAY or dispatch.level() == "portable", reason="nothing is mapped here"
+)
 
 
 @pytest.fixture

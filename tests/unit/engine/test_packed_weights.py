@@ -14,6 +14,7 @@ import tarsdb
 from tarsdb.engine import inference_cache, models, packed_weights
 from tarsdb.engine.loaded_models import loaded_models
 from tarsdb.errors import DataError, ModelError
+from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS
 from tarsdb.storage import failpoints, packed
 from tarsdb.storage.transaction import WriteTxn
@@ -26,7 +27,9 @@ from tests.golden.models.tiny_decoders import (
 from tests.golden.models.tiny_lora import write_tiny_lora
 from tests.unit.model_ops.conftest import model_dir as model_dir
 
-pytestmark = pytest.mark.skipif(not packed.CAN_OVERLAY, reason="nothing is mapped here")
+pytestmark = pytest.mark.skipif(
+    not packed.CAN_OVERLAY or dispatch.level() == "portable", reason="nothing is mapped here"
+)
 PROMPT = tiny_text(tiny_prompts()[2])
 GENERATE = "SELECT generate('m', '{}', max_tokens => 12)".format(PROMPT.replace("'", "''"))
 EMBED = "SELECT embed('m', 'a date')"
