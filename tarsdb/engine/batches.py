@@ -47,15 +47,26 @@ def passing(
     stops_early : bool
         Whether the consumer may not need all of them.
     """
-    columns_read = evaluate.columns_of(predicate, *read)
-    ids = list(columns_read)
     found = access.choose(view.table, predicate, view, context)
-    if found is not None:
-        rowids = found.rowids
-        chunks: Iterable[Chunk] = [Chunk(rowids, view.rows(rowids, ids))]
-        predicate = None if found.probe.exact else predicate
-    else:
-        chunks = view.chunks(ids)
+    if found is None:
+        yield from scanned(context, view, predicate, read, stops_early)
+        return
+    rowids, ids = found.rowids, list(evaluate.columns_of(predicate, *read))
+    columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+    batch = evaluate.Batch(len(rowids), columns, context, rowids)
+    yield batch if found.probe.exact else evaluate.narrowed(batch, predicate, *read)
+
+
+def scanned(
+    context: Context,
+    view: TableView,
+    predicate: ex.Expr | None,
+    read: Sequence[ex.Expr],
+    stops_early: bool = False,
+) -> Iterator[evaluate.Batch]:
+    """Yield the rows a predicate keeps, as :func:`passing` does, but from a look at all rows."""
+    columns_read = evaluate.columns_of(predicate, *read)
+    ids, chunks = list(columns_read), view.chunks(list(columns_read))
     if predicate is not None or ex.calls(*read):
         size = WHOLE_BYTES if predicate is None else FILTERED_BYTES
         most = max(1, size // _row_bytes(columns_read.values()))

@@ -112,6 +112,8 @@ def narrowed(batch: Batch, predicate: ex.Expr | None, *read: ex.Expr) -> Batch:
 
 def _stages(terms: Sequence[ex.Expr]) -> list[ex.Expr]:
     """Return terms joined by AND in order of their cost: plain, computing, calls one by one."""
+    if len(terms) == 1:
+        return list(terms)
     groups: list[list[ex.Expr]] = [[], []]
     for term in terms:
         if ex.calls(term):

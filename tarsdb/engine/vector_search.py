@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine import access, evaluate, lazy_filter, project, vector_index
+from tarsdb.engine import access, batches, evaluate, lazy_filter, project, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found
@@ -380,12 +380,8 @@ def filtered_rowids(
         columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
         mask = evaluate.select(predicate, evaluate.Batch(len(rowids), columns, context, rowids))
         return rowids if mask is None else rowids[mask]
-    kept = []
-    for chunk in view.chunks(list(needed)):
-        context.engines.interrupt.check()
-        columns = dict(zip(needed, chunk.columns, strict=True))
-        batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
-        kept.append(chunk.rowids[evaluate.select(predicate, batch)])
+    parts = batches.scanned(context, view, predicate, (ex.RowidRef(),))
+    kept = [batch.rowids for batch in parts if batch.rowids is not None]
     return np.concatenate(kept) if kept else np.empty(0, np.int64)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import random
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -116,6 +117,40 @@ def test_conditions_keep_the_rows_duckdb_keeps(db: tarsdb.Connection, condition:
     alike = [db.execute(count.format(t)).fetchall() for t in ("t", "(SELECT * FROM t) AS t")]
     same(*alike, ordered=True)
     assert alike[0][0][0] == len(found)
+
+
+ATOMS = (
+    "half(x) > 150", "odd(n)", "x < 300", "n IN (1, 4, 7)", "inverse(id + 1) = 0", "b IS NULL",
+    "shout(s) = 'ROW 2'", "half(n) <= plus(x, -3)", "again(x) <> 4", "r * 2 > n", "NULL",
+    "root(r) < 9.5", "half(x) IS NULL", "half(b) BETWEEN 1e12 AND 3e13", "s <> 'row 1'",
+)  # fmt: skip
+
+
+def _condition(rng: random.Random, depth: int) -> str:
+    if depth == 0 or rng.random() < 0.2:
+        return rng.choice(ATOMS)
+    if rng.random() < 0.2:
+        return f"NOT ({_condition(rng, depth - 1)})"
+    parts = [_condition(rng, depth - 1) for _ in range(rng.randint(2, 3))]
+    return "(" + f" {rng.choice(('AND', 'OR'))} ".join(parts) + ")"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_generated_conditions(db: tarsdb.Connection, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(20):
+        condition = _condition(rng, 3)
+        item = rng.choice(("id", "half(x)", "id, shout(s), again(x)", "half(x), half(x) + r"))
+        sql = f"SELECT {item} FROM {{}} WHERE {condition}"
+        native, oracle = (
+            db.execute(sql.format(t)).fetchall() for t in ("t", "(SELECT * FROM t) AS t")
+        )
+        same(native, oracle, False)
+        counts = (
+            f"SELECT odd(n) AS o, count(*), sum(half(x)) FROM {{}} WHERE {condition} GROUP BY o"
+        )
+        same(*(db.execute(counts.format(t)).fetchall()
+               for t in ("t", "(SELECT * FROM t) AS t")), False)  # fmt: skip
 
 
 def test_conditions_are_native_where_the_core_has_all_of_them(db: tarsdb.Connection) -> None:
