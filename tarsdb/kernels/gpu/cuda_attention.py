@@ -31,7 +31,7 @@ def self_attention(threads: int, size: int, tile: int, biased: bool) -> Any:
     """
 
     @cuda.jit
-    def kernel(qkv, tiles, relative, scale, out):  # type: ignore[no-untyped-def]
+    def kernel(qkv, tiles, relative, scale, reach, out):  # type: ignore[no-untyped-def]
         keys = cuda.shared.array((tile, size), float32)
         values = cuda.shared.array((tile, size), float32)
         query = cuda.local.array(size, float32)
@@ -52,6 +52,8 @@ def self_attention(threads: int, size: int, tile: int, biased: bool) -> Any:
                 values[key, element] = qkv[start + key, 2 * width + column + element]
             cuda.syncthreads()
             for key in range(count):
+                if reach > 0 and abs(start + key - row) > reach:
+                    continue
                 score = float32(0)
                 for at in range(size):
                     score += query[at] * keys[key, at]

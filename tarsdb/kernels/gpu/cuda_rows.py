@@ -15,7 +15,7 @@ from numba import float32
 
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
 from tarsdb.kernels.decoder_reference import GELU_TANH as GATE_TANH
-from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, TANH_LOGIT
+from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, SILU, TANH_LOGIT
 
 cuda: Any = numba.cuda  # its names are not all declared
 _ROOT_HALF = math.sqrt(0.5)
@@ -101,6 +101,7 @@ def rms_norm(threads: int, adding: bool) -> Any:
 def bias_activation(activation: int) -> Any:
     """Return the kernel of ``bias_activation``; a thread an element."""
     exact, by_tanh = activation == GELU, activation == GELU_TANH
+    is_silu = activation == SILU
 
     @cuda.jit
     def kernel(values, bias):  # type: ignore[no-untyped-def]
@@ -114,6 +115,8 @@ def bias_activation(activation: int) -> Any:
         elif by_tanh:
             logit = value * (float32(_LINEAR) + float32(_CUBIC) * value * value)
             values[row, at] = value / (float32(1) + math.exp(min(-logit, float32(_HIGHEST))))
+        elif is_silu:
+            values[row, at] = value / (float32(1) + math.exp(min(-value, float32(_HIGHEST))))
         else:
             values[row, at] = max(value, float32(0))
 

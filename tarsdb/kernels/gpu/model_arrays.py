@@ -14,7 +14,14 @@ import numpy as np
 
 from tarsdb.kernels import decoder_reference
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS, AttentionSpec
-from tarsdb.kernels.transformer_reference import GELU, GELU_LIMIT, GELU_LOGIT, RELU, TANH_LOGIT
+from tarsdb.kernels.transformer_reference import (
+    GELU,
+    GELU_LIMIT,
+    GELU_LOGIT,
+    RELU,
+    SILU,
+    TANH_LOGIT,
+)
 
 HALF_ROOM = 2.0**15
 """Factors and products in half precision are at most this: half of what float16 holds."""
@@ -67,11 +74,15 @@ class ArrayKernels:
         values += shift
 
     def bias_activation(self, values: Any, bias: Any, activation: int) -> None:
-        """``values = activation(values + bias)`` in place; gelu, gelu by tanh or relu."""
+        """``values = activation(values + bias)`` in place; gelu, gelu by tanh, relu or silu."""
         xp = self.xp
         values += bias
         if activation == RELU:
             xp.maximum(values, xp.float32(0), out=values)
+            return
+        if activation == SILU:
+            with np.errstate(over="ignore"):
+                values /= 1 + xp.exp(-values)
             return
         square = values * values
         if activation == GELU:
@@ -83,8 +94,9 @@ class ArrayKernels:
             values /= 1 + xp.exp(-logit * values)
 
     def self_attention(
-        self, qkv: Any, offsets: np.ndarray, heads: int, relative: Any, scale: float
-    ) -> Any:
+        self, qkv: Any, offsets: np.ndarray, heads: int, relative: Any, scale: float,
+        reach: int = 0,
+    ) -> Any:  # fmt: skip
         """Attend inside each text.
 
         Parameters
@@ -98,6 +110,8 @@ class ArrayKernels:
             Added to scores by the distance key - query, which is 0 in the middle.
         scale : float
             Scores are multiplied by it.
+        reach : int
+            Tokens to either side that are seen; 0: all.
 
         Returns
         -------
@@ -108,9 +122,12 @@ class ArrayKernels:
         for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             parts = qkv[first:last].reshape(last - first, 3, heads, -1).transpose(1, 2, 0, 3)
             scores = xp.matmul(parts[0], parts[1].transpose(0, 2, 1))
+            place = xp.arange(last - first)
+            distance = place - place[:, None]
             if relative is not None:
-                place = xp.arange(last - first)
-                scores += relative[:, place - place[:, None] + relative.shape[1] // 2]
+                scores += relative[:, distance + relative.shape[1] // 2]
+            if reach:
+                scores = xp.where(xp.abs(distance) > reach, xp.float32(-np.inf), scores)
             found = xp.matmul(self._softmax(scores * xp.float32(scale)), parts[2])
             out[first:last] = found.transpose(1, 0, 2).reshape(last - first, width)
         return out

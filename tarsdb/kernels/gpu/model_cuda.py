@@ -59,19 +59,20 @@ class CudaKernels(ArrayKernels):
         self._launch(kernel, (len(values), self._parts(values.shape[1])), values, bias)
 
     def self_attention(
-        self, qkv: Any, offsets: np.ndarray, heads: int, relative: Any, scale: float
-    ) -> Any:
+        self, qkv: Any, offsets: np.ndarray, heads: int, relative: Any, scale: float,
+        reach: int = 0,
+    ) -> Any:  # fmt: skip
         """See :class:`ArrayKernels`."""
         width = qkv.shape[1] // 3
         size = width // heads
         if size > MAX_SELF_SIZE:
-            return super().self_attention(qkv, offsets, heads, relative, scale)
+            return super().self_attention(qkv, offsets, heads, relative, scale, reach)
         out = self._empty(len(qkv), width)
         tiles = self.xp.asarray(cuda_attention.query_tiles(offsets, self._queries))
         kernel = cuda_attention.self_attention(self._queries, size, KEYS, relative is not None)
         bias = self._empty(1, 1) if relative is None else relative
         grid = (len(tiles), heads)
-        self._launch(kernel, grid, qkv, tiles, bias, scale, out, threads=self._queries)
+        self._launch(kernel, grid, qkv, tiles, bias, scale, reach, out, threads=self._queries)
         return out
 
     def rms_norm(self, rows: Any, scale: Any, epsilon: float) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import NotSupportedError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.model_arrays import ArrayKernels
 from tarsdb.model_ops.architecture import EncoderSpec
@@ -28,6 +27,15 @@ class _Linear:
 
     product: Product
     bias: Any
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What tokens of a layer see: texts, turns (n, size of a head) of the device, and how far."""
+
+    offsets: npt.NDArray[np.int64]
+    turns: Any = None
+    reach: int = 0
 
 
 class DeviceEncoder:
@@ -49,7 +57,7 @@ class DeviceEncoder:
     DeviceError
         The device failed: the message says how many bytes were there already.
     NotSupportedError
-        An encoder that turns queries and keys by position; else as ``Matrices.product``.
+        As ``Matrices.product``.
     """
 
     panel_tokens = 1 << 14
@@ -59,8 +67,6 @@ class DeviceEncoder:
         self, device: Device, kernels: ArrayKernels, spec: EncoderSpec, weights: EncoderWeights,
         kind: str = "f32",
     ) -> None:  # fmt: skip
-        if spec.rotary is not None:
-            raise NotSupportedError(f"encoders of the kind {spec.family} do not run on a device")
         self._device, self._kernels, self._spec = device, kernels, spec
         self._matrices = Matrices(device, kernels, kind)
         with device.working(lambda: f"weights, {self.weight_bytes} bytes of them brought"):
@@ -68,6 +74,7 @@ class DeviceEncoder:
             self._words = self._matrices.words(weights.words)
             self._weights = replace(self._weights, words=self._words)  # the host's are let go of
             self._nothing = device.xp.zeros(spec.hidden, device.xp.float32)
+            self._no_bias = device.xp.zeros(spec.intermediate, device.xp.float32)
 
     @property
     def weight_bytes(self) -> int:
@@ -89,26 +96,72 @@ class DeviceEncoder:
         xp, spec, weights, kernels = self._device.xp, self._spec, self._weights, self._kernels
         starts = np.repeat(panel.offsets[:-1], np.diff(panel.offsets))
         hidden = self._words[xp.asarray(panel.ids)].astype(xp.float32)
+        places = np.arange(len(panel.ids)) - starts
         positions: Any = weights.positions
-        update = positions[xp.asarray(np.arange(len(panel.ids)) - starts)]
+        update = xp.zeros_like(hidden) if positions is None else positions[xp.asarray(places)]
         if panel.types is not None:
             update += weights.types[xp.asarray(panel.types)]
         kernels.residual_norm(hidden, update, self._nothing, *weights.norm, spec.epsilon)
-        for layer in weights.layers:
-            self._layer(layer, hidden, panel.offsets)
-        return hidden
+        read = hidden.copy() if spec.pre_norm else hidden
+        angles = None if weights.angles is None else xp.asarray(weights.angles.at(places))
+        for number, layer in enumerate(weights.layers):
+            sight = _Sight(panel.offsets)
+            if spec.rotary is not None and angles is not None:
+                turns, reach = angles[spec.rotary.kinds[number]], spec.rotary.reaches[number]
+                sight = _Sight(panel.offsets, turns, reach)
+            self._layer(layer, hidden, read, sight)
+        return read
 
-    def _layer(self, layer: LayerWeights, hidden: Any, offsets: npt.NDArray[np.int64]) -> None:
+    def _layer(self, layer: LayerWeights, hidden: Any, read: Any, sight: _Sight) -> None:
+        """Pass rows through one layer: sums in ``hidden``, what products read in ``read``.
+
+        Of a post-norm encoder both are the same rows.
+        """
         spec, kernels = self._spec, self._kernels
-        qkv = layer.qkv.product(hidden)
+        qkv = layer.qkv.product(read)
         qkv += layer.qkv.bias
-        context = kernels.self_attention(qkv, offsets, spec.heads, self._weights.relative, _LN2)
+        if sight.turns is not None:
+            self._turn(qkv, sight.turns)
+        context = kernels.self_attention(
+            qkv, sight.offsets, spec.heads, self._weights.relative, _LN2, sight.reach
+        )
         update = layer.context.product(context)
-        kernels.residual_norm(hidden, update, layer.context.bias, *layer.context_norm, spec.epsilon)
-        expanded = layer.expand.product(hidden)
-        kernels.bias_activation(expanded, layer.expand.bias, spec.activation)
+        self._add_norm(hidden, read, update, layer.context.bias, layer.context_norm)
+        expanded = layer.expand.product(read)
+        if spec.gated:
+            expanded = self._gated(expanded, layer.expand.bias)
+        else:
+            kernels.bias_activation(expanded, layer.expand.bias, spec.activation)
         update = layer.reduce.product(expanded)
-        kernels.residual_norm(hidden, update, layer.reduce.bias, *layer.output_norm, spec.epsilon)
+        self._add_norm(hidden, read, update, layer.reduce.bias, layer.output_norm)
+
+    def _add_norm(
+        self, hidden: Any, read: Any, update: Any, bias: Any, norm: tuple[Any, Any]
+    ) -> None:
+        """``hidden += update + bias; read = layer_norm(hidden)``."""
+        if read is not hidden:
+            read[...] = hidden
+            hidden += update
+            hidden += bias
+        self._kernels.residual_norm(read, update, bias, *norm, self._spec.epsilon)
+
+    def _gated(self, rows: Any, bias: Any) -> Any:
+        """Return ``activation(gate) * up`` of gates beside ups (n, 2 * width)."""
+        rows += bias.reshape(-1)
+        gate, up = self._device.xp.split(rows, 2, axis=1)
+        gate = self._device.xp.ascontiguousarray(gate)
+        self._kernels.bias_activation(gate, self._no_bias, self._spec.activation)
+        gate *= up
+        return gate
+
+    def _turn(self, qkv: Any, turns: Any) -> None:
+        """Turn queries and keys in place; heads are at least as wide as the angles."""
+        half = turns.shape[1] // 2
+        both = qkv.reshape(len(qkv), 3, self._spec.heads, -1)[:, :2]
+        first, second = both[..., :half].copy(), both[..., half : 2 * half].copy()
+        cosines, sines = turns[:, None, None, :half], turns[:, None, None, half:]
+        both[..., :half] = first * cosines - second * sines
+        both[..., half : 2 * half] = second * cosines + first * sines
 
     def _brought(self, value: Any) -> Any:
         """Copy arrays to the device, and the tuples and records they are in; words apart."""

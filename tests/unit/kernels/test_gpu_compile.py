@@ -27,10 +27,11 @@ KERNELS = {
     "gelu": (cuda_rows.bias_activation(0), (M, V)),
     "gelu_tanh": (cuda_rows.bias_activation(1), (M, V)),
     "relu": (cuda_rows.bias_activation(2), (M, V)),
+    "silu": (cuda_rows.bias_activation(3), (M, V)),
     "gated": (cuda_rows.gated(1), (M, M)),
     "turn": (cuda_rows.turn_and_store(128, True), (H, M, V, V, F, I2, K4, K4, H)),
     "turn_plain": (cuda_rows.turn_and_store(128, False), (H, M, V, V, F, I2, K4, K4, H)),
-    "self_attention": (cuda_attention.self_attention(64, 64, 32, True), (M, I2, M, F, M)),
+    "self_attention": (cuda_attention.self_attention(64, 64, 32, True), (M, I2, M, F, N, M)),
     "paged_attention": (
         cuda_attention.paged_attention(128, 64), (H, I2, K4, K4, F, N, F, M)
     ),

@@ -50,7 +50,7 @@ def check_encoder_rows(kernels: ArrayKernels, given: Inputs) -> None:
     transformer_reference.residual_norm(rows, update, bias, scale, shift, 1e-5)
     assert_close(given.here(there[0]), rows)
     for activation in (transformer_reference.GELU, transformer_reference.GELU_TANH,
-                       transformer_reference.RELU):  # fmt: skip
+                       transformer_reference.RELU, transformer_reference.SILU):  # fmt: skip
         rows = given.normal(4, 19) * np.float32(6)
         rows[0, :2] = 60, -60
         there = given.there(rows, bias)
@@ -64,7 +64,7 @@ def check_self_attention(kernels: ArrayKernels, given: Inputs, size: int = 6) ->
     heads, offsets = 2, np.array([0, 1, 4, 41], np.int64)
     qkv = given.normal(41, 3 * heads * size) * np.float32(2)
     qkv[4:, heads * size : 2 * heads * size] *= np.linspace(0.1, 4, 37, dtype=np.float32)[:, None]
-    for relative in (None, given.normal(heads, 2 * 50 - 1)):
+    for relative, reach in ((None, 0), (given.normal(heads, 2 * 50 - 1), 0), (None, 5)):
         expected = []
         for first, last in itertools.pairwise(offsets.tolist()):
             query, key, value = qkv[first:last].reshape(-1, 3, heads, size).transpose(1, 2, 0, 3)
@@ -72,12 +72,15 @@ def check_self_attention(kernels: ArrayKernels, given: Inputs, size: int = 6) ->
             if relative is not None:
                 place = np.arange(last - first)
                 scores += relative[:, place[:, None] - place + 49]
+            if reach:
+                place = np.arange(last - first)
+                scores[:, np.abs(place[:, None] - place) > reach] = -np.inf
             scores *= 0.7
             transformer_reference.softmax_columns(scores)
             expected.append((scores.transpose(0, 2, 1) @ value).swapaxes(0, 1))
         there = given.there(qkv, *([] if relative is None else [relative]))
         bias = None if relative is None else there[1]
-        found = kernels.self_attention(there[0], offsets, heads, bias, 0.7)
+        found = kernels.self_attention(there[0], offsets, heads, bias, 0.7, reach)
         right = np.concatenate(expected).reshape(41, -1).astype(np.float32)
         assert_close(given.here(found), right)
 

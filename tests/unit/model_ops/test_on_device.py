@@ -26,8 +26,6 @@ from tarsdb.model_ops.weights import load_weights
 from tests.golden.models import tiny_decoders, tiny_models
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"
-ROTARY = [name for name, config in tiny_models.CONFIGS.items() if read_spec(config).rotary]
-ENCODERS = [name for name in tiny_models.CONFIGS if name not in ROTARY]
 
 
 def numpy_device() -> Device:
@@ -73,17 +71,11 @@ class Session:
         return self.step([(p, 0, [next(free) for _ in range(-(-len(p) // 16))]) for p in prompts])
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_encoders_equal_transformers(name: str) -> None:
     expected = np.load(GOLDEN / "tiny.npz")[name]
     assert np.abs(encoded(numpy_device(), ArrayKernels(np), name) - expected).max() < 2e-5
     assert np.abs(expected).max() > 1.0
-
-
-@pytest.mark.parametrize("name", ROTARY)
-def test_encoders_that_turn_by_position_are_refused(name: str) -> None:
-    with pytest.raises(NotSupportedError, match="do not run on a device"):
-        encoded(numpy_device(), ArrayKernels(np), name)
 
 
 @pytest.mark.parametrize("name", tiny_decoders.CONFIGS)
@@ -147,7 +139,7 @@ def test_models_on_a_device() -> None:
     if device is None:
         pytest.skip("no CUDA device")
     kernels = kernels_on(device.xp)
-    for name in ENCODERS:
+    for name in tiny_models.CONFIGS:
         expected = np.load(GOLDEN / "tiny.npz")[name]
         assert np.abs(encoded(device, kernels, name) - expected).max() < 5e-5
     for name in tiny_decoders.CONFIGS:
