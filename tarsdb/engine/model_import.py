@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from tarsdb.storage import WriteSet
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
     from tarsdb.model_ops import ModelFiles
+
+
+ADAPTABLE = ("embed", "classify", "rerank", "generate")
+"""Tasks of models that adapters add to."""
 
 
 def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
@@ -48,14 +53,16 @@ def import_adapter(context: Context, name: str, source: str, options: dict[str, 
     if base is None:
         raise CatalogError(f"model {options[ADAPTER_OF]!r}, to be adapted, does not exist")
     version = base.find_version()
-    if version is None or base.task != options.get("task", "generate") or adapted_model(base):
+    is_adaptable = base.task in ADAPTABLE and not adapted_model(base)
+    if version is None or not is_adaptable or base.task != options.get("task", base.task):
         raise ModelError(
-            f"model {base.name} cannot be adapted", "adapters are for models that generate"
+            f"model {base.name} cannot be adapted", f"adapters are for {', '.join(ADAPTABLE)}"
         )
     files = {name: context.read_blob(digest) for name, digest in version.files.items()}
     writes = context.require_writes()
     writes.depend("model", base.name, base.version)
-    found = read_adapter_directory(source, files)
+    found = read_adapter_directory(source, files, base.task)
+    found = dataclasses.replace(found, dim=base.dim)
     return _staged(writes, name, source, found, {ADAPTER_OF: base.name})
 
 

@@ -133,17 +133,18 @@ class ModelRuntime:
     ) -> Any:
         """Return the model an adapter adapts, with the adapter; both are kept apart."""
         _, base = models_of(context, model)
-        generator = self.load(context, base, device)
+        loaded = self.load(context, base, device)
         key = (version.weights_digest, _version(base).weights_digest, *sorted(base.options.items()))
         key += () if device is None else (device.name,)
         budget = memory_bytes(context.engines.settings["model_memory"])
 
         def load() -> Any:
             files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-            return generator.decoder.new_adapter(files, _Tensors(context, version))
+            return loaded.new_adapter(files, _Tensors(context, version))
 
         adapter = loaded_models(self._env).get(key, load, version.tensor_bytes, budget, model.name)
-        return generator.with_adapter(adapter, version.weights_digest)
+        root = (version.weights_digest,) if base.task == "generate" else ()
+        return loaded.with_adapter(adapter, *root)
 
 
 def models_of(context: Context, model: ModelDef) -> list[ModelDef]:

@@ -122,7 +122,7 @@ class SharedBatches:
             self._pass_on()
         return self._compute(list(call.texts), call.key, 1)
 
-    def _compute(self, texts: list[Any], kind: str | None, threads: int | None) -> np.ndarray:
+    def _compute(self, texts: list[Any], kind: Any, threads: int | None) -> np.ndarray:
         encode = self._encode()
         if encode is None:
             raise InternalError("a model is gone while somebody computes with it")
@@ -166,15 +166,19 @@ _of: weakref.WeakKeyDictionary[Any, SharedBatches] = weakref.WeakKeyDictionary()
 
 
 def encode(model: Any, texts: Sequence[Any], kind: str | None, **watch: Any) -> np.ndarray:
-    """Return a model's vectors of texts; short calls of several threads are computed together."""
+    """Return a model's vectors of texts; short calls of several threads are computed together.
+
+    Texts of one adapter, or of none, share a batch.
+    """
     if len(texts) > SMALL:
         vectors: np.ndarray = model.encode(texts, kind=kind, **watch)
         return vectors
+    base = model.base
     with _lock:
-        shared = _of.get(model)
+        shared = _of.get(base)
         if shared is None:
-            shared = _of[model] = SharedBatches(weakref.WeakMethod(model.encode))
-    vectors = shared.run(texts, kind, watch["interrupted"], watch["threads"])
+            shared = _of[base] = SharedBatches(weakref.WeakMethod(base.encode_way))
+    vectors = shared.run(texts, (kind, model.adapter), watch["interrupted"], watch["threads"])
     progress = watch["progress"]
     if progress is not None:
         progress(len(texts), len(texts))

@@ -29,7 +29,7 @@ from tarsdb.model_ops.decoder_forward import (
 from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors, read_decoder_spec
 from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
-from tarsdb.model_ops.lora import CONFIG, read_lora
+from tarsdb.model_ops.lora import CONFIG, adaptable, read_lora
 from tarsdb.model_ops.on_device import DeviceDecoder, kernels_on
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
@@ -134,7 +134,7 @@ class Decoder:
     ) -> Adapter:
         """Read a low-rank adapter of this model, to be named by steps; raises as `read_lora`."""
         config = read_object(files, CONFIG)
-        return self._forward.adapter(read_lora(self.spec, config, tensors))
+        return self._forward.adapter(read_lora(adaptable(self.spec), config, tensors))
 
     def new_cache(self, blocks: int) -> KVCache:
         """Allocate a KV cache of this many blocks of 16 tokens."""

@@ -20,7 +20,9 @@ from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops import hub, lora, predictor
 from tarsdb.model_ops.architecture import read_spec as read_encoder_spec
 from tarsdb.model_ops.decoder import read_spec
+from tarsdb.model_ops.encoder_adapter import check_adapter
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
+from tarsdb.model_ops.heads import head_shapes, read_head
 from tarsdb.model_ops.onnx_file import read_onnx_encoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
@@ -146,7 +148,7 @@ def _read_onnx(path: str, given: dict[str, Any]) -> ModelFiles:
     return ModelFiles(task, 0, files, {}, facts.max_length)
 
 
-def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:
+def read_adapter_directory(path: str, base: Mapping[str, bytes], task: str) -> ModelFiles:
     """Read a low-rank adapter as peft saves it, and check it against the model it adapts.
 
     Parameters
@@ -155,6 +157,8 @@ def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:
         A directory, or 'hf://owner/name'.
     base : mapping of str to bytes
         The small files of the model.
+    task : str
+        Of the model.
 
     Raises
     ------
@@ -170,10 +174,17 @@ def read_adapter_directory(path: str, base: Mapping[str, bytes]) -> ModelFiles:
     if not os.path.isfile(os.path.join(directory, _ADAPTER_WEIGHTS)):
         raise ModelFormatError(f"{path!r} has no {_ADAPTER_WEIGHTS}", _ADAPTER)
     tensors = read_safetensors(os.path.join(directory, _ADAPTER_WEIGHTS))
-    spec = read_spec(base)
     shapes = {name: array.shape for name, array in tensors.items()}
-    lora.check_lora(spec, read_object(files, lora.CONFIG), shapes)
-    return ModelFiles("generate", 0, files, tensors, spec.max_positions)
+    given = read_object(files, lora.CONFIG)
+    if task == "generate":
+        decoder = read_spec(base)
+        lora.check_lora(lora.adaptable(decoder), given, shapes)
+        return ModelFiles(task, 0, files, tensors, decoder.max_positions)
+    config = read_object(base, "config.json")
+    spec = read_encoder_spec(config)
+    head = {} if task == "embed" else head_shapes(spec, read_head(config))
+    check_adapter(spec, head, given, shapes)
+    return ModelFiles(task, 0, files, tensors, spec.max_tokens)
 
 
 def resolve_directory(path: str) -> str:

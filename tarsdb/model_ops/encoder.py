@@ -6,6 +6,7 @@ does not depend on its neighbours. Knows no storage; tensors come as arrays.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import DataError, ModelFormatError
+from tarsdb.errors import DataError, ModelFormatError, NotSupportedError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.encode_figures import EncodeFigures
+from tarsdb.model_ops.encoder_adapter import EncoderAdapter, read_adapter
+from tarsdb.model_ops.lora import CONFIG
 from tarsdb.model_ops.on_device import DeviceEncoder, kernels_on
 from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
 from tarsdb.model_ops.sentence import (
@@ -72,6 +75,8 @@ class Encoder:
         )
         self._is_on_device = device is not None
         self._transformer = _transformer(spec, tensors, settings.weights, device, shelf)
+        self._base: Encoder | None = None
+        self._adapter: EncoderAdapter | None = None
         self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
@@ -158,6 +163,41 @@ class Encoder:
         figures.report()
         return batch.vectors if len(batch.unique) == len(texts) else batch.vectors[batch.places]
 
+    def new_adapter(
+        self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],
+        head: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> EncoderAdapter:  # fmt: skip
+        """Read a low-rank adapter of this model; raises as :func:`read_adapter`.
+
+        ``head`` are the names and shapes of a head's tensors, which it may bring.
+        """
+        if self._is_on_device:
+            raise NotSupportedError("adapters of encoders do not run on a device")
+        return read_adapter(self._spec, head or {}, read_object(files, CONFIG), tensors)
+
+    def with_adapter(self, adapter: EncoderAdapter | None) -> Encoder:
+        """Return this model as an adapter makes it; both share the weights."""
+        adapted = copy.copy(self)
+        adapted._base, adapted._adapter = self.base, adapter
+        return adapted
+
+    @property
+    def base(self) -> Encoder:
+        """The model without an adapter."""
+        return self._base or self
+
+    @property
+    def adapter(self) -> EncoderAdapter | None:
+        """What is added to the model's weights."""
+        return self._adapter
+
+    def encode_way(
+        self, texts: Sequence[Text | None], kind: tuple[str | None, EncoderAdapter | None],
+        threads: int | None = None,
+    ) -> F32:  # fmt: skip
+        """Return vectors of texts with a kind of prompt and an adapter; see :meth:`encode`."""
+        return self.with_adapter(kind[1]).encode(texts, kind=kind[0], threads=threads)
+
     def shorten(self, vectors: F32, dimensions: int) -> F32:
         """Cut vectors to their first elements and give them length 1 again, if they had it.
 
@@ -220,7 +260,10 @@ class Encoder:
             None if tokens.types is None else tokens.take(rows, tokens.types),
         )  # fmt: skip
         began = time.perf_counter()
-        hidden = self._transformer.forward(panel)
+        if self._adapter is None or isinstance(self._transformer, DeviceEncoder):
+            hidden = self._transformer.forward(panel)
+        else:
+            hidden = self._transformer.forward(panel, self._adapter)
         middle = time.perf_counter()
         vectors = pool(hidden, offsets, self._settings)
         figures.computed(middle - began, time.perf_counter() - middle)

@@ -7,6 +7,7 @@ family names its parts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.config_values import flag, real, short
 from tarsdb.model_ops.encoder import Encoder, Text
+from tarsdb.model_ops.encoder_adapter import EncoderAdapter
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
     check_options,
@@ -222,7 +224,7 @@ class Classifier:
     ) -> None:  # fmt: skip
         self.encoder = encoder
         self.labels = head.labels
-        self._head = head
+        self._head, self._shapes = head, shapes
         self._weights = {n: read_tensor(tensors, n, shape) for n, shape in shapes.items()}
 
     @classmethod
@@ -255,6 +257,19 @@ class Classifier:
         )  # fmt: skip
         encoder = Encoder(files, tensors, spec, settings, device, shelf)
         return cls(encoder, head, tensors, head_shapes(spec, head))
+
+    def new_adapter(
+        self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> EncoderAdapter:
+        """Read a low-rank adapter of this model, with or without a head of its own."""
+        return self.encoder.new_adapter(files, tensors, self._shapes)
+
+    def with_adapter(self, adapter: EncoderAdapter) -> Classifier:
+        """Return this model as an adapter makes it; both share the weights."""
+        adapted = copy.copy(self)
+        adapted.encoder = self.encoder.with_adapter(adapter)
+        adapted._weights = {**self._weights, **adapter.head}
+        return adapted
 
     @property
     def truncated(self) -> int:

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) of decoders, as the package peft saves them.
+"""Low-rank adapters (LoRA, Hu et al. 2021), as the package peft saves them.
 
 An adapter adds ``(rows @ down.T) @ up.T`` to the products of some matrices of its base model. The
 scale is part of ``up``; query, key and value lie one below the other as they do in the base, and
-so do gate and up. Knows no files and no base weights, only the base's sizes.
+so do gate and up. Knows no files and no base weights, only what of the base can be adapted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MATRICES: dict[str, tuple[str, ...]] = {
     "down": ("mlp.down_proj",),
 }
 """Matrices as they are computed with, and the base's matrices they are made of."""
-_NAME = re.compile(r"(?:base_model\.model\.)?(model\.layers\.\d+\.[\w.]+)\.lora_([AB])\.weight")
+_NAME = re.compile(r"(?:base_model\.model\.)?([\w.]+)\.lora_([AB])\.weight")
 _MAX_RANK = 1024
 
 
@@ -52,15 +52,54 @@ LayerAdapter = Mapping[str, LowRank]
 """By the names of MATRICES; matrices that are not adapted are absent."""
 
 
+@dataclass(frozen=True)
+class Adaptable:
+    """What of a base model adapters can add to.
+
+    Parameters
+    ----------
+    layers : tuple of mappings
+        Of each layer: matrices as they are computed with, and the base's that they are made of.
+    shapes : mapping
+        Of each of the base's matrices, outputs and inputs.
+    named : str
+        Says the same in messages.
+    """
+
+    layers: tuple[Mapping[str, tuple[str, ...]], ...]
+    shapes: Mapping[str, tuple[int, int]]
+    named: str
+
+    def key(self, name: str) -> tuple[str, str] | None:
+        """Return the base's matrix and A or B of a tensor's name; the model may be inside one."""
+        match = _NAME.fullmatch(name)
+        for stem in () if match is None else (match[1], match[1].partition(".")[2]):
+            if match is not None and stem in self.shapes:
+                return stem, match[2]
+        return None
+
+
+def adaptable(spec: DecoderSpec) -> Adaptable:
+    """Return what of a decoder can be adapted: the seven matrices of its layers."""
+    known = decoder_tensors(spec)
+    layers = tuple(
+        {name: tuple(f"model.layers.{number}.{stem}" for stem in stems)
+         for name, stems in MATRICES.items()}
+        for number in range(len(spec.layers))
+    )  # fmt: skip
+    stems = [stem for layer in layers for group in layer.values() for stem in group]
+    shapes = {stem: (known[f"{stem}.weight"][0], known[f"{stem}.weight"][1]) for stem in stems}
+    return Adaptable(layers, shapes, "q, k, v and o of attention, gate, up and down")
+
+
 def read_lora(
-    spec: DecoderSpec, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+    base: Adaptable, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
 ) -> tuple[LayerAdapter, ...]:
     """Read an adapter; returns what it adds, layer by layer.
 
     Parameters
     ----------
-    spec : DecoderSpec
-        Of the base.
+    base : Adaptable
     config : mapping
         Parsed ``adapter_config.json``.
     tensors : mapping of str to ndarray
@@ -73,26 +112,24 @@ def read_lora(
     NotSupportedError
         An adapter of another kind, or of parts that cannot be adapted.
     """
-    check_lora(spec, config, {name: tensors[name].shape for name in tensors})
+    check_lora(base, config, {name: tensors[name].shape for name in tensors})
     scale = _Scale(config)
-    named = {_key(name): name for name in tensors}
-    shapes = decoder_tensors(spec)
+    named = {base.key(name): name for name in tensors}
 
     def part(stem: str) -> LowRank | None:
         if (stem, "A") not in named:
             return None
         rank = tensors[named[stem, "A"]].shape[0]
-        outputs, inputs = shapes[f"{stem}.weight"]
+        outputs, inputs = base.shapes[stem]
         down = read_tensor(tensors, named[stem, "A"], (rank, inputs))
         up = read_tensor(tensors, named[stem, "B"], (outputs, rank))
         return LowRank(down, up * np.float32(scale.of(stem, rank)))
 
     layers = []
-    for number in range(len(spec.layers)):
+    for matrices in base.layers:
         layer = {}
-        for matrix, stems in MATRICES.items():
-            names = [f"model.layers.{number}.{stem}" for stem in stems]
-            found = _stacked([part(n) for n in names], [shapes[f"{n}.weight"] for n in names])
+        for matrix, stems in matrices.items():
+            found = _stacked([part(stem) for stem in stems], [base.shapes[stem] for stem in stems])
             if found is not None:
                 layer[matrix] = found
         layers.append(layer)
@@ -100,18 +137,17 @@ def read_lora(
 
 
 def check_lora(
-    spec: DecoderSpec, config: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]
+    base: Adaptable, config: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Check config, names and shapes against the base; raises as :func:`read_lora`."""
     _refuse_variants(config)
-    shapes = decoder_tensors(spec)
     stems: dict[str, dict[str, str]] = {}
     for name in found:
-        key = _key(name)
-        if key is None or f"{key[0]}.weight" not in shapes or len(shapes[f"{key[0]}.weight"]) != 2:
+        key = base.key(name)
+        if key is None:
             raise NotSupportedError(
                 f"the adapter has a tensor {name!r:.120}",
-                "adapted can be q, k, v and o of attention, gate, up and down of the base's layers",
+                f"adapted can be {base.named} of the base's layers",
             )
         stems.setdefault(key[0], {})[key[1]] = name
     if not stems:
@@ -121,7 +157,7 @@ def check_lora(
         if lacking:
             raise ModelFormatError(f"the adapter lacks lora_{lacking.pop()} of {stem}")
         first, second = found[pair["A"]], found[pair["B"]]
-        outputs, inputs = shapes[f"{stem}.weight"]
+        outputs, inputs = base.shapes[stem]
         rank = first[0] if len(first) == 2 else 0
         if not 1 <= rank <= _MAX_RANK:
             raise ModelFormatError(
@@ -166,13 +202,7 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
         raise NotSupportedError(f"{CONFIG}: an adapter with biases")
 
 
-def _key(name: str) -> tuple[str, str] | None:
-    """Return the base's matrix and A or B."""
-    match = _NAME.fullmatch(name)
-    return None if match is None else (match[1], match[2])
-
-
-def _stacked(parts: list[LowRank | None], shapes: list[tuple[int, ...]]) -> LowRank | None:
+def _stacked(parts: list[LowRank | None], shapes: list[tuple[int, int]]) -> LowRank | None:
     """Put adapters of matrices that are computed together into one of all their ranks."""
     known = [part for part in parts if part is not None]
     if not known:

@@ -7,11 +7,12 @@ same where it is not, and is the reference. Knows no tokenizer, threads or pooli
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ from tarsdb.kernels.decoder_reference import rotate
 from tarsdb.kernels.forms import form_of
 from tarsdb.model_ops import proofs
 from tarsdb.model_ops.architecture import EncoderSpec, tensor_shapes
+from tarsdb.model_ops.encoder_adapter import AdaptedProducts, EncoderAdapter
 from tarsdb.model_ops.encoder_rotary import Rotary
 from tarsdb.model_ops.panels import PANEL_TOKENS
 from tarsdb.model_ops.rope import Rope
 from tarsdb.model_ops.shelf import Shelf
-from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, load_weights
+from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, Linear, load_weights
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -51,6 +53,10 @@ _ACTIVATIONS = {
     reference.RELU: gemm_reference.RELU,
     reference.SILU: gemm_reference.SILU,
 }
+
+
+Multiply = Callable[[int, str, F32], F32]
+"""Makes a product: number of a layer, name of its matrix, rows (n, inputs); no bias is added."""
 
 
 class Panel(NamedTuple):
@@ -101,8 +107,11 @@ class Transformer:
         self._model = None if self._form is None else model_table(spec, self._weights)
         self._memories: deque[kernels.Memory] = deque(maxlen=os.cpu_count() or 1)
 
-    def forward(self, panel: Panel) -> F32:
+    def forward(self, panel: Panel, adapter: EncoderAdapter | None = None) -> F32:
         """Return the last layer's token vectors of a panel, float32 (n, hidden)."""
+        if adapter is not None:
+            products = AdaptedProducts(self._weights, adapter)
+            return forward(self._spec, self._weights, panel, products)
         kernel = None if self._form is None else kernels.current(self._kind)
         usable = kernel is not None and kernel.variant == self._form and is_proven(kernel)
         if kernel is None or self._model is None or not usable:
@@ -179,8 +188,14 @@ def compiled_forward(
     return found[:count, :width].copy()
 
 
-def forward(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
-    """Return the last layer's token vectors of a panel, float32 (n, hidden), by NumPy."""
+def forward(
+    spec: EncoderSpec, weights: EncoderWeights, panel: Panel, multiply: Multiply | None = None
+) -> F32:
+    """Return the last layer's token vectors of a panel, float32 (n, hidden), by NumPy.
+
+    ``multiply`` makes the products with the layers' weights; NumPy does unless given.
+    """
+    multiply = multiply or _products(weights)
     hidden, update = (np.empty((len(panel.ids), spec.hidden), np.float32) for _ in range(2))
     _embed(weights, panel, hidden, update)
     nothing = np.zeros(spec.hidden, np.float32)
@@ -191,8 +206,16 @@ def forward(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
         turns = None if spec.rotary is None else angles[spec.rotary.kinds[number]]
         reach = 0 if spec.rotary is None else spec.rotary.reaches[number]
         mask = AttentionMask(panel.offsets, weights.relative, turns, reach)
-        _layer(spec, layer, hidden, read, mask)
+        _layer(spec, layer, (hidden, read), mask, functools.partial(multiply, number))
     return read
+
+
+def _products(weights: EncoderWeights) -> Multiply:
+    def multiply(number: int, name: str, rows: F32) -> F32:
+        linear: Linear = getattr(weights.layers[number], name)
+        return linear.product(rows)
+
+    return multiply
 
 
 def _embed(weights: EncoderWeights, panel: Panel, hidden: F32, update: F32) -> None:
@@ -248,26 +271,28 @@ class AttentionMask(NamedTuple):
 
 
 def _layer(
-    spec: EncoderSpec, layer: LayerWeights, hidden: F32, read: F32, mask: AttentionMask
-) -> None:
-    """Pass rows through one layer: sums in ``hidden``, what products read in ``read``.
+    spec: EncoderSpec, layer: LayerWeights, rows: tuple[F32, F32], mask: AttentionMask,
+    multiply: Callable[[str, F32], F32],
+) -> None:  # fmt: skip
+    """Pass rows through one layer: the sums, and what products read, in place.
 
     Of a post-norm encoder both are the same rows.
     """
-    qkv = layer.qkv.product(read)
+    hidden, read = rows
+    qkv = multiply("qkv", read)
     reference.add_bias(qkv, layer.qkv.bias)
     if mask.turns is not None:
         _turn(qkv, mask.turns, spec.heads)
-    update = layer.context.product(_attention(qkv, spec.heads, mask))
+    update = multiply("context", _attention(qkv, spec.heads, mask))
     _add_norm(hidden, read, update, layer.context.bias, layer.context_norm, spec.epsilon)
-    expanded = layer.expand.product(read)
+    expanded = multiply("expand", read)
     if spec.gated:
         expanded += layer.expand.bias.reshape(-1)
         gate, up = np.split(expanded, 2, axis=1)
         expanded = gemm_reference.activation(gate, _ACTIVATIONS[spec.activation]) * up
     else:
         reference.bias_activation(expanded, layer.expand.bias, spec.activation)
-    update = layer.reduce.product(expanded)
+    update = multiply("reduce", expanded)
     _add_norm(hidden, read, update, layer.reduce.bias, layer.output_norm, spec.epsilon)
 
 

@@ -343,10 +343,10 @@ def _layer(spec: EncoderSpec, read: _Reader, number: int) -> Iterator[tuple[str,
         qkv = np.split(weight("qkv"), 3)
         qkv_bias = np.split(bias("qkv", 3 * spec.hidden), 3)
     for query in (qkv[0], qkv_bias[0]):
-        query *= LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
-    yield "qkv", (np.concatenate([_padded_heads(spec, each) for each in qkv]),)
-    yield "qkv_bias", (np.concatenate([_padded_heads(spec, each) for each in qkv_bias]),)
-    yield "context", (_padded_heads(spec, weight("context").T).T,)
+        query *= query_scale(spec)
+    yield "qkv", (np.concatenate([padded_heads(spec, each) for each in qkv]),)
+    yield "qkv_bias", (np.concatenate([padded_heads(spec, each) for each in qkv_bias]),)
+    yield "context", (padded_heads(spec, weight("context").T).T,)
     yield "context_bias", (bias("context"),)
     yield from _expand(spec, weight, bias)
     yield "reduce", (weight("reduce"),)
@@ -377,7 +377,12 @@ def _padded_size(spec: EncoderSpec) -> int:
     return -(-(spec.hidden // spec.heads) // TILE) * TILE
 
 
-def _padded_heads(spec: EncoderSpec, values: F32) -> F32:
+def query_scale(spec: EncoderSpec) -> np.float32:
+    """Return what queries are multiplied by, so that scores are powers of two."""
+    return LOG2E / np.float32(math.sqrt(spec.hidden // spec.heads))
+
+
+def padded_heads(spec: EncoderSpec, values: F32) -> F32:
     """Fill each head's rows up with zeros: (heads * size, ...) to (heads * head_size, ...)."""
     size, rest = spec.hidden // spec.heads, values.shape[1:]
     whole = np.zeros((spec.heads, _padded_size(spec), *rest), np.float32)

@@ -88,6 +88,12 @@ class Generator:
             TextTokenizer(files["tokenizer.json"], spec.max_positions),
         )  # fmt: skip
 
+    def new_adapter(
+        self, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> Adapter:
+        """Read a low-rank adapter of this model; raises as `read_lora`."""
+        return self.decoder.new_adapter(files, tensors)
+
     def with_adapter(self, adapter: Adapter, root: bytes) -> Generator:
         """Return this model as an adapter makes it; both share one running batch.
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters of the tiny decoders, as peft saves them, and weights with one merged in."""
+"""Low-rank adapters of the tiny models, as peft saves them, and weights with one merged in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.decoder_spec import decoder_tensors, read_decoder_spec
+from tarsdb.model_ops.encoder_adapter import adaptable
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 4
@@ -39,6 +41,33 @@ def lora_tensors(
     return found
 
 
+def encoder_lora_tensors(
+    config: dict[str, Any], prefix: str = "", seed: int = 1, keep: str = ""
+) -> dict[str, np.ndarray]:
+    """Return an adapter of an encoder's matrices whose names hold ``keep``."""
+    random, found = np.random.RandomState(seed), {}
+    for stem, (outputs, inputs) in adaptable(read_spec(config)).shapes.items():
+        if keep in stem:
+            down = random.standard_normal((RANK, inputs)) * 0.2
+            up = random.standard_normal((outputs, RANK)) * 0.2
+            found[f"{_PREFIX}{prefix}{stem}.lora_A.weight"] = down.astype(np.float32)
+            found[f"{_PREFIX}{prefix}{stem}.lora_B.weight"] = up.astype(np.float32)
+    return found
+
+
+def write_lora(
+    folder: pathlib.Path, tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes]
+) -> str:
+    """Write an adapter as peft does; returns its path."""
+    import safetensors.numpy
+
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    safetensors.numpy.save_file(dict(tensors), folder / "adapter_model.safetensors")
+    return str(folder)
+
+
 def merged(
     base: Mapping[str, np.ndarray], lora: Mapping[str, np.ndarray], files: Mapping[str, bytes]
 ) -> dict[str, np.ndarray]:
@@ -56,10 +85,4 @@ def merged(
 
 def write_tiny_lora(folder: pathlib.Path, config: dict[str, Any], seed: int) -> None:
     """Write an adapter of every matrix as peft does."""
-    import safetensors.numpy
-
-    folder.mkdir(parents=True)
-    for name, data in lora_files(ALL).items():
-        (folder / name).write_bytes(data)
-    tensors = lora_tensors(config, ALL, seed)
-    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    write_lora(folder, lora_tensors(config, ALL, seed), lora_files(ALL))
