@@ -22,7 +22,7 @@ collect_ignore_glob = ["test_[!a]*.py"] if REASON else []
 """Where Hyperlight does not run, ``test_available`` says so for all."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Make:
     """Return a function of a module in a backend, by the names of its types."""
 

@@ -23,12 +23,12 @@ from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.functions.function import (
     MAX_BATCH_ROWS,
     SandboxedFunction,
-    fitting,
+    inspected,
     valid_rows,
 )
 from tarsdb.udf_sandbox.guests import InstanceGuest
 from tarsdb.udf_sandbox.limits import Budget, Call
-from tarsdb.udf_sandbox.modules.module import ModuleInfo, check_arity, inspect_module
+from tarsdb.udf_sandbox.modules.module import ModuleInfo, check_arity
 from tarsdb.udf_sandbox.modules.sections import FuncType
 
 MAX_STATE_BYTES = 1 << 20
@@ -96,7 +96,7 @@ class AggregateFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
         strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
+        code, info, limits = inspected(code, export, limits)
         check_aggregate(info, export, arguments)
         self.returns = returns
         self.strict = strict
@@ -104,8 +104,8 @@ class AggregateFunction(SandboxedFunction):
         self._merges = f"{export}_merge" in info.functions
         super().__init__(
             Program(
-                code=bytes(code), sha256=info.sha256, driver=None, export=export,
-                arguments=tuple(arguments), returns=returns, limits=fitting(info, export, limits),
+                code=code, sha256=info.sha256, driver=None, export=export,
+                arguments=tuple(arguments), returns=returns, limits=limits,
                 reusable=info.resettable, resettable=info.resettable, kind="aggregate",
             )
         )  # fmt: skip

@@ -179,17 +179,17 @@ class ScalarFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], returns: SqlType, *,
         strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
+        code, info, limits = inspected(code, export, limits)
         kind = check_signature(info, export, arguments, returns, strict)
         self.returns = returns
         self.strict = strict
         scalar = kind == "scalar"
         super().__init__(
             Program(
-                code=bytes(code), sha256=info.sha256,
+                code=code, sha256=info.sha256,
                 driver=driver_code(tuple(arguments), returns) if scalar else None,
                 export=export, arguments=tuple(arguments), returns=returns,
-                limits=fitting(info, export, limits),
+                limits=limits,
                 reusable=info.stateless if scalar else info.resettable,
                 resettable=info.resettable and not scalar,
             )
@@ -250,13 +250,24 @@ class ScalarFunction(SandboxedFunction):
         )
 
 
-def fitting(info: ModuleInfo, export: str, limits: SandboxLimits | None) -> SandboxLimits:
-    """Return the limits, defaults where there are none, unless the module starts too large."""
-    limits = limits or SandboxLimits()
+def inspected(
+    code: bytes, export: str, limits: SandboxLimits | None
+) -> tuple[bytes, ModuleInfo, SandboxLimits]:
+    """Return a module, what it declares, and its limits: defaults where there are none.
+
+    Raises
+    ------
+    UdfValidationError
+        The module is not acceptable.
+    UdfLimitError
+        Its memory starts larger than its limit.
+    """
+    code, limits = bytes(code), limits or SandboxLimits()
+    info = inspect_module(code, allow=limits.allow)
     if info.memory_pages * WASM_PAGE > limits.max_memory_bytes:
         what = f"its memory starts with {info.memory_pages * WASM_PAGE} bytes"
         raise memory_error(export, limits, what)
-    return limits
+    return code, info, limits
 
 
 def valid_rows(columns: Sequence[Column]) -> np.ndarray | None:

@@ -19,12 +19,12 @@ from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.functions.function import (
     MAX_BATCH_ROWS,
     SandboxedFunction,
-    fitting,
+    inspected,
     valid_rows,
 )
 from tarsdb.udf_sandbox.guests import InstanceGuest
 from tarsdb.udf_sandbox.limits import Budget, Call
-from tarsdb.udf_sandbox.modules.module import check_columnar, inspect_module
+from tarsdb.udf_sandbox.modules.module import check_columnar
 
 
 class TableFunction(SandboxedFunction):
@@ -51,15 +51,15 @@ class TableFunction(SandboxedFunction):
         self, code: bytes, export: str, arguments: Sequence[SqlType], columns: Sequence[SqlType],
         *, strict: bool = True, limits: SandboxLimits | None = None,
     ) -> None:  # fmt: skip
-        info = inspect_module(bytes(code), allow=() if limits is None else limits.allow)
+        code, info, limits = inspected(code, export, limits)
         check_columnar(info, export, arguments)
         self.columns = tuple(columns)
         self.strict = strict
         super().__init__(
             Program(
-                code=bytes(code), sha256=info.sha256, driver=None, export=export,
+                code=code, sha256=info.sha256, driver=None, export=export,
                 arguments=tuple(arguments), returns=self.columns[0],
-                limits=fitting(info, export, limits), reusable=info.resettable,
+                limits=limits, reusable=info.resettable,
                 resettable=info.resettable, kind="table", columns=self.columns,
             )
         )  # fmt: skip
