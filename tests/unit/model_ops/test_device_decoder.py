@@ -16,7 +16,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.model_arrays import ArrayKernels
 from tarsdb.kernels.gpu.recording import Recorder, Work
 from tarsdb.metrics import METRICS
-from tarsdb.model_ops import Decoder
+from tarsdb.model_ops import Decoder, read_model_directory
 from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.generator import Generator
@@ -120,6 +120,17 @@ def test_a_running_batch_of_a_device_writes_what_the_processor_writes(
     for options in ({}, {"speculate": True}):
         assert texts_of(numpy_device(), folder, **options) == texts_of(None, folder, **options)
     assert recorded() - before > 20
+
+
+@pytest.mark.parametrize("quantize", ["none", "bf16"])
+def test_a_real_model_writes_the_same_words(shared_data: pathlib.Path, quantize: str) -> None:
+    model = read_model_directory(str(shared_data / "models" / "stories260K"))
+    asked, texts = GenerationOptions.from_mapping({"max_tokens": 60}), []
+    for device, kind in ((numpy_device(), quantize), (None, "none")):
+        options = {"quantize": kind}
+        generator = Generator.from_files(model.files, model.tensors, options, device)
+        texts.append([each.text for each in generator.generate(["Once upon a time"], asked)])
+    assert texts[0] == texts[1] and "there was" in texts[0][0]
 
 
 def test_an_adapter_on_a_device_is_the_processors() -> None:
