@@ -8,6 +8,7 @@ test. Knows no tables and no transactions.
 from __future__ import annotations
 
 import decimal
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -229,13 +230,28 @@ def _called(node: ex.Call, batch: Batch) -> Column:
         return known
     types = node.takes or (None,) * len(node.args)
     arguments = [
-        materialise(value(argument, batch), batch.rows, sql_type)
-        for argument, sql_type in zip(node.args, types, strict=True)
+        _argument(value(argument, batch), batch.rows, sql_type, f"{node.name}: argument {number}")
+        for number, (argument, sql_type) in enumerate(zip(node.args, types, strict=True), 1)
     ]
     answer = batch.calls.call(node, arguments, batch.rows)
     if node.kind == "udf" and not node.is_volatile:
         batch.called[node] = answer
     return answer
+
+
+def _argument(operand: Column | Constant, rows: int, sql_type: SqlType | None, what: str) -> Column:
+    """Return an argument as a column; a broken number is not rounded to a whole one."""
+    item = operand.value if isinstance(operand, Constant) else None
+    if (
+        sql_type is not None
+        and sql_type.kind in (Kind.SMALLINT, Kind.INT, Kind.BIGINT)
+        and isinstance(item, (float, np.floating, decimal.Decimal))
+        and not (math.isfinite(item) and item == int(item))
+    ):
+        raise BindError(
+            f"function {what} is {sql_type}, the value is {item}", hint="round it, or CAST it"
+        )
+    return materialise(operand, rows, sql_type)
 
 
 def _column_of_truth(answer: Truth) -> Column:

@@ -6,6 +6,7 @@ computes some answers anew.
 
 from __future__ import annotations
 
+import decimal
 import math
 import pathlib
 import random
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.errors import UdfLimitError, UdfTrapError
+from tarsdb.errors import BindError, UdfLimitError, UdfTrapError
 from tests.sandbox.wasm_text import DEMO
 
 ROWS = 6_000
@@ -27,6 +28,8 @@ MODULES = {
       (f64.mul (local.get 0) (f64.const 0.5))))""",
     "inverse(n BIGINT) RETURNS BIGINT": """(module (func (export "inverse")
       (param i64) (result i64) (i64.div_s (i64.const 100) (local.get 0))))""",
+    "quotient(a BIGINT, b BIGINT) RETURNS BIGINT": """(module (func (export "quotient")
+      (param i64 i64) (result i64) (i64.div_s (local.get 0) (local.get 1))))""",
     "plus(x DOUBLE, y DOUBLE) RETURNS DOUBLE": """(module (func (export "plus")
       (param f64 f64) (result f64) (f64.add (local.get 0) (local.get 1))))""",
     "root(x REAL) RETURNS REAL": """(module (func (export "root") (param f32) (result f32)
@@ -301,6 +304,15 @@ def test_bound_values(db: tarsdb.Connection) -> None:
     total = "SELECT sum(plus(x, ?)) FROM t WHERE n = ?"
     wanted = db.execute("SELECT sum(x) + 2 * count(x) FROM t WHERE n = 3").fetchall()[0][0]
     assert math.isclose(db.execute(total, (2, 3)).fetchall()[0][0], wanted)
+
+
+@pytest.mark.parametrize("value", [2.5, decimal.Decimal("2.5"), math.inf, np.float32(0.5)])
+def test_a_bound_value_is_not_rounded(db: tarsdb.Connection, value: Any) -> None:
+    with pytest.raises(BindError, match="quotient: argument 2 is BIGINT, the value is"):
+        db.execute("SELECT id FROM t WHERE quotient(n, ?) = 1", (value,)).fetchall()
+    with pytest.raises(BindError, match="argument 1"):
+        db.execute("SELECT inverse(?)", (value,)).fetchall()
+    assert db.execute("SELECT inverse(?)", (2.0,)).fetchall() == [(50,)]
 
 
 def test_a_failure_leaves_the_transaction_usable(db: tarsdb.Connection) -> None:
