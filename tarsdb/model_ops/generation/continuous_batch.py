@@ -25,6 +25,7 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.model_ops.decoder_forward import StepBatch
+from tarsdb.model_ops.generation.draft_model import DraftBatch, DraftModel
 from tarsdb.model_ops.generation.kv_blocks import BlockPool
 from tarsdb.model_ops.generation.request import Request
 from tarsdb.model_ops.generation.scheduler import Chunk, Scheduler
@@ -171,12 +172,16 @@ class ContinuousBatch:
         if len(requests) > _SPECULATING:
             return
         started = time.perf_counter()
+        together: dict[DraftBatch, list[Request]] = {}
         for request in requests:
-            try:
-                if not request.finished:
-                    request.draft()
-            except Exception as error:  # a draft model may fail, and not the others' texts
-                request.error = _failure(error)
+            if request.finished or not request.room:
+                continue
+            if isinstance(request.drafter, DraftModel):
+                together.setdefault(request.drafter.batch, []).append(request)
+            else:
+                request.draft()
+        for batch, group in together.items():
+            _draft_together(batch, group)
         METRICS.add("generate.draft_seconds", time.perf_counter() - started)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
@@ -215,6 +220,20 @@ class ContinuousBatch:
                 METRICS.add("generate.prompt_tokens", sequence.prompt_length)
                 METRICS.add("generate.cached_tokens", sequence.cached)
                 METRICS.add("generate.queue_seconds", now - seconds - request.submitted)
+
+
+def _draft_together(batch: DraftBatch, requests: Sequence[Request]) -> None:
+    asked = [
+        (request.drafter, request.sequence.tokens, request.room)
+        for request in requests
+        if isinstance(request.drafter, DraftModel)
+    ]
+    try:
+        for request, drafts in zip(requests, batch.drafts(asked), strict=True):
+            request.sequence.drafts = drafts
+    except Exception as error:  # a draft model may fail, and not the texts that do without it
+        for request in requests:
+            request.error = _failure(error)
 
 
 def assemble(chunks: Sequence[Chunk]) -> StepBatch:

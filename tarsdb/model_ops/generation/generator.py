@@ -10,6 +10,7 @@ import copy
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from tarsdb.model_ops.decoder_forward import Adapter
 from tarsdb.model_ops.generation import scheduler
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
 from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch
-from tarsdb.model_ops.generation.draft_model import DraftModel
+from tarsdb.model_ops.generation.draft_model import DraftBatch, DraftModel
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
 from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
@@ -43,6 +44,7 @@ class _Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
     batch: ContinuousBatch | None = None
     cache_bytes: int = 0
+    drafting: weakref.ref[DraftBatch] | None = None
 
 
 class Generator:
@@ -218,7 +220,16 @@ class Generator:
         if not isinstance(options.draft, Generator):
             raise ModelError(f"generate: draft {options.draft!r:.60} is no model that generates")
         self.prompts.require_same_tokens(options.draft.prompts)
-        return DraftModel(options.draft.decoder, self.decoder.spec.vocabulary, length)
+        return DraftModel(options.draft.drafting(), self.decoder.spec.vocabulary, length)
+
+    def drafting(self) -> DraftBatch:
+        """Return what drafts for texts of larger models; it lives as long as one of them."""
+        with self._running.lock:
+            found = None if self._running.drafting is None else self._running.drafting()
+            if found is None:
+                found = DraftBatch(self.decoder)
+                self._running.drafting = weakref.ref(found)
+            return found
 
     def _fill(
         self, batch: ContinuousBatch, waiting: deque[Request], running: list[Request]

@@ -105,7 +105,7 @@ class Request:
         self._ends = frozenset(end_tokens)
         self._constraint = constraint
         self._stream = TextStream(decode, sequence.tokens[-_CONTEXT:], sampling.stop)
-        self._drafter = drafter
+        self.drafter = drafter
 
     @property
     def finished(self) -> bool:
@@ -124,17 +124,20 @@ class Request:
             self._end(token, len(self.sequence.tokens) + len(new))
             if self.reason or row == len(drafts) or token != drafts[row]:
                 break
-        if self._drafter is not None and drafts:
-            self._drafter.learn(len(drafts), len(new) - 1)
+        if self.drafter is not None and drafts:
+            self.drafter.learn(len(drafts), len(new) - 1)
         return new
 
-    def draft(self, most: int = MAX_DRAFTS) -> None:
-        """Guess up to ``most`` tokens for the next step."""
-        if self._drafter is None:
-            return
-        room = self.sequence.max_length - len(self.sequence.tokens) - 1
-        if room > 0:
-            self.sequence.drafts = self._drafter.drafts(self.sequence.tokens, min(most, room))
+    @property
+    def room(self) -> int:
+        """Tokens that may be guessed for the next step."""
+        left = self.sequence.max_length - len(self.sequence.tokens) - 1
+        return 0 if self.drafter is None else max(0, min(MAX_DRAFTS, left))
+
+    def draft(self) -> None:
+        """Guess tokens for the next step."""
+        if self.drafter is not None and self.room:
+            self.sequence.drafts = self.drafter.drafts(self.sequence.tokens, self.room)
 
     def completion(self) -> Completion:
         """Return the finished text; raises what ended it otherwise."""

@@ -20,6 +20,7 @@ from tarsdb.errors import (
 )
 from tarsdb.metrics import METRICS
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
+from tarsdb.model_ops.generation.draft_model import DraftBatch, DraftModel
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.generator import Generator
 from tarsdb.model_ops.generation.prompts import PromptTokenizer
@@ -137,6 +138,37 @@ def test_a_draft_model_changes_nothing_but_the_number_of_steps(temperature: floa
     assert texts(make(), prompts, draft=make(FakeDecoder(FakeSpec(max_positions=20)))) == texts(
         make(), prompts
     )
+
+
+def test_a_draft_model_drafts_for_several_texts_in_a_step() -> None:
+    spec = FakeSpec(end_tokens=())
+    prompts = ["abc", "hello", "x" * 40]
+    drafting, checking = FakeDecoder(spec), FakeDecoder(spec)
+    expected = texts(make(FakeDecoder(spec)), prompts, speculate=False, max_tokens=60)
+    before = METRICS.snapshot()
+    assert texts(make(checking), prompts, draft=make(drafting), max_tokens=60) == expected
+    done = {key: value - before.get(key, 0) for key, value in METRICS.snapshot().items()}
+    together = [len(batch.positions) for batch in drafting.steps]
+    assert max(together) == 3
+    assert done["generate.draft_steps"] == len(together)
+    assert done["generate.accepted_drafts"] == done["generate.drafts"] > 130
+    # each draft is a step, and so is what one text alone would need: three texts take no more
+    alone = FakeDecoder(spec)
+    texts(make(FakeDecoder(spec)), prompts[:1], draft=make(alone), max_tokens=60)
+    assert len(together) < 1.5 * len(alone.steps)
+
+
+def test_more_texts_than_parts_of_the_cache_take_turns() -> None:
+    spec = FakeSpec(end_tokens=())
+    drafting = DraftBatch(FakeDecoder(spec))  # type: ignore[arg-type]
+    models = [DraftModel(drafting, spec.vocabulary, 60 + 30 * number) for number in range(3)]
+    tokens = [[5, 6, 7 + number] for number in range(3)]
+    for turn in ((0,), (1,), (0, 1), (2,), (0, 1, 2), (1,)):
+        found = drafting.drafts([(models[n], tokens[n], 4) for n in turn])
+        for number, drafts in zip(turn, found, strict=True):
+            expected = alone(FakeDecoder(spec), tokens[number], len(drafts))
+            assert drafts == expected
+            tokens[number] = tokens[number] + drafts[:2] + [9]
 
 
 def test_a_draft_model_that_fails_ends_only_the_text_it_drafts_for() -> None:
