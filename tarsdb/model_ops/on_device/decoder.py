@@ -205,6 +205,8 @@ class DeviceDecoder:
             own = [(first, count, each.content[number]) for first, count, each in runs]
             self._layer(number, layer, hidden, (inputs, cache, own))
         if wanted is not None:
+            if not len(wanted):  # a part of a prompt: no kernel is asked for nothing
+                return xp.zeros((0, spec.vocabulary), xp.float32)
             hidden = hidden[xp.asarray(wanted)]
         logits = self._head(self._kernels.rms_norm(hidden, self._norm, spec.epsilon))
         cap = xp.float32(spec.logit_cap)

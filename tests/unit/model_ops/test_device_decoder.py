@@ -81,6 +81,24 @@ def test_a_recording_that_kept_its_first_step_is_caught(monkeypatch: pytest.Monk
     assert np.abs(steps[-1] - whole[-1]).max() > 1e-2
 
 
+def test_no_kernel_is_asked_for_nothing() -> None:
+    class Asked(ArrayKernels):
+        def rms_norm(self, rows: Any, *rest: Any) -> Any:
+            assert len(rows)
+            return super().rms_norm(rows, *rest)
+
+    session = Session(numpy_device(), Asked(np), "llama")
+    batch = StepBatch(
+        np.array([3, 4], np.int32), np.array([0, 2], np.int32), np.zeros(1, np.int32),
+        np.array([[1]], np.int32), np.array([], np.int32),
+    )  # fmt: skip
+    positions = batch.row_positions()
+    angles = session._angles.at(positions)
+    logits = session._decoder.logits(batch, positions, angles, session._cache)
+    assert logits.shape == (0, session.spec.vocabulary)
+    assert session._cache.keys[:, 1].any()  # the prompt was read
+
+
 def test_a_new_cache_is_recorded_anew() -> None:
     prompt = tiny_decoders.tiny_prompts()[1]
     session = Session(numpy_device(), ArrayKernels(np), "llama")
