@@ -11,9 +11,11 @@ import sys
 import pytest
 
 from tarsdb.errors import CorruptionError
+from tarsdb.memory_region import Region
 from tarsdb.options import OpenOptions
-from tarsdb.storage import Environment, check
+from tarsdb.storage import Environment, check, packed
 from tests.unit.storage import tables
+from tests.unit.storage.test_inference import make_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SOURCE = r"""
@@ -40,7 +42,7 @@ for start in range(0, 600, 30):
     merge(env, force=True)
 tables.delete(env, table, list(range(1, 101)))
 vacuum(env)
-print(len(tables.contents(env, table)), check(env, full=True), env._page_size)
+print(len(tables.contents(env, table)), check(env, full=True), env.page_size)
 """
 
 
@@ -73,6 +75,17 @@ def test_a_file_of_large_pages_is_read_and_written_here(path: pathlib.Path) -> N
     assert len(tables.contents(env, table)) == 500
     tables.insert(env, table, tables.rows(9000))
     assert check(env, full=True) == []
+    env.release()
+
+
+def test_packed_weights_stay_out_of_it(path: pathlib.Path) -> None:
+    env = Environment.open(path)
+    weights = make_model(env)
+    name = packed.image_name(weights, "layout")
+    assert not packed.publish(env, name, weights, Region(100), lambda left: True)
+    assert packed.find(env, name, 100) is None
+    with env.read() as txn:
+        assert txn.count(packed.DATABASE) == 0
     env.release()
 
 
