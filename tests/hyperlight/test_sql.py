@@ -8,9 +8,11 @@ import pytest
 
 import tarsdb
 from tarsdb.errors import UdfTrapError
+from tests.sandbox.every_kind import check
 from tests.sandbox.kinds_text import LETTERS, MID
 
-OPTIONS = "WITH (backend = 'hyperlight', max_memory = '2MB', timeout_ms = 60000)"
+LIMITS = "backend = 'hyperlight', max_memory = '2MB', timeout_ms = 60000"
+OPTIONS = f"WITH ({LIMITS})"
 
 
 def test_functions_from_sql_and_the_transaction_around_a_trap(tmp_path: pathlib.Path) -> None:
@@ -44,3 +46,9 @@ def test_functions_from_sql_and_the_transaction_around_a_trap(tmp_path: pathlib.
         with pytest.raises(UdfTrapError, match="halved"):
             connection.execute("UPDATE t SET id = halved(id) + 10")
         assert connection.execute("SELECT count(*) FROM t").fetchall() == [(3,)]
+
+
+def test_every_kind_from_the_command_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(tmp_path, LIMITS, capsys)
