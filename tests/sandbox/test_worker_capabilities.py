@@ -119,6 +119,20 @@ def test_an_interrupt_ends_a_worker_that_never_stops_asking() -> None:
     assert taken <= 0.1 + LATE_S + BUSY_S
 
 
+def test_a_guest_that_is_told_to_end_gives_no_result() -> None:
+    """It returns before it meets the end of its fuel, and with no answer of ours."""
+    zeros = " ".join(["(i32.const 0)"] * 4)
+    text = IDENTITY.replace("(module", f"(module {LOOKUP}", 1).replace(
+        "(memory.copy", f"(drop (call $lookup {zeros})) (memory.copy", 1
+    )
+    function, budget = make(text, allow=("lookup",)), Budget(lookup=lambda *_: b"")
+    assert function.call(COLUMN, 1, budget).get(0) == "x"
+    budget.lookup = lambda *_: budget.interrupt() or b""  # type: ignore[func-returns-value]
+    with pytest.raises(InterruptError):
+        function.call(COLUMN, 1, budget)
+    assert function.call(COLUMN, 1, Budget(lookup=lambda *_: b"")).get(0) == "x"
+
+
 def test_a_worker_that_asks_on_after_its_deadline_is_killed() -> None:
     """Out of WebAssembly no clock stops it, and its questions would keep the call alive."""
     function, peer, answered = liar(*["lookup 0 3 64 8"] * 1000, timeout_ms=200)

@@ -189,6 +189,8 @@ class WorkerInstance:
         if not self._compiled.fixed_bytes:  # memories only grow, whatever the worker says
             self._size = max(self._size, min(reply.memory, len(self._shared)))
         call.raise_failed()
+        if call.stopped:  # while it was served; what the guest made of that is no result
+            raise stop_error(call, "", "", None)
         if reply.status is not Status.DONE:
             raise self._failed(reply, call)
         return reply
