@@ -18,8 +18,8 @@ from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import Chunk, TableView
 
-FILTERED_BYTES = 2 << 20
-"""Bytes of a batch, about, that a predicate is evaluated for: they lie in the cache meanwhile."""
+FILTERED_BYTES = 4 << 20
+"""Bytes of a batch, about, that a predicate is evaluated for: more gains nothing (measured)."""
 WHOLE_BYTES = 64 << 20
 """Bytes of a batch, about, whose rows are all kept and passed to a function."""
 FIRST_ROWS = 1 << 10
