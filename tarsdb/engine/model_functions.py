@@ -98,11 +98,14 @@ def rerank(request: Request) -> Values:
 def predict(request: Request) -> Values:
     """Return an object of all labels and their probabilities, or what an ONNX model gives."""
     if not hasattr(request.model, "labels"):
-        if len(request.items[0]) != 1:
-            raise BindError("predict: an ONNX model takes one list of features")
-        rows = [features for (features,) in request.items]
+        given, inputs = len(request.items[0]), request.model.inputs
+        if given != len(inputs):
+            raise BindError(
+                f"predict: the model takes a list of features for each of its {len(inputs)} inputs "
+                f"({', '.join(inputs)}), {given} are given"
+            )
         watch = {name: value for name, value in _watch(request).items() if name != "threads"}
-        found: list[Any] = request.model.predict(rows, **watch)
+        found: list[Any] = request.model.predict(request.items, **watch)
         return found
     labels = request.model.labels
     probabilities = request.model.probabilities(_texts(request), **_watch(request))

@@ -25,7 +25,7 @@ from tarsdb.model_ops.gguf.model import read_gguf_decoder
 from tarsdb.model_ops.heads import head_shapes, read_head
 from tarsdb.model_ops.onnx_file import read_onnx_encoder
 from tarsdb.model_ops.safetensors_file import read_safetensors
-from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, module_paths, read_object
+from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, POOLING_FILE, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
 from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
 
@@ -106,6 +106,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     given = dict(options or {})
     task = choose_task(files, given.pop("task", None))
     files["tokenizer.json"] = _read_tokenizer(directory)
+    if task == "embed" and "runtime" in given:
+        return _read_onnx_encoder(directory, files, given)
     onnx = _onnx_file(directory)
     found = (
         _read_tensors(directory)
@@ -122,6 +124,21 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     if facts.tensors is not None:
         tensors = {name: tensors[name] for name in facts.tensors}
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
+
+
+def _read_onnx_encoder(
+    directory: str, files: dict[str, bytes], given: dict[str, Any]
+) -> ModelFiles:
+    """Read an encoder whose graph onnxruntime is to run, safetensors beside it or not."""
+    path = _onnx_file(directory, may_have_others=True)
+    if path is None:
+        raise ModelFormatError(f"{directory} has no {' or '.join(map('/'.join, _ONNX))}")
+    files[predictor.FILE] = _read_file(*os.path.split(path), predictor.MAX_BYTES)
+    if os.path.isfile(os.path.join(directory, POOLING_FILE)):
+        files[POOLING_FILE] = _read_file(directory, POOLING_FILE, MAX_CONFIG_BYTES)
+    facts = TASKS["embed"].check(files, {}, given, directory)
+    TextTokenizer(files["tokenizer.json"], facts.max_length)
+    return ModelFiles("embed", facts.dim, files, {}, facts.max_length)
 
 
 def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
@@ -295,9 +312,9 @@ def _read_tensors(directory: str) -> dict[str, npt.NDArray[Any]]:
     return tensors
 
 
-def _onnx_file(directory: str) -> str | None:
-    """Return the ONNX file of a directory that has no safetensors."""
-    if any(name.endswith(".safetensors") for name in os.listdir(directory)):
+def _onnx_file(directory: str, may_have_others: bool = False) -> str | None:
+    """Return the ONNX file of a directory; None where there are safetensors, unless they may be."""
+    if not may_have_others and any(name.endswith(".safetensors") for name in os.listdir(directory)):
         return None
     paths = [os.path.join(directory, *parts) for parts in _ONNX]
     return next(filter(os.path.isfile, paths), None)

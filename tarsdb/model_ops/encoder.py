@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.errors import DataError, ModelFormatError, NotSupportedError
+from tarsdb.errors import DataError, ModelError, ModelFormatError, NotSupportedError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops import blas_threads
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
@@ -25,7 +25,9 @@ from tarsdb.model_ops.encode_figures import EncodeFigures
 from tarsdb.model_ops.encoder_adapter import EncoderAdapter, read_adapter
 from tarsdb.model_ops.lora import CONFIG
 from tarsdb.model_ops.on_device import DeviceEncoder, kernels_on
+from tarsdb.model_ops.onnx_encoder import OnnxTransformer, read_onnx_spec
 from tarsdb.model_ops.panels import Watch, cut_panels, run_panels
+from tarsdb.model_ops.predictor import FILE
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
     cut_vectors,
@@ -74,7 +76,13 @@ class Encoder:
             files["tokenizer.json"], settings.max_length, lower=settings.lower
         )
         self._is_on_device = device is not None
-        self._transformer = _transformer(spec, tensors, settings.weights, device, shelf)
+        self._transformer = (
+            OnnxTransformer(files[FILE])
+            if FILE in files
+            else _transformer(spec, tensors, settings.weights, device, shelf)
+        )
+        if FILE in files:
+            self.weight_bytes = len(files[FILE])  # no tensors tell it
         self._base: Encoder | None = None
         self._adapter: EncoderAdapter | None = None
         self._count_lock = threading.Lock()
@@ -117,7 +125,9 @@ class Encoder:
         DeviceError
             The device failed, or has no room.
         """
-        spec = read_spec(read_object(files, "config.json"))
+        spec = _read_spec(files, options or {})
+        if FILE in files and device is not None:
+            raise NotSupportedError("encoders of onnxruntime do not run on a device")
         return cls(files, tensors, spec, read_settings(files, spec, options or {}), device, shelf)
 
     def encode(
@@ -171,8 +181,8 @@ class Encoder:
 
         ``head`` are the names and shapes of a head's tensors, which it may bring.
         """
-        if self._is_on_device:
-            raise NotSupportedError("adapters of encoders do not run on a device")
+        if not isinstance(self._transformer, Transformer):
+            raise NotSupportedError("adapters of encoders run on the processor, on our own weights")
         return read_adapter(self._spec, head or {}, read_object(files, CONFIG), tensors)
 
     def with_adapter(self, adapter: EncoderAdapter | None) -> Encoder:
@@ -260,10 +270,10 @@ class Encoder:
             None if tokens.types is None else tokens.take(rows, tokens.types),
         )  # fmt: skip
         began = time.perf_counter()
-        if self._adapter is None or isinstance(self._transformer, DeviceEncoder):
-            hidden = self._transformer.forward(panel)
-        else:
+        if self._adapter is not None and isinstance(self._transformer, Transformer):
             hidden = self._transformer.forward(panel, self._adapter)
+        else:
+            hidden = self._transformer.forward(panel)
         middle = time.perf_counter()
         vectors = pool(hidden, offsets, self._settings)
         figures.computed(middle - began, time.perf_counter() - middle)
@@ -304,14 +314,24 @@ def _transformer(
     return DeviceEncoder(device, kernels_on(device.xp), spec, load_weights(spec, tensors), kind)
 
 
+def _read_spec(files: Mapping[str, bytes], options: Mapping[str, Any]) -> EncoderSpec:
+    config = read_object(files, "config.json")
+    if FILE not in files:
+        return read_spec(config)
+    if "quantize" in options:
+        raise ModelError("onnxruntime runs the graph as it is: there is no option 'quantize'")
+    return read_onnx_spec(config, OnnxTransformer(files[FILE]))
+
+
 def check_encoder(
     files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]],
     options: Mapping[str, Any], where: str,
 ) -> tuple[int, int]:  # fmt: skip
     """Check an encoder's files, tensors and options; returns its width and its longest text."""
-    spec = read_spec(read_object(files, "config.json"))
+    spec = _read_spec(files, options)
     settings = read_settings(files, spec, options)
-    check_tensors(spec, shapes, where)
+    if FILE not in files:
+        check_tensors(spec, shapes, where)
     return pooled_width(settings, spec), settings.max_length
 
 

@@ -28,6 +28,11 @@ _TYPES = {1: "<f4", 7: "<i8", 10: "<f2", 11: "<f8", 16: "<u2"}
 _BFLOAT16, _FLOAT_DATA = 16, 4
 _QUANTISED = ("Linear", "Integer", "NBits")
 _ACTIVATIONS = {GELU: ("Erf", "Gelu"), GELU_TANH: ("Tanh", "Gelu", "FastGelu"), RELU: ("Relu",)}
+_REWRITTEN = frozenset({
+    "Attention", "MultiHeadAttention", "EmbedLayerNormalization", "SkipLayerNormalization",
+    "BiasGelu", "FusedMatMul", "FusedGemm", "QuickGelu", "RotaryEmbedding",
+})  # fmt: skip
+_AS_IT_IS = "WITH (runtime = 'onnxruntime') runs the graph as it is"
 _DAMAGED = "the file is damaged or incomplete; export it again"
 
 
@@ -54,7 +59,7 @@ def read_onnx_encoder(path: str, spec: EncoderSpec) -> dict[str, Array]:
     if spec.rotary is not None:
         raise NotSupportedError(
             f"weights of the kind {spec.family} are not read from ONNX files",
-            "use the model's safetensors",
+            f"use the model's safetensors, or {_AS_IT_IS}",
         )
     try:
         data: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
@@ -92,11 +97,17 @@ def _named_matrices(nodes: list[_Node], tensors: dict[str, Array]) -> dict[str, 
 
 
 def _check_operations(path: str, spec: EncoderSpec, operations: Counter[str]) -> None:
+    rewritten = sorted(_REWRITTEN & operations.keys())
+    if rewritten:
+        raise NotSupportedError(
+            f"{path} was rewritten by an optimiser: it has the operation {rewritten[0]!r}",
+            _AS_IT_IS,
+        )
     quantised = [kind for kind in operations if any(part in kind for part in _QUANTISED)]
     if quantised:
         raise NotSupportedError(
             f"{path} is quantised: it has the operation {quantised[0]!r:.60}",
-            "export the float model; quantize = 'int8' makes it small here",
+            f"export the float model, quantize = 'int8' makes it small here; or {_AS_IT_IS}",
         )
     activations = sum(operations[kind] for kind in _ACTIVATIONS[spec.activation])
     norms = operations["LayerNormalization"] or operations["Sqrt"]

@@ -1,4 +1,4 @@
-"""Any ONNX model of one row of numbers in and some values out, run by onnxruntime (extra ``onnx``).
+"""Any ONNX model of rows of numbers in and some values out, run by onnxruntime (extra ``onnx``).
 
 For models this package does not compute itself: regressions, trees, networks over features. Knows
 no meaning of inputs and outputs beyond their names, types and shapes.
@@ -7,6 +7,7 @@ no meaning of inputs and outputs beyond their names, types and shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,41 @@ _TYPES: dict[str, type[np.generic]] = {
 _ELSEWHERE = b"\x0a\x08location"  # how a graph names a file that holds a tensor
 
 
+@dataclass(frozen=True)
+class _Input:
+    """One input: lists of ``width`` numbers, 0: of any number; flat where it takes one a row."""
+
+    name: str
+    dtype: type[np.generic]
+    width: int
+    is_flat: bool
+
+    @classmethod
+    def of(cls, given: Any) -> _Input:
+        shape, dtype = given.shape, _TYPES[given.type]
+        if len(shape) == 1:
+            return cls(given.name, dtype, 1, True)
+        return cls(given.name, dtype, shape[1] if isinstance(shape[1], int) else 0, False)
+
+    def array(self, rows: Sequence[Any], of: str) -> npt.NDArray[Any]:
+        """Return rows as the model takes them; ``of`` names the input in messages."""
+        width = self.width
+        for number, row in enumerate(rows):
+            if isinstance(row, str) or not isinstance(row, (Sequence, np.ndarray)):
+                raise DataError(f"predict: row {number + 1}{of} is {row!r:.60}, no list of numbers")
+            width = width or len(row)
+            if len(row) != width:
+                raise DataError(
+                    f"predict: row {number + 1}{of} has {len(row)} features, "
+                    f"the model takes {width}"
+                )
+        shape = (len(rows),) if self.is_flat else (len(rows), width)
+        try:
+            return np.array([list(row) for row in rows], self.dtype).reshape(shape)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"predict: a row{of} is no list of numbers: {error}") from error
+
+
 class Predictor:
     """A model over rows of features. Several threads may call it at once.
 
@@ -36,26 +72,27 @@ class Predictor:
     Attributes
     ----------
     width : int
-        Features of a row; 0: any number.
-    outputs : tuple of str
+        Features of a row, of all inputs; 0: any number.
+    inputs, outputs : tuple of str
     """
 
     def __init__(self, data: bytes) -> None:
-        if _ELSEWHERE in data:
-            raise ModelFormatError("the ONNX model keeps tensors in other files", "save it as one")
-        self._session = _session(data)
+        self._session = open_session(data)
         inputs = self._session.get_inputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if len(shape) != 2 or inputs[0].type not in _TYPES:
+        if not inputs or any(len(e.shape) not in (1, 2) or e.type not in _TYPES for e in inputs):
             named = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in inputs)
             raise NotSupportedError(
-                f"the ONNX model takes {named:.200}", "one tensor of numbers, (rows, features)"
+                f"the ONNX model takes {named:.200}",
+                "tensors of numbers, (rows, features) or (rows)",
             )
-        self._input, self._dtype = inputs[0].name, _TYPES[inputs[0].type]
-        self.width = shape[1] if isinstance(shape[1], int) else 0
-        self._together = not isinstance(shape[0], int)  # else a fixed number of rows a call
-        if not self._together and shape[0] != 1:
-            raise NotSupportedError(f"the ONNX model takes exactly {shape[0]} rows at a time")
+        self._inputs = [_Input.of(each) for each in inputs]
+        widths = [each.width for each in self._inputs]
+        self.width = sum(widths) if all(widths) else 0
+        fixed = [each.shape[0] for each in inputs if isinstance(each.shape[0], int)]
+        self._together = not fixed  # else a fixed number of rows a call
+        if fixed and set(fixed) != {1}:
+            raise NotSupportedError(f"the ONNX model takes exactly {max(fixed)} rows at a time")
+        self.inputs = tuple(each.name for each in inputs)
         self.outputs = tuple(each.name for each in self._session.get_outputs())
         self.weight_bytes = len(data)
 
@@ -77,6 +114,8 @@ class Predictor:
     ) -> list[Any]:  # fmt: skip
         """Return what the model makes of each row: a value, or an object of all by output's name.
 
+        A row is a tuple of lists of numbers, one for each input.
+
         Raises
         ------
         DataError
@@ -86,40 +125,35 @@ class Predictor:
         """
         features, found = self._features(rows), list[Any]()
         step = _ROWS if self._together else 1
-        for start in range(0, len(features), step):
+        for start in range(0, len(rows), step):
             if interrupted():
                 raise InterruptError(f"predict was interrupted after {start} of {len(rows)} rows")
-            found += self._run(features[start : start + step])
+            count = min(step, len(rows) - start)
+            found += self._run(
+                {n: each[start : start + step] for n, each in features.items()}, count
+            )
             if progress is not None:
                 progress(len(found), len(rows))
         return found
 
-    def _features(self, rows: Sequence[Any]) -> npt.NDArray[Any]:
-        width = self.width
-        for number, row in enumerate(rows):
-            if isinstance(row, str) or not isinstance(row, (Sequence, np.ndarray)):
-                raise DataError(f"predict: row {number + 1} is {row!r:.60}, no list of numbers")
-            width = width or len(row)
-            if len(row) != width:
-                raise DataError(
-                    f"predict: row {number + 1} has {len(row)} features, the model takes {width}"
-                )
-        try:
-            return np.array([list(row) for row in rows], self._dtype).reshape(len(rows), width)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"predict: a row is no list of numbers: {error}") from error
+    def _features(self, rows: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+        found = {}
+        for place, each in enumerate(self._inputs):
+            of = f" of input {each.name}" if len(self._inputs) > 1 else ""
+            found[each.name] = each.array([row[place] for row in rows], of)
+        return found
 
-    def _run(self, features: npt.NDArray[Any]) -> list[Any]:
+    def _run(self, features: dict[str, npt.NDArray[Any]], count: int) -> list[Any]:
         try:
-            results = self._session.run(None, {self._input: features})
+            results = self._session.run(None, features)
         except Exception as error:  # its own kinds, none of which is public
             raise DataError(f"predict: the ONNX model failed: {error!s:.300}") from error
         for name, result in zip(self.outputs, results, strict=True):
-            if len(result) != len(features):
+            if len(result) != count:
                 raise ModelError(
-                    f"predict: output {name} has {len(result)} rows for {len(features)} of input"
+                    f"predict: output {name} has {len(result)} rows for {count} of input"
                 )
-        columns = [[_plain(result[row]) for row in range(len(features))] for result in results]
+        columns = [[_plain(result[row]) for row in range(count)] for result in results]
         if len(columns) == 1:
             return columns[0]
         return [
@@ -134,7 +168,18 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ModelError(f"a model for predict has no option {name!r}")
 
 
-def _session(data: bytes) -> Any:
+def open_session(data: bytes, threads: int = 0) -> Any:
+    """Open an ONNX model of one file; 0 threads: as many as onnxruntime likes.
+
+    Raises
+    ------
+    ModelFormatError
+        The file is damaged, or keeps its weights in other files.
+    NotSupportedError
+        onnxruntime is not installed.
+    """
+    if _ELSEWHERE in data:
+        raise ModelFormatError("the ONNX model keeps tensors in other files", "save it as one")
     try:
         import onnxruntime
     except ImportError as error:
@@ -143,6 +188,7 @@ def _session(data: bytes) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own kinds, none of which is public

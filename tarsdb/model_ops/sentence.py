@@ -21,8 +21,10 @@ from tarsdb.model_ops.weights import QUANTIZE
 
 MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
-OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt", "quantize")
+OPTIONS = ("pooling", "normalize", "max_length", "overflow", "prompt", "quantize", "runtime")
 
+POOLING_FILE = "1_Pooling/config.json"
+"""Says how to pool where there is no ``modules.json``, as beside exported graphs."""
 _DOCUMENT = ("document", "passage", "corpus")
 _LEGACY_KEYS = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
@@ -146,6 +148,7 @@ def check_options(options: Mapping[str, Any], known: Sequence[str] = OPTIONS) ->
         allowed: tuple[Any, ...] | None = {
             "pooling": POOLING_MODES, "overflow": ("truncate", "error"),
             "normalize": (True, False), "quantize": tuple(QUANTIZE),
+            "runtime": ("onnxruntime",),
         }.get(name)  # fmt: skip
         if allowed is not None and value not in allowed:
             text = ", ".join(map(repr, allowed))
@@ -225,6 +228,8 @@ def _modules(files: Mapping[str, bytes]) -> tuple[tuple[str, ...], bool]:
     """Return pooling modes and whether vectors are normalised."""
     pooling: tuple[str, ...] = ("mean",)
     normalize = False
+    if POOLING_FILE in files and "modules.json" not in files:
+        pooling = _pooling_modes(read_object(files, POOLING_FILE))
     for kind, folder in module_paths(files):
         if kind == "Pooling":
             pooling = _pooling_modes(read_object(files, f"{folder}/config.json"))

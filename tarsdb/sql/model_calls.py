@@ -8,7 +8,7 @@ to say when it runs; what decides the type of the result is checked here. Comput
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlglot import exp
@@ -152,6 +152,9 @@ def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:
         model = _model(binding, name, positional, node)
         _check_task(name, function, model, node)
         positional = positional[1:]
+        if name == model.task == "predict":  # a list of features for each of its inputs
+            features = ("list of features",) * max(1, len(positional))
+            function = replace(function, arguments=features, optional=0)
     known = len(function.arguments)
     options = dict(zip(function.options[: function.in_order], positional[known:], strict=False))
     arguments = tuple(positional[:known])

@@ -1,9 +1,11 @@
 """Export the tiny encoders of this folder to ONNX with PyTorch.
 
-    pip install torch transformers onnx onnxscript
+    pip install torch transformers onnx onnxscript onnxruntime
     PYTHONPATH=. python tests/golden/models/make_onnx_golden.py
 
-Writes ``tiny_bert.onnx``, ``tiny_distilbert.onnx`` and, no encoder, ``tiny_classifier.onnx``.
+Writes ``tiny_bert.onnx``, ``tiny_distilbert.onnx``, ``tiny_bert_optimised.onnx`` (the first as
+onnxruntime's optimiser rewrites it) and, no encoders, ``tiny_classifier.onnx``,
+``tiny_inputs.onnx`` and ``tiny_image.onnx``.
 """
 
 from __future__ import annotations
@@ -78,12 +80,61 @@ def classifier() -> onnx.ModelProto:
     )
 
 
+def optimised(source: pathlib.Path, path: pathlib.Path) -> None:
+    """Write an exported encoder with its operations put together, its mask of any length."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    model = onnx.load(source)
+    for axis, name in enumerate(("batch", "sequence")):
+        model.graph.input[1].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(model, path)
+    sizes = {"num_heads": 3, "hidden_size": 24}
+    found = optimize_model(str(path), model_type="bert", opt_level=0, **sizes)
+    found.save_model_to_file(str(path))
+
+
+def inputs() -> onnx.ModelProto:
+    """Return the sum of two features times a factor for each of three kinds: 1, 10 or 100."""
+    nodes = [
+        onnx.helper.make_node("Gather", ["factors", "kind"], ["factor"]),
+        onnx.helper.make_node("ReduceSum", ["features", "axes"], ["sum"], keepdims=0),
+        onnx.helper.make_node("Mul", ["sum", "factor"], ["price"]),
+    ]
+    real, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = onnx.helper.make_graph(
+        nodes, "inputs",
+        [onnx.helper.make_tensor_value_info("features", real, ["n", 2]),
+         onnx.helper.make_tensor_value_info("kind", whole, ["n"])],
+        [onnx.helper.make_tensor_value_info("price", real, ["n"])],
+        [onnx.numpy_helper.from_array(np.array([1, 10, 100], np.float32), "factors"),
+         onnx.numpy_helper.from_array(np.array([1], np.int64), "axes")],
+    )  # fmt: skip
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
+
+
+def image() -> onnx.ModelProto:
+    """Return a model that takes more than rows of features."""
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["image"], ["same"])], "image",
+        [onnx.helper.make_tensor_value_info("image", kind, ["n", 2, 2])],
+        [onnx.helper.make_tensor_value_info("same", kind, ["n", 2, 2])],
+    )  # fmt: skip
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
+
+
 def main() -> None:
     """Write the files."""
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    onnx.save(classifier(), folder / "tiny_classifier.onnx")
+    for name, model in (("classifier", classifier()), ("inputs", inputs()), ("image", image())):
+        onnx.save(model, folder / f"tiny_{name}.onnx")
     for name in EXPORTED:
         export(name, folder / f"tiny_{name}.onnx")
+    optimised(folder / "tiny_bert.onnx", folder / "tiny_bert_optimised.onnx")
 
 
 if __name__ == "__main__":

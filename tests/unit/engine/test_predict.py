@@ -76,7 +76,7 @@ def test_rows_get_what_the_model_says(db: tarsdb.Connection) -> None:
     [
         ("predict('m', [1.0, 2.0]::REAL[])", DataError, "row 1 has 2 features, the model takes 3"),
         ("predict('m', 'text')", DataError, "'text', no list of numbers"),
-        ("predict('m', 'a', 'b')", BindError, "one list of features"),
+        ("predict('m', 'a', 'b')", BindError, r"each of its 1 inputs \(features\), 2 are"),
         ("embed('m', 'text')", BindError, "does predict, not embed"),
     ],
 )
@@ -97,9 +97,34 @@ def test_other_models_are_refused(db: tarsdb.Connection, tmp_path: pathlib.Path)
     path.write_bytes(SOURCE.read_bytes() + b"\x0a\x08location")
     with pytest.raises(ModelFormatError, match="in other files"):
         db.execute(f"CREATE MODEL m FROM '{path}'")
-    with pytest.raises(NotSupportedError, match=r"takes input_ids: tensor\(int64\)"):
-        db.execute(f"CREATE MODEL m FROM '{GOLDEN / 'tiny_bert.onnx'}'")
+    with pytest.raises(NotSupportedError, match=r"takes image: tensor\(float\) \['n', 2, 2\]"):
+        db.execute(f"CREATE MODEL m FROM '{GOLDEN / 'tiny_image.onnx'}'")
     with pytest.raises(ModelError, match="no option 'quantize'"):
         db.execute(f"CREATE MODEL m FROM '{SOURCE}' WITH (quantize = 'int8')")
     with pytest.raises(ModelFormatError, match=r"cannot read .*none\.onnx"):
         db.execute(f"CREATE MODEL m FROM '{tmp_path / 'none.onnx'}'")
+
+
+@needs_runtime
+def test_a_model_of_several_inputs_takes_a_list_for_each(db: tarsdb.Connection) -> None:
+    db.execute(f"CREATE MODEL price FROM '{GOLDEN / 'tiny_inputs.onnx'}'")
+    db.execute("CREATE TABLE t (id INT PRIMARY KEY, f VECTOR(2), kind INT)")
+    rows = [(n, [n + 0.5, 2.0 * n], n % 3) for n in range(2500)]
+    db.executemany("INSERT INTO t VALUES (?, ?, ?)", rows)
+    found = db.execute("SELECT predict('price', f, [kind]) FROM t ORDER BY id").fetchall()
+    expected = [(a + b) * 10**kind for _, (a, b), kind in rows]
+    assert [float(value) for (value,) in found] == pytest.approx(expected)
+    assert db.execute(
+        "SELECT predict('price', f, NULL::REAL[]) FROM t WHERE id = 1"
+    ).fetchone() == (None,)
+    for call, error, message in (
+        ("predict('price', f)", BindError, r"its 2 inputs \(features, kind\), 1 are given"),
+        ("predict('price', f, [kind], f)", BindError, "3 are given"),
+        ("predict('price', [1.0, 2, 3]::REAL[], [kind])", DataError,
+         "of input features has 3 features, the model takes 2"),
+        ("predict('price', f, [1, 2]::INT[])", DataError, "of input kind has 2 features"),
+        ("predict('price', f, [9])", DataError, "the ONNX model failed"),
+        ("predict('price')", BindError, "takes a model and a list of features"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            db.execute(f"SELECT {call} FROM t WHERE id = 1").fetchall()
