@@ -41,7 +41,7 @@ def _device(name: str, value: Any) -> str:
 
 
 def _isa(name: str, value: Any) -> str:
-    text = _choice("auto", "avx512", "avx2", "portable")(name, value)
+    text = _choice("auto", "amx", "avx512", "avx2", "portable")(name, value)
     if text != "auto":
         raise NotSupportedError(
             f"setting {name}: {text!r} cannot be had now, a process chooses its kernels once",

@@ -3,7 +3,7 @@
 A query asks :func:`get`; until the compiled kernel is there it gets None and computes with
 ``reference``. :func:`prepare`, called when an answer is out, lets a background thread import Numba
 and load or compile. Levels: ``avx512``, ``avx2``, ``portable`` (NumPy alone); the environment
-variable ``TARSDB_ISA`` forces one. Knows no queries and no data.
+variable ``TARSDB_ISA`` forces one, or ``amx``. Knows no queries and no data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable
 Kernel = Callable[..., int]
 
 LEVELS = ("avx512", "avx2", "portable")
+AMX = "amx"
+"""Of TARSDB_ISA: ``avx512`` and tile registers, which ``avx512`` itself leaves out."""
 LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
 CODED = ("encode", "code_queries", "sieve", "sieve_many")
@@ -45,7 +47,15 @@ _level: str | None = None  # None: not chosen yet, which needs llvmlite
 
 def _forced() -> str | None:
     name = os.environ.get(LEVEL_VARIABLE, "").lower()
+    name = "avx512" if name == AMX else name
     return name if name in LEVELS else None
+
+
+def tiles_allowed() -> bool:
+    """Return whether kernels may use tile registers (AMX), where the processor has them."""
+    from tarsdb.kernels.cpu import tile_registers
+
+    return os.environ.get(LEVEL_VARIABLE, "").lower() not in LEVELS and tile_registers.allowed()
 
 
 def use(level: str | None) -> None:
@@ -196,7 +206,7 @@ def _coded(kind: str, chosen: str) -> Kernel | None:
         return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
     if not has_vnni:
         return None
-    has_amx = features.get("amx-int8") and coded_batch.amx_allowed()
+    has_amx = features.get("amx-int8") and tiles_allowed()
     variant = coded_batch.AMX if has_amx else coded.VNNI
     many = coded_batch.make_sieve_many(variant)
     return disk_cache.compiled(many, coded.SIEVE_SIGNATURE, variant)

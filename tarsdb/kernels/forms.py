@@ -15,6 +15,13 @@ from tarsdb.kernels.packing import KINDS
 
 Kernels = TypeVar("Kernels")
 
+_BEST = {
+    "int8": (("amx", "amx-int8"), ("vnni", "avx512vnni")),
+    "int4": (("vnni", "avx512vnni"),),
+    "bf16": (("amx", "amx-bf16"), ("bf16", "avx512bf16")),
+}
+"""Forms above AVX-512's own, best first, and the feature of a processor that each needs."""
+
 
 def forms_of(kind: str, level: str) -> list[str]:
     """Return KIND/FORM of a kind at a level of instructions, best first; none: NumPy does it."""
@@ -22,12 +29,13 @@ def forms_of(kind: str, level: str) -> list[str]:
 
     if level == "portable":
         return []
-    forms = ["avx512", "avx2"] if level == "avx512" else [level]
-    if level == "avx512" and kind in ("int8", "int4"):
-        forms = ["vnni", *forms] if llvm.get_host_cpu_features().get("avx512vnni") else forms
-    if level == "avx512" and kind == "bf16":
-        forms = ["bf16", *forms] if llvm.get_host_cpu_features().get("avx512bf16") else forms
-    return [f"{kind}/{form}" for form in forms]
+    if level != "avx512":
+        return [f"{kind}/{level}"]
+    has = llvm.get_host_cpu_features().get
+    forms = [form for form, feature in _BEST.get(kind, ()) if has(feature)]
+    if "amx" in forms and not dispatch.tiles_allowed():
+        forms.remove("amx")
+    return [f"{kind}/{form}" for form in (*forms, "avx512", "avx2")]
 
 
 def form_of(kind: str) -> str | None:

@@ -99,6 +99,23 @@ def product(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
     return total
 
 
+def product_by_tiles(a: F32, weights: PackedMatrix, part: int = 0) -> F32:
+    """Return the sums of bfloat16 as tile registers make them, float32 (rows, columns).
+
+    Of each 32 k in turn, the products of even and of odd k are two chains from 0, whose sum is
+    added.
+    """
+    w = weights.unpack()
+    w, a = w[part] if weights.gated else w, rounded_rows(a, "bf16")
+    total = np.zeros((len(a), len(w)), np.float32)
+    for start in range(0, weights.depth, 32):
+        chains = np.zeros((2, *total.shape), np.float32)
+        for k in range(start, min(start + 32, weights.depth)):
+            chains[k % 2] = fma(a[:, k, None], w[None, :, k], chains[k % 2])
+        total += chains[0] + chains[1]
+    return total
+
+
 def _by_groups(a: F32, weights: PackedMatrix, part: int) -> F32:
     # sums of a group are whole numbers below 2^15, which float32 holds in any order
     codes, scales = weights.elements(part).astype(np.float32), weights.scales(part)

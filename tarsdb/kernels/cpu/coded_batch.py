@@ -10,11 +10,9 @@ eight at a time with all sums in vector registers. Arguments are integers (addre
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import sys
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -38,10 +36,11 @@ from tarsdb.kernels.cpu.candidates import (
     prepare,
 )
 from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles
-from tarsdb.kernels.cpu.emit import call, fma, load, pointer, splat, store
+from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
 from tarsdb.kernels.cpu.memory import lowest_bit, prefetch, read_long, read_real
+from tarsdb.kernels.cpu.tile_registers import close_tiles, multiply_tiles, open_tiles
 
-__all__ = ["AMX", "GROUP", "SCRATCH", "SIEVE_SIGNATURE", "amx_allowed", "make_sieve_many"]
+__all__ = ["AMX", "GROUP", "SCRATCH", "SIEVE_SIGNATURE", "make_sieve_many"]
 
 AMX = "amx"
 GROUP = 32  # queries are given in multiples of it; tile registers take as many at once
@@ -123,79 +122,6 @@ def _maxima(typingctx, prepared):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
-
-
-# --- tile registers: 0..3 sums, 4 and 5 queries, 6 and 7 rows ---------------------------------
-
-
-def amx_allowed() -> bool:
-    """Ask the kernel to let this process use tile registers; False where it cannot."""
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        return False
-    try:
-        return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)  # arch_prctl, tile data
-    except (OSError, AttributeError):
-        return False
-
-
-def _tile_number(value: int) -> Any:
-    return ir.Constant(_I8, value)
-
-
-@intrinsic
-def _open_tiles(typingctx, memory):  # type: ignore[no-untyped-def]
-    """Shape all tile registers as 16 rows of 64 bytes, with 64 bytes of memory to say so."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        shape = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
-        store(b, ir.Constant(ir.VectorType(_I8, 64), shape), args[0])
-        call(b, "llvm.x86.ldtilecfg", ir.VoidType(), pointer(b, args[0], _I8))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-@intrinsic
-def _close_tiles(typingctx):  # type: ignore[no-untyped-def]
-    """Give the tile registers back."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        call(b, "llvm.x86.tilerelease", ir.VoidType())
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def _square(typingctx, first, second, queries, padded, out):  # type: ignore[no-untyped-def]
-    """Inner products of two tiles and 32 queries, int32 (32, 32), to ``out``."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        first, second, queries, padded, out = args
-        lower = b.add(queries, b.shl(padded, ir.Constant(_I64, 4)))
-        line = ir.Constant(_I64, 64)
-
-        def move(name: str, tile: int, address: Any, stride: Any) -> None:
-            call(b, f"llvm.x86.{name}", ir.VoidType(), _tile_number(tile),
-                  pointer(b, address, _I8), stride)  # fmt: skip
-
-        for tile in range(4):
-            call(b, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
-            down = b.shl(loop.index, ir.Constant(_I64, 10))
-            move("tileloadd64", 4, b.add(queries, down), line)
-            move("tileloadd64", 6, b.add(first, down), line)
-            move("tileloadd64", 7, b.add(second, down), line)
-            move("tileloadd64", 5, b.add(lower, down), line)
-            for tile in range(4):
-                numbers = (tile, 4 + tile // 2, 6 + tile % 2)
-                call(b, "llvm.x86.tdpbsud", ir.VoidType(), *map(_tile_number, numbers))
-        for tile in range(4):
-            place = ir.Constant(_I64, 2048 * (tile // 2) + 64 * (tile % 2))
-            move("tilestored64", tile, b.add(out, place), ir.Constant(_I64, 128))
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
 
 
 # --- which pairs of rows and queries may pass ------------------------------------------------
@@ -339,7 +265,9 @@ def _mark(typingctx, first, queries, padded, prepared, numbers, pitch, dots, lim
 def _by_tile_registers(codes, queries, done, padded, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next 32 queries; returns how many are marked."""
     dots = scratch + _DOTS
-    _square(codes, codes + padded * TILE, queries + done * padded, padded, dots)
+    multiply_tiles("codes", 2, 2, queries + done * padded, np.int64(64), np.int64(1024),
+                   TILE * padded, codes, TILE * padded, padded // 64, dots, np.int64(128),
+                   np.int64(1))  # fmt: skip
     return _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS, scratch + _HITS)
 
 
@@ -368,10 +296,10 @@ def make_sieve_many(variant: str) -> Any:
         table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
         scratch,
     ):  # fmt: skip
-        _open_tiles(scratch + _SHAPES)
+        open_tiles(scratch + _SHAPES)
         inner(table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap,
               state, scratch)  # fmt: skip
-        _close_tiles()
+        close_tiles()
         return count
 
     return sieve_many

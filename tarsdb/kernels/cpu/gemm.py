@@ -24,8 +24,9 @@ from numba.extending import intrinsic
 from tarsdb.kernels.cpu.activations import dequantize, make_quantize
 from tarsdb.kernels.cpu.emit import I64, load, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
-from tarsdb.kernels.cpu.gemm_forms import AVX2, AVX512, FORMS, Form, form_of
+from tarsdb.kernels.cpu.gemm_forms import AMX, AVX2, AVX512, FORMS, TILE_KINDS, Form, form_of
 from tarsdb.kernels.cpu.memory import emit_prefetch, keep_apart, put_real
+from tarsdb.kernels.cpu.tile_registers import close_tiles, multiply_tiles, open_tiles
 
 __all__ = ["AVX2", "AVX512", "SCRATCH", "SIGNATURE", "SIGNATURES", "make_gemm", "make_kernels",
            "make_multiply", "scratch_bytes"]  # fmt: skip
@@ -115,6 +116,41 @@ def accumulate(  # type: ignore[no-untyped-def]
     return types.void(form, most, tiles, *[types.int64] * 12), codegen
 
 
+def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
+    """Return ``make_multiply``'s product by tile registers, for packed weights.
+
+    It reads and writes whole blocks of 16 rows, a step of k in ``size`` bytes. ``few`` multiplies
+    up to three rows, where it gives the same sums.
+    """
+    has_few = few is not None
+
+    @njit(nogil=True)
+    def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+        if has_few and rows < 4:
+            few(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh)
+            return
+        turns = (depth * size + 63) // 64
+        step, block = 64, 16 * a_stride
+        for t in range(0, tiles, 2):
+            for first in range(0, rows, 32):
+                row, columns = a + first * a_stride, weights + t * tile
+                place = sums + first * sums_stride + 64 * t
+                if rows - first > 16 and t + 1 < tiles:
+                    multiply_tiles(kind, 2, 2, row, a_stride, step, block, columns, tile, turns,
+                                   place, sums_stride, fresh)  # fmt: skip
+                elif rows - first > 16:
+                    multiply_tiles(kind, 2, 1, row, a_stride, step, block, columns, tile, turns,
+                                   place, sums_stride, fresh)  # fmt: skip
+                elif t + 1 < tiles:
+                    multiply_tiles(kind, 1, 2, row, a_stride, step, block, columns, tile, turns,
+                                   place, sums_stride, fresh)  # fmt: skip
+                else:
+                    multiply_tiles(kind, 1, 1, row, a_stride, step, block, columns, tile, turns,
+                                   place, sums_stride, fresh)  # fmt: skip
+
+    return multiply
+
+
 def make_multiply(variant: str, kind: str = "f32") -> Any:
     """Return the product of some rows and some tiles, to be called by other kernels.
 
@@ -183,8 +219,11 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
     scratch : address
         :func:`scratch_bytes` bytes.
     """
-    form = form_of(kind, variant)
+    form, has_tiles = form_of(kind, variant), variant == AMX and kind in TILE_KINDS
     multiply, quantize = make_multiply(variant, kind), make_quantize(form.quantized)
+    if has_tiles:
+        few = multiply if kind == "int8" else None
+        multiply = _make_tile_multiply(kind, form.row_step // form.per_line, few)
     line, per_line, row_step = form.line_bytes, form.per_line, form.row_step
     padding, tail, quantized = form.padding, form.tail_bytes, form.quantized is not None
     offset, has_scales, width = form.offset, form.tail_bytes > 0, form.shape(variant)[1]
@@ -198,6 +237,8 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
         keep_apart()
         for i in range(32):
             put_real(scratch, i, 0.0)
+        if has_tiles:
+            open_tiles(scratch + _SUMS)
         sums, lines = scratch + _SUMS, (depth + padding - 1) // padding * padding // per_line
         codes_stride, lines_bytes = lines * row_step, lines * line
         tile = lines_bytes + tail
@@ -232,6 +273,8 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                     added = bias + 64 * (t + part) if bias else scratch
                     finish(epilogue, sums + 64 * part, 64 * group, count, added, residual + at,
                            out + at, out_stride, columns - column)  # fmt: skip
+        if has_tiles:
+            close_tiles()
 
     return gemm
 

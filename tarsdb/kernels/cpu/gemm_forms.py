@@ -18,7 +18,7 @@ from llvmlite import ir
 from tarsdb.kernels.cpu.coded import dpbusd
 from tarsdb.kernels.cpu.emit import FLOAT, I32, LANES, call, fma, load, splat
 
-AVX2, AVX512, VNNI, BF16 = "avx2", "avx512", "vnni", "bf16"
+AVX2, AVX512, VNNI, BF16, AMX = "avx2", "avx512", "vnni", "bf16", "amx"
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 _F16, _W16, _W8 = ir.VectorType(FLOAT, 16), ir.VectorType(I32, 16), ir.VectorType(I32, 8)
 _B32, _B64 = ir.VectorType(_I8, 32), ir.VectorType(_I8, 64)
@@ -240,6 +240,8 @@ GROUPS = GroupForm(32, 288, 40, 32, 0, (_F8, _F8), _widened, _whole_word, _add_w
 GROUP_QUADS = GroupForm(32, 288, 40, 32, 0, (_F16,), lambda b, sums: sums, _whole_word, _add_four,
                         "groups", 0, ((6, 1), (12, 1)))  # fmt: skip
 """int4 weights, VNNI."""
+TILE_KINDS = ("int8", "bf16")
+"""Kinds whose packed lines are lines of tile registers (AMX)."""
 FORMS = (FLOATS, EXPANDED, DOTS, PAIRS, QUADS, GROUPS, GROUP_QUADS)
 
 
@@ -247,5 +249,5 @@ def form_of(kind: str, variant: str) -> Form:
     """Return the form of a kind of weights on a variant of processors."""
     if kind in ("int8", "int4"):
         choices = (PAIRS, QUADS) if kind == "int8" else (GROUPS, GROUP_QUADS)
-        return choices[variant == VNNI]
-    return FLOATS if kind == "f32" else (EXPANDED, DOTS)[variant == BF16]
+        return choices[variant in (VNNI, AMX)]
+    return FLOATS if kind == "f32" else (EXPANDED, DOTS)[variant in (BF16, AMX)]

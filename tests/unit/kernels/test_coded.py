@@ -16,7 +16,7 @@ coded = pytest.importorskip("tarsdb.kernels.cpu.coded")
 coded_batch = pytest.importorskip("tarsdb.kernels.cpu.coded_batch")
 encode = pytest.importorskip("tarsdb.kernels.cpu.encode")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
-memory = pytest.importorskip("tarsdb.kernels.cpu.memory")
+emulation = pytest.importorskip("tests.unit.kernels.emulation")
 njit = pytest.importorskip("numba").njit
 
 WIDTHS = (1, 3, 16, 17, 63, 64, 65, 384, 385, 1025)
@@ -29,7 +29,7 @@ def sieve(variant: str, many: bool) -> Any:
     lacking = {
         coded.VNNI: not features.get("avx512vnni"),
         coded.MADDUBS: not features.get("avx2"),
-        coded_batch.AMX: not (features.get("amx-int8") and coded_batch.amx_allowed()),
+        coded_batch.AMX: not (features.get("amx-int8") and dispatch.tiles_allowed()),
     }
     if lacking[variant]:
         pytest.skip(f"this processor has no {variant}")
@@ -117,25 +117,12 @@ def test_inner_products_of_many_are_exact(variant: str, width: int) -> None:
     assert_exact(sieve(variant, many=True), width, many=True)
 
 
-@njit(nogil=True)
-def emulated_square(first, second, queries, padded, out):  # type: ignore[no-untyped-def]
-    """Do what tile registers do: products of two tiles and 32 queries, one by one."""
-    for q in range(32):
-        query = queries + q // 16 * 16 * padded + q % 16 * 64
-        for row in range(32):
-            codes, total = (first if row < 16 else second) + row % 16 * 4, 0
-            for at in range(padded):
-                code = memory.read_byte(codes + at // 4 * 64, at % 4)
-                total += code * memory.read_signed(query + at // 64 * 1024, at % 64)
-            memory.put_int(out, 32 * q + row, total)
-
-
 @pytest.mark.parametrize("width", [1, 65, 384])
 def test_what_is_around_tile_registers_is_exact(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coder()
-    monkeypatch.setattr(coded_batch, "_square", emulated_square)
+    emulation.replace_registers(monkeypatch)
     mark = njit(nogil=True)(coded_batch._by_tile_registers.py_func)
     kernel = coded_batch._marking(mark, coded_batch.GROUP)
     kernel.compile(coded.SIEVE_SIGNATURE)

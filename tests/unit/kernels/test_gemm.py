@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 
 from tarsdb.kernels import background, dispatch, gemm, gemm_reference, packing
+from tarsdb.kernels import forms as kinds
 from tarsdb.kernels.native import address
 from tarsdb.metrics import METRICS
 
+emulation = pytest.importorskip("tests.unit.kernels.emulation")
 cpu = pytest.importorskip("tarsdb.kernels.cpu.gemm")
 forms = pytest.importorskip("tarsdb.kernels.cpu.gemm_forms")
 epilogue = pytest.importorskip("tarsdb.kernels.cpu.epilogue")
+tile_registers = pytest.importorskip("tarsdb.kernels.cpu.tile_registers")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
 llvm = pytest.importorskip("llvmlite.binding")
 
 VARIANTS = ("f32/avx2", "f32/avx512", "bf16/avx2", "bf16/avx512", "bf16/bf16", "int8/avx2",
             "int8/avx512", "int8/vnni", "int4/avx2", "int4/avx512", "int4/vnni")  # fmt: skip
 NEEDED = {"bf16": "avx512bf16", "vnni": "avx512vnni"}
+TILED = ("int8/amx", "bf16/amx")
 SHAPES = [(0, 8, 16), (1, 1, 1), (1, 385, 129), (2, 7, 50), (3, 33, 33), (5, 16, 17), (6, 64, 48),
           (7, 5, 16), (13, 130, 40), (33, 900, 33), (97, 20, 20), (3, 0, 5)]  # fmt: skip
 FEW = [(1, 20, 70), (5, 33, 17), (33, 16, 33)]
@@ -181,50 +185,20 @@ def test_out_may_be_the_residual(kernel: Kernel) -> None:
     assert np.array_equal(kept, expected)
 
 
-def plain_dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
-    """Emit what ``coded.dpbusd`` does in instructions that every processor has."""
-    from llvmlite import ir
-
-    def wide(x: Any, widen: Any) -> Any:
-        return widen(b.bitcast(x, ir.VectorType(ir.IntType(8), 64)), every)
-
-    every = ir.VectorType(ir.IntType(32), 64)
-    products = b.mul(wide(codes, b.zext), wide(query, b.sext))
-    for place in range(4):
-        lanes = ir.Constant(sums.type, [4 * i + place for i in range(16)])
-        sums = b.add(sums, b.shuffle_vector(products, products, lanes))
-    return sums
-
-
 def signed_codes(b: Any, sums: Any, codes: Any, query: Any) -> Any:
     """Emit the same with a mistake: rows' codes, of unsigned bytes, taken for signed ones."""
-    return plain_dpbusd(b, sums, query, codes)
-
-
-def plain_dpbf16(b: Any, sums: Any, rows: Any, weights: Any, odd_first: bool = True) -> Any:
-    """Emit what ``gemm_forms.dpbf16`` does in instructions that every processor has."""
-    from llvmlite import ir
-
-    from tarsdb.kernels.cpu.emit import fma
-
-    def floats(pairs: Any, odd: bool) -> Any:
-        kind = pairs.type
-        bits = b.and_(pairs, ir.Constant(kind, [-65536] * 16))
-        return b.bitcast(bits if odd else b.shl(pairs, ir.Constant(kind, [16] * 16)), sums.type)
-
-    for odd in (odd_first, not odd_first):
-        sums = fma(b, floats(rows, odd), floats(weights, odd), sums)
-    return sums
+    return emulation.plain_dpbusd(b, sums, query, codes)
 
 
 def even_first(b: Any, sums: Any, rows: Any, weights: Any) -> Any:
     """Emit the same with a mistake: the sums are made in another order."""
-    return plain_dpbf16(b, sums, rows, weights, odd_first=False)
+    return emulation.plain_dpbf16(b, sums, rows, weights, odd_first=False)
 
 
 def emulated(name: str, instruction: Any, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """Compile the kernel of another processor, its one instruction replaced; never kept on disk."""
-    which = {"bf16/bf16": "DOTS", "int8/vnni": "QUADS", "int4/vnni": "GROUP_QUADS"}[name]
+    which = {"bf16/bf16": "DOTS", "bf16/amx": "DOTS", "int8/vnni": "QUADS", "int8/amx": "QUADS",
+             "int4/vnni": "GROUP_QUADS"}[name]  # fmt: skip
     form = getattr(forms, which)
     # micro-kernels of few rows, or compiling takes minutes
     small = dataclasses.replace(form, shapes=((2, 1), (2, 1)))
@@ -237,7 +211,11 @@ def emulated(name: str, instruction: Any, monkeypatch: pytest.MonkeyPatch) -> Ke
 
 @pytest.mark.parametrize(
     ("name", "instruction"),
-    [("int8/vnni", plain_dpbusd), ("int4/vnni", plain_dpbusd), ("bf16/bf16", plain_dpbf16)],
+    [
+        ("int8/vnni", emulation.plain_dpbusd),
+        ("int4/vnni", emulation.plain_dpbusd),
+        ("bf16/bf16", emulation.plain_dpbf16),
+    ],
 )
 def test_other_processors_give_the_same_sums(
     name: str, instruction: Any, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +237,80 @@ def test_a_wrong_instruction_is_noticed(
 ) -> None:
     kernel = emulated(name, instruction, monkeypatch)
     assert not gemm.is_proven(gemm.GemmKernel(name, kernel.call))
+
+
+class OneChain(emulation.PlainRegisters):  # type: ignore[misc, name-defined]
+    """The same with a mistake: even and odd products in one chain."""
+
+    def chains(self, row: Any, columns: int) -> Any:
+        total = emulation.FLOATS(None)
+        for word, column in self.pairs(row, columns):
+            total = emulation.plain_dpbf16(self.b, total, word, column)
+        return total
+
+
+def tiled(name: str, registers: Any, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Compile a kernel whose tile registers are memory."""
+    emulation.replace_registers(monkeypatch, registers)
+    return emulated(
+        name, emulation.plain_dpbusd if name == "int8/amx" else emulation.plain_dpbf16, monkeypatch
+    )
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tile_registers_give_their_sums(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = tiled(name, emulation.PlainRegisters, monkeypatch)
+    define = gemm_reference.product if name == "int8/amx" else gemm_reference.product_by_tiles
+    for rows, depth, columns in [(1, 70, 70), (3, 64, 20), (14, 33, 50), (17, 900, 16),
+                                 (97, 130, 33), (96, 1700, 17)]:  # fmt: skip
+        a, weights = normal(1, rows, depth), kernel.pack(normal(2, columns, depth))
+        assert np.array_equal(product(kernel, a, weights), define(a, weights))
+        assert np.allclose(define(a, weights), gemm_reference.product(a, weights), atol=1e-3)
+    assert gemm.is_proven(gemm.GemmKernel(name, kernel.call))
+    a, w = normal(1, 40, 100), normal(2, 20, 100)
+    weights, code = kernel.pack_gated(w, w[::-1]), gemm_reference.GATED | gemm_reference.SILU
+    whole = product(kernel, a, weights, code)
+    for size in (1, 3, 17):
+        parts = [product(kernel, a[at : at + size], weights, code) for at in range(0, len(a), size)]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_tile_registers_that_add_in_another_order_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = tiled("bf16/amx", OneChain, monkeypatch)
+    assert not gemm.is_proven(gemm.GemmKernel("bf16/amx", kernel.call))
+
+
+def test_forms_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forms_with(**features: bool) -> list[list[str]]:
+        monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
+        return [kinds.forms_of(kind, "avx512") for kind in packing.KINDS]
+
+    asked = []
+    monkeypatch.setattr(tile_registers, "allowed", lambda: not asked.append(1))
+    monkeypatch.delenv(dispatch.LEVEL_VARIABLE, raising=False)
+    every = {"avx512vnni": True, "avx512bf16": True, "amx-int8": True, "amx-bf16": True}
+    rest = ["avx512", "avx2"]
+    best = [rest, ["amx", "bf16", *rest], ["amx", "vnni", *rest], ["vnni", *rest]]
+    assert forms_with(**every) == named(best)
+    assert len(asked) == 2
+    monkeypatch.setenv(dispatch.LEVEL_VARIABLE, "amx")
+    assert dispatch._forced() == "avx512"
+    assert forms_with(**every) == named(best)
+    monkeypatch.setenv(dispatch.LEVEL_VARIABLE, "avx512")
+    assert forms_with(**every) == named([[n for n in names if n != "amx"] for names in best])
+    assert len(asked) == 4  # nobody asks the system for registers that are not to be used
+    assert forms_with() == named([rest] * 4)
+    assert kinds.forms_of("int8", "avx2") == ["int8/avx2"]
+    assert kinds.forms_of("int8", "portable") == []
+
+
+def named(forms: list[list[str]]) -> list[list[str]]:
+    return [
+        [f"{kind}/{form}" for form in names]
+        for kind, names in zip(packing.KINDS, forms, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", packing.KINDS)
@@ -317,7 +369,11 @@ def test_wrapper_gives_the_same_before_and_after_compiling(
     a, weights, bias = normal(1, 3, 40), packing.pack(normal(2, 5, 40), kind, form), normal(3, 5)
     compiled = gemm.gemm(a, weights, gemm_reference.LINEAR, bias)
     monkeypatch.setattr(gemm, "current", lambda kind: None)
-    assert np.array_equal(gemm.gemm(a, weights, gemm_reference.LINEAR, bias), compiled)
+    plain = gemm.gemm(a, weights, gemm_reference.LINEAR, bias)
+    if ready is not None and ready.variant == "bf16/amx":  # which adds in another order
+        assert np.allclose(plain, compiled, atol=1e-5)
+    else:
+        assert np.array_equal(plain, compiled)
     assert (ready is None) == (dispatch.level() == "portable")
 
 
