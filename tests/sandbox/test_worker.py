@@ -522,10 +522,23 @@ def test_a_worker_that_claims_less_memory_than_it_had_is_not_believed() -> None:
         assert len(instance.memory()) >= before > 1
 
 
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def test_an_interrupt_ends_the_start_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, budget = make(PLUS_ONE), Budget()
+    pool.pool().close()  # no spare one
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_command", lambda _: SLEEPS)
+        threading.Timer(0.2, budget.interrupt).start()
+        taken = seconds(lambda: function.call(ONE_ROW, 1, budget), InterruptError)
+    assert 0.2 <= taken <= 0.2 + LATE_S + 4 * BUSY_S
+    assert function.call(ONE_ROW, 1).get(0) == 2
+
+
 def test_a_process_that_is_never_ready_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PREPARE_SECONDS", 0.2)
-    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(process, "_command", lambda _: sleeps)
+    monkeypatch.setattr(process, "_command", lambda _: SLEEPS)
     made = process.WorkerProcess()
     with pytest.raises(UdfBackendError, match=rf"{made.pid} was not ready after 0 s"):
         made.wait_until_ready()

@@ -27,6 +27,7 @@ from tarsdb.udf_sandbox.limits import WASM_PAGE, Call, memory_error, stop_error
 from tarsdb.udf_sandbox.modules import driver
 from tarsdb.udf_sandbox.modules.compilation import native_code
 from tarsdb.udf_sandbox.modules.fusion import fuse
+from tarsdb.udf_sandbox.stopping import stoppable
 from tarsdb.udf_sandbox.worker.messages import Kind, LoadBody, Reply, Request, Status
 from tarsdb.udf_sandbox.worker.pool import WorkerPool, pool
 from tarsdb.udf_sandbox.worker.process import LIFETIME_S, Unanswered, WorkerProcess, unavailable
@@ -92,7 +93,8 @@ class WorkerProgram:
     def guest(self, call: Call, watched: bool) -> Guest:
         """Make a guest in a process that has loaded the program."""
         began = time.monotonic()
-        process = self._process()
+        with stoppable(call.is_interrupted):
+            process = self._process()
         call.wait(time.monotonic() - began)
         instance = WorkerInstance(self, process)
         try:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tarsdb.errors import UdfBackendError
+from tarsdb.errors import InterruptError, UdfBackendError
 from tarsdb.udf_sandbox.stopping import stop_asked
 from tarsdb.udf_sandbox.worker.messages import (
     Kind,
@@ -121,8 +121,10 @@ class WorkerProcess:
         Raises
         ------
         UdfBackendError
+        InterruptError
+            This thread is to stop (``stopping``); the process is killed.
         """
-        self._prepared(self._answer)
+        self._prepared(lambda end: self._answer(end, stop_asked))
 
     def load(self, body: LoadBody) -> None:
         """Make it the worker of one program; its memories are shared from here on."""
@@ -135,7 +137,7 @@ class WorkerProcess:
 
             def ask(end: float) -> Reply:
                 self._send(request + payload, end, descriptor)
-                return self._answer(end)
+                return self._answer(end, stop_asked)
 
             reply = self._prepared(ask)
         if reply.status is not Status.DONE:
@@ -148,6 +150,9 @@ class WorkerProcess:
         try:
             return step(time.monotonic() + PREPARE_SECONDS)
         except Unanswered:
+            if stop_asked():
+                what = f"worker process {self.pid} was being started when the statement was"
+                raise InterruptError(f"{what} interrupted") from None
             raise UdfBackendError(
                 f"worker process {self.pid} was not ready after {PREPARE_SECONDS:.0f} s",
                 hint="the machine may be too busy",
