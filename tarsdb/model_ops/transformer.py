@@ -37,6 +37,7 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 _SCORES = 1 << 19  # attention scores NumPy computes at a time: 2 MB, about an L2 cache
+_MOST_SCORES = 1 << 24  # of a longer text, queries are taken in turns: 64 MB
 _SMALL = EncoderSpec(
     family="bert", layers=2, hidden=40, heads=2, intermediate=72, vocabulary=11, positions=24,
     position_offset=0, token_types=0, relative_buckets=0, epsilon=1e-6, activation=reference.GELU,
@@ -258,10 +259,10 @@ class AttentionMask(NamedTuple):
     turns: F32 | None = None
     reach: int = 0
 
-    def bias(self, length: int) -> F32 | None:
-        """Return what is added to scores, (heads or 1, length, length): keys x queries."""
+    def bias(self, length: int, queries: slice) -> F32 | None:
+        """Return what is added to scores, (heads or 1, length, queries)."""
         place = np.arange(length)
-        distance = place[:, None] - place[None, :]
+        distance = place[:, None] - place[None, queries]
         if self.relative is not None:
             return np.ascontiguousarray(self.relative[:, distance + self.relative.shape[1] // 2])
         if not 0 < self.reach < length - 1:
@@ -328,18 +329,27 @@ def _attention(qkv: F32, heads: int, mask: AttentionMask) -> F32:
     for length, group in itertools.groupby(np.diff(offsets).tolist()):
         count = len(list(group))
         step = max(1, _SCORES // (heads * length * length))
-        bias = mask.bias(length)
-        for first in range(text, text + count, step):
-            last = min(first + step, text + count)
-            rows = slice(int(offsets[first]), int(offsets[last]))
-            parts = qkv[rows].reshape(last - first, length, 3, heads, size)
-            query, key, value = (parts[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
-            scores = np.matmul(key, query.transpose(0, 1, 3, 2))  # keys x queries
-            if bias is not None:
-                np.add(scores, bias, out=scores)
-            np.multiply(scores, _LN2, out=scores)  # from powers of two
-            reference.softmax_columns(scores.reshape(-1, length, length))
-            context = out[rows].reshape(last - first, length, heads, size).transpose(0, 2, 1, 3)
-            np.matmul(scores.transpose(0, 1, 3, 2), value, out=context)
+        width = max(1, _MOST_SCORES // (heads * length))  # queries at a time: of most texts all
+        for start in range(0, length, width):
+            queries = slice(start, min(start + width, length))
+            bias = mask.bias(length, queries)
+            for first in range(text, text + count, step):
+                last = min(first + step, text + count)
+                rows = slice(int(offsets[first]), int(offsets[last]))
+                parts = qkv[rows].reshape(last - first, length, 3, heads, size)
+                query, key, value = (parts[:, :, part].transpose(0, 2, 1, 3) for part in range(3))
+                context = out[rows].reshape(last - first, length, heads, size).transpose(0, 2, 1, 3)
+                context[:, :, queries] = _attended(query[:, :, queries], key, value, bias)
         text += count
     return out
+
+
+def _attended(query: F32, key: F32, value: F32, bias: F32 | None) -> F32:
+    """Return the context of queries, (texts, heads, queries, size), of all of them like keys."""
+    scores = np.matmul(key, query.transpose(0, 1, 3, 2))  # keys x queries
+    if bias is not None:
+        np.add(scores, bias, out=scores)
+    np.multiply(scores, _LN2, out=scores)  # from powers of two
+    reference.softmax_columns(scores.reshape(-1, *scores.shape[2:]))
+    context: F32 = np.matmul(scores.transpose(0, 1, 3, 2), value)
+    return context

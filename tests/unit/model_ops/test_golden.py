@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tarsdb.kernels import encoder as kernels
-from tarsdb.model_ops import Encoder
+from tarsdb.model_ops import Encoder, transformer
 from tarsdb.model_ops.architecture import read_spec
 from tarsdb.model_ops.transformer import Panel, compiled_forward, forward, model_table
 from tarsdb.model_ops.weights import load_weights
@@ -26,6 +26,17 @@ def test_minilm_equals_sentence_transformers(minilm: Encoder) -> None:
     assert np.abs(vectors - expected).max() < 1e-5
     # the comparison can fail: other texts' vectors are far away
     assert (vectors[1:] * expected[:-1]).sum(axis=1).min() < 0.5
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "modernbert"])
+def test_queries_of_long_texts_are_taken_in_turns(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, texts = read_spec(CONFIGS[name]), tiny_ids()
+    panel = Panel(np.concatenate(texts).astype(np.int32), np.cumsum([0, *map(len, texts)]))
+    monkeypatch.setattr(transformer, "_MOST_SCORES", 3 * 40 * 7)  # 7 of the 40 queries at a time
+    hidden = forward(spec, load_weights(spec, tiny_tensors(CONFIGS[name])), panel)
+    assert np.abs(hidden - np.load(GOLDEN / "tiny.npz")[name]).max() < 2e-5
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["numpy", "compiled"])
