@@ -92,7 +92,11 @@ PLANS: list[tuple[str, pl.Plan]] = [
     ),
     (
         "CREATE TRIGGER IF NOT EXISTS t AFTER INSERT ON docs CALL f",
-        pl.CreateTrigger("t", "docs", "f", True),
+        pl.CreateTrigger("t", "docs", "f", "AFTER", True),
+    ),
+    (
+        "CREATE TRIGGER t BEFORE INSERT ON docs CALL f",
+        pl.CreateTrigger("t", "docs", "f", "BEFORE"),
     ),
     ("DROP TRIGGER IF EXISTS t", pl.Drop("trigger", "t", True)),
     (
@@ -158,7 +162,7 @@ def test_create_table_of_the_documentation() -> None:
         "ALTER MODEL m ADD VERSION v2 FROM '/x'", "ALTER MODEL m ROLLBACK",
         "FINETUNE MODEL clf FROM (SELECT 1)", "BACKUP DATABASE TO 'x.tars'",
         "RESTORE DATABASE FROM 'x.tars'", "OPTIMIZE MODEL minilm FOR 'latency'",
-        "CREATE TRIGGER t BEFORE INSERT ON docs CALL f",
+        "CREATE TRIGGER t BEFORE UPDATE ON docs CALL f",
         "CREATE TRIGGER t AFTER UPDATE ON docs CALL f",
         "CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs CALL f",
         "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE lua AS $$ x $$",
