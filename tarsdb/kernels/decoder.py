@@ -183,7 +183,7 @@ class DecoderStep:
         }  # fmt: skip
         values: dict[str, Any] = {
             "rows": count, "sequences": len(batch.positions), "wanted_rows": len(batch.wanted),
-            "table_blocks": batch.tables.shape[1], "cache_blocks": batch.keys.shape[1],
+            "table_blocks": batch.tables.shape[1], "cache_groups": batch.keys.shape[1],
             "logits": logits, "scratch_bytes": own, "sync": self._sync,
             "yielding": self._yielding, "scratch": self._room("scratch", own * self.threads),
             "normed": self._room("normed", 4 * sizes["hidden"] * max(count, len(batch.wanted))),

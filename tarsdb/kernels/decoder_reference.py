@@ -18,6 +18,9 @@ GELU_TANH = 1
 
 BLOCK_TOKENS = 16
 """Tokens of a block of the KV cache."""
+BLOCK_GROUP = 16
+"""Blocks whose keys of one head lie one after another. Read in pieces of one block, memory gave
+less than half of its bandwidth."""
 _ROWS = 8  # of a product: BLAS orders its sums by the shape, so the shape is always the same
 # gelu(x) ~ x / (1 + exp(-x (linear + cubic x^2))), 2 sqrt(2/pi) (1 + 0.044715 x^2)
 _LINEAR, _CUBIC = np.float32(1.5957691216057308), np.float32(0.07135481282837474)

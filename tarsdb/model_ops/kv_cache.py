@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError
-from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
+from tarsdb.kernels.decoder_reference import BLOCK_GROUP, BLOCK_TOKENS
 from tarsdb.model_ops.decoder_spec import DecoderSpec
 
 F32 = npt.NDArray[np.float32]
@@ -23,47 +23,48 @@ _LANES = 16
 
 @dataclass(frozen=True)
 class KVCache:
-    """Memory for some blocks.
+    """Memory for some blocks, in groups of 16, so that blocks of a head lie one after another.
 
     Attributes
     ----------
-    keys : (layers, blocks, kv_heads, head_dim, 16) float32
+    keys : (layers, groups, kv_heads, 16 blocks, head_dim, 16) float32
         Transposed inside a block, so that the scores of 16 tokens are one row of a product.
-    values : (layers, blocks, kv_heads, 16, width) float32
+    values : (layers, groups, kv_heads, 16 blocks, 16, width) float32
         ``width`` is head_dim, padded with zeros to a multiple of 16.
+    blocks : int
+        Number of blocks.
     """
 
     keys: F32
     values: F32
+    blocks: int
 
     @classmethod
     def for_model(cls, spec: DecoderSpec, blocks: int) -> KVCache:
         """Allocate blocks; their memory is touched when they are first written."""
         if blocks < 1:
             raise DataError(f"a KV cache of {blocks} blocks holds nothing")
-        heads = (len(spec.layers), blocks, spec.kv_heads)
+        heads = (len(spec.layers), -(-blocks // BLOCK_GROUP), spec.kv_heads, BLOCK_GROUP)
         width = -(-spec.head_dim // _LANES) * _LANES
         return cls(
             np.zeros((*heads, spec.head_dim, BLOCK_TOKENS), np.float32),
             np.zeros((*heads, BLOCK_TOKENS, width), np.float32),
+            blocks,
         )
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return int(self.keys.shape[1])
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block, all layers together."""
-        return int(self.keys.nbytes + self.values.nbytes) // self.blocks
+        groups: int = self.keys.shape[1]
+        return (self.keys.nbytes + self.values.nbytes) // (groups * BLOCK_GROUP)
 
     def write(self, layer: int, table: I32, position: int, keys: F32, values: F32) -> None:
         """Store keys and values (n, kv_heads, head_dim) of a sequence from ``position`` on."""
         places = np.arange(position, position + len(keys))
         block, slot = table[places // BLOCK_TOKENS], places % BLOCK_TOKENS
-        self.keys[layer, block, :, :, slot] = keys
-        self.values[layer, block, :, slot, : keys.shape[2]] = values
+        group, place = block // BLOCK_GROUP, block % BLOCK_GROUP
+        self.keys[layer, group, :, place, :, slot] = keys
+        self.values[layer, group, :, place, slot, : keys.shape[2]] = values
 
     def read(self, layer: int, table: I32, count: int, head_dim: int) -> tuple[F32, F32]:
         """Return copies of the first tokens' keys (kv_heads, head_dim, m) and values (.., m, ..).
@@ -71,7 +72,9 @@ class KVCache:
         ``m`` is ``count`` rounded up to whole blocks.
         """
         used = table[: -(-count // BLOCK_TOKENS)]
-        keys = np.moveaxis(self.keys[layer, used], 0, 2)  # (kv_heads, head_dim, blocks, 16)
-        values = np.moveaxis(self.values[layer, used], 0, 1)[..., :head_dim]
+        group, place = used // BLOCK_GROUP, used % BLOCK_GROUP
+        # (kv_heads, head_dim, blocks, 16)
+        keys = np.moveaxis(self.keys[layer, group, :, place], 0, 2)
+        values = np.moveaxis(self.values[layer, group, :, place], 0, 1)[..., :head_dim]
         heads = keys.shape[0]
         return keys.reshape(heads, head_dim, -1), values.reshape(heads, -1, head_dim)

@@ -21,7 +21,7 @@ from tarsdb.kernels.cpu.epilogue import GATED, LINEAR, RESIDUAL
 from tarsdb.kernels.cpu.gemm import make_gemm
 from tarsdb.kernels.cpu.gemm_forms import form_of
 from tarsdb.kernels.cpu.memory import read_int, read_long, read_real
-from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend
+from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend, piece
 from tarsdb.kernels.cpu.rows import (
     add_scaled_by,
     norm_factor,
@@ -50,12 +50,12 @@ LAYER = ("attention_norm", "qkv", "qkv_bias", "query_norm", "key_norm", "context
 (ATTENTION_NORM, QKV, QKV_BIAS, QUERY_NORM, KEY_NORM, CONTEXT, CONTEXT_BIAS, CONTEXT_NORM, MLP_NORM,
  GATE_UP, GATE_UP_BIAS, DOWN, DOWN_BIAS, DOWN_NORM, WINDOW, ROPE) = range(len(LAYER))  # fmt: skip
 # A step: its rows, the cache, and memory for what is computed.
-STEP = ("rows", "sequences", "wanted_rows", "table_blocks", "cache_blocks", "tokens", "offsets",
+STEP = ("rows", "sequences", "wanted_rows", "table_blocks", "cache_groups", "tokens", "offsets",
         "positions", "tables", "slots", "wanted", "angles", "keys", "values", "stream", "normed",
         "qkv", "context", "activations", "logits", "scratch", "scratch_bytes", "sync",
         "yielding", "runs", "run_table", "adapter_table", "unfused", "lowered",
         "lowered_bytes")  # fmt: skip
-(ROWS, SEQUENCES, WANTED_ROWS, TABLE_BLOCKS, CACHE_BLOCKS, TOKENS, OFFSETS, POSITIONS, TABLES,
+(ROWS, SEQUENCES, WANTED_ROWS, TABLE_BLOCKS, CACHE_GROUPS, TOKENS, OFFSETS, POSITIONS, TABLES,
  SLOTS, WANTED, ANGLES, KEYS, VALUES, STREAM, NORMED, QKV_ROWS, CONTEXT_ROWS, ACTIVATIONS, LOGITS,
  SCRATCH, SCRATCH_BYTES, SYNC, YIELDING, RUNS, RUN_TABLE, ADAPTER_TABLE, UNFUSED, LOWERED,
  LOWERED_BYTES) = range(len(STEP))  # fmt: skip
@@ -124,7 +124,7 @@ def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-u
         read_long(model, HEADS), read_long(model, KV_HEADS), read_long(model, HEAD_DIM),
         read_long(model, WIDTH),
     )  # fmt: skip
-    count, blocks = read_long(batch, ROWS), read_long(batch, CACHE_BLOCKS)
+    count, groups = read_long(batch, ROWS), read_long(batch, CACHE_GROUPS)
     slots, qkv = read_long(batch, SLOTS), read_long(batch, QKV_ROWS)
     epsilon = read_real(read_long(model, REALS), EPSILON)
     angles = read_long(batch, ANGLES) + 4 * head_dim * count * read_long(layer, ROPE)
@@ -140,13 +140,13 @@ def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-u
             rotate(place, angles + 4 * head_dim * row, head_dim // 2)
         if head >= heads:
             slot = read_long(slots, row)
-            lines = (number * blocks + slot // 16) * kv_heads
+            own = head - heads if head < heads + kv_heads else head - heads - kv_heads
+            block = piece(number * groups * kv_heads + own, kv_heads, slot // 16)
             if head < heads + kv_heads:
-                column = read_long(batch, KEYS) + 64 * head_dim * (lines + head - heads)
+                column = read_long(batch, KEYS) + 64 * head_dim * block
                 scatter(column + 4 * (slot % 16), place, head_dim)
             else:
-                block = 16 * (lines + head - heads - kv_heads) + slot % 16
-                target = read_long(batch, VALUES) + 4 * width * block
+                target = read_long(batch, VALUES) + 4 * width * (16 * block + slot % 16)
                 scale(target, place, _ONE, head_dim)
 
 
@@ -161,7 +161,7 @@ def _make_attention(variant: str) -> Any:
             read_long(model, HEADS), read_long(model, KV_HEADS), read_long(model, HEAD_DIM),
             read_long(model, WIDTH),
         )  # fmt: skip
-        group, blocks = heads // kv_heads, read_long(batch, CACHE_BLOCKS)
+        group = heads // kv_heads
         offsets = read_long(batch, OFFSETS)
         start, stop = read_int(offsets, sequence), read_int(offsets, sequence + 1)
         first = start + chunk * most
@@ -170,9 +170,9 @@ def _make_attention(variant: str) -> Any:
         reals = read_long(model, REALS)
         scaling, cap = read_real(reals, QUERY_SCALE), read_real(reals, SCORE_CAP)
         table = read_long(batch, TABLES) + 4 * sequence * read_long(batch, TABLE_BLOCKS)
-        lines = number * blocks * kv_heads + head
-        keys = read_long(batch, KEYS) + 64 * head_dim * lines
-        values = read_long(batch, VALUES) + 64 * width * lines
+        blocks = piece(number * read_long(batch, CACHE_GROUPS) * kv_heads + head, kv_heads, 0)
+        keys = read_long(batch, KEYS) + 64 * head_dim * blocks
+        values = read_long(batch, VALUES) + 64 * width * blocks
         stride, out_stride = 4 * head_dim * (heads + 2 * kv_heads), 4 * head_dim * heads
         queries = read_long(batch, QKV_ROWS) + first * stride
         out = read_long(batch, CONTEXT_ROWS) + first * out_stride
@@ -182,7 +182,7 @@ def _make_attention(variant: str) -> Any:
             own = 4 * head_dim * (head * group + at)
             attend(queries + own, stride if step else 4 * head_dim,
                    count if step else min(most, group - at), position, step, table, keys, values,
-                   64 * head_dim * kv_heads, 64 * width * kv_heads, head_dim, width,
+                   kv_heads, head_dim, width,
                    read_long(layer, WINDOW), scaling, cap, out + own,
                    out_stride if step else 4 * head_dim, scratch)  # fmt: skip
 

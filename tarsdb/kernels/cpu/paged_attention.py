@@ -20,11 +20,22 @@ from tarsdb.kernels.cpu.gemm import make_multiply
 from tarsdb.kernels.cpu.memory import keep_apart, put_real, read_int, read_real
 from tarsdb.kernels.cpu.rows import fill, scale, soft_cap, softmax_terms
 
+GROUP = 16
+"""Blocks of a group, as in ``decoder_reference.BLOCK_GROUP``."""
 QUERIES = 24
 """Queries whose scores are kept at a time."""
 _HIDDEN = np.float32(-np.inf)
 _LINE, _TILE = np.int64(64), np.int64(1)  # no literals: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+
+
+@njit(nogil=True)
+def piece(head, kv_heads, block):  # type: ignore[no-untyped-def]
+    """Return the number of a head's block among the pieces of all heads, see ``KVCache``.
+
+    ``head`` counts those of all groups before.
+    """
+    return (block // GROUP * kv_heads + head) * GROUP + block % GROUP
 
 
 def make_attend(variant: str) -> Any:
@@ -36,8 +47,8 @@ def make_attend(variant: str) -> Any:
         float32 (count, head_dim), at most QUERIES.
     position, step : int
         Query i is at ``position + i * step``: 1 for rows of one head, 0 for heads of one row.
-    table, keys, values, block_bytes, value_bytes : addresses, bytes
-        int32 blocks of the sequence; block n's keys of this head are at ``keys + n * block_bytes``.
+    table, keys, values, kv_heads : addresses, int
+        int32 blocks of the sequence; where the head's blocks begin, see :func:`piece`.
     head_dim, width : int
         ``width``: head_dim padded to a multiple of 16.
     window, scaling, cap : int, float, float
@@ -63,18 +74,19 @@ def make_attend(variant: str) -> Any:
 
     @njit(nogil=True)
     def neighbours(table, first, most):  # type: ignore[no-untyped-def]
-        """Return how far apart the next blocks lie, and how many of them lie so."""
-        if most == 1:
-            return 0, 1
-        apart, alike = read_int(table, first + 1) - read_int(table, first), 2
-        while alike < most and (
-            read_int(table, first + alike) - read_int(table, first + alike - 1) == apart
-        ):
+        """Return how far apart the next blocks of a group lie, and how many of them lie so."""
+        group, apart, alike = read_int(table, first) // GROUP, 0, 1
+        while alike < most and read_int(table, first + alike) // GROUP == group:
+            step = read_int(table, first + alike) - read_int(table, first + alike - 1)
+            if alike == 1:
+                apart = step
+            if step != apart:
+                break
             alike += 1
         return apart, alike
 
     @njit(nogil=True, error_model="numpy")
-    def attend(queries, stride, count, position, step, table, keys, values, block_bytes, value_bytes, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+    def attend(queries, stride, count, position, step, table, keys, values, kv_heads, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
         keep_apart()
         last = position + (count - 1) * step
         begin = max(0, position - window + 1) // 16 if window else 0
@@ -83,19 +95,20 @@ def make_attend(variant: str) -> Any:
         scores, scores_stride = context + 4 * QUERIES * width, 64 * lines
         line = 0
         while line < lines:
-            block = read_int(table, begin + line)
+            block = piece(0, kv_heads, read_int(table, begin + line))
             apart, alike = neighbours(table, begin + line, lines - line)
-            multiply(queries, stride, count, keys + block * block_bytes, _LINE, apart * block_bytes,
-                     alike, head_dim, scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+            multiply(queries, stride, count, keys + 64 * head_dim * block, _LINE,
+                     64 * head_dim * apart, alike, head_dim, scores + 64 * line, scores_stride,
+                     _TILE)  # fmt: skip
             line += alike
         for i in range(count):
             total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
                            window, scaling, cap)  # fmt: skip
             put_real(sums, i, total)
         for line in range(lines):
-            block = read_int(table, begin + line)
+            block = piece(0, kv_heads, read_int(table, begin + line))
             known = min(16, last + 1 - 16 * (begin + line))
-            multiply(scores + 64 * line, scores_stride, count, values + block * value_bytes,
+            multiply(scores + 64 * line, scores_stride, count, values + 64 * width * block,
                      4 * width, _LINE, width // 16, known, context, 4 * width,
                      int(line == 0))  # fmt: skip
         for i in range(count):

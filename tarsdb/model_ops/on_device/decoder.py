@@ -53,6 +53,11 @@ class DeviceCache(KVCache):
 
     recorded: dict[tuple[int, int], tuple[_Inputs, Work]] = field(default_factory=dict)
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers together."""
+        return int(self.keys.nbytes + self.values.nbytes) // self.blocks
+
 
 class DeviceDecoder:
     """The layers of a decoder on a device; a :class:`~tarsdb.model_ops.decoder_forward.Forward`.
@@ -103,16 +108,17 @@ class DeviceDecoder:
         return self._matrices.nbytes
 
     def new_cache(self, blocks: int) -> DeviceCache:
-        """Allocate a KV cache on the device, in the layout of the processor's."""
+        """Allocate a KV cache on the device: (layers, blocks, kv_heads, ...), without groups."""
         shaped = KVCache.for_model(self._spec, 1)
         xp = self._device.xp
         number = xp.float16 if self._kind == "bf16" else xp.float32
         nbytes = shaped.block_bytes * blocks * np.dtype(number).itemsize // 4
         with self._working(lambda: f"KV cache of {blocks} blocks, {nbytes} bytes"):
-            return DeviceCache(*(
-                xp.zeros((each.shape[0], blocks, *each.shape[2:]), number)
+            keys, values = (
+                xp.zeros((each.shape[0], blocks, each.shape[2], *each.shape[4:]), number)
                 for each in (shaped.keys, shaped.values)
-            ))  # fmt: skip
+            )
+        return DeviceCache(keys, values, blocks)
 
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """Copy what is added to each layer to the device."""
@@ -187,7 +193,9 @@ class DeviceDecoder:
         found = cache.recorded.get(shape)
         if found is None:
             there = _Inputs(*(xp.array(each) for each in filled))
-            arrays = KVCache(cache.keys, cache.values)  # not the cache: it holds the recording
+            arrays = KVCache(
+                cache.keys, cache.values, cache.blocks
+            )  # not the cache: it holds the recording
             work = self._recorder.record(lambda: self._compute(there, arrays))
             found = cache.recorded[shape] = (there, work)
         else:

@@ -80,22 +80,27 @@ def test_softmax_does_not_see_what_is_hidden() -> None:
 @pytest.mark.parametrize("level", ["avx2", "avx512"])
 @pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (5, 0.0), (20, 1.5)])
 def test_paged_attention(level: str, window: int, cap: float) -> None:
-    head_dim, count, position, blocks = 20, 9, 30, 3
-    keys, values = normal(4, head_dim, 16), np.zeros((4, 16, 32), np.float32)
-    values[:, :, :head_dim] = normal(4, 16, head_dim)
-    table = np.array([2, 0, 3], np.int32)
+    head_dim, count, position, kv_heads, head = 20, 9, 110, 2, 1
+    keys, values = normal(3, kv_heads, 16, head_dim, 16), np.zeros((3, kv_heads, 16, 16, 32))
+    values = values.astype(np.float32)
+    values[..., :head_dim] = normal(3, kv_heads, 16, 16, head_dim)
+    # alone, neighbours up to the end of a group and on, backwards, with gaps
+    table = np.array([40, 14, 15, 16, 4, 3, 9, 11], np.int32)
+    blocks = len(table)
     attend = paged_attention.make_attend(level)
 
     @numba.njit
     def call(step, addresses):  # type: ignore[no-untyped-def]
         queries, out, scratch, keys, values, table = addresses
-        attend(queries, 4 * head_dim, count, position, step, table, keys, values, 64 * head_dim,
-               64 * 32, head_dim, 32, window, np.float32(0.4), np.float32(cap), out,
-               4 * head_dim, scratch)  # fmt: skip
+        place = paged_attention.piece(head, kv_heads, 0)
+        attend(queries, 4 * head_dim, count, position, step, table, keys + 64 * head_dim * place,
+               values + 64 * 32 * place, kv_heads, head_dim, 32, window, np.float32(0.4),
+               np.float32(cap), out, 4 * head_dim, scratch)  # fmt: skip
 
     scratch = aligned(int(paged_attention.scratch_bytes(blocks, 32)))
-    flat_keys = np.moveaxis(keys[table], 0, 1).reshape(1, head_dim, -1)
-    flat_values = values[table].reshape(1, -1, 32)[:, :, :head_dim]
+    own = np.divmod(table, paged_attention.GROUP)
+    flat_keys = np.moveaxis(keys[own[0], head, own[1]], 0, 1).reshape(1, head_dim, -1)
+    flat_values = values[own[0], head, own[1]].reshape(1, -1, 32)[:, :, :head_dim]
     spec = reference.AttentionSpec(0.4, window, cap)
     for step in (1, 0):
         queries, out = normal(count, head_dim), np.zeros((count, head_dim), np.float32)
@@ -107,3 +112,7 @@ def test_paged_attention(level: str, window: int, cap: float) -> None:
         ).reshape(count, head_dim)  # fmt: skip
         assert np.allclose(out, expected, atol=1e-5)
         assert np.abs(expected).max() > 0.1
+
+
+def test_groups_of_blocks_are_those_of_the_cache() -> None:
+    assert paged_attention.GROUP == reference.BLOCK_GROUP
