@@ -63,15 +63,19 @@ def use(level: str | None) -> None:
     global _level
     if level not in (None, "auto", *LEVELS):
         raise ValueError(f"{level!r} is no instruction set level; known: {', '.join(LEVELS)}")
-    _level = _forced() if level in (None, "auto") else level
+    with _changing:
+        _level = _forced() if level in (None, "auto") else level
 
 
 def level() -> str:
     """Return the level in use; chooses one on first call, which imports llvmlite."""
     global _level
-    if _level is None:
-        _level = _best_level()
-    return _level
+    chosen = _level
+    if chosen is None:
+        best = _best_level()
+        with _changing:  # another thread may have forced one meanwhile
+            _level = chosen = _level or best
+    return chosen
 
 
 def _best_level() -> str:

@@ -221,6 +221,7 @@ class Call:
     stopped: str = ""  # '', 'time' or 'interrupt'
     interrupted: bool = False
     used: int = 0  # fuel, known at the end
+    fuel_taken: int = 0  # what was left when the guest was ended for want of it, and is not used
     transitions: int = 0  # calls of guest code from the host
     confinement: str = ""  # of the process it ran in, where that was another
     waited: float = 0.0  # seconds that are not the guest's: its process had to be started

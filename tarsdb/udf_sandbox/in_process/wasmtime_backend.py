@@ -198,7 +198,7 @@ class Store:
     def end(self, call: Call) -> int:
         """Return the fuel the call used."""
         _running.pop(self.key, None)
-        return call.fuel - int(self.raw.get_fuel())
+        return call.fuel - call.fuel_taken - int(self.raw.get_fuel())
 
     def instantiate(
         self, module: wasmtime.Module, imports: list[Any], call: Call
@@ -227,6 +227,7 @@ class Store:
                 return capabilities.serve(name, call, memory, *arguments)
             except BaseException as error:  # raised once the guest has ended, for want of fuel
                 call.failed = error
+                call.fuel_taken = int(self.raw.get_fuel())
                 self.raw.set_fuel(0)
                 return 0 if signature.results else None
 

@@ -72,7 +72,7 @@ class Guest:
         self._exports: Any = None
         self._functions: dict[tuple[str, int], Any] = {}
         self._slot = 0
-        self._deadline = math.inf
+        self._deadline, self._fuel_taken = math.inf, 0
 
     def tick(self) -> None:
         """Stop the running call once its time is over; called every few milliseconds."""
@@ -157,14 +157,15 @@ class Guest:
         except (EOFError, OSError):
             os._exit(1)  # the database is gone
         if not answer:
+            self._fuel_taken = int(self._store.get_fuel())
             self._store.set_fuel(0)
         value = struct.unpack("<i", answer)[0] if answer else 0
         return value if returns else None
 
     def state(self) -> tuple[int, int]:
-        """Return the fuel left and the bytes of the memory the database sees."""
+        """Return the fuel not used and the bytes of the memory the database sees."""
         fuel = 0 if self._store is None else int(self._store.get_fuel())
-        return fuel, self._memories.size(self._slot)
+        return self._fuel_taken + fuel, self._memories.size(self._slot)
 
     def _limit(self, size: int) -> None:
         from tarsdb.udf_sandbox.modules.sections import MAX_TABLE_ELEMENTS
@@ -174,6 +175,7 @@ class Guest:
         )
 
     def _begin(self, request: messages.Request) -> None:
+        self._fuel_taken = 0
         self._store.set_fuel(request.fuel)
         self._store.set_epoch_deadline(1)
         self._deadline = time.monotonic() + request.seconds

@@ -12,6 +12,7 @@ import pytest
 
 import tarsdb
 from tarsdb import errors
+from tarsdb.metrics import METRICS
 from tarsdb.udf_sandbox import capabilities
 from tests.golden.models.tiny_models import CONFIGS
 from tests.sandbox.backends import each_backend  # noqa: F401 - a fixture
@@ -200,6 +201,15 @@ def test_abuse_ends_the_statement_and_nothing_else(
     assert rows(db, f"SELECT count({name}(t)) FROM t") == [(5,)]
     db.execute("COMMIT")
     assert rows(db, "SELECT sum(id) FROM t") == [(21,)]
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_fuel_taken_from_a_guest_is_not_used(db: tarsdb.Connection) -> None:
+    before = METRICS.snapshot().get("udf.fuel", 0)
+    db.execute(create("says", says(size="(i32.const -1)"), f"{LOGS}, fuel = {2**60}"))
+    with pytest.raises(errors.UdfError, match="outside its memory"):
+        rows(db, "SELECT says(t) FROM t")
+    assert 0 < METRICS.snapshot()["udf.fuel"] - before < 100_000
 
 
 def test_the_table_of_a_lookup_may_go(db: tarsdb.Connection) -> None:
