@@ -57,27 +57,30 @@ def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args:
     a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh, ahead, pace = args
     is_fresh = b.icmp_signed("!=", fresh, ir.Constant(I64, 0))
     places = [b.add(sums, b.mul(sums_stride, ir.Constant(I64, r))) for r in range(count)]
-    totals = [
-        [[cgutils.alloca_once(b, kind) for kind in form.sums] for _ in range(width)]
-        for _ in range(count)
+    chains = [
+        [
+            [[cgutils.alloca_once(b, kind) for kind in form.sums] for _ in range(width)]
+            for _ in range(count)
+        ]
+        for _ in range(form.chains if count == width == 1 else 1)
     ]
     size = 64 // len(form.sums)
     registers = [
-        (each, place, 64 * t + size * part)
-        for place, row in zip(places, totals, strict=True)
-        for t, parts in enumerate(row)
-        for part, each in enumerate(parts)
+        (t, part, place, [chain[r][t][part] for chain in chains])
+        for r, place in enumerate(places)
+        for t in range(width)
+        for part in range(len(form.sums))
     ]
-    for each, place, offset in registers:
-        kind = each.type.pointee
-        b.store(b.select(is_fresh, ir.Constant(kind, None), load(b, place, kind, offset)), each)
+    for t, part, place, (first, *others) in registers:
+        kind = first.type.pointee
+        known = load(b, place, kind, 64 * t + size * part)
+        b.store(b.select(is_fresh, ir.Constant(kind, None), known), first)
+        for each in others:
+            b.store(ir.Constant(kind, None), each)
     starts = [b.add(a, b.mul(a_stride, ir.Constant(I64, r))) for r in range(count)]
     columns = [b.add(weights, b.mul(tile, ir.Constant(I64, t))) for t in range(width)]
 
-    # A line a turn: LLVM fetches the words of several lines before it multiplies, which takes more
-    # registers than there are. Unrolled by four, AVX-512 ran at half the speed.
-    with cgutils.for_range(b, b.udiv(depth, ir.Constant(I64, form.per_line))) as loop:
-        number = loop.index
+    def step(number: Any, totals: Any) -> None:
         down, along = b.mul(number, line), b.mul(number, ir.Constant(I64, form.row_step))
         for column in columns if asks else ():
             soon = b.add(b.add(column, ahead), b.mul(number, pace))
@@ -87,8 +90,20 @@ def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args:
             b, totals, [b.add(column, down) for column in columns],
             [b.add(start, along) for start in starts],
         )  # fmt: skip
-    for each, place, offset in registers:
-        store(b, b.load(each), place, offset)
+
+    # A line a turn: LLVM fetches the words of several lines before it multiplies, which takes more
+    # registers than there are. Unrolled by four, AVX-512 ran at half the speed.
+    a_turn = ir.Constant(I64, form.per_line * len(chains))
+    rest = ir.Constant(I64, form.per_line * (len(chains) - 1))
+    with cgutils.for_range(b, b.udiv(b.add(depth, rest), a_turn)) as loop:
+        number = b.mul(loop.index, ir.Constant(I64, len(chains)))
+        for place, chain in enumerate(chains):
+            step(b.add(number, ir.Constant(I64, place)), chain)
+    for t, part, place, (first, *others) in registers:
+        total = b.load(first)
+        for each in others:
+            total = b.add(total, b.load(each))
+        store(b, total, place, 64 * t + size * part)
 
 
 @intrinsic(prefer_literal=True)
@@ -168,15 +183,16 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
     """
     form = form_of(kind, variant)
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
+    streams = form.streams
 
     @njit(nogil=True)
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         done = 0
-        while rows == 1 and done + 4 <= tiles:  # chains enough to keep the units busy
-            accumulate(number, 1, 4, 1, a, a_stride, weights + done * tile, line, tile, depth,
+        while rows == 1 and done + streams <= tiles:
+            accumulate(number, 1, streams, 1, a, a_stride, weights + done * tile, line, tile, depth,
                        sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip
-            done += 4
+            done += streams
         while rows < 4 and done + 2 <= tiles:
             accumulate(number, 3, 2, rows, a, a_stride, weights + done * tile, line, tile, depth,
                        sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip

@@ -49,6 +49,10 @@ class Form:
         What is added to codes of rows to make them unsigned.
     shapes : tuple
         Rows at most, and tiles, that the registers of AVX2 and of AVX-512 hold.
+    chains, streams : int
+        Of one row: sums that are added up at the end, where they are exact and lines come in
+        multiples of it, and tiles read at a time. Memory gives one stream faster than four (int4
+        from main memory in 0.6 of the time), sums of floats need four to keep the units busy.
     """
 
     per_line: int
@@ -63,6 +67,8 @@ class Form:
     quantized: str | None = None
     offset: int = 0
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((6, 1), (12, 2))
+    chains: int = 1
+    streams: int = 4
 
     def shape(self, variant: str) -> tuple[int, int]:
         """Return rows at most and tiles that a micro-kernel takes."""
@@ -159,9 +165,10 @@ the speed."""
 DOTS = Form(2, 64, 4, 32, 0, (_F16,), _words_line, _whole_word, _add_dots, "bfloat16")
 """bfloat16, two steps at once (AVX512-BF16)."""
 PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs, "int16", 0,
-             ((6, 1), (12, 1)))  # fmt: skip
+             ((6, 1), (12, 1)), 4, 1)  # fmt: skip
 """int8 weights, rows as int16: exact sums of pairs."""
-QUADS = Form(4, 64, 4, 64, 128, (_W16,), _bytes_line, _whole_word, _add_quads, "uint8", 128)
+QUADS = Form(4, 64, 4, 64, 128, (_W16,), _bytes_line, _whole_word, _add_quads, "uint8", 128,
+             chains=4, streams=1)  # fmt: skip
 """int8 weights, rows as unsigned bytes: exact sums of four (VNNI)."""
 
 
@@ -235,10 +242,10 @@ def _widened(b: Any, pairs: Any) -> Any:
 
 _F8 = ir.VectorType(FLOAT, 8)
 GROUPS = GroupForm(32, 288, 40, 32, 0, (_F8, _F8), _widened, _whole_word, _add_words, "groups",
-                   0, ((6, 1), (12, 1)))  # fmt: skip
+                   0, ((6, 1), (12, 1)), streams=1)  # fmt: skip
 """int4 weights, AVX2."""
 GROUP_QUADS = GroupForm(32, 288, 40, 32, 0, (_F16,), lambda b, sums: sums, _whole_word, _add_four,
-                        "groups", 0, ((6, 1), (12, 1)))  # fmt: skip
+                        "groups", 0, ((6, 1), (12, 1)), streams=1)  # fmt: skip
 """int4 weights, VNNI."""
 TILE_KINDS = ("int8", "bf16")
 """Kinds whose packed lines are lines of tile registers (AMX)."""
