@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]
+Records = Mapping[str, Mapping[str, Record]]
+"""Workload -> level of the kernels -> what was measured."""
+LEVELS = ("portable", "avx2", "avx512", "amx")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class Claim:
     """``<=``, ``>=`` or ``==`` and a number."""
     figure: Callable[[Record], Any]
     peer: str = ""
+    levels: tuple[str, ...] = LEVELS
+    """Levels of the kernels for which it is a bar."""
 
     def passes(self, value: Any) -> bool:
         """Compare; what is not a number passes no bar."""
@@ -27,6 +32,12 @@ class Claim:
             return False
         bound = float(limit)
         return {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[sign]
+
+
+def widest(records: Records, workload: str) -> Record | None:
+    """Return a workload's result of the widest level that is stored."""
+    found = records.get(workload, {})
+    return next((found[level] for level in reversed(LEVELS) if level in found), None)
 
 
 def path(*names: str) -> Callable[[Record], Any]:

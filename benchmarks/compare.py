@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.claim import Record, Records
 from benchmarks.claims import load
 
 SKIPPED = ("machine", "versions", "date", "data")
@@ -28,6 +29,15 @@ def numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, float(value)
 
 
+def flat(records: Records) -> dict[str, Record]:
+    """Return records by workload and level."""
+    return {
+        f"{workload}, {level}": record
+        for workload, found in records.items()
+        for level, record in found.items()
+    }
+
+
 def main() -> None:
     """Print the comparison."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
@@ -35,7 +45,7 @@ def main() -> None:
     parser.add_argument("new", type=pathlib.Path)
     parser.add_argument("--changes", type=float, default=0.0, metavar="PERCENT")
     given = parser.parse_args()
-    old, new = load(given.old), load(given.new)
+    old, new = flat(load(given.old)), flat(load(given.new))
     for workload in sorted(old.keys() & new.keys()):
         cpus = [side[workload].get("machine", {}).get("cpu") for side in (old, new)]
         print(f"\n{workload} ({' -> '.join(map(str, dict.fromkeys(cpus)))})")

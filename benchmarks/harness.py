@@ -106,10 +106,15 @@ def _cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
+def stored_at(name: str, level: str) -> pathlib.Path:
+    """Return where the result of a workload with kernels of one level is kept."""
+    return RESULTS / f"{name}.{level}.json"
+
+
 def write(name: str, record: Mapping[str, Any]) -> pathlib.Path:
-    """Store a record as ``results/NAME.json`` and return its path."""
+    """Store a record as ``results/NAME.LEVEL.json`` and return its path."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = stored_at(name, record["isa"])
     path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.claims import KINDS, Record, load
+from benchmarks.claim import Record, Records, widest
+from benchmarks.claims import KINDS, load
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "docs" / "figures"
 STYLE = {
@@ -42,6 +43,14 @@ class Figure:
     about: str
     draw: Callable[[Any, Record], None]
     """Draws a record into matplotlib axes."""
+    level: str | None = None
+    """Of the kernels; without one, the widest that is stored."""
+
+    def record(self, records: Records) -> Record | None:
+        """Return the result that is drawn."""
+        if self.level is None:
+            return widest(records, self.workload)
+        return records.get(self.workload, {}).get(self.level)
 
 
 def _line(axes: Any, name: str, x: list[float], y: list[float]) -> None:
@@ -108,9 +117,9 @@ FIGURES = (
     Figure("recall_and_speed", "graph_index", "Recall and speed of graph search",
            "One query a call, 100,000 rows unless the table below says other; each point is a list "
            "size. Up and right is better.", _recall_and_speed),
-    Figure("recall_and_speed_avx2", "graph_avx2", "Recall and speed with AVX2 only",
+    Figure("recall_and_speed_avx2", "graph_index", "Recall and speed with AVX2 only",
            "The same with kernels for processors without AVX-512; hnswlib as it was compiled.",
-           _recall_and_speed),
+           _recall_and_speed, "avx2"),
     Figure("growth", "growth", "Time of a query as the data grows",
            "Each point with the smallest list size that reaches a recall of 0.95. A straight line "
            "is logarithmic growth. Beyond 100,000 rows vectors are drawn around the real ones.",
@@ -138,15 +147,15 @@ def draw(figure: Figure, record: Record, path: pathlib.Path) -> None:
         pyplot.close(canvas)
 
 
-def draw_all(records: Mapping[str, Record], folder: pathlib.Path) -> list[str]:
+def draw_all(records: Records, folder: pathlib.Path) -> list[str]:
     """Draw all figures whose results are there; return their names."""
     folder.mkdir(exist_ok=True)
     drawn = []
     for figure in FIGURES:
         path = folder / f"{figure.name}.svg"
         path.unlink(missing_ok=True)
-        if figure.workload in records:
-            draw(figure, records[figure.workload], path)
+        if record := figure.record(records):
+            draw(figure, record, path)
             drawn.append(figure.name)
     return drawn
 

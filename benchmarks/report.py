@@ -12,40 +12,63 @@ import argparse
 import pathlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import claims, harness, plots, workloads
+from benchmarks.claim import LEVELS, Claim, Record, Records, widest
 
-Records = Mapping[str, claims.Record]
+NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}
+"""Levels of the kernels as headings."""
 
 
 def figures(records: Records) -> str:
     """Return the bars that were measured, the speeds beside peers, and the machines."""
-    rows = []
-    for claim in claims.applicable(records):
-        value = claims.value_of(claim, records)
-        if value is not None:
-            goal, result = _goal(claim), _reached(claim, value)
-            shown = f"{claim.text} | {claim.peer or '-'} | {_short(value)} | {goal} | {result}"
-            rows.append(f"| {shown} |")
+    levels = _levels(records)
+    rows = [row for claim in claims.CLAIMS if (row := _row(claim, records, levels))]
     if not rows:
         return "No results are stored yet. `make bench` measures on your machine.\n"
-    head = ["| What | Beside | Measured | Goal | Reached |", "|---|---|---:|---|---|"]
+    head = _head(["What", "Beside", "Goal"], levels, [])
     return "\n".join([*head, *rows, "", *_speeds(records), _machines(records), ""])
 
 
 def bars(records: Records) -> str:
     """Return every bar, measured or not, and the workload that measures it."""
-    lines = ["| Bar | Beside | Goal | Measured | Reached | Measured by |",
-             "|---|---|---|---:|---|---|"]  # fmt: skip
-    applicable = claims.applicable(records)
-    for claim in (*claims.CLAIMS, claims.CONDITIONAL):
-        value = claims.value_of(claim, records) if claim in applicable else None
-        shown = ("-", "not measured") if value is None else (_short(value), _reached(claim, value))
-        cells = (claim.text, claim.peer or "-", _goal(claim), *shown, f"`{claim.workload}`")
-        lines.append(f"| {' | '.join(cells)} |")
+    levels = _levels(records)
+    lines = _head(["Bar", "Beside", "Goal"], levels, ["Measured by"])
+    for claim in claims.CLAIMS:
+        row = _row(claim, records, levels) or _unmeasured(claim, levels)
+        lines.append(f"{row} `{claim.workload}` |")
     return "\n".join([*lines, ""])
+
+
+def _levels(records: Records) -> list[str]:
+    """Return the levels at which anything was measured."""
+    return [level for level in LEVELS if any(level in found for found in records.values())]
+
+
+def _head(before: list[str], levels: list[str], after: list[str]) -> list[str]:
+    cells = [*before, *(NAMES[level] for level in levels), *after]
+    rule = ["---"] * len(before) + ["---:"] * len(levels) + ["---"] * len(after)
+    return [f"| {' | '.join(cells)} |", f"|{'|'.join(rule)}|"]
+
+
+def _row(claim: Claim, records: Records, levels: list[str]) -> str:
+    """Return a bar and its figures, misses in bold; empty where nothing was measured."""
+    values = claims.values_of(claim, records)
+    if not values:
+        return ""
+    cells = []
+    for level in levels:
+        value = values.get(level)
+        shown = "" if value is None else _short(value)
+        cells.append(shown if value is None or claim.passes(value) else f"**{shown}**")
+    return f"| {' | '.join((claim.text, claim.peer or '-', _goal(claim), *cells))} |"
+
+
+def _unmeasured(claim: Claim, levels: list[str]) -> str:
+    cells = ["not measured"] * bool(levels) + [""] * (len(levels) - 1)
+    return f"| {' | '.join((claim.text, claim.peer or '-', _goal(claim), *cells))} |"
 
 
 def curves(records: Records) -> str:
@@ -54,7 +77,7 @@ def curves(records: Records) -> str:
     for figure in plots.FIGURES:
         drawn = f"figures/{figure.name}.svg"
         command = f"`{_command(figure.workload)}`"
-        if figure.workload in records and (plots.FOLDER / f"{figure.name}.svg").exists():
+        if figure.record(records) and (plots.FOLDER / f"{figure.name}.svg").exists():
             parts.append(f"![{figure.title}]({drawn})\n\n{figure.about} From {command}.\n")
         else:
             parts.append(f"*{figure.title}*: no result is stored; {command} measures it.\n")
@@ -63,12 +86,23 @@ def curves(records: Records) -> str:
 
 def runs(records: Records) -> str:
     """Return what each workload was measured on, and the command that does it."""
-    lines = ["| Command | Processor | Kernels | Date | Data |", "|---|---|---|---|---|"]
-    for name in sorted(module.name for module in pkgutil.iter_modules(workloads.__path__)):
-        record = records.get(name)
-        about = ("no result stored", "-", "-", "-") if record is None else _conditions(record)
-        lines.append(f"| {' | '.join((f'`{_command(name)}`', *about))} |")
+    lines = ["| Command | Kernels | Processor | Date | Data |", "|---|---|---|---|---|"]
+    names = sorted(module.name for module in pkgutil.iter_modules(workloads.__path__))
+    for name in names:
+        command = f"`{_command(name)}`"
+        stored = [key for key in records if _owner(key, names) == name]
+        for key in stored:
+            for level, record in records[key].items():
+                cells = (command, NAMES[level], *_conditions(record))
+                lines.append(f"| {' | '.join(cells)} |")
+        if not stored:
+            lines.append(f"| {command} | no result stored | - | - | - |")
     return "\n".join([*lines, ""])
+
+
+def _owner(stored: str, names: list[str]) -> str:
+    """Return the workload a result is of; one may store several, each with an ending."""
+    return max((n for n in names if stored == n or stored.startswith(f"{n}_")), key=len)
 
 
 SECTIONS: dict[str, Callable[[Records], str]] = {
@@ -99,33 +133,27 @@ def _command(workload: str) -> str:
     return f"python -m benchmarks.workloads.{workload}"
 
 
-def _conditions(record: claims.Record) -> tuple[str, str, str, str]:
-    """Return processor, level of the kernels, date and data of a result."""
+def _conditions(record: Record) -> tuple[str, str, str]:
+    """Return processor, date and data of a result."""
     machine, data = record.get("machine", {}), record.get("data", {})
     cpu = f"{machine.get('cpu')}, {machine.get('cores')} cores"
     shape = f"{data['rows']:,} x {data['dim']}, " if "dim" in data else ""
-    source = f"{shape}{data.get('source', '-')}"
-    return cpu, str(record.get("isa", "not recorded")), str(record.get("date")), source
+    source = data.get("source") or record.get("shape", "-")
+    return cpu, str(record.get("date")), f"{shape}{source}"
 
 
-def _goal(claim: claims.Claim) -> str:
+def _goal(claim: Claim) -> str:
     sign, _, bar = claim.bar.partition(" ")
     words = {"<=": "at most", ">=": "at least", "==": ""}[sign]
     return f"{words} {bar}".strip()
 
 
-def _reached(claim: claims.Claim, value: Any) -> str:
-    return "yes" if claim.passes(value) else "**no**"
-
-
 def _speeds(records: Records) -> list[str]:
-    """Return times of everybody where several were measured."""
+    """Return times of everybody where several were measured, at the widest level."""
     parts = []
-    knn = records.get("exact_knn")
-    if knn is not None:
+    if knn := widest(records, "exact_knn"):
         parts.append(("Exact kNN, one query, ms CPU", knn["figures"]["l2_batch1"]["seconds"], 1e3))
-    reads = records.get("point_read")
-    if reads is not None:
+    if reads := widest(records, "point_read"):
         parts.append(("kNN among 1% of the rows, ms CPU", reads["filtered"]["seconds"], 1e3))
         parts.append(("Point read, microseconds CPU", reads["point"]["seconds"], 1e6))
     lines = []
@@ -133,8 +161,7 @@ def _speeds(records: Records) -> list[str]:
         ordered = sorted(seconds.items(), key=lambda item: item[1]["median"])
         shown = ", ".join(f"{name} {_short(f['median'] * scale)}" for name, f in ordered)
         lines.append(f"- {title}: {shown}")
-    bulk = records.get("bulk_insert")
-    if bulk is not None:
+    if bulk := widest(records, "bulk_insert"):
         speeds = sorted(bulk["rows_per_second"].items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {speed:,}" for name, speed in speeds)
         lines.append(f"- Bulk insert, rows/s: {shown} (Chroma builds its index on the way)")
@@ -148,12 +175,14 @@ def _short(value: float) -> str:
 def _machines(records: Records) -> str:
     """Name the machines and data of all records."""
     found: dict[str, None] = {}
-    for record in records.values():
+    every = [record for by_level in records.values() for record in by_level.values()]
+    for record in every:
         machine: dict[str, Any] = record.get("machine", {})
         text = f"{machine.get('cpu')}, {machine.get('cores')} cores, {record.get('date')}"
         found[text] = None
-    sources = {record.get("data", {}).get("source") for record in records.values()} - {None}
+    sources = {record.get("data", {}).get("source") for record in every} - {None}
     return (
+        "A column is a level of the kernels; bold misses its goal. "
         f"Measured on {'; '.join(found)}. Vectors: {', '.join(sorted(sources))}, 384 dimensions. "
         "Medians of one run, contenders in turn; see `benchmarks/README.md`."
     )

@@ -6,7 +6,7 @@ must be there at the end. When they have stopped and the work behind their write
 more rows are changed, which no graph covers then. The file as it is (``churned``) and a copy of it
 after ``OPTIMIZE`` (``optimised``) are searched in turns, with the list size that reached the recall
 in the first place (``fresh``). New vectors are drawn around real ones (``inputs.Expansion``).
-Writes ``results/churn.json``.
+Writes ``results/churn.LEVEL.json``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 and under filters (1%, 10%, 50%, and a rare label that is correlated with the vectors). Each
 database is loaded, then searched in a process of its own; they take turns, block by block, with the
 smallest list size that reaches the target recall. Figures are CPU milliseconds of a query, all
-threads of the process, medians over blocks. Writes ``results/end_to_end.json``.
+threads of the process, medians over blocks. Writes ``results/end_to_end.LEVEL.json``.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def main() -> None:
 
 def _with_other_kinds(record: dict[str, Any], name: str) -> dict[str, Any]:
     """Add the kinds of searches an earlier run measured on the same data and machine."""
-    file = harness.RESULTS / f"{name}.json"
+    file = harness.stored_at(name, record["isa"])
     if not file.exists():
         return record
     before = json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Exact k nearest neighbours beside faiss, sqlite-vec and NumPy; one thread, CPU time, recall 1.
 
 Data: real MiniLM sentence vectors (100,000 x 384 float32) where ``../shared/data`` has them,
-otherwise clustered random vectors of the same shape. Writes ``results/exact_knn.json``.
+otherwise clustered random vectors of the same shape. Writes ``results/exact_knn.LEVEL.json``.
 """
 
 from __future__ import annotations

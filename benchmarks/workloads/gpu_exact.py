@@ -1,7 +1,7 @@
 """Exact kNN of batches on a CUDA device beside the processor, faiss-gpu and cuVS, in wall time.
 
 Without a device it says so and ends. Shares of the device's own speed are of what a large product
-and a large copy reach on it in the same run. Writes ``results/gpu_exact.json``.
+and a large copy reach on it in the same run. Writes ``results/gpu_exact.LEVEL.json``.
 """
 
 from __future__ import annotations

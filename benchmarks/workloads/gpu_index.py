@@ -3,7 +3,7 @@
 Without a device it says so and ends. A graph whose neighbours the device found stands beside the
 processor's, all its cores at work, with the recall of both at one list size, and beside cuVS's
 CAGRA where that is installed. Batches are searched in the same lists by the device and by one
-thread. Writes ``results/gpu_index.json``:
+thread. Writes ``results/gpu_index.LEVEL.json``:
 ``PYTHONPATH=. python -m benchmarks.workloads.gpu_index --rows 1000000``
 """
 

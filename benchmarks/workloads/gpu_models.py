@@ -4,7 +4,7 @@ Without a device it says so and ends. Weights are random, of the shapes of MiniL
 a 0.5B Qwen2: speed only. Encoding takes texts of mixed lengths, sorted by length; decoding one
 token a step for 1 and for 8 sequences after a context of 256, and a prompt of 256 tokens; logits
 and vectors come back to the host. Shares are of what a large product and a large copy reach on the
-device in the same run. Writes ``results/gpu_models.json``:
+device in the same run. Writes ``results/gpu_models.LEVEL.json``:
 ``PYTHONPATH=. python -m benchmarks.workloads.gpu_models``
 """
 

@@ -2,7 +2,7 @@
 
 One query a call at each library's Python interface, all indexes in one process, in turns by list
 size. ``tarsdb_sql`` is a whole SQL statement on a durable file. Speeds at a recall are interpolated
-between list sizes. Writes ``results/graph_index.json``.
+between list sizes. Writes ``results/graph_index.LEVEL.json``.
 """
 
 from __future__ import annotations

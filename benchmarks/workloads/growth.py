@@ -5,7 +5,7 @@ building one is affordable, hnswlib, one query a call in turns, each with the sm
 that reaches the recall. ``fit`` is how CPU time grows with the logarithm of the rows. Beyond the
 100,000 real vectors they are drawn around these (``inputs.Expansion``); ``shape`` compares the
 two. ``private_bytes`` is anonymous memory a vector, in a process of its own that opens the file and
-searches it. Writes ``results/growth.json``.
+searches it. Writes ``results/growth.LEVEL.json``.
 """
 
 from __future__ import annotations

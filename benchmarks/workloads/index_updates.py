@@ -5,7 +5,7 @@ durable transactions of 100 rows for as long as ``--seconds`` says, scalars in t
 1,000. Search is measured when one graph covers all, at steady churn (a delta, several parts), while
 ``OPTIMIZE`` runs in another thread, and after deletes, always with the list size that reached the
 target recall at first.
-Writes ``results/index_updates.json``.
+Writes ``results/index_updates.LEVEL.json``.
 """
 
 from __future__ import annotations

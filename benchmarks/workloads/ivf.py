@@ -4,7 +4,7 @@ One query a call, one thread, every index at the fastest of its settings that re
 (lists, lists looked at, vectors compared, kind of code); then they take turns. faiss has plain
 codes and those of its fast scan. ``--limit`` measures a file in a process of its own besides, under
 a limit of memory where the system lets us set one: warm, cold, and bytes read. Writes
-``results/ivf.json``.
+``results/ivf.LEVEL.json``.
 """
 
 from __future__ import annotations

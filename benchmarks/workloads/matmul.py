@@ -3,7 +3,7 @@
 Layers of three models (MiniLM, Llama shapes of 110M and 0.5B parameters), random numbers, 256 rows:
 GFLOP/s of each kind of weights. Then the product of few rows with a matrix larger than the caches:
 GB/s of packed weights, beside reading as many bytes by NumPy. ``error`` is the root mean square of
-the difference from float64 over that of the product. Writes ``results/matmul.json``.
+the difference from float64 over that of the product. Writes ``results/matmul.LEVEL.json``.
 """
 
 from __future__ import annotations

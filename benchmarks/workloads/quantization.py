@@ -3,7 +3,7 @@
 All codes of L2, one thread, trained on the same rows. A search gives the ten nearest rows by code
 of one query over all rows; queries go through all contenders in turn, medians are reported. No row
 is ranked again by its exact distance. ``error`` is the mean squared error over the variance.
-Writes ``results/quantization.json``.
+Writes ``results/quantization.LEVEL.json``.
 """
 
 from __future__ import annotations

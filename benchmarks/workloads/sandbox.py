@@ -3,7 +3,8 @@
 Bare calls find their arguments in the guest's memory already; the others copy them in and the
 results out, as every call of a statement does. Through SQL counts what ``f(x)`` adds to
 ``SELECT x``; the whole statements stand beside it. Contenders take turns, figures are medians of
-CPU time, of single calls of wall time; every result is compared. Writes ``results/sandbox.json``.
+CPU time, of single calls of wall time; every result is compared. Writes
+``results/sandbox.LEVEL.json``.
 """
 
 from __future__ import annotations

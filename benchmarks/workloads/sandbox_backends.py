@@ -4,7 +4,7 @@ The same module runs in process, in a worker and in Hyperlight, contenders takin
 result is compared. Where KVM runs Hyperlight, run it as any workload; elsewhere
 ``python -m tests.hyperlight.machine -m benchmarks.workloads.sandbox_backends`` runs it in an
 emulated machine, and the record says so: then only counts, and ratios within it, mean anything.
-Writes ``results/sandbox_backends.json``, or into ``$TARSDB_OUT``.
+Writes ``results/sandbox_backends.LEVEL.json``, or into ``$TARSDB_OUT``.
 """
 
 from __future__ import annotations

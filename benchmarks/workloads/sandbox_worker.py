@@ -2,7 +2,7 @@
 
 Calls in a worker beside the same calls in process, taking turns; how long after its deadline a
 call to a worker that cannot answer ends; the start of a worker; loading kept native code beside
-making it. Wall time, medians and the worst. Writes ``results/sandbox_worker.json``.
+making it. Wall time, medians and the worst. Writes ``results/sandbox_worker.LEVEL.json``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Both ask by SQL for the ten nearest of 60,000 indexed rows in a file. One thread and two take turns;
 figures are wall time, medians over turns. Single queries share the interpreter's lock for half of
 their time; batches (``SET threads``) are a call for many queries each. Writes
-``results/two_threads.json``.
+``results/two_threads.LEVEL.json``.
 """
 
 from __future__ import annotations
