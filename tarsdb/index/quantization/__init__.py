@@ -1,7 +1,8 @@
 """Short codes of vectors, with distances from a query to them. Knows no storage and no SQL.
 
 ``rabitq`` needs no training and gives lower bounds, ``product`` is smallest (with OPQ's rotation),
-``scalar`` is nearest to the vectors. ``base`` is what they share.
+``scalar`` is nearest to the vectors. ``base`` is what they share,
+``principal`` a rotation to the axes that matter most.
 """
 
 from __future__ import annotations
