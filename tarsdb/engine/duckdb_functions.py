@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tarsdb.columns import Column
 from tarsdb.engine.arrow import from_arrow, to_arrow
+from tarsdb.engine.vector_arithmetic import LISTS, OPERATIONS, vectors_of
 from tarsdb.errors import BindError, DimensionMismatchError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql.function_calls import BITS_TYPE, duckdb_type
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 DISTANCES = {
     "l2": "<->", "ip": "<#>", "cosine": "<=>", "l1": "<+>", "hamming": "<~>", "jaccard": "<%>",
 }  # fmt: skip
-_VECTOR_TYPE = "FLOAT[]"  # a list takes vectors of any dimension; the call checks that they agree
 
 
 class FunctionRegistry:
@@ -64,9 +64,16 @@ class FunctionRegistry:
             self._add(f"__udf_{name.lower()}", arguments, duckdb_type(result), call, not types)
         for operation, _ in plan.distances:
             bits = operation in ("hamming", "jaccard")
-            argument = BITS_TYPE if bits else _VECTOR_TYPE
+            argument = BITS_TYPE if bits else LISTS  # of any dimension; the call compares them
             call = self._distance(operation, _bits if bits else _vectors)
             self._add(f"__distance_{operation}", (argument, argument), "FLOAT", call, False)
+
+        for operation in plan.vectors:
+            found = OPERATIONS[operation]
+            self._add(
+                f"__vector_{operation}", found.arguments, found.returns,
+                lambda _, *arrays, call=found.call: call(*arrays), False,
+            )  # fmt: skip
 
     def _add(
         self, name: str, arguments: tuple[str, ...], returns: str, call: Any, volatile: bool
@@ -209,22 +216,8 @@ def _single(column: Column) -> Any:
 
 
 def _vectors(array: Any) -> tuple[np.ndarray, SqlType]:
-    sql_type = SqlType(Kind.VECTOR, dim=_one_length(array, len(array.chunk(0)[0])))
-    flat = pa.concat_arrays([chunk.flatten() for chunk in array.chunks])
-    values = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
-    return values.reshape(len(array), -1), sql_type
-
-
-def _one_length(array: Any, dim: int) -> int:
-    import pyarrow.compute as pc
-
-    bounds = pc.min_max(pc.list_value_length(array)).as_py()
-    if bounds["min"] != bounds["max"]:
-        raise DimensionMismatchError(
-            "one side of a distance has vectors of"
-            f" {bounds['min']} and of {bounds['max']} dimensions"
-        )
-    return dim
+    values = vectors_of(array, "one side of a distance")
+    return values, SqlType(Kind.VECTOR, dim=values.shape[1])
 
 
 def _bits(array: Any) -> tuple[np.ndarray, SqlType]:

@@ -218,6 +218,7 @@ class RelationalEngine:
             or running.plan.functions
             or running.plan.session_functions
             or running.plan.distances
+            or running.plan.vectors
         ):
             assert self._registry is not None
             self._registry.require(running)

@@ -14,6 +14,7 @@ from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
 from tarsdb.sql.catalog import Catalog
+from tarsdb.sql.dialect import DISTANCE_NAMES
 from tarsdb.sql.expressions import Expr
 from tarsdb.sql.function_calls import has_aggregate
 from tarsdb.sql.model_calls import FUNCTIONS as MODEL_FUNCTIONS
@@ -91,7 +92,8 @@ def _plan(binding: Binding, statement: Statement) -> Plan:
 def _check_function_name(name: str) -> None:
     from sqlglot.parsers.duckdb import DuckDBParser
 
-    if name.upper() in DuckDBParser.FUNCTIONS or name.lower() in MODEL_FUNCTIONS:
+    own = name.lower() in MODEL_FUNCTIONS or name.lower() in DISTANCE_NAMES
+    if own or name.upper() in DuckDBParser.FUNCTIONS:
         raise BindError(f"function {name!r} is built in", hint="give yours another name")
 
 

@@ -65,6 +65,14 @@ def table_name(node: Any) -> str:
     return name
 
 
+def distance_sides(node: Any) -> tuple[Any, Any]:
+    """Return the operands of a distance, which a call by name may lack."""
+    if len(node.expressions) != 2:
+        raise BindError(f"a distance takes two vectors, not {len(node.expressions)}{where(node)}")
+    left, right = node.expressions
+    return left, right
+
+
 def where(node: Any) -> str:
     """Return `` at line 1, column 8`` for a node with a position, else ''."""
     for part in (node, *node.find_all(exp.Identifier)):

@@ -17,7 +17,7 @@ from sqlglot import exp
 from tarsdb.errors import BindError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.binding import Binding, where
+from tarsdb.sql.binding import Binding, distance_sides, where
 from tarsdb.sql.calls import own_call, resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF, parameter_name
 from tarsdb.sql.kinds import BOOLEAN_NODES, category, check_operator, fits_declaration, output_type
@@ -213,7 +213,7 @@ class Core:
 
     def distance(self, node: Any, operator: str) -> ex.Expr | None:
         """Convert ``a <op> b``; a column stands left, a constant right."""
-        left, right = (self.vector(side) for side in node.expressions)
+        left, right = map(self.vector, distance_sides(node))
         if left is None or right is None:
             return None
         if not isinstance(left, ex.ColumnRef):

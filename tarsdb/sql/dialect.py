@@ -27,6 +27,10 @@ OPERATORS = {
 _TAKEN = frozenset({"predict"})  # sqlglot reads it as another dialect's function
 _OWN = "__"
 OPERATOR_OF = {f"__distance_{name}": symbol for symbol, name in OPERATORS.items()}
+DISTANCE_NAMES = {
+    f"{name}_distance": f"__distance_{name}" for name in OPERATORS.values() if name != "ip"
+}  # fmt: skip
+"""pgvector's names of the operators, ``l2_distance`` and so on, but for the inner product's."""
 MAX_LENGTH = 16 * 2**20  # characters of one statement
 MAX_DEPTH = 200  # open brackets; Python's recursion limit usually comes first
 MAX_PREFIXES = 200  # NOT NOT NOT ..., - - - ...
@@ -189,18 +193,21 @@ def for_parser(tokens: list[Token], text: str) -> tuple[list[Token], int, bool]:
         elif kind is TokenType.COLON and _starts_name(tokens, number):
             skip = 1
             out += _named(token, tokens[number + 1])
-        elif kind is TokenType.VAR and _is_taken(tokens, number):
-            out.append(_like(token, kind, _OWN + token.text))
+        elif kind is TokenType.VAR and _is_call(tokens, number):
+            out.append(_like(token, kind, _own_call(token.text)))
         else:
             out.append(token)
     return out, positional, distances
 
 
-def _is_taken(tokens: list[Token], number: int) -> bool:
-    """Return True for a call of ours whose name means something else to sqlglot."""
-    if tokens[number].text.lower() not in _TAKEN or number + 1 == len(tokens):
-        return False
-    return tokens[number + 1].token_type is TokenType.L_PAREN
+def _is_call(tokens: list[Token], number: int) -> bool:
+    return number + 1 < len(tokens) and tokens[number + 1].token_type is TokenType.L_PAREN
+
+
+def _own_call(name: str) -> str:
+    """Return what the parser is to read for a function's name: ours where it would read another."""
+    lower = name.lower()
+    return DISTANCE_NAMES.get(lower) or (_OWN + name if lower in _TAKEN else name)
 
 
 def own_name(node: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from sqlglot import exp
 
 from tarsdb.schema import ColumnDef
-from tarsdb.sql.binding import Binding, where
+from tarsdb.sql.binding import Binding, distance_sides, where
 from tarsdb.sql.calls import resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.kinds import check_operator
@@ -33,7 +33,7 @@ class Distances:
     def rewrite(self, node: Any, scope: Scope) -> None:
         """Rewrite one call; operands are walked."""
         operator = OPERATOR_OF[node.name]
-        sides = list(node.expressions)
+        sides = list(distance_sides(node))
         columns = [_column(side, scope) for side in sides]
         types = [self._embedded(side) for side in sides]
         for position, column in enumerate(columns):

@@ -56,14 +56,15 @@ def aggregate_arguments(node: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def rewrite_aggregate(
-    node: Any, function: FunctionDef, name: str, arguments: tuple[Any, ...]
-) -> None:
+def rewrite_aggregate(node: Any, called: str, name: str, inner: Any) -> Any:
     """Turn ``f(x) [FILTER ...] [OVER ...]`` into ``name(list(x) [FILTER ...] [OVER ...])``.
 
-    In place.
+    In place. ``called`` is the name the user wrote, ``inner`` the call's arguments as one value.
 
-    ``arguments`` are those of the call in the order of the declaration.
+    Returns
+    -------
+    Expr
+        What took the call's place, clauses included.
 
     Raises
     ------
@@ -73,7 +74,6 @@ def rewrite_aggregate(
     last = node.expressions[-1]
     order = last if isinstance(last, exp.Order) else None
     first = order.this if order is not None else last
-    inner = arguments[0] if len(arguments) == 1 else _struct(function, arguments)
     if isinstance(first, exp.Distinct):
         inner = exp.Distinct(expressions=[inner])
     if order is not None:
@@ -85,7 +85,7 @@ def rewrite_aggregate(
     clause = clause or _UNFIT.get(type(first))
     if clause is not None:
         raise NotSupportedError(
-            f"aggregate function {function.name} with {clause} is not supported{where(node)}",
+            f"aggregate function {called} with {clause} is not supported{where(node)}",
             hint="use it with GROUP BY or OVER (...)",
         )
     node.set("this", "list")
@@ -93,10 +93,13 @@ def rewrite_aggregate(
     call = exp.Anonymous(this=name)
     outer.replace(call)
     call.set("expressions", [outer])
+    return call
 
 
-def _struct(function: FunctionDef, arguments: tuple[Any, ...]) -> Any:
-    """Return the arguments as one value, so that they stay together."""
+def one_value(function: FunctionDef, arguments: tuple[Any, ...]) -> Any:
+    """Return the arguments, in the order of the declaration, as one value that stays together."""
+    if len(arguments) == 1:
+        return arguments[0]
     return exp.Struct(
         expressions=[
             exp.PropertyEQ(

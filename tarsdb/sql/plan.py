@@ -136,8 +136,9 @@ class Relational:
     Parameters are written ``$p0``, ``$p1`` ... for positions and ``$name`` for names, and listed in
     ``parameters``. Calls are already renamed: ``__udf_<name>(...)`` for a catalog function,
     ``__<function>_<model>(text)`` for a model, ``__distance_<op>(a, b)`` with op one of
-    l2 ip cosine l1 hamming jaccard; the engine registers those in ``calls``, ``functions``,
-    ``session_functions`` and ``distances``. ``notes`` are lines for EXPLAIN (why exact, why here).
+    l2 ip cosine l1 hamming jaccard, ``__vector_<op>(...)`` for arithmetic of vectors; the engine
+    registers those in ``calls``, ``functions``, ``session_functions``, ``distances`` and
+    ``vectors``. ``notes`` are lines for EXPLAIN (why exact, why here).
     """
 
     sql: str
@@ -147,6 +148,7 @@ class Relational:
     functions: tuple[FunctionDef, ...] = ()
     session_functions: tuple[str, ...] = ()
     distances: tuple[tuple[str, int], ...] = ()  # (operation, dim)
+    vectors: tuple[str, ...] = ()  # operations: __vector_<operation>
     constants: tuple[tuple[str, Expr], ...] = ()  # $name -> native expression evaluated once
     column_types: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()

@@ -21,11 +21,17 @@ from tarsdb.sql.computed import leave_to_scan
 from tarsdb.sql.core import Core, parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
-from tarsdb.sql.function_calls import rewrite_aggregate, rewrite_table, table_function
+from tarsdb.sql.function_calls import (
+    one_value,
+    rewrite_aggregate,
+    rewrite_table,
+    table_function,
+)
 from tarsdb.sql.plan import Relational, RelationalCall
 from tarsdb.sql.pushdown import push_search, search_note
 from tarsdb.sql.scope import Scope, Source, hide_from_stars, owner
 from tarsdb.sql.select import TableSelect
+from tarsdb.sql.vector_functions import AGGREGATES, ARITHMETIC, VectorFunctions
 
 _STAR_TAKERS = (exp.Count,)
 
@@ -44,6 +50,7 @@ class Rewriter:
         self.parameters: dict[int | str, None] = {}
         self.notes: dict[str, None] = {}
         self.distances = Distances(self)
+        self.vectors = VectorFunctions(self)
         self._scopes: list[Scope] = []
 
     def rewrite(self, tree: Any, titles: Callable[[], list[str]] = list) -> Relational:
@@ -64,6 +71,7 @@ class Rewriter:
             tuple(self.functions.values()),
             tuple(self.session),
             tuple(self.distances.registered),
+            tuple(self.vectors.registered),
             tuple(self.constants),
             notes=tuple(self.notes),
         )
@@ -332,7 +340,7 @@ class Rewriter:
             return False
         call = resolve_call(self.binding, node)
         if call is None:
-            return True
+            return self.visit_vectors(node, scope)
         if call.kind == "model":
             constant = Core(self.binding, lambda _: None).constant(node)
             if constant is not None:
@@ -345,10 +353,18 @@ class Rewriter:
             )
         if call.kind == "aggregate":
             assert call.function is not None
-            rewrite_aggregate(node, call.function, self._function(call), call.arguments)
+            inner = one_value(call.function, call.arguments)
+            rewrite_aggregate(node, call.name, self._function(call), inner)
         else:
             self._rename_call(node, call)
         return True
+
+    def visit_vectors(self, node: Any, scope: Scope) -> bool:
+        """Give arithmetic and functions of vectors their meaning."""
+        replaced = self.vectors.rewrite(node, scope)
+        if replaced is not None:
+            self.children(replaced, scope)
+        return replaced is None
 
     def _function(self, call: OwnCall) -> str:
         """Note that a sandboxed function is called; return its name in the text."""
@@ -465,4 +481,5 @@ _VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
     exp.Cast: Rewriter.visit_cast,
     exp.TryCast: Rewriter.visit_cast,
     exp.Anonymous: Rewriter.visit_call,
+    **dict.fromkeys((*ARITHMETIC, *AGGREGATES), Rewriter.visit_vectors),
 }

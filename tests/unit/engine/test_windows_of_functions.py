@@ -55,7 +55,7 @@ NEAR = st.integers(0, 12)
 BOUNDS = st.one_of(
     st.just((-1000, "UNBOUNDED PRECEDING")), st.just((1000, "UNBOUNDED FOLLOWING")),
     st.just((0, "CURRENT ROW")), NEAR.map(lambda n: (-n, f"{n} PRECEDING")),
-    NEAR.map(lambda n: (n, f"{n} FOLLOWING")),
+    NEAR.filter(bool).map(lambda n: (n, f"{n} FOLLOWING")),
 )  # fmt: skip
 
 
