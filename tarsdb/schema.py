@@ -191,6 +191,19 @@ class ModelDef:
         wanted = name or self.default_version
         return next((v for v in self.versions if v.name == wanted), None)
 
+    def computes_as(self, other: ModelDef) -> bool:
+        """Return whether both give the same results: the same content, task and options.
+
+        ``quantize`` that is not there, as in older files, is 'none'.
+        """
+        mine, others = self.find_version(), other.find_version()
+        if mine is None or others is None or mine.weights_digest != others.weights_digest:
+            return False
+        ways = [
+            {"quantize": "none", **model.options, "task": model.task} for model in (self, other)
+        ]
+        return ways[0] == ways[1]
+
 
 @dataclass(frozen=True)
 class ModuleDef:

@@ -43,7 +43,7 @@ def run(seconds: float) -> dict[str, Any]:
     with inputs.scratch() as folder:
         path = folder / "bench.tars"
         with tarsdb.connect(path) as db:
-            db.execute(f"CREATE MODEL minilm FROM '{MODEL}'")
+            db.execute(f"CREATE MODEL minilm FROM '{MODEL}' WITH (quantize = 'none')")
             db.execute(CREATE)
             db.execute("CREATE TABLE counters (id BIGINT PRIMARY KEY, value BIGINT)")
             db.execute("INSERT INTO counters VALUES (1, 0)")

@@ -30,7 +30,7 @@ def run(rows: int, part: int) -> dict[str, Any]:
     """Measure and return the record that is stored."""
     texts = [f"{number}: {text}" for number, text in enumerate(inputs.texts(rows))]
     with inputs.scratch() as folder, tarsdb.connect(folder / "bench.tars") as db:
-        db.execute(f"CREATE MODEL minilm FROM '{MODEL}'")
+        db.execute(f"CREATE MODEL minilm FROM '{MODEL}' WITH (quantize = 'none')")
         db.execute("CREATE TABLE texts (id BIGINT PRIMARY KEY, body TEXT)")
         db.executemany("INSERT INTO texts VALUES (?, ?)", enumerate(texts))
         db.execute("SET inference_cache = off")

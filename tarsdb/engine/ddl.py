@@ -34,12 +34,12 @@ def run_ddl(context: Context, plan: Any) -> Result:
 def _create_model(context: Context, plan: CreateModel) -> Result:
     if not may_create(context, "model", plan):
         return DONE
-    writes = context.require_writes()
-    if ADAPTER_OF in plan.options:
-        model = import_adapter(context, plan.name, plan.source, plan.options)
-    else:
-        model = import_model(writes, plan.name, plan.source, plan.options)
-    writes.put_object("model", model.name, model)
+    make = import_adapter if ADAPTER_OF in plan.options else import_model
+    model = make(context, plan.name, plan.source, plan.options)
+    existing = context.catalog.model(plan.name)
+    if existing is not None and not model.computes_as(existing):
+        references.refuse_dependents(context, "model", existing.name, "replace")
+    context.require_writes().put_object("model", model.name, model)
     context.refresh()
     return DONE
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.engine.loaded_models import ADAPTER_OF, adapted_model
 from tarsdb.errors import CatalogError, ModelError
+from tarsdb.kernels import forms
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.storage import WriteSet
 
@@ -21,8 +23,10 @@ ADAPTABLE = ("embed", "classify", "rerank", "generate")
 """Tasks of models that adapters add to."""
 
 
-def import_model(writes: WriteSet, name: str, source: str, options: dict[str, Any]) -> ModelDef:
+def import_model(context: Context, name: str, source: str, options: dict[str, Any]) -> ModelDef:
     """Read a model and stage its bytes; returns the definition to publish.
+
+    It names the numbers that the model computes with, also where the statement does not.
 
     Raises
     ------
@@ -33,10 +37,25 @@ def import_model(writes: WriteSet, name: str, source: str, options: dict[str, An
     NotSupportedError
         A family that is not computed, or a hub address without the extra.
     """
-    from tarsdb.model_ops import read_model_directory
+    from tarsdb.model_ops import predictor, read_model_directory
 
     kept = {key: value for key, value in options.items() if key != "task"}
-    return _staged(writes, name, source, read_model_directory(source, options), kept)
+    found = read_model_directory(source, options)
+    if predictor.FILE not in found.files:  # else onnxruntime's
+        kept.setdefault("quantize", chosen_quantize(context.engines.settings))
+    return _staged(context.require_writes(), name, source, found, kept)
+
+
+def chosen_quantize(settings: Mapping[str, Any]) -> str:
+    """Return the value of ``quantize`` for models that name none, by ``default_quantize``.
+
+    It becomes part of the model: another machine computes with the same numbers, and so does this
+    one under other settings.
+    """
+    setting = str(settings["default_quantize"])
+    if setting != "auto":
+        return setting
+    return "bf16" if forms.multiplies_bfloat16() else "none"
 
 
 def import_adapter(context: Context, name: str, source: str, options: dict[str, Any]) -> ModelDef:

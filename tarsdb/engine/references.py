@@ -35,11 +35,14 @@ def may_create(context: Context, kind: str, plan: Any) -> bool:
 
 
 def refuse_dependents(context: Context, kind: str, name: str, verb: str = "drop") -> None:
-    """Raise CatalogError where something still needs a module, model or function."""
+    """Raise CatalogError where something still needs a module, model or function.
+
+    An adapter needs a model to adapt; whether it fits that model is seen when it is loaded.
+    """
     for function in context.catalog.functions() if kind == "module" else ():
         if (function.module or "").lower() == name.lower():
             raise CatalogError(f"cannot {verb} module {name}: function {function.name} uses it")
-    for model in context.catalog.models() if kind == "model" else ():
+    for model in context.catalog.models() if (kind, verb) == ("model", "drop") else ():
         if adapted_model(model).lower() == name.lower():
             raise CatalogError(f"cannot {verb} model {name}: model {model.name} adapts it")
     for table in context.catalog.tables() if kind != "module" else ():

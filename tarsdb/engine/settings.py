@@ -133,6 +133,10 @@ SETTINGS: dict[str, Setting] = {
     "target_recall": Setting(0.95, _fraction, "recall an approximate index is tuned for"),
     "ef_search": Setting(0, _integer(0, 100_000), "graph search list, 0: by target_recall"),
     "probes": Setting(0, _integer(0, 1_000_000), "inverted lists looked at, 0: by target_recall"),
+    "default_quantize": Setting(
+        "auto", _choice("auto", "none", "bf16", "int8", "int4"),
+        "quantize of new models, auto: bf16 where the processor multiplies it, else none",
+    ),
     "model_memory": Setting(
         "auto", _size_or_auto, "memory of loaded models, auto: half of the machine's"
     ),

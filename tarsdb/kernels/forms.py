@@ -43,6 +43,11 @@ def form_of(kind: str) -> str | None:
     return next(iter(forms_of(kind, dispatch.level())), None)
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this machine, at the level in use, has instructions that multiply bfloat16."""
+    return form_of("bf16") in [f"bf16/{form}" for form, _ in _BEST["bf16"]]
+
+
 class CompiledKinds(Generic[Kernels]):
     """The kernels of one module of ``kernels/cpu`` for every kind of weights, compiled on demand.
 

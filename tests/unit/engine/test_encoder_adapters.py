@@ -46,6 +46,7 @@ def whole(name: str, seed: int = 1) -> Any:
 @pytest.fixture
 def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(tmp_path / "t.tars") as db:
+        db.execute("SET default_quantize = 'none'")
         for name, (config, _) in BASES.items():
             db.execute(f"CREATE MODEL {name} FROM '{write_model(tmp_path / name, config)}'")
             for seed in (1, 2):

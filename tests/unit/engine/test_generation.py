@@ -56,6 +56,7 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as connection:
+        connection.execute("SET default_quantize = 'none'")
         for name in ("tiny", "chatty"):
             connection.execute(f"CREATE MODEL {name} FROM '{path.parent / name}'")
         connection.execute("SET inference_cache = off")
@@ -414,7 +415,7 @@ def test_the_real_model_writes_what_transformers_writes(
     stored = np.load(GOLDEN / "stories260k.npz")["tokens"].tolist()
     with tarsdb.connect(tmp_path / "db.tars") as connection:
         folder = shared_data / "models" / "stories260K"
-        connection.execute(f"CREATE MODEL story FROM '{folder}'")
+        connection.execute(f"CREATE MODEL story FROM '{folder}' WITH (quantize = 'none')")
         (text,) = connection.execute("SELECT generate('story', '', max_tokens => 300)").fetchone()
         assert text.startswith("Once upon a time, there was a little girl named Lily.")
         import tokenizers

@@ -20,7 +20,7 @@ from tests.unit.model_ops.conftest import model_dir as model_dir
 @pytest.fixture
 def db(tmp_path: pathlib.Path, model_dir: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(tmp_path / "t.tars") as db:
-        db.execute(f"CREATE MODEL m FROM '{model_dir}'")
+        db.execute(f"CREATE MODEL m FROM '{model_dir}' WITH (quantize = 'none')")
         yield db
 
 

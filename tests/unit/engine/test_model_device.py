@@ -38,6 +38,7 @@ def db(tmp_path: pathlib.Path, model_dir: pathlib.Path) -> Iterator[tarsdb.Conne
     write_tiny_decoder(tmp_path / "story", "qwen3")
     write_tiny_lora(tmp_path / "poet", CONFIGS["qwen3"], 1)
     with tarsdb.connect(tmp_path / "a.tars") as found:
+        found.execute("SET default_quantize = 'none'")
         found.execute(f"CREATE MODEL vectors FROM '{model_dir}'")
         for name in ("classes", "cross", "story"):
             found.execute(f"CREATE MODEL {name} FROM '{tmp_path / name}'")

@@ -59,6 +59,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def db(folder: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(folder / "t.tars") as db:
+        db.execute("SET default_quantize = 'none'")
         for name in ("classes", "multi", "cross", "vectors"):
             db.execute(f"CREATE MODEL {name} FROM '{folder / name}'")
         db.execute("CREATE TABLE docs (id INT PRIMARY KEY, body TEXT)")
