@@ -5,19 +5,14 @@ Reads the ``tars_*`` tables only, so it shows what any user of SQL can see.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tarsdb.database import Connection
 from tarsdb.errors import Error, ProgrammingError
 
-_PLAIN_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL writes it: quoted only where it must be."""
-    if name and set(name) <= _PLAIN_NAME and not name[0].isdigit():
-        return name
-    return '"' + name.replace('"', '""') + '"'
+_STATEMENTS = (
+    "SELECT name, sql FROM tars_tables ORDER BY name",
+    "SELECT table_name, sql FROM tars_indexes WHERE sql IS NOT NULL",
+    "SELECT table_name, sql FROM tars_triggers",
+)
 
 
 def names(db: Connection) -> dict[str, list[str]]:
@@ -33,59 +28,18 @@ def names(db: Connection) -> dict[str, list[str]]:
 
 
 def schema(db: Connection, table: str | None = None) -> list[str]:
-    """Return CREATE statements of one table or of all, their indexes after them.
+    """Return CREATE statements of one table or of all, each followed by what stands on it.
 
     Raises
     ------
     ProgrammingError
         No such table.
     """
-    columns: dict[str, list[dict[str, Any]]] = {}
-    for record in _records(db, "SELECT * FROM tars_columns"):
-        columns.setdefault(record["table_name"], []).append(record)
-    indexes = _records(db, "SELECT * FROM tars_indexes")
-    wanted = [t for t in sorted(columns) if table is None or t.lower() == table.lower()]
-    if table is not None and not wanted:
+    found: dict[str, list[str]] = {}
+    for statement in _STATEMENTS:
+        for name, sql in db.execute(statement).fetchall():
+            if table is None or name.lower() == table.lower():
+                found.setdefault(name, []).append(sql)
+    if table is not None and not found:
         raise ProgrammingError(f"table {table!r} does not exist", hint=".tables lists them")
-    statements = []
-    for name in wanted:
-        own = [index for index in indexes if index["table_name"] == name]
-        statements.append(_create_table(name, columns[name], own))
-        statements += [_create_index(i) for i in own if i["origin"] == "create index"]
-    return statements
-
-
-def _records(db: Connection, sql: str) -> list[dict[str, Any]]:
-    cursor = db.execute(sql)
-    header = [column[0] for column in cursor.description or ()]
-    return [dict(zip(header, row, strict=True)) for row in cursor.fetchall()]
-
-
-def _create_table(name: str, columns: list[dict[str, Any]], indexes: list[dict[str, Any]]) -> str:
-    ordered = sorted(columns, key=lambda column: column["position"])
-    parts = [_column(column) for column in ordered]
-    primary = [quoted(column["name"]) for column in ordered if column["primary_key"]]
-    if primary:
-        parts.append(f"PRIMARY KEY ({', '.join(primary)})")
-    parts += [f"UNIQUE ({i['columns']})" for i in indexes if i["origin"] == "unique"]
-    return f"CREATE TABLE {quoted(name)} (\n  " + ",\n  ".join(parts) + "\n);"
-
-
-def _column(column: dict[str, Any]) -> str:
-    text = f"{quoted(column['name'])} {column['type']}"
-    if column["generated"]:
-        text += f" GENERATED ALWAYS AS ({column['generated']}) STORED"
-    elif column["default"]:
-        text += f" DEFAULT {column['default']}"
-    if not column["nullable"] and not column["primary_key"]:
-        text += " NOT NULL"
-    return text
-
-
-def _create_index(index: dict[str, Any]) -> str:
-    unique = "UNIQUE " if index["unique"] else ""
-    method = "" if index["method"] == "btree" else f" USING {index['method']}"
-    return (
-        f"CREATE {unique}INDEX {quoted(index['name'])} "
-        f"ON {quoted(index['table_name'])}{method} ({index['columns']});"
-    )
+    return [sql for of_table in found.values() for sql in of_table]

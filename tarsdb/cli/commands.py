@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tarsdb.cli.catalog_text import quoted
 from tarsdb.cli.progress import watched
 from tarsdb.cli.running import interruptibly
 from tarsdb.cli.shell import Shell, duration
 from tarsdb.database import Connection, connect
 from tarsdb.errors import DataError, OperationalError
+from tarsdb.sql.names import quoted
 
 
 def version() -> str:

@@ -50,6 +50,8 @@ def show(context: Context, plan: Show) -> Result:
     what = plan.what.lower()
     if what in _SHOWN:
         names, columns = system_tables.read(context, _SHOWN[what])
+        if names[-1] == "sql":  # statements of many lines are for SELECT
+            names, columns = names[:-1], columns[:-1]
         return Result(names, [column.type for column in columns], columns=columns)
     settings = context.engines.settings
     if what not in settings:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import function_figures, inference_figures, model_device
+from tarsdb.engine import definitions, function_figures, inference_figures, model_device
 from tarsdb.engine.context import Context
 from tarsdb.engine.loaded_models import loaded_models, numeric_mode
 from tarsdb.errors import CatalogError
@@ -25,7 +25,14 @@ Rows = list[tuple[Any, ...]]
 
 def _tables(context: Context) -> Rows:
     return [
-        (t.name, context.view(t).count(), len(t.columns), len(t.indexes), t.version)
+        (
+            t.name,
+            context.view(t).count(),
+            len(t.columns),
+            len(t.indexes),
+            t.version,
+            definitions.create_table(t),
+        )
         for t in context.catalog.tables()
     ]
 
@@ -42,7 +49,7 @@ def _columns(context: Context) -> Rows:
 def _indexes(context: Context) -> Rows:
     return [
         (i.name, t.name, ", ".join(t.column_by_id(c).name for c in i.column_ids), i.method,
-         i.unique, i.origin, *_choice(context, i))
+         i.unique, i.origin, *_choice(context, i), definitions.create_index(t, i))
         for t in context.catalog.tables()
         for i in t.indexes
     ]  # fmt: skip
@@ -144,7 +151,13 @@ def _functions(context: Context) -> Rows:
 
 def _triggers(context: Context) -> Rows:
     return [
-        (trigger.name, t.name, f"{trigger.timing} INSERT", trigger.function)
+        (
+            trigger.name,
+            t.name,
+            f"{trigger.timing} INSERT",
+            trigger.function,
+            definitions.create_trigger(t, trigger),
+        )
         for t in context.catalog.tables()
         for trigger in t.triggers
     ]
@@ -178,14 +191,15 @@ _Reader = Callable[[Context], Rows]
 SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_tables": (
         (("name", TEXT), ("rows", BIGINT), ("columns", BIGINT), ("indexes", BIGINT),
-         ("version", BIGINT)), _tables),
+         ("version", BIGINT), ("sql", TEXT)), _tables),
     "tars_columns": (
         (("table_name", TEXT), ("name", TEXT), ("position", BIGINT), ("type", TEXT),
          ("nullable", BOOLEAN), ("default", TEXT), ("generated", TEXT),
          ("primary_key", BOOLEAN)), _columns),
     "tars_indexes": (
         (("name", TEXT), ("table_name", TEXT), ("columns", TEXT), ("method", TEXT),
-         ("unique", BOOLEAN), ("origin", TEXT), ("chosen", TEXT), ("reason", TEXT)), _indexes),
+         ("unique", BOOLEAN), ("origin", TEXT), ("chosen", TEXT), ("reason", TEXT),
+         ("sql", TEXT)), _indexes),
     "tars_recall_stats": (
         (("index", TEXT), ("table_name", TEXT), ("column", TEXT), ("method", TEXT),
          ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("effort", BIGINT),
@@ -204,7 +218,8 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
          ("backend", TEXT), *function_figures.COLUMNS), _functions),
     "tars_modules": ((("name", TEXT), ("size", BIGINT), ("sha256", TEXT)), _modules),
     "tars_triggers": (
-        (("name", TEXT), ("table_name", TEXT), ("event", TEXT), ("function", TEXT)), _triggers),
+        (("name", TEXT), ("table_name", TEXT), ("event", TEXT), ("function", TEXT),
+         ("sql", TEXT)), _triggers),
     "tars_metrics": ((("name", TEXT), ("value", DOUBLE)), _metrics),
     "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),
     "tars_commits": (

@@ -1,0 +1,24 @@
+"""Names as SQL text."""
+
+from __future__ import annotations
+
+import re
+
+from sqlglot.tokenizer_core import TokenType
+
+from tarsdb.sql.dialect import tokenize
+
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*\Z")
+_PARTS = frozenset({
+    "check", "constraint", "foreign", "group", "order", "partition", "primary", "references",
+})  # fmt: skip
+"""Words the tokenizer takes for names, because they are keywords only beside others."""
+
+
+def quoted(name: str) -> str:
+    """Return a name as a statement writes it: in quotes only where it must be."""
+    if _PLAIN.match(name) and name not in _PARTS:
+        (token,) = tokenize(name)
+        if token.token_type is TokenType.VAR:
+            return name
+    return '"' + name.replace('"', '""') + '"'
