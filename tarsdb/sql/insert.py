@@ -94,7 +94,7 @@ def _values(
     for row in rows:
         values = [_value(binding, table, core, c, v) for c, v in zip(columns, row, strict=True)]
         if any(value is None for value in values):
-            return columns, _values_query(binding, table, columns, rows)
+            return columns, _values_query(core, columns, rows)
         bound.append(tuple(value for value in values if value is not None))
     return columns, tuple(bound)
 
@@ -131,9 +131,7 @@ def _default_node(column: ColumnDef) -> Any:
     return tree.expressions[0].unalias()
 
 
-def _values_query(
-    binding: Binding, table: TableDef, columns: list[ColumnDef], rows: list[list[Any]]
-) -> Relational:
+def _values_query(core: Core, columns: list[ColumnDef], rows: list[list[Any]]) -> Relational:
     """Return SQL for VALUES that need DuckDB, each value cast to its column."""
     tuples = []
     for row in rows:
@@ -144,10 +142,27 @@ def _values_query(
             target = cast_target(column)
             if target is not None:
                 to = exp.DataType.build(target, dialect="duckdb")
-                node = exp.Cast(this=exp.Paren(this=node), to=to)
+                value = core.expr(node)
+                if isinstance(value, ex.Literal) and not fits(value, column):
+                    node = _checked(node, to, column, value.value)
+                else:
+                    node = _cast(node, to)
             cells.append(node)
         tuples.append(exp.Tuple(expressions=cells))
-    return Rewriter(binding).rewrite(exp.Values(expressions=tuples))
+    return Rewriter(core.binding).rewrite(exp.Values(expressions=tuples))
+
+
+def _cast(node: Any, to: Any) -> Any:
+    return exp.Cast(this=exp.Paren(this=node), to=to)
+
+
+def _checked(node: Any, to: Any, column: ColumnDef, value: object) -> Any:
+    """Return a constant cast to its column, or the error that names both where it cannot be."""
+    shown = repr(value) if isinstance(value, (str, bytes)) else str(value)
+    words = exp.Literal.string(f"column {column.name}: {shown} is not a {column.type}")
+    refuse = exp.Anonymous(this="error", expressions=[words])
+    fails = exp.Is(this=exp.TryCast(this=node.copy(), to=to.copy()), expression=exp.Null())
+    return exp.Case(ifs=[exp.If(this=fails, true=refuse)], default=_cast(node, to))
 
 
 def cast_target(column: ColumnDef) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -317,3 +318,22 @@ def test_scripts_comments_and_empty_statements(db: tarsdb.Connection) -> None:
     with pytest.raises(errors.BindError):
         db.execute("INSERT INTO t (a, b, c) VALUES (3, 3, 's'); SELECT nope FROM t")
     assert rows(db, "SELECT count(*) FROM t") == [(3,)]  # each statement commits by itself
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "shown"),
+    [
+        ("BIGINT", "'abc'", "'abc'"), ("INT", "3000000000", "3000000000"),
+        ("INT", "-3000000000", "-3000000000"), ("DATE", "'x'", "'x'"), ("UUID", "'x'", "'x'"),
+        ("BOOLEAN", "'maybe'", "'maybe'"), ("DECIMAL(5,2)", "12345.678", "12345.678"),
+        ("TIMESTAMP", "'noon'", "'noon'"),
+    ],
+)  # fmt: skip
+def test_a_constant_that_does_not_fit_names_its_column(column: str, value: str, shown: str) -> None:
+    with tarsdb.connect(":memory:") as db:
+        db.execute(f"CREATE TABLE u (a INT, b {column})")
+        for rows_text in (f"(1, {value})", f"(1, NULL), (2, {value})"):
+            words = re.escape(f"column b: {shown} is not a {column}")
+            with pytest.raises(errors.DataError, match=words):
+                db.execute(f"INSERT INTO u VALUES {rows_text}")
+        assert rows(db, "SELECT count(*) FROM u") == [(0,)]
