@@ -18,8 +18,10 @@ import pyarrow as pa
 from tarsdb.columns import Column
 from tarsdb.engine.arrow import from_arrow, to_arrow
 from tarsdb.engine.vector_arithmetic import LISTS, OPERATIONS, vectors_of
+from tarsdb.engine.window_frames import frame, place
 from tarsdb.errors import BindError, DimensionMismatchError
 from tarsdb.schema import FunctionDef
+from tarsdb.sql.frames import FRAMED, PLACED
 from tarsdb.sql.function_calls import BITS_TYPE, duckdb_type
 from tarsdb.sql.plan import RelationalCall
 from tarsdb.types import REAL, TEXT, Kind, SqlType, from_storage
@@ -57,6 +59,15 @@ class FunctionRegistry:
         for function in plan.functions:
             key, volatile = function.name.lower(), function.volatility.upper() == "VOLATILE"
             self._add(f"__udf_{key}", *_signature(function), self._catalog(key), volatile)
+        for function in plan.windows:
+            key, returns = function.name.lower(), duckdb_type(function.returns)
+            given = tuple(duckdb_type(sql_type) for _, sql_type in function.arguments)
+            for name, answer, takes, gives in (
+                (PLACED, place, ("BIGINT", "BOOLEAN", *given), "BIGINT"),
+                (FRAMED, frame, ("BIGINT", "BIGINT"), returns),
+            ):
+                call = self._window(answer)
+                self._add(f"{name}{key}", ("INTEGER", *takes), gives, call, name == PLACED)
         for name in plan.session_functions:
             types, result = running.inputs.session_signature(name)
             arguments = tuple(duckdb_type(sql_type) for sql_type in types)
@@ -122,6 +133,12 @@ class FunctionRegistry:
         def call(running: Running, *arrays: Any) -> Any:
             function = running.functions[name]
             return _CALLS[function.kind](running, function, arrays)
+
+        return call
+
+    def _window(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def call(running: Running, *arrays: Any) -> Any:
+            return answer(running, running.plan.windows[arrays[0][0].as_py()], arrays)
 
         return call
 

@@ -288,6 +288,17 @@ class RelationalInputs:
             self._context, function, columns, offsets
         )
 
+    def aggregate_tree(self, function: FunctionDef, columns: list[Column]) -> Any:
+        """Return states of runs of rows; None where a sandboxed aggregate does not merge them."""
+        return self._context.engines.functions.aggregate_tree(self._context, function, columns)
+
+    def call_frames(
+        self, function: FunctionDef, tree: Any, starts: np.ndarray, stops: np.ndarray
+    ) -> Column:
+        """Run a sandboxed aggregate function over runs of the rows of a tree."""
+        functions = self._context.engines.functions
+        return functions.call_frames(self._context, function, tree, (starts, stops))
+
     def call_table_function(
         self, function: FunctionDef, columns: list[Column], rows: int
     ) -> tuple[list[Column], np.ndarray]:

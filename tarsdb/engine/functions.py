@@ -21,7 +21,7 @@ from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.udf_sandbox import Budget, Figures, SandboxedFunction
+    from tarsdb.udf_sandbox import Budget, Figures, SandboxedFunction, StateTree
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,23 @@ class FunctionRuntime:
             answer: Column = compiled.call(
                 arguments, offsets, budget, context.engines.settings["threads"]
             )
+            return answer
+
+    def aggregate_tree(
+        self, context: Context, function: FunctionDef, columns: list[Column]
+    ) -> StateTree | None:
+        """Return the states of runs of rows; None where an aggregate function cannot merge."""
+        with self._running_one(context, function, len(columns[0])) as (compiled, budget):
+            tree: StateTree | None = compiled.tree(columns, budget)
+            return tree
+
+    def call_frames(
+        self, context: Context, function: FunctionDef, tree: StateTree,
+        frames: tuple[np.ndarray, np.ndarray],
+    ) -> Column:  # fmt: skip
+        """Return an aggregate function's values for runs of a tree's rows: starts and stops."""
+        with self._running_one(context, function, len(frames[0])) as (compiled, budget):
+            answer: Column = compiled.framed(tree, *frames, budget)
             return answer
 
     def call_table(

@@ -29,6 +29,7 @@ from tarsdb.engine.duckdb_errors import ErrorCarrier, convert
 from tarsdb.engine.duckdb_functions import FunctionRegistry
 from tarsdb.engine.duckdb_scan import Scan, ScanDataset
 from tarsdb.engine.duckdb_values import bind_value, tidy_result
+from tarsdb.engine.window_frames import PlacedRows
 from tarsdb.errors import Error, InterfaceError, InterruptError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
@@ -67,6 +68,14 @@ class Inputs(Protocol):
     ) -> Column:
         """Run a sandboxed aggregate function over the rows of groups, group after group."""
 
+    def aggregate_tree(self, function: FunctionDef, columns: list[Column]) -> Any:
+        """Return states of runs of rows; None where a sandboxed aggregate does not merge them."""
+
+    def call_frames(
+        self, function: FunctionDef, tree: Any, starts: np.ndarray, stops: np.ndarray
+    ) -> Column:
+        """Run a sandboxed aggregate function over runs of the rows of a tree."""
+
     def call_table_function(
         self, function: FunctionDef, columns: list[Column], rows: int
     ) -> tuple[list[Column], np.ndarray]:
@@ -99,6 +108,7 @@ class Running:
         self.carrier = ErrorCarrier()
         self.calls = {call.name: call.call for call in plan.calls}
         self.functions = {function.name.lower(): function for function in plan.functions}
+        self.placed: dict[int, PlacedRows] = {}  # by the window's number
         self.shown: dict[str, str] = {}  # generated name -> what the user calls it
         self.sources: dict[str, str] = {}  # relation name -> registered name
         self.datasets: list[ScanDataset] = []
@@ -121,6 +131,7 @@ class Running:
         for dataset in self.datasets:
             dataset.end()
         self.handles.clear()
+        self.placed.clear()
 
 
 class RelationalEngine:
@@ -219,6 +230,7 @@ class RelationalEngine:
             or running.plan.session_functions
             or running.plan.distances
             or running.plan.vectors
+            or running.plan.windows
         ):
             assert self._registry is not None
             self._registry.require(running)

@@ -17,7 +17,7 @@ from sqlglot import exp
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.core import Core, conjunction
 from tarsdb.sql.expressions import Output
-from tarsdb.sql.function_calls import has_aggregate
+from tarsdb.sql.function_calls import has_aggregate, own_nodes
 from tarsdb.sql.scope import Scope, Source, owner
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Computed:
         if group or having or has_aggregate(node, catalog):
             self._replace(self._grouped(node, group, catalog))
             shared = frozenset(self.calls)
-            for each in _own_nodes(parts):
+            for each in own_nodes(parts):
                 known = catalog.function(each.name) if isinstance(each, exp.Anonymous) else None
                 if isinstance(each, exp.AggFunc) or (known and known.kind == "aggregate"):
                     self._replace(each.iter_expressions())
@@ -114,7 +114,7 @@ class _Computed:
             keys = [] if order is None else [order, *_named_items(node, order.expressions)]
             self._replace(keys if node.args.get("limit") is not None else [*parts, *keys])
             shared = frozenset(self.calls)
-        for each in _own_nodes(parts):
+        for each in own_nodes(parts):
             call = self._call(each)
             if call in shared:
                 self._put(each, call)
@@ -150,17 +150,6 @@ class _Computed:
     def _put(self, node: Any, call: ex.Call) -> None:
         name = self.calls.setdefault(call, f"{PREFIX}{len(self.calls)}")
         node.replace(exp.column(name, table=self._source.alias))
-
-
-def _own_nodes(parts: list[Any]) -> list[Any]:
-    """Return what stands in parts of a SELECT, but for nested queries and bodies of lambdas."""
-    found, stack = [], list(parts)
-    while stack:
-        node = stack.pop()
-        if not isinstance(node, (exp.Query, exp.Lambda)):
-            found.append(node)
-            stack.extend(node.iter_expressions())
-    return found
 
 
 def _named_items(node: Any, keys: list[Any]) -> Iterator[Any]:

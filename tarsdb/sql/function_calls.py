@@ -46,6 +46,17 @@ def has_aggregate(node: Any, catalog: Catalog) -> bool:
     return any(function is not None and function.kind == "aggregate" for function in found)
 
 
+def own_nodes(parts: list[Any]) -> list[Any]:
+    """Return what stands in parts of a SELECT, but for nested queries and bodies of lambdas."""
+    found, stack = [], list(parts)
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, (exp.Query, exp.Lambda)):
+            found.append(node)
+            stack.extend(node.iter_expressions())
+    return found
+
+
 def aggregate_arguments(node: Any) -> tuple[Any, ...]:
     """Return the arguments of an aggregate call without DISTINCT and ORDER BY."""
     found = list(node.expressions)

@@ -151,6 +151,7 @@ class Relational:
     vectors: tuple[str, ...] = ()  # operations: __vector_<operation>
     constants: tuple[tuple[str, Expr], ...] = ()  # $name -> native expression evaluated once
     column_types: tuple[Any, ...] = ()
+    windows: tuple[FunctionDef, ...] = ()  # by number: __placed_<name> and __framed_<name>
     notes: tuple[str, ...] = ()
 
 

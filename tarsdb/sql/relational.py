@@ -21,6 +21,7 @@ from tarsdb.sql.computed import leave_to_scan
 from tarsdb.sql.core import Core, parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
+from tarsdb.sql.frames import place_windows
 from tarsdb.sql.function_calls import (
     one_value,
     rewrite_aggregate,
@@ -48,6 +49,7 @@ class Rewriter:
         self.session: dict[str, None] = {}
         self.constants: list[tuple[str, ex.Expr]] = []
         self.parameters: dict[int | str, None] = {}
+        self.windows: list[FunctionDef] = []
         self.notes: dict[str, None] = {}
         self.distances = Distances(self)
         self.vectors = VectorFunctions(self)
@@ -73,6 +75,7 @@ class Rewriter:
             tuple(self.distances.registered),
             tuple(self.vectors.registered),
             tuple(self.constants),
+            windows=tuple(self.windows),
             notes=tuple(self.notes),
         )
 
@@ -130,6 +133,7 @@ class Rewriter:
             raise NotSupportedError("FOR UPDATE and FOR SHARE are not supported")
         if push_search(self, node, parent, ctes):
             return
+        self.windows += place_windows(self.binding, node, len(self.windows))
         note = search_note(node, parent)
         if note:
             self.notes[note] = None

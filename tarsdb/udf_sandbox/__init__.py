@@ -8,7 +8,7 @@ Knows no SQL text, no catalog and no files. wasmtime is imported on first use.
 
 from tarsdb.udf_sandbox import capabilities
 from tarsdb.udf_sandbox.figures import Figures
-from tarsdb.udf_sandbox.functions.aggregates import AggregateFunction, check_aggregate
+from tarsdb.udf_sandbox.functions.aggregates import AggregateFunction, StateTree, check_aggregate
 from tarsdb.udf_sandbox.functions.function import SandboxedFunction, ScalarFunction
 from tarsdb.udf_sandbox.functions.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.functions.source_functions import Source, SourceFunction, check_source
@@ -38,6 +38,7 @@ __all__ = [
     "ScalarFunction",
     "Source",
     "SourceFunction",
+    "StateTree",
     "TableFunction",
     "check_aggregate",
     "check_columnar",

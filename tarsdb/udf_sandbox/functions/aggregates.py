@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +44,8 @@ MERGE = FuncType(("i32",) * 3, ("i32",))
 """Type of ``f_merge``, which a module may export too."""
 PARALLEL_ROWS = 1 << 18
 """Rows for which another thread pays."""
+MOST_TREE_BYTES = 256 << 20
+"""Bytes of the states of a :class:`StateTree`."""
 
 
 def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType]) -> None:
@@ -70,6 +73,18 @@ def check_aggregate(info: ModuleInfo, export: str, arguments: Sequence[SqlType])
                 f"the module has {what}",
                 hint="see docs/udf-abi.md",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class StateTree:
+    """States of runs of rows: ``levels[k][i]`` is that of rows i * 2**k to (i + 1) * 2**k.
+
+    Attributes
+    ----------
+    levels : list of uint8 (rows >> k, state size)
+    """
+
+    levels: list[np.ndarray]
 
 
 class AggregateFunction(SandboxedFunction):
@@ -180,6 +195,44 @@ class AggregateFunction(SandboxedFunction):
             lambda guest, call: _own(guest).merged(found, groups, call), found, groups, budget
         )
 
+    def tree(self, columns: Sequence[Column], budget: Budget) -> StateTree | None:
+        """Return the states of runs of rows, None where the module cannot merge or they are large.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            One per argument, of rows that are all to be stepped.
+        budget : Budget
+        """
+        rows = len(columns[0])
+        self._check(columns, rows)
+        if not self._merges or 2 * rows * self._state_size(budget) > MOST_TREE_BYTES:
+            return None
+        levels = self._within_budget(
+            lambda guest, call: _own(guest).tree(columns, call), columns, 2 * rows, budget
+        )
+        size = self._state_size(budget)
+        return StateTree([level.values.reshape(-1, size) for level in levels])
+
+    def framed(
+        self, tree: StateTree, starts: np.ndarray, stops: np.ndarray, budget: Budget
+    ) -> Column:
+        """Return the value of each frame, of a tree's rows ``starts[i]`` to ``stops[i]``.
+
+        Parameters
+        ----------
+        tree : StateTree
+        starts, stops : int64 (frames,)
+        budget : Budget
+        """
+        if len(starts) == 0:
+            return empty(self.returns)
+        merges = 2 * int(np.ceil(np.log2(np.maximum(stops - starts, 1) + 1)).sum())
+        return self._within_budget(
+            lambda guest, call: _own(guest).framed(tree, starts, stops, call),
+            (), merges + 2 * len(starts), budget,
+        )  # fmt: skip
+
 
 def _own(guest: Guest) -> AggregateGuest:
     assert isinstance(guest, AggregateGuest)  # its program is an aggregate function
@@ -219,6 +272,72 @@ class AggregateGuest(InstanceGuest):
             if number:
                 self.ask(f"{self.program.export}_merge", call, states, others, groups)
         return self._final(states, groups, call)
+
+    def tree(self, columns: Sequence[Column], call: Call) -> list[Column]:
+        """Return the levels of a :class:`StateTree` over rows, a byte a row."""
+        size = self.state_size(call)
+        parts = []
+        for start, stop in pairwise(
+            [*range(0, len(columns[0]), self._room(size)), len(columns[0])]
+        ):
+            part = [column.slice(start, stop) for column in columns]
+            parts.append(self.states(part, np.arange(stop - start + 1), call).values)
+        levels = [np.concatenate(parts or [np.zeros(0, np.uint8)]).reshape(-1, size)]
+        while (pairs := len(levels[-1]) // 2) > 0:
+            below = levels[-1]
+            levels.append(self._merged(below[: 2 * pairs : 2], below[1 : 2 * pairs : 2], call))
+        return [Column(BOOLEAN, level.reshape(-1)) for level in levels]
+
+    def framed(self, tree: StateTree, starts: np.ndarray, stops: np.ndarray, call: Call) -> Column:
+        """Return the values of frames, each from the runs that lie whole in it."""
+        low, high, size = starts.copy(), stops.copy(), self.state_size(call)
+        if tree.levels[0].shape[1] != size:
+            raise UdfError(f"function {call.function}: its states changed their size")
+        room, parts = self._room(size), []
+        for first in range(0, len(low), room):
+            part = slice(first, min(first + room, len(low)))
+            parts.append(self._framed(tree, low[part], high[part], call))
+        return parts[0] if len(parts) == 1 else concat(self.program.returns, parts)
+
+    def _framed(self, tree: StateTree, low: np.ndarray, high: np.ndarray, call: Call) -> Column:
+        frames, size = len(low), tree.levels[0].shape[1]
+        rows = [empty(sql_type) for sql_type in self.program.arguments]
+        none = self.states(rows, np.zeros(frames + 1, np.int64), call)
+        left = none.values.reshape(frames, size)
+        right = left.copy()
+        for level in tree.levels:
+            odd = np.flatnonzero((low < high) & (low & 1 == 1))
+            left[odd] = self._merged(left[odd], level[low[odd]], call)
+            low[odd] += 1
+            odd = np.flatnonzero((low < high) & (high & 1 == 1))
+            high[odd] -= 1
+            right[odd] = self._merged(level[high[odd]], right[odd], call)
+            low, high = low >> 1, high >> 1
+        return self._final(self._loaded(left, right, call), frames, call)
+
+    def _room(self, size: int) -> int:
+        """Return for how many states the guest's memory has room, twice."""
+        return max(self.program.limits.max_memory_bytes // 4 // size, 1)
+
+    def _merged(self, states: np.ndarray, others: np.ndarray, call: Call) -> np.ndarray:
+        """Return states, uint8 (n, size), after they took in as many others."""
+        room, merged = self._room(states.shape[1]), np.empty_like(states, order="C")
+        for first in range(0, len(states), room):
+            part = slice(first, min(first + room, len(states)))
+            at = self._loaded(states[part], others[part], call)
+            merged[part] = self._states(at, states[part].size, call).reshape(-1, states.shape[1])
+        return merged
+
+    def _loaded(self, states: np.ndarray, others: np.ndarray, call: Call) -> int:
+        """Merge states in the guest's memory; return where they lie."""
+        size = states.size
+        self.reset(call)
+        at, other = self._aligned(call, size), self._aligned(call, size)
+        memory = self.instance.memory()
+        memory[at : at + size] = states.reshape(-1)
+        memory[other : other + size] = others.reshape(-1)
+        self.ask(f"{self.program.export}_merge", call, at, other, len(states))
+        return at
 
     def _states(self, at: int, size: int, call: Call) -> np.ndarray:
         memory = self.instance.memory()
