@@ -19,7 +19,7 @@ from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found
 from tarsdb.index.coded import CodeCache
-from tarsdb.index.flat import FlatIndex, prepare_query
+from tarsdb.index.flat import FlatIndex, prepare_queries, prepare_query
 from tarsdb.index.own_metric import Distance
 from tarsdb.kernels.gpu.device import choose
 from tarsdb.schema import ColumnDef, IndexDef
@@ -296,10 +296,9 @@ def query_matrix(query: Any, sql_type: SqlType, name: str) -> tuple[np.ndarray, 
     except ValueError as error:  # rows of different lengths
         raise DataError(f"search in {name}: the query is no vector and no matrix") from error
     if array is not None and array.dtype != object and array.ndim == 2:
-        rows = [prepare_query(row, sql_type) for row in array]
-        if not rows:
+        if not len(array):
             raise DataError(f"a batch of no queries was bound for {name}")
-        return np.stack(rows), True
+        return prepare_queries(array, sql_type), True
     try:
         return prepare_query(query, sql_type)[np.newaxis, :], False
     except DimensionMismatchError as error:

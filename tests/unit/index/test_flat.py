@@ -12,7 +12,7 @@ from tarsdb.columns import VectorBlock
 from tarsdb.errors import DimensionMismatchError, NotSupportedError, ValueRangeError
 from tarsdb.index import flat
 from tarsdb.index.base import METRICS, metric_code
-from tarsdb.index.flat import FlatIndex, distances, prepare_query, query_dtype
+from tarsdb.index.flat import FlatIndex, distances, prepare_queries, prepare_query, query_dtype
 from tarsdb.kernels import dispatch
 from tarsdb.types import SqlType, parse_type
 from tests.unit.index.levels import forced
@@ -163,6 +163,29 @@ def test_expressions_agree_with_search(level: str) -> None:
         )
         pairwise = distances(op, data, data[::-1], sql_type)
         np.testing.assert_allclose(pairwise, pairwise[::-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint8])
+def test_a_batch_is_converted_as_its_rows_are(name: str, dtype: type) -> None:
+    sql_type = parse_type(f"{name}(20)")
+    given = np.random.default_rng(8).integers(0, 2, (40, 40)).astype(dtype)[::3, ::2]
+    together = prepare_queries(given, sql_type)
+    one_by_one = np.stack([prepare_query(row, sql_type) for row in given])
+    assert together.dtype == one_by_one.dtype
+    assert together.flags.c_contiguous
+    np.testing.assert_array_equal(together, one_by_one)
+
+
+def test_wrong_batches_are_named() -> None:
+    vector = parse_type("VECTOR(3)")
+    for value in (np.nan, np.inf, 1e300):
+        given = np.zeros((5, 3))
+        given[4, 1] = value
+        with pytest.raises(ValueRangeError, match="NaN or infinity"):
+            prepare_queries(given, vector)
+    with pytest.raises(DimensionMismatchError, match=r"4 dimensions.*VECTOR\(3\)"):
+        prepare_queries(np.zeros((2, 4), np.float32), vector)
 
 
 def test_wrong_input_is_named() -> None:
