@@ -1,20 +1,23 @@
 """Searches of a file in a process of its own, under a limit of memory: warm, cold, bytes read.
 
 ``python -m benchmarks.limited FILE FOLDER PROBES LIMIT RAW`` answers with JSON; FOLDER has
-``queries.npy`` and ``truth.npy``. The limit is set by cgroup v2; where that is not allowed,
+``queries.npy`` and ``truth.npy``. The limit is set by cgroup v2 or v1; where that is not allowed,
 ``limit`` says why, and ``touched_share`` tells what a limit would have to hold: the bytes of the
 file that these searches map, of the raw vectors' bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import harness
@@ -28,22 +31,58 @@ from benchmarks import exact, processes  # noqa: E402
 from benchmarks.adapters import lists  # noqa: E402
 
 K, COLD = 10, 200
-_GROUPS = pathlib.Path("/sys/fs/cgroup")
+_GROUPS, _OWN_GROUPS = pathlib.Path("/sys/fs/cgroup"), pathlib.Path("/proc/self/cgroup")
 _DONTNEED = 4  # of madvise
 
 
-def limited(size: int) -> str:
-    """Put this process under a limit of memory; return "applied" or why not."""
-    group = _GROUPS / f"tarsdb-bench-{os.getpid()}"
+@contextlib.contextmanager
+def limited(
+    size: int, groups: pathlib.Path = _GROUPS, own: pathlib.Path = _OWN_GROUPS
+) -> Iterator[str]:
+    """Hold this process under a limit of memory; give "applied" or why not.
+
+    By cgroup v2, or v1 inside the group the process is in, so that limits around it stay.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, cached pages of files among them.
+    groups, own : Path
+        Where the groups are mounted; what tells those of this process.
+    """
+    group = home = None
     try:
-        if not (_GROUPS / "cgroup.controllers").exists():
-            return "not applied: no cgroup v2"
-        group.mkdir()
-        (group / "memory.max").write_text(str(size), encoding="ascii")
-        (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        home, within, file = _places(groups, own.read_text(encoding="ascii"))
+        made = within / f"tarsdb-bench-{os.getpid()}"
+        made.mkdir()
+        group = made
+        (group / file).write_text(str(size), encoding="ascii")
+        _move(group)
+        state = "applied"
     except OSError as reason:
-        return f"not applied: {reason.strerror}"
-    return "applied"
+        state = f"not applied: {reason.strerror}"
+    try:
+        yield state
+    finally:
+        if group is not None and home is not None:
+            with contextlib.suppress(OSError):  # an empty group that stays does no harm
+                _move(home)
+                group.rmdir()
+
+
+def _places(groups: pathlib.Path, own: str) -> tuple[pathlib.Path, pathlib.Path, str]:
+    """Return this process's group, where to make one in it or beside it, and the limit's file."""
+    paths = {names: path for _, names, path in (ln.split(":", 2) for ln in own.splitlines())}
+    if (groups / "cgroup.controllers").exists():  # v2: a group with processes can hold no others
+        return groups / paths.get("", "/").lstrip("/"), groups, "memory.max"
+    if "memory" not in paths:
+        raise OSError(errno.ENOSYS, "no controller of memory")
+    home = groups / "memory" / paths["memory"].lstrip("/")
+    return home, home, "memory.limit_in_bytes"
+
+
+def _move(group: pathlib.Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
 
 
 def maps(path: pathlib.Path) -> list[tuple[int, int, int]]:
@@ -90,7 +129,14 @@ def run(
 ) -> dict[str, Any]:
     """Measure and return the figures."""
     queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
-    applied = limited(limit)
+    with limited(limit) as applied:
+        figures = _measured(path, queries, truth, probes, raw)
+    return {"limit_bytes": limit, "limit": applied, **figures}
+
+
+def _measured(
+    path: pathlib.Path, queries: np.ndarray, truth: np.ndarray, probes: int, raw: int
+) -> dict[str, Any]:
     db = tarsdb.connect(path)
     db.execute(f"SET probes = {probes}")
     searches(db, queries[:2])  # the first reads the whole index, to verify it
@@ -101,9 +147,8 @@ def run(
     touched = sum(resident for _, _, resident in maps(path))
     found, warm = searches(db, queries)
     return {
-        "limit_bytes": limit, "limit": applied, "warm": warm, "cold": cold,
-        "recall": exact.recall(found, truth), "touched_share": touched / raw,
-        "private_share": processes.private_bytes() / raw,
+        "warm": warm, "cold": cold, "recall": exact.recall(found, truth),
+        "touched_share": touched / raw, "private_share": processes.private_bytes() / raw,
     }  # fmt: skip
 
 
