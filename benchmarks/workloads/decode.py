@@ -193,7 +193,8 @@ def bytes_a_token(config: dict[str, Any], mode: str) -> int:
     """Return what one token after the context must read: each matrix once, keys and values."""
     spec = read_decoder_spec(config)
     matrices = sum(int(np.prod(s)) for s in decoder_tensors(spec).values() if len(s) == 2)
-    cache = 2 * len(spec.layers) * CONTEXT * spec.kv_heads * spec.head_dim * 4
+    element = 2 if mode == "bf16" else 4
+    cache = 2 * len(spec.layers) * CONTEXT * spec.kv_heads * spec.head_dim * element
     bits = {"none": 32, "bf16": 16, "int8": 8, "int4": 4.5}[mode]  # int4 with its scales
     return int(matrices * bits / 8) + cache
 

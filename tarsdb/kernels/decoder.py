@@ -21,6 +21,7 @@ from tarsdb.kernels.packing import PackedMatrix, aligned
 from tarsdb.kernels.team import Team, cores, yielding
 
 F32 = npt.NDArray[np.float32]
+U16 = npt.NDArray[np.uint16]
 Value = PackedMatrix | npt.NDArray[Any] | int | None
 
 THREAD_BYTES = 4 << 20
@@ -99,7 +100,7 @@ class StepInput:
     slots : (n,) int64
         Where in the cache each row's keys and values go: 16 * block + place.
     angles : (kinds, n, head_dim) float32
-    keys, values : float32
+    keys, values : float32, or uint16 (bfloat16) beside matrices of bfloat16
         Of the cache.
     runs : (r, 3) int64
         First row, number of rows and adapter of rows that an adapter adds to.
@@ -114,8 +115,8 @@ class StepInput:
     slots: npt.NDArray[np.int64]
     wanted: npt.NDArray[np.int32]
     angles: F32
-    keys: F32
-    values: F32
+    keys: F32 | U16
+    values: F32 | U16
     runs: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     adapters: Sequence[PackedAdapter] = ()
 
@@ -161,6 +162,11 @@ class DecoderStep:
 
     def run(self, batch: StepInput) -> F32:
         """Step; returns logits (wanted, vocabulary), the caller's."""
+        size = self._layout.cache_bytes(self._kernel.variant.partition("/")[0])
+        if batch.keys.itemsize != size:
+            raise InternalError(
+                f"the step reads keys of {size} bytes, the cache holds {batch.keys.dtype}"
+            )
         logits = np.empty((len(batch.wanted), self._sizes["vocabulary"]), np.float32)
         with self._lock:
             adapted = self._adapted(batch)

@@ -187,9 +187,7 @@ def is_proven(kernel: compiled.StepKernel) -> bool:
         positions = batch.row_positions()
         angles = Angles(spec.ropes, spec.head_dim).at(positions)
         ways = (NumpyForward(spec, read, kind), CompiledForward(spec, read, kernel))
-        exact, found = (
-            way.logits(batch, positions, angles, KVCache.for_model(spec, 3)) for way in ways
-        )
+        exact, found = (way.logits(batch, positions, angles, way.new_cache(3)) for way in ways)
         return exact, found
 
     return proofs.is_proven(kernel, kind, try_out)

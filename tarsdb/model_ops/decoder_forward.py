@@ -147,7 +147,7 @@ class NumpyForward:
 
     def new_cache(self, blocks: int) -> KVCache:
         """See :class:`Forward`."""
-        return KVCache.for_model(self._spec, blocks)
+        return KVCache.for_model(self._spec, blocks, self._kind)
 
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """See :class:`Forward`."""
@@ -218,8 +218,8 @@ class CompiledForward:
         self, spec: DecoderSpec, read: DecoderReader, kernel: compiled.StepKernel,
         shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
-        self._spec = spec
         kind, form = kernel.variant.split("/")
+        self._spec, self._kind = spec, kind
         weights, self._region = packed_weights(
             decoder_plan(spec, kind, form), shelf, lambda views: pack_decoder(spec, read, views)
         )
@@ -266,7 +266,7 @@ class CompiledForward:
 
     def new_cache(self, blocks: int) -> KVCache:
         """See :class:`Forward`."""
-        return KVCache.for_model(self._spec, blocks)
+        return KVCache.for_model(self._spec, blocks, self._kind)
 
     def adapter(self, layers: tuple[LayerAdapter, ...]) -> Adapter:
         """See :class:`Forward`."""

@@ -24,11 +24,13 @@ from tarsdb.kernels.cpu.memory import read_int, read_long, read_real
 from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend, piece
 from tarsdb.kernels.cpu.rows import (
     add_scaled_by,
+    narrow,
     norm_factor,
     rotate,
     scale,
     scale_by,
     scatter,
+    scatter_narrow,
     soft_cap,
     widen_scaled,
 )
@@ -69,6 +71,11 @@ _ONE = np.float32(1.0)
 _kernel = njit(nogil=True, error_model="numpy")
 # Each function that is called is optimised once more with each of its callers: few are.
 _inlined = njit(nogil=True, error_model="numpy", inline="always")
+
+
+def cache_bytes(kind: str) -> int:
+    """Return the bytes of an element of the KV cache beside a kind of weights."""
+    return 2 if kind == "bf16" else 4
 
 
 def sync_bytes(layers: int) -> int:
@@ -117,42 +124,53 @@ def _add_normalised(part, parts, model, batch, update, weight):  # type: ignore[
         add_scaled_by(place, source, weight, place, factor, hidden)
 
 
-@_kernel
-def _store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-untyped-def]
-    """Normalise and turn queries and keys where they lie; write keys and values into the cache."""
-    heads, kv_heads, head_dim, width = (
-        read_long(model, HEADS), read_long(model, KV_HEADS), read_long(model, HEAD_DIM),
-        read_long(model, WIDTH),
-    )  # fmt: skip
-    count, groups = read_long(batch, ROWS), read_long(batch, CACHE_GROUPS)
-    slots, qkv = read_long(batch, SLOTS), read_long(batch, QKV_ROWS)
-    epsilon = read_real(read_long(model, REALS), EPSILON)
-    angles = read_long(batch, ANGLES) + 4 * head_dim * count * read_long(layer, ROPE)
-    all_heads = heads + 2 * kv_heads
-    for unit in range(count * all_heads * part // parts, count * all_heads * (part + 1) // parts):
-        row, head = unit // all_heads, unit % all_heads
-        place = qkv + 4 * head_dim * unit
-        if head < heads + kv_heads:
-            weight = read_long(layer, QUERY_NORM if head < heads else KEY_NORM)
-            if weight:
-                factor = norm_factor(place, head_dim, epsilon)
-                scale_by(place, place, weight, factor, head_dim)
-            rotate(place, angles + 4 * head_dim * row, head_dim // 2)
-        if head >= heads:
-            slot = read_long(slots, row)
-            own = head - heads if head < heads + kv_heads else head - heads - kv_heads
-            block = piece(number * groups * kv_heads + own, kv_heads, slot // 16)
+def _make_store_heads(size: int) -> Any:
+    """Return what fills the cache, whose elements take ``size`` bytes: float32 or bfloat16."""
+    is_narrow, line = size == 2, 16 * size
+
+    @_kernel
+    def store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-untyped-def]
+        """Normalise and turn queries and keys where they lie; write the cache."""
+        heads, kv_heads, head_dim, width = (
+            read_long(model, HEADS), read_long(model, KV_HEADS), read_long(model, HEAD_DIM),
+            read_long(model, WIDTH),
+        )  # fmt: skip
+        count, groups = read_long(batch, ROWS), read_long(batch, CACHE_GROUPS)
+        slots, qkv = read_long(batch, SLOTS), read_long(batch, QKV_ROWS)
+        epsilon = read_real(read_long(model, REALS), EPSILON)
+        angles = read_long(batch, ANGLES) + 4 * head_dim * count * read_long(layer, ROPE)
+        all_heads = heads + 2 * kv_heads
+        units = count * all_heads
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            row, head = unit // all_heads, unit % all_heads
+            place = qkv + 4 * head_dim * unit
             if head < heads + kv_heads:
-                column = read_long(batch, KEYS) + 64 * head_dim * block
-                scatter(column + 4 * (slot % 16), place, head_dim)
-            else:
-                target = read_long(batch, VALUES) + 4 * width * (16 * block + slot % 16)
-                scale(target, place, _ONE, head_dim)
+                weight = read_long(layer, QUERY_NORM if head < heads else KEY_NORM)
+                if weight:
+                    factor = norm_factor(place, head_dim, epsilon)
+                    scale_by(place, place, weight, factor, head_dim)
+                rotate(place, angles + 4 * head_dim * row, head_dim // 2)
+            if head >= heads:
+                slot = read_long(slots, row)
+                own = head - heads if head < heads + kv_heads else head - heads - kv_heads
+                block = piece(number * groups * kv_heads + own, kv_heads, slot // 16)
+                column = read_long(batch, KEYS) + line * head_dim * block + size * (slot % 16)
+                target = read_long(batch, VALUES) + width * (line * block + size * (slot % 16))
+                if is_narrow and head < heads + kv_heads:
+                    scatter_narrow(column, place, head_dim)
+                elif is_narrow:
+                    narrow(target, place, head_dim)
+                elif head < heads + kv_heads:
+                    scatter(column, place, head_dim)
+                else:
+                    scale(target, place, _ONE, head_dim)
+
+    return store_heads
 
 
-def _make_attention(variant: str) -> Any:
-    attend = make_attend(variant)
-    most = QUERIES
+def _make_attention(variant: str, size: int) -> Any:
+    attend = make_attend(variant, size)
+    most, line = QUERIES, 16 * size
 
     @_inlined
     def unit(model, layer, batch, number, sequence, chunk, head, scratch):  # type: ignore[no-untyped-def]
@@ -171,8 +189,8 @@ def _make_attention(variant: str) -> Any:
         scaling, cap = read_real(reals, QUERY_SCALE), read_real(reals, SCORE_CAP)
         table = read_long(batch, TABLES) + 4 * sequence * read_long(batch, TABLE_BLOCKS)
         blocks = piece(number * read_long(batch, CACHE_GROUPS) * kv_heads + head, kv_heads, 0)
-        keys = read_long(batch, KEYS) + 64 * head_dim * blocks
-        values = read_long(batch, VALUES) + 64 * width * blocks
+        keys = read_long(batch, KEYS) + line * head_dim * blocks
+        values = read_long(batch, VALUES) + line * width * blocks
         stride, out_stride = 4 * head_dim * (heads + 2 * kv_heads), 4 * head_dim * heads
         queries = read_long(batch, QKV_ROWS) + first * stride
         out = read_long(batch, CONTEXT_ROWS) + first * out_stride
@@ -244,7 +262,9 @@ def _make_gate(linear: Any) -> Any:
     return gate
 
 
-def _make_attention_part(linear: Any, attention: Any, adapt: Any) -> Any:
+def _make_attention_part(linear: Any, form: str, size: int, adapt: Any) -> Any:
+    store_heads, attention = _make_store_heads(size), _make_attention(form, size)
+
     @_inlined
     def attention_part(part, parts, model, layer, batch, number, scratch):  # type: ignore[no-untyped-def]
         sync, yielding, count = (
@@ -263,7 +283,7 @@ def _make_attention_part(linear: Any, attention: Any, adapt: Any) -> Any:
         adapt(part, parts, model, batch, number, ADAPTED_QKV, normed, hidden, queries + both,
               16, read_long(batch, QKV_ROWS), 4 * (queries + both), scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
-        _store_heads(part, parts, model, layer, batch, number)
+        store_heads(part, parts, model, layer, batch, number)
         wait_for_all(sync, parts, yielding)
         attention(model, layer, batch, number, scratch)
         wait_for_all(sync, parts, yielding)
@@ -331,7 +351,7 @@ def make_step(variant: str, adapt: Any, make_gate: Any) -> Any:
     """
     kind, form = variant.split("/")
     linear = _make_linear(kind, form)
-    attention_part = _make_attention_part(linear, _make_attention(form), adapt)
+    attention_part = _make_attention_part(linear, form, cache_bytes(kind), adapt)
     mlp_part = _make_mlp_part(linear, adapt, make_gate(linear))
 
     @_kernel

@@ -17,6 +17,7 @@ from llvmlite import ir
 
 from tarsdb.kernels.cpu.coded import dpbusd
 from tarsdb.kernels.cpu.emit import FLOAT, I32, LANES, call, fma, load, splat
+from tarsdb.kernels.cpu.vector_math import from_bfloat16
 
 AVX2, AVX512, VNNI, BF16, AMX = "avx2", "avx512", "vnni", "bf16", "amx"
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
@@ -113,6 +114,10 @@ def _bfloat16_line(b: Any, line: Any) -> list[Any]:
     return [b.bitcast(high, _F16), b.bitcast(low, _F16)]
 
 
+def _half_line(b: Any, line: Any) -> list[Any]:
+    return [from_bfloat16(b, load(b, line, _H16))]
+
+
 def _float_pair(b: Any, at: Any) -> list[Any]:
     return [splat(b, load(b, at, FLOAT, 4 * i)) for i in (1, 0)]
 
@@ -162,6 +167,8 @@ EXPANDED = Form(2, 64, 8, 32, 0, (_F16,), _bfloat16_line, _float_pair, _fma_in_o
 """bfloat16, made floats: two fused multiply-adds, the odd k first, as AVX512-BF16 does. A line
 takes four of AVX2's registers, which leaves none for a sixth row: in a whole decoder that halved
 the speed."""
+HALVES = Form(1, 32, 4, 1, 0, (_F16,), _half_line, _float_word, _fma_in_order)
+"""float32 rows, columns of bfloat16 in the order of k: keys and values of a decoder's cache."""
 DOTS = Form(2, 64, 4, 32, 0, (_F16,), _words_line, _whole_word, _add_dots, "bfloat16")
 """bfloat16, two steps at once (AVX512-BF16)."""
 PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs, "int16", 0,
@@ -249,12 +256,14 @@ GROUP_QUADS = GroupForm(32, 288, 40, 32, 0, (_F16,), lambda b, sums: sums, _whol
 """int4 weights, VNNI."""
 TILE_KINDS = ("int8", "bf16")
 """Kinds whose packed lines are lines of tile registers (AMX)."""
-FORMS = (FLOATS, EXPANDED, DOTS, PAIRS, QUADS, GROUPS, GROUP_QUADS)
+FORMS = (FLOATS, EXPANDED, HALVES, DOTS, PAIRS, QUADS, GROUPS, GROUP_QUADS)
 
 
 def form_of(kind: str, variant: str) -> Form:
-    """Return the form of a kind of weights on a variant of processors."""
+    """Return the form of a kind of weights, or of 'halves', on a variant of processors."""
     if kind in ("int8", "int4"):
         choices = (PAIRS, QUADS) if kind == "int8" else (GROUPS, GROUP_QUADS)
         return choices[variant in (VNNI, AMX)]
-    return FLOATS if kind == "f32" else (EXPANDED, DOTS)[variant in (BF16, AMX)]
+    if kind in ("f32", "halves"):
+        return HALVES if kind == "halves" else FLOATS
+    return (EXPANDED, DOTS)[variant in (BF16, AMX)]

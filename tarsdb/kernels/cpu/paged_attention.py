@@ -1,9 +1,10 @@
 """Causal attention of some queries over a sequence's blocks of keys and values.
 
-A block holds 16 tokens: keys [head_dim][16] and values [16][width] of one head, which the products'
-micro-kernel reads as they lie. Scores of all keys are kept for a few queries, so memory is queries
-times keys. Sums go over the keys in their order; a query's result depends neither on the queries
-beside it nor on how a prompt was cut. Kwon et al. 2023. Arguments are addresses and counts.
+A block holds 16 tokens: keys [head_dim][16] and values [16][width] of one head, float32 or
+bfloat16, which the products' micro-kernel reads as they lie; all sums are float32. Scores of all
+keys are kept for a few queries, so memory is queries times keys. Sums go over the keys in their
+order; a query's result depends neither on the queries beside it nor on how a prompt was cut. Kwon
+et al. 2023. Arguments are addresses and counts.
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -25,7 +26,7 @@ GROUP = 16
 QUERIES = 24
 """Queries whose scores are kept at a time."""
 _HIDDEN = np.float32(-np.inf)
-_LINE, _TILE = np.int64(64), np.int64(1)  # no literals: Numba would compile for each of them
+_TILE = np.int64(1)  # no literal: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
@@ -38,8 +39,10 @@ def piece(head, kv_heads, block):  # type: ignore[no-untyped-def]
     return (block // GROUP * kv_heads + head) * GROUP + block % GROUP
 
 
-def make_attend(variant: str) -> Any:
+def make_attend(variant: str, size: int) -> Any:
     """Return the attention of a variant of processors, to be called by other kernels.
+
+    ``size`` is the bytes of a key's or value's element: 4 of float32, 2 of bfloat16.
 
     Parameters of the kernel
     ------------------------
@@ -58,7 +61,8 @@ def make_attend(variant: str) -> Any:
     scratch : address
         ``scratch_bytes``.
     """
-    multiply = make_multiply(variant)
+    multiply = make_multiply(variant, "f32" if size == 4 else "halves")
+    line_bytes = np.int64(16 * size)
 
     @njit(nogil=True)
     def soften(scores, lines, first, position, window, scaling, cap):  # type: ignore[no-untyped-def]
@@ -97,9 +101,9 @@ def make_attend(variant: str) -> Any:
         while line < lines:
             block = piece(0, kv_heads, read_int(table, begin + line))
             apart, alike = neighbours(table, begin + line, lines - line)
-            multiply(queries, stride, count, keys + 64 * head_dim * block, _LINE,
-                     64 * head_dim * apart, alike, head_dim, scores + 64 * line, scores_stride,
-                     _TILE)  # fmt: skip
+            multiply(queries, stride, count, keys + line_bytes * head_dim * block,
+                     line_bytes, line_bytes * head_dim * apart, alike, head_dim,
+                     scores + 64 * line, scores_stride, _TILE)  # fmt: skip
             line += alike
         for i in range(count):
             total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
@@ -108,8 +112,8 @@ def make_attend(variant: str) -> Any:
         for line in range(lines):
             block = piece(0, kv_heads, read_int(table, begin + line))
             known = min(16, last + 1 - 16 * (begin + line))
-            multiply(scores + 64 * line, scores_stride, count, values + 64 * width * block,
-                     4 * width, _LINE, width // 16, known, context, 4 * width,
+            multiply(scores + 64 * line, scores_stride, count, values + line_bytes * width * block,
+                     size * width, line_bytes, width // 16, known, context, 4 * width,
                      int(line == 0))  # fmt: skip
         for i in range(count):
             scale(out + i * out_stride, context + i * 4 * width, _ONE / read_real(sums, i),

@@ -19,7 +19,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import FLOAT, I64, LANES, fma, load, splat, store
-from tarsdb.kernels.cpu.vector_math import LOG2E, constant, exp2, from_bfloat16, greatest, largest
+from tarsdb.kernels.cpu.vector_math import (
+    LOG2E,
+    constant,
+    exp2,
+    from_bfloat16,
+    greatest,
+    largest,
+    to_bfloat16,
+)
 from tarsdb.kernels.cpu.vector_math import total as total_of
 
 _LOWEST = -3.0e38  # what is masked lies below
@@ -210,14 +218,41 @@ def fill(typingctx, row, value, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def narrow(typingctx, out, row, count):  # type: ignore[no-untyped-def]
+    """Write a row as bfloat16."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        out, row, count = args
+
+        def body(element: Any, kind: ir.Type) -> None:
+            bits = to_bfloat16(b, _read(b, row, element, kind))
+            store(b, bits, b.add(out, b.shl(element, ir.Constant(I64, 1))))
+
+        _sweep(b, count, body)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
+
+
+@intrinsic
 def scatter(typingctx, column, row, count):  # type: ignore[no-untyped-def]
     """Write a row's elements 64 bytes apart: one token of a transposed block."""
+    return _scattering(lambda b, value: value, 6)
 
+
+@intrinsic
+def scatter_narrow(typingctx, column, row, count):  # type: ignore[no-untyped-def]
+    """Write a row's elements as bfloat16, 32 bytes apart."""
+    return _scattering(to_bfloat16, 5)
+
+
+def _scattering(emit: Callable[..., Any], shift: int) -> Any:
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         column, row, count = args
         with cgutils.for_range(b, count) as loop:
-            value = load(b, _at(b, row, loop.index), FLOAT)
-            store(b, value, b.add(column, b.shl(loop.index, ir.Constant(I64, 6))))
+            value = load(b, _at(b, row, loop.index), ir.VectorType(FLOAT, 1))
+            place = b.add(column, b.shl(loop.index, ir.Constant(I64, shift)))
+            store(b, emit(b, value), place)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), codegen

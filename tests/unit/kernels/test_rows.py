@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ import numba
 from tarsdb.kernels import decoder_reference as reference
 from tarsdb.kernels.cpu import paged_attention, rows
 from tarsdb.kernels.native import address
-from tarsdb.kernels.packing import aligned
+from tarsdb.kernels.packing import aligned, from_bfloat16, to_bfloat16
 
 WIDTHS = (0, 1, 15, 16, 17, 40, 64)
 RANDOM = np.random.default_rng(9)
@@ -77,25 +80,37 @@ def test_softmax_does_not_see_what_is_hidden() -> None:
     assert scores.max() == 1.0
 
 
+HEAD_DIM, COUNT, POSITION, KV_HEADS, OWN_HEAD = 20, 9, 110, 2, 1
+
+
+@functools.cache
+def attention(level: str, size: int) -> Callable[..., None]:
+    attend = paged_attention.make_attend(level, size)
+
+    @numba.njit
+    def call(step, window, cap, addresses):  # type: ignore[no-untyped-def]
+        queries, out, scratch, keys, values, table = addresses
+        place = 16 * size * paged_attention.piece(OWN_HEAD, KV_HEADS, 0)
+        attend(queries, 4 * HEAD_DIM, COUNT, POSITION, step, table, keys + HEAD_DIM * place,
+               values + 32 * place, KV_HEADS, HEAD_DIM, 32, window, np.float32(0.4), cap, out,
+               4 * HEAD_DIM, scratch)  # fmt: skip
+
+    return call
+
+
 @pytest.mark.parametrize("level", ["avx2", "avx512"])
 @pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (5, 0.0), (20, 1.5)])
 def test_paged_attention(level: str, window: int, cap: float) -> None:
-    head_dim, count, position, kv_heads, head = 20, 9, 110, 2, 1
+    head_dim, count, position, kv_heads, head = HEAD_DIM, COUNT, POSITION, KV_HEADS, OWN_HEAD
     keys, values = normal(3, kv_heads, 16, head_dim, 16), np.zeros((3, kv_heads, 16, 16, 32))
     values = values.astype(np.float32)
     values[..., :head_dim] = normal(3, kv_heads, 16, 16, head_dim)
     # alone, neighbours up to the end of a group and on, backwards, with gaps
     table = np.array([40, 14, 15, 16, 4, 3, 9, 11], np.int32)
     blocks = len(table)
-    attend = paged_attention.make_attend(level)
-
-    @numba.njit
-    def call(step, addresses):  # type: ignore[no-untyped-def]
-        queries, out, scratch, keys, values, table = addresses
-        place = paged_attention.piece(head, kv_heads, 0)
-        attend(queries, 4 * head_dim, count, position, step, table, keys + 64 * head_dim * place,
-               values + 64 * 32 * place, kv_heads, head_dim, 32, window, np.float32(0.4),
-               np.float32(cap), out, 4 * head_dim, scratch)  # fmt: skip
+    keys, values = from_bfloat16(to_bfloat16(keys)), from_bfloat16(to_bfloat16(values))
+    narrow = to_bfloat16(keys), to_bfloat16(values)
+    call, call_narrow = attention(level, 4), attention(level, 2)
 
     scratch = aligned(int(paged_attention.scratch_bytes(blocks, 32)))
     own = np.divmod(table, paged_attention.GROUP)
@@ -104,7 +119,12 @@ def test_paged_attention(level: str, window: int, cap: float) -> None:
     spec = reference.AttentionSpec(0.4, window, cap)
     for step in (1, 0):
         queries, out = normal(count, head_dim), np.zeros((count, head_dim), np.float32)
-        call(step, tuple(map(address, (queries, out, scratch, keys, values, table))))
+        call(
+            step,
+            window,
+            np.float32(cap),
+            tuple(map(address, (queries, out, scratch, keys, values, table))),
+        )
         shaped = queries[:, None] if step else queries[None]
         expected = np.concatenate(
             [reference.attend(one[None], flat_keys, flat_values, position + step * row, spec)
@@ -112,6 +132,34 @@ def test_paged_attention(level: str, window: int, cap: float) -> None:
         ).reshape(count, head_dim)  # fmt: skip
         assert np.allclose(out, expected, atol=1e-5)
         assert np.abs(expected).max() > 0.1
+        same = np.zeros_like(out)
+        call_narrow(
+            step,
+            window,
+            np.float32(cap),
+            tuple(map(address, (queries, same, scratch, *narrow, table))),
+        )
+        assert np.array_equal(same, out)
+
+
+@numba.njit
+def store_narrow(row, out, column, count):  # type: ignore[no-untyped-def]
+    rows.narrow(out, row, count)
+    rows.scatter_narrow(column, row, count)
+
+
+@pytest.mark.parametrize("count", WIDTHS)
+def test_rows_become_bfloat16(count: int) -> None:
+    row = normal(count) * np.float32(2.0) ** np.arange(
+        -60, count - 60, dtype=np.float32
+    )  # some below 2^-50
+    out, column = np.zeros(count + 1, np.uint16), np.zeros((count + 1, 16), np.uint16)
+    store_narrow(address(row), address(out), address(column) + 2 * 3, count)
+    assert np.array_equal(out[:count], to_bfloat16(row))
+    assert np.array_equal(column[:count, 3], out[:count])
+    column[:, 3] = 0
+    assert not column.any()
+    assert not out[count]
 
 
 def test_groups_of_blocks_are_those_of_the_cache() -> None:

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tarsdb.errors import DataError, ModelError, ModelFormatError
+from tarsdb.errors import DataError, InternalError, ModelError, ModelFormatError
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.team import cores
 from tarsdb.model_ops import Decoder, KVCache, StepBatch
+from tarsdb.model_ops.decoder_forward import NumpyForward
+from tarsdb.model_ops.decoder_weights import DecoderReader
 from tests.golden.models.tiny_decoders import CONFIGS, tiny_decoder_tensors, tiny_prompts
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"
@@ -89,10 +91,10 @@ def test_quantized_weights_lose_little(quantize: str, error: float, tiny) -> Non
     assert np.sqrt(np.square(expected).mean()) > 2
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_where_blocks_lie_does_not_matter(name: str, tiny) -> None:
+@pytest.mark.parametrize(("name", "quantize"), [("llama", "none"), ("gemma2", "bf16")])
+def test_where_blocks_lie_does_not_matter(name: str, quantize: str, tiny) -> None:
     """Neighbouring blocks are taken several at a time."""
-    decoder = tiny(name)
+    decoder = tiny(name, quantize)
     prompt = [3 + i % 60 for i in range(70)]
     places = [[0, 1, 2, 3, 4], [9, 8, 7, 6, 5], [0, 2, 4, 6, 7], [7, 1, 9, 0, 3]]
     caches = [decoder.new_cache(10) for _ in places]
@@ -156,12 +158,13 @@ def test_sequences_share_the_blocks_of_a_common_beginning(tiny) -> None:
     assert np.abs(before[0]).max() > 0.1
 
 
-def test_stale_blocks_do_not_show(tiny) -> None:
-    decoder, prompt = tiny("llama"), tiny_prompts()[3]
+@pytest.mark.parametrize(("quantize", "nan"), [("none", np.nan), ("bf16", 0x7FC0)])
+def test_stale_blocks_do_not_show(quantize: str, nan: float, tiny) -> None:
+    decoder, prompt = tiny("llama", quantize), tiny_prompts()[3]
     clean = step(decoder, decoder.new_cache(2), [(prompt, 0, [0, 1])])
     cache = decoder.new_cache(2)
-    cache.keys[:] = np.nan
-    cache.values[:] = np.nan
+    cache.keys[:] = nan
+    cache.values[:] = nan
     assert np.array_equal(step(decoder, cache, [(prompt, 0, [0, 1])]), clean)
 
 
@@ -169,8 +172,39 @@ def test_memory_of_a_cache(tiny) -> None:
     cache = tiny("llama").new_cache(7)
     assert cache.blocks == 7
     assert cache.block_bytes == 3 * 2 * 16 * (12 + 16) * 4  # layers, heads, tokens, padded values
+    assert tiny("llama", "bf16").new_cache(7).block_bytes == cache.block_bytes // 2
     with pytest.raises(DataError, match="0 blocks"):
         tiny("llama").new_cache(0)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "qwen2_sliding"])
+def test_keys_and_values_of_bfloat16_are_rounded_once(name: str, tiny) -> None:
+    """What a step stores is the nearest bfloat16 of what it would store otherwise."""
+    decoder, prompt = tiny(name, "bf16"), tiny_prompts()[4]
+    table, heads = np.arange(3), decoder.spec.head_dim
+    cache, exact = decoder.new_cache(3), KVCache.for_model(decoder.spec, 3)
+    numpy = NumpyForward(
+        decoder.spec, DecoderReader(decoder.spec, tiny_decoder_tensors(CONFIGS[name])), "bf16"
+    )
+    batch = StepBatch(
+        *(np.array(v, np.int32) for v in (prompt, [0, len(prompt)], [0], [table], [0]))
+    )
+    decoder.step(batch, cache)
+    positions = batch.row_positions()
+    numpy.logits(batch, positions, decoder._angles.at(positions), exact)
+    for stored, wide in zip(cache.read(0, table, 41, heads), exact.read(0, table, 41, heads),
+                            strict=True):  # fmt: skip
+        assert not np.array_equal(stored, wide)
+        assert np.allclose(stored, wide, rtol=2**-8, atol=1e-6)
+        assert not (stored.view(np.uint32) & 0xFFFF).any()
+
+
+def test_a_cache_of_the_other_kind_is_refused(tiny) -> None:
+    decoder = tiny("llama", "bf16")
+    if type(decoder._forward).__name__ == "NumpyForward":
+        return  # reads both
+    with pytest.raises(InternalError, match="keys of 2 bytes, the cache holds float32"):
+        step(decoder, KVCache.for_model(decoder.spec, 2), [([3, 4], 0, [0, 1])])
 
 
 @pytest.mark.parametrize(
