@@ -21,7 +21,7 @@ from tarsdb.cli.progress import watched
 from tarsdb.cli.running import interruptibly
 from tarsdb.cli.shell import Shell, duration
 from tarsdb.database import Connection, connect
-from tarsdb.errors import DataError, OperationalError
+from tarsdb.errors import DataError, OperationalError, ReadOnlyError
 from tarsdb.sql.names import quoted
 
 
@@ -164,7 +164,8 @@ def check(arguments: argparse.Namespace) -> int:
 def warmup(arguments: argparse.Namespace) -> int:
     """Compile every kernel, so that no query waits for a compiler.
 
-    Of models' kernels those for float32, and those that the models of a file need.
+    Of models' kernels those for float32, and those that the models of a file need; the file gets
+    the packed weights of its models.
     """
     from tarsdb.kernels import decoder, dispatch, encoder, graph, ivf
 
@@ -181,8 +182,22 @@ def warmup(arguments: argparse.Namespace) -> int:
         began = time.perf_counter()
         wait()
         sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
+    if arguments.file is not None:
+        _pack_models(arguments.file)
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")
     return 0
+
+
+def _pack_models(file: str) -> None:
+    """Put the packed weights of a file's models into it, where it can be written to."""
+    try:
+        with connect(file) as db:
+            rows = interruptibly(db, lambda: db.execute("PRAGMA pack_models").fetchall())
+    except ReadOnlyError as error:
+        sys.stderr.write(f"  packed weights: {error.message}\n")
+        return
+    for name, nbytes in rows:
+        sys.stderr.write(f"  packed weights of {name}: {nbytes:,} bytes\n")
 
 
 def _kinds_of(file: str | None) -> set[tuple[str, str]]:

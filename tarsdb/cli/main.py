@@ -118,7 +118,10 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 def _warmup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", help="compile what the models of this file need as well"
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="compile what the models of this file need as well, and pack their weights into it",
     )
     parser.set_defaults(run=commands.warmup)
 

@@ -14,6 +14,7 @@ from tarsdb.engine import (
     inference_cache,
     inference_figures,
     model_device,
+    packed_weights,
     system_tables,
     vector_search,
 )
@@ -172,10 +173,13 @@ def pragma(context: Context, plan: Pragma) -> Result:
     if name == "forget_inference":
         gone = inference_cache.forget(_writable(context), str(plan.value or ""))
         return Result([name], [BIGINT], rows=[(gone,)])
+    if name == "pack_models":
+        _writable(context)
+        return Result(["model", "bytes"], [TEXT, BIGINT], rows=packed_weights.pack_models(context))
     raise NotSupportedError(
         f"PRAGMA {plan.name} is not known",
         hint="PRAGMA integrity_check, quick_check, durability, database_size, "
-        "inference_cache_size, forget_inference",
+        "inference_cache_size, forget_inference, pack_models",
     )
 
 

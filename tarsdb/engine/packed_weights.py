@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tarsdb.engine.loaded_models import adapted_model
 from tarsdb.errors import Error
 from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelVersion
@@ -132,6 +133,25 @@ class PublishQueue:
 def _may_go_on(left: int) -> bool:
     """Return whether to write on: a process that ends is not held up for long."""
     return threading.main_thread().is_alive() or left <= FINISHED_AT_EXIT_BYTES
+
+
+def pack_models(context: Context) -> list[tuple[str, int]]:
+    """Load every model, see that its packed weights are in the file, and return their bytes.
+
+    Models in the order of their names, adapters and models of onnxruntime left out; 0 where the
+    file keeps none: a small model, or one that could not be written. A model larger than
+    ``model_memory`` is refused with ModelError.
+    """
+    env, sizes = context.engines.env, []
+    for model in context.catalog.models():
+        version = model.find_version()
+        if version is None or adapted_model(model) or not version.tensors:
+            continue
+        context.engines.models.load(context, model)
+        queue_of(env).wait()  # before the next one: models may not fit beside each other
+        with env.read() as txn:
+            sizes.append((model.name, packed.size_bytes(txn, version.weights_digest)))
+    return sorted(sizes)
 
 
 _making = threading.Lock()

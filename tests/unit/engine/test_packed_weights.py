@@ -13,7 +13,7 @@ import pytest
 import tarsdb
 from tarsdb.engine import inference_cache, models, packed_weights
 from tarsdb.engine.loaded_models import loaded_models
-from tarsdb.errors import DataError, ModelError
+from tarsdb.errors import DataError, ModelError, ReadOnlyError
 from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS
 from tarsdb.storage import failpoints, packed
@@ -54,10 +54,12 @@ def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
         yield connection
 
 
-def create(db: tarsdb.Connection, family: str = "qwen3", quantize: str = "none") -> None:
+def create(
+    db: tarsdb.Connection, family: str = "qwen3", quantize: str = "none", name: str = "m"
+) -> None:
     folder = pathlib.Path(db._require_session().env.path).parent / family
     write_tiny_decoder(folder, family)
-    db.execute(f"CREATE MODEL m FROM '{folder}' WITH (quantize = '{quantize}')")
+    db.execute(f"CREATE MODEL {name} FROM '{folder}' WITH (quantize = '{quantize}')")
 
 
 def settle(db: tarsdb.Connection) -> None:
@@ -136,6 +138,22 @@ def test_an_adapter_of_a_mapped_model_adapts_it(db: tarsdb.Connection, path: pat
     forget(db)
     assert counted(lambda: ask(db, query)) == (first, {"hits": 1})
     assert first != ask(db, GENERATE)
+
+
+def test_all_models_are_packed_when_told_to(db: tarsdb.Connection, path: pathlib.Path) -> None:
+    create(db, quantize="int8")
+    create(db, "llama", name="other")
+    write_tiny_lora(path.parent / "lora", CONFIGS["qwen3"], 3)
+    db.execute(f"CREATE MODEL tuned FROM '{path.parent / 'lora'}' WITH (adapter_of = 'm')")
+    with tarsdb.connect(path, read_only=True) as reader, pytest.raises(ReadOnlyError):
+        reader.execute("PRAGMA pack_models")
+    assert stored(db) == 0
+    sizes = dict(ask(db, "PRAGMA pack_models"))
+    assert sizes.keys() == {"m", "other"}
+    assert 0 < sizes["m"] < sum(sizes.values()) == stored(db)
+    forget(db)
+    assert counted(lambda: ask(db, GENERATE))[1] == {"hits": 1}
+    assert dict(ask(db, "PRAGMA pack_models")) == sizes
 
 
 def test_small_models_are_left_alone(
