@@ -240,7 +240,7 @@ class Connection:
             Return an iterator over pieces of the text, as they come. Closing it ends the text.
         **options
             Those of ``generate`` in SQL: ``max_tokens``, ``temperature``, ``stop``, ``seed``,
-            ``system``, ``json_schema``, ...; see docs/models.md.
+            ``system``, ``json_schema``, ...; see docs/generation.md.
 
         Returns
         -------

@@ -17,6 +17,8 @@ from tests.golden.models.tiny_decoders import write_tiny_decoder
 from tests.golden.models.tiny_heads import HEADS, write_head_model
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MODELS = ("models.md", "generation.md")
+"""Of ``docs``: what models do; examples of the first come before those of the next."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -67,14 +69,15 @@ def test_examples_of_models_run(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     chat = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}<s>"
     write_tiny_decoder(tmp_path / "models" / "assistant", "qwen3", chat)
     with tarsdb.connect("docs.tars") as db:
-        for block in fences(ROOT / "docs" / "models.md", "sql"):
-            db.execute(block)
+        for document in MODELS:
+            for block in fences(ROOT / "docs" / document, "sql"):
+                db.execute(block)
 
 
 def test_every_model_function_is_described() -> None:
     from tarsdb.sql.model_calls import FUNCTIONS
 
-    text = (ROOT / "docs" / "models.md").read_text("utf-8")
+    text = "".join((ROOT / "docs" / document).read_text("utf-8") for document in MODELS)
     assert missing_words(set(FUNCTIONS), text) == set()
 
 

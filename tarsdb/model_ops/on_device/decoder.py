@@ -20,7 +20,8 @@ from tarsdb.model_ops.decoder_spec import DecoderSpec
 from tarsdb.model_ops.decoder_weights import DecoderLayer, DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import LayerAdapter, LowRank
-from tarsdb.model_ops.on_device.matrices import Matrices, longest_row
+from tarsdb.model_ops.on_device.device_model import DeviceModel
+from tarsdb.model_ops.on_device.matrices import longest_row
 
 F32 = npt.NDArray[np.float32]
 Runs = Sequence[tuple[int, int, Adapter]]
@@ -59,20 +60,17 @@ class DeviceCache(KVCache):
         return int(self.keys.nbytes + self.values.nbytes) // self.blocks
 
 
-class DeviceDecoder:
+class DeviceDecoder(DeviceModel):
     """The layers of a decoder on a device; a :class:`~tarsdb.model_ops.decoder_forward.Forward`.
 
     Parameters
     ----------
-    device : Device
-    kernels : ArrayKernels
-        See :func:`kernels_on`.
+    device, kernels, kind
+        Of :class:`DeviceModel`. Vectors of tokens are float16 but for ``f32``, and of ``bf16``
+        the KV cache is.
     spec : DecoderSpec
     read : DecoderReader
         Read part by part; each goes to the device before the next.
-    kind : str
-        See ``matrices.KINDS``. Vectors of tokens are float16 but for ``f32``, and of ``bf16`` the
-        KV cache is.
 
     Raises
     ------
@@ -89,11 +87,10 @@ class DeviceDecoder:
         self, device: Device, kernels: ArrayKernels, spec: DecoderSpec, read: DecoderReader,
         kind: str = "f32",
     ) -> None:  # fmt: skip
-        self._device, self._kernels, self._spec, self._kind = device, kernels, spec, kind
-        self._matrices = Matrices(device, kernels, kind)
-        self._recorder = Recorder(device.xp)
+        super().__init__(device, kernels, kind)
+        self._spec, self._recorder = spec, Recorder(device.xp)
         self._records = kernels.recordable or not hasattr(device.xp, "cuda")
-        with self._working(lambda: f"weights, {self.weight_bytes} bytes of them brought"):
+        with self._bringing():
             words = read.words()
             self._words = self._matrices.words(words)
             self._norm = self._matrices.array(read.final_norm())
@@ -101,11 +98,6 @@ class DeviceDecoder:
             self._head = self._matrices.product(read.head()) if not spec.tied else (
                 self._tied(words)
             )  # fmt: skip
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the device the weights take."""
-        return self._matrices.nbytes
 
     def new_cache(self, blocks: int) -> DeviceCache:
         """Allocate a KV cache on the device: (layers, blocks, kv_heads, ...), without groups."""

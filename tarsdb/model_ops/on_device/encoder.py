@@ -12,7 +12,8 @@ import numpy.typing as npt
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.model_arrays import ArrayKernels
 from tarsdb.model_ops.architecture import EncoderSpec
-from tarsdb.model_ops.on_device.matrices import Matrices, Product
+from tarsdb.model_ops.on_device.device_model import DeviceModel
+from tarsdb.model_ops.on_device.matrices import Product
 from tarsdb.model_ops.transformer import Panel
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, Linear
 
@@ -38,19 +39,16 @@ class _Sight:
     reach: int = 0
 
 
-class DeviceEncoder:
-    """The layers of an encoder on a device. Several threads may call it; they take turns.
+class DeviceEncoder(DeviceModel):
+    """The layers of an encoder on a device.
 
     Parameters
     ----------
-    device : Device
-    kernels : ArrayKernels
-        See :func:`kernels_on`.
+    device, kernels, kind
+        Of :class:`DeviceModel`.
     spec : EncoderSpec
     weights : EncoderWeights
         Copied to the device.
-    kind : str
-        See ``matrices.KINDS``.
 
     Raises
     ------
@@ -67,19 +65,14 @@ class DeviceEncoder:
         self, device: Device, kernels: ArrayKernels, spec: EncoderSpec, weights: EncoderWeights,
         kind: str = "f32",
     ) -> None:  # fmt: skip
-        self._device, self._kernels, self._spec = device, kernels, spec
-        self._matrices = Matrices(device, kernels, kind)
-        with device.working(lambda: f"weights, {self.weight_bytes} bytes of them brought"):
+        super().__init__(device, kernels, kind)
+        self._spec = spec
+        with self._bringing():
             self._weights: EncoderWeights = self._brought(weights)
             self._words = self._matrices.words(weights.words)
             self._weights = replace(self._weights, words=self._words)  # the host's are let go of
             self._nothing = device.xp.zeros(spec.hidden, device.xp.float32)
             self._no_bias = device.xp.zeros(spec.intermediate, device.xp.float32)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the device the weights take."""
-        return self._matrices.nbytes
 
     def forward(self, panel: Panel) -> F32:
         """Return the last layer's token vectors of a panel, float32 (n, hidden).
@@ -89,7 +82,7 @@ class DeviceEncoder:
         DeviceError
             The device failed.
         """
-        with self._device.working(lambda: f"{len(panel.ids)} tokens"):
+        with self._working(lambda: f"{len(panel.ids)} tokens"):
             return self._device.host(self._forward(panel))
 
     def _forward(self, panel: Panel) -> Any:
