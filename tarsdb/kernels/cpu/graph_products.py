@@ -27,7 +27,8 @@ VARIANTS = ("vnni", "avx2", "plain")
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _W16, _B64 = ir.VectorType(_I32, 16), ir.VectorType(_I8, 64)
-_W8, _H16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16)
+_W8, _H16, _B32 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
+_RUN, _STEP = 64, 32  # elements of which 16 bits hold the sums, and bytes of a register
 
 
 def _vnni(b: Any, sums: Any, codes: Any, signed: Any) -> Any:
@@ -44,29 +45,48 @@ def _avx2(b: Any, sums: Any, codes: Any, signed: Any) -> Any:
 _SHAPES = {0: (_vnni, _W16, 64), 1: (_avx2, _W8, 16)}
 
 
+def _pairs(b: Any, unsigned: Any, signed: Any) -> Any:
+    """Emit the sums of two neighbouring products, in 16 bits."""
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", _H16, unsigned, signed)
+
+
+def _widened(b: Any, sums: Any, pairs: list[Any]) -> Any:
+    """Add sums of 16 bits, few and small enough for these, to sums of 32 bits."""
+    total = pairs[0]
+    for other in pairs[1:]:
+        total = b.add(total, other)
+    return b.add(sums, call(b, "llvm.x86.avx2.pmadd.wd", _W8, total, ir.Constant(_H16, [1] * 16)))
+
+
 @intrinsic(prefer_literal=True)
 def _simd_halves(typingctx, variant, row, query, padded):  # type: ignore[no-untyped-def]
     """Inner product of codes of 4 bits and signed bytes, int64."""
-    add, sums, step = _SHAPES[variant.literal_value]
+    number = variant.literal_value
+    sums, step = (_W16, 64) if number == 0 else (_W8, _STEP)
     codes = ir.VectorType(_I8, step)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         _, row, query, padded = args
-        accs = [cgutils.alloca_once_value(b, ir.Constant(sums, None)) for _ in range(2)]
-        number = lambda value: ir.Constant(_I64, value)  # noqa: E731
-        with cgutils.for_range(b, b.udiv(padded, number(128))) as loop:
-            line = b.add(row, b.mul(loop.index, number(64)))
-            signed = b.add(query, b.mul(loop.index, number(128)))
+        acc = cgutils.alloca_once_value(b, ir.Constant(sums, None))
+        with cgutils.for_range(b, b.udiv(padded, ir.Constant(_I64, 128))) as loop:
+            line = b.add(row, b.mul(loop.index, ir.Constant(_I64, 64)))
+            signed = b.add(query, b.mul(loop.index, ir.Constant(_I64, 128)))
+            halves = []
             for at in range(0, 64, step):
                 both = load(b, line, codes, at)
                 low = b.and_(both, ir.Constant(codes, [15] * step))
                 high = b.lshr(both, ir.Constant(codes, [4] * step))
-                for half, acc, skip in ((low, accs[0], at), (high, accs[1], 64 + at)):
-                    other = load(b, signed, codes, skip)
-                    b.store(add(b, b.load(acc), half, other), acc)
-        total = b.add(b.load(accs[0]), b.load(accs[1]))
+                halves += [(low, load(b, signed, codes, at))]
+                halves += [(high, load(b, signed, codes, 64 + at))]
+            total = b.load(acc)
+            if number == 0:
+                for half, other in halves:
+                    total = _vnni(b, total, half, other)
+            else:  # four times two products of 15 and 128 at most
+                total = _widened(b, total, [_pairs(b, half, other) for half, other in halves])
+            b.store(total, acc)
         name = f"llvm.vector.reduce.add.v{sums.count}i32"
-        return b.sext(call(b, name, _I32, total), _I64)
+        return b.sext(call(b, name, _I32, b.load(acc)), _I64)
 
     return types.int64(variant, types.int64, types.int64, types.int64), codegen
 
@@ -101,35 +121,30 @@ def _simd_dot(typingctx, variant, row, query, padded):  # type: ignore[no-untype
     return types.int64(variant, types.int64, types.int64, types.int64), codegen
 
 
-_PICKS = {0: (_W16, 64), 1: (_W8, 16)}
-
-
 @intrinsic(prefer_literal=True)
 def _simd_pick(typingctx, variant, bits, query, padded):  # type: ignore[no-untyped-def]
     """Sum of the signed bytes whose bit is set, int64."""
     number = variant.literal_value
-    sums, step = _PICKS[number]
+    sums, step = (_W16, 64) if number == 0 else (_W8, _STEP)
     signed, mask = ir.VectorType(_I8, step), ir.VectorType(ir.IntType(1), step)
-    word = ir.IntType(step)
+    word, ones = ir.IntType(step), ir.Constant(signed, [1] * step)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         _, bits, query, padded = args
         acc = cgutils.alloca_once_value(b, ir.Constant(sums, None))
-        with cgutils.for_range(b, b.udiv(padded, ir.Constant(_I64, step))) as loop:
-            place = b.add(bits, b.mul(loop.index, ir.Constant(_I64, step // 8)))
-            at = b.add(query, b.mul(loop.index, ir.Constant(_I64, step)))
-            chosen = b.bitcast(load(b, place, word), mask)
-            picked = b.select(chosen, load(b, at, signed), ir.Constant(signed, None))
+        with cgutils.for_range(b, b.udiv(padded, ir.Constant(_I64, _RUN))) as loop:
+            place = b.add(bits, b.mul(loop.index, ir.Constant(_I64, _RUN // 8)))
+            start = b.add(query, b.mul(loop.index, ir.Constant(_I64, _RUN)))
+            picked = []
+            for at in range(0, _RUN, step):
+                chosen = b.bitcast(load(b, place, word, at // 8), mask)
+                taken = load(b, start, signed, at)
+                picked.append(b.select(chosen, taken, ir.Constant(signed, None)))
             if number == 0:
-                ones = ir.Constant(_B64, [1] * 64)
-                if llvm.llvm_version_info[0] < 22:
-                    ones, picked = b.bitcast(ones, _W16), b.bitcast(picked, _W16)
-                name = "llvm.x86.avx512.vpdpbusd.512"
-                b.store(call(b, name, _W16, b.load(acc), ones, picked), acc)
+                total = _vnni(b, b.load(acc), ones, picked[0])
             else:
-                wide, ones = b.sext(picked, _H16), ir.Constant(_H16, [1] * 16)
-                pairs = call(b, "llvm.x86.avx2.pmadd.wd", _W8, wide, ones)
-                b.store(b.add(b.load(acc), pairs), acc)
+                total = _widened(b, b.load(acc), [_pairs(b, ones, one) for one in picked])
+            b.store(total, acc)
         name = f"llvm.vector.reduce.add.v{sums.count}i32"
         return b.sext(call(b, name, _I32, b.load(acc)), _I64)
 
