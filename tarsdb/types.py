@@ -545,6 +545,7 @@ _PRESENT: dict[Kind, Any] = {
 }
 
 
+@functools.lru_cache(maxsize=256)
 def arrow_type(sql_type: SqlType) -> pa.DataType:
     """Return the Arrow type results and scans use (imports pyarrow)."""
     import pyarrow as pa

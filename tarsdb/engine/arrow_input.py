@@ -129,6 +129,8 @@ def _boolean(array: pa.Array, sql_type: SqlType, name: str) -> Column:
 
 def _integer(array: pa.Array, sql_type: SqlType, name: str) -> Column:
     target = arrow_type(sql_type)
+    if array.type == target:
+        return _fixed(array, sql_type)
     if _is_text(array.type) or not _is_number(array.type):
         return _each(array, sql_type, name)
     if pa.types.is_floating(array.type):
@@ -141,6 +143,8 @@ def _integer(array: pa.Array, sql_type: SqlType, name: str) -> Column:
 
 
 def _float(array: pa.Array, sql_type: SqlType, name: str) -> Column:
+    if array.type == arrow_type(sql_type):
+        return _fixed(array, sql_type)
     if _is_text(array.type) or not _is_number(array.type):
         return _each(array, sql_type, name)
     return _fixed(array.cast(arrow_type(sql_type), safe=False), sql_type)

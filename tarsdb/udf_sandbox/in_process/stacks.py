@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -67,18 +68,25 @@ def _darwin_stack_bytes() -> int:
 
 
 def _linux_stack_bytes() -> int:
-    library = ctypes.CDLL(None)
-    library.pthread_self.restype = ctypes.c_void_p
-    library.pthread_getattr_np.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library = _linux_library()
     attributes = ctypes.create_string_buffer(256)  # pthread_attr_t is 56 bytes on x86-64
     if library.pthread_getattr_np(library.pthread_self(), attributes) != 0:
         return 0
     size = ctypes.c_size_t()
-    library.pthread_attr_getstacksize.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.pthread_attr_getstacksize(attributes, ctypes.byref(size))
-    library.pthread_attr_destroy.argtypes = [ctypes.c_void_p]
     library.pthread_attr_destroy(attributes)
     return size.value
+
+
+@functools.cache
+def _linux_library() -> ctypes.CDLL:
+    """Return the C library, ready: threads of DuckDB are asked anew at each call they make."""
+    library = ctypes.CDLL(None)
+    library.pthread_self.restype = ctypes.c_void_p
+    library.pthread_getattr_np.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.pthread_attr_getstacksize.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.pthread_attr_destroy.argtypes = [ctypes.c_void_p]
+    return library
 
 
 class _Task:
