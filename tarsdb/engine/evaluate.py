@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tarsdb.columns import Column, from_list
+from tarsdb.columns import Column, concat, from_list
 from tarsdb.engine.compare import Constant, Truth, both_valid, compare
 from tarsdb.errors import BindError, InternalError, ProgrammingError
 from tarsdb.index.flat import distances, prepare_query
@@ -218,8 +218,8 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
             return _arithmetic(node.op, value(node.left, batch), value(node.right, batch))
         case ex.Distance():
             return _distance(node, batch)
-        case ex.Call():
-            return _called(node, batch)
+        case ex.Call() | ex.Guarded():
+            return _called(node, batch) if isinstance(node, ex.Call) else _guarded(node, batch)
         case _:
             return _column_of_truth(truth(node, batch))
 
@@ -237,6 +237,19 @@ def _called(node: ex.Call, batch: Batch) -> Column:
     if node.kind == "udf" and not node.is_volatile:
         batch.called[node] = answer
     return answer
+
+
+def _guarded(node: ex.Guarded, batch: Batch) -> Column:
+    """Return a call's values where a condition holds; the function sees those rows only."""
+    mask = truth(node.condition, batch).true
+    if mask.all():
+        return _called(node.call, batch)
+    rows = np.flatnonzero(mask)
+    found = _called(node.call, batch.where(mask, node.call))
+    none = from_list(found.type, [None])
+    places = np.full(batch.rows, len(rows), np.int64)  # of the NULL behind what was found
+    places[rows] = np.arange(len(rows))
+    return concat(found.type, [found, none]).take(places)
 
 
 def _argument(operand: Column | Constant, rows: int, sql_type: SqlType | None, what: str) -> Column:

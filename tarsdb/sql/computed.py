@@ -3,8 +3,10 @@
 DuckDB calls a function for 2,048 rows at a time, some 100 us each. Where a SELECT reads one table
 and WHERE is native, the scan applies WHERE, its calls included; and calls that the rest of the
 outermost SELECT makes for every row become columns of the relation, under DuckDB's grouping,
-sorting and aggregates. What may be evaluated for some rows only (CASE, AND, FILTER, a SELECT list
-under LIMIT) stays with DuckDB.
+sorting and aggregates. Calls in CASE and COALESCE are made for the rows that come to them, where the
+conditions are native too. What else may be evaluated for some rows only (AND, FILTER, a SELECT list
+under LIMIT) stays with DuckDB, and so does all that reads a join: a function is not to be asked about
+rows that the join drops.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ PREFIX = "__computed"
 _TABLE_PARTS = frozenset({"this", "alias", "db"})
 _EVERY_ROW = (
     exp.Alias, exp.Paren, exp.Predicate, exp.Not, exp.Neg, exp.Add, exp.Sub, exp.Mul, exp.Div,
-    exp.Mod, exp.Cast, exp.Abs, exp.Round, exp.Floor, exp.Ceil, exp.AggFunc, exp.Window,
+    exp.Mod, exp.Cast, exp.Abs, exp.Round, exp.Floor, exp.Ceil, exp.Sqrt, exp.Ln, exp.Exp,
+    exp.Length, exp.Lower, exp.Upper, exp.DPipe, exp.AggFunc, exp.Window,
     exp.Distinct, exp.Order, exp.Ordered, exp.Group,
 )  # fmt: skip
 """Nodes that evaluate all of their operands, whatever the row."""
+Terms = tuple[ex.Expr, ...]
+"""What is true of the rows for which something is evaluated."""
 
 
 def leave_to_scan(rewriter: Rewriter, node: Any, scope: Scope) -> None:
@@ -44,14 +49,17 @@ def leave_to_scan(rewriter: Rewriter, node: Any, scope: Scope) -> None:
     terms = [term for term in map(core.condition, nodes) if term is not None]
     if len(terms) < len(nodes):
         return
-    computed: dict[ex.Call, str] = {}
+    computed: dict[ex.Call | ex.Guarded, str] = {}
     if node.parent is None and not _shows_whole_rows(node, source):
         computed = _Computed(rewriter, core, node, source).calls
     if computed or ex.calls(*terms):
         whole = conjunction(terms)
         source.filtered, source.terms = True, [] if whole is None else [whole]
         source.extra |= frozenset(computed.values())
-        source.computed = tuple(Output(name, call, call.returns) for call, name in computed.items())
+        source.computed = tuple(
+            Output(name, node, node.call.returns if isinstance(node, ex.Guarded) else node.returns)
+            for node, name in computed.items()
+        )
         node.set("where", None)
 
 
@@ -97,7 +105,7 @@ class _Computed:
     """The calls of an outermost SELECT that became columns: ``calls`` has the columns' names."""
 
     def __init__(self, rewriter: Rewriter, core: Core, node: Any, source: Source) -> None:
-        self.calls: dict[ex.Call, str] = {}
+        self.calls: dict[ex.Call | ex.Guarded, str] = {}
         self._core = core
         self._source = source
         catalog = rewriter.binding.catalog
@@ -134,22 +142,61 @@ class _Computed:
 
     def _replace(self, parts: Any) -> None:
         """Put columns in place of the calls that are made whenever some parts are evaluated."""
-        stack = list(parts)
+        stack: list[tuple[Any, Terms]] = [(part, ()) for part in parts]
         while stack:
-            node = stack.pop()
+            node, terms = stack.pop()
             call = self._call(node)
             if call is not None and not call.is_volatile:
-                self._put(node, call)
+                condition = None if call in self.calls else conjunction(list(terms))
+                self._put(node, call if condition is None else ex.Guarded(condition, call))
+            elif isinstance(node, (exp.Case, exp.If)):
+                stack.extend(self._branches(node, terms))
+            elif isinstance(node, exp.Coalesce):
+                stack.extend(self._choices([node.this, *node.expressions], terms))
             elif isinstance(node, _EVERY_ROW):
-                stack.extend(node.iter_expressions())
+                stack.extend((child, terms) for child in node.iter_expressions())
+
+    def _branches(self, node: Any, terms: Terms) -> Iterator[tuple[Any, Terms]]:
+        """Yield what CASE evaluates, and for which rows, as far as that is native."""
+        subject = node.this if isinstance(node, exp.Case) else None
+        if subject is not None:
+            yield subject, terms
+        for each in node.args["ifs"] if isinstance(node, exp.Case) else [node]:
+            test = (
+                each.this
+                if subject is None
+                else exp.EQ(this=subject.copy(), expression=each.this.copy())
+            )
+            condition = self._core.condition(test)
+            yield each.this, terms
+            if condition is None or _is_volatile(condition):
+                return
+            yield each.args["true"], (*terms, condition, ex.Not(ex.IsNull(condition)))
+            terms = (*terms, ex.Or((ex.Not(condition), ex.IsNull(condition))))
+        default = node.args.get("default" if isinstance(node, exp.Case) else "false")
+        if default is not None:
+            yield default, terms
+
+    def _choices(self, nodes: list[Any], terms: Terms) -> Iterator[tuple[Any, Terms]]:
+        """Yield what COALESCE evaluates, and for which rows, as far as that is native."""
+        for node in nodes:
+            found = self._core.expr(node)
+            yield node, terms
+            if found is None or _is_volatile(found):
+                return
+            terms = (*terms, ex.IsNull(found))
 
     def _call(self, node: Any) -> ex.Call | None:
         call = self._core.expr(node) if isinstance(node, exp.Anonymous) else None
         return call if isinstance(call, ex.Call) else None
 
-    def _put(self, node: Any, call: ex.Call) -> None:
+    def _put(self, node: Any, call: ex.Call | ex.Guarded) -> None:
         name = self.calls.setdefault(call, f"{PREFIX}{len(self.calls)}")
         node.replace(exp.column(name, table=self._source.alias))
+
+
+def _is_volatile(node: ex.Expr) -> bool:
+    return any(call.is_volatile for call in ex.calls(node))
 
 
 def _named_items(node: Any, keys: list[Any]) -> Iterator[Any]:

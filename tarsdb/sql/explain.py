@@ -53,6 +53,7 @@ def _call(node: ex.Call) -> str:
 _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Literal: lambda node: _literal(node.value),
     ex.Parameter: _parameter,
+    ex.Guarded: lambda node: f"{_call(node.call)} WHERE {expression(node.condition)}",
     ex.ColumnRef: lambda node: str(node.column.name),
     ex.RowidRef: lambda node: ex.ROWID,
     ex.Excluded: lambda node: f"excluded.{node.column.name}",

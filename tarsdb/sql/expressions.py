@@ -139,9 +139,17 @@ class Call:
     is_volatile: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A call, made for the rows where a condition is true; NULL in the others."""
+
+    condition: Expr
+    call: Call
+
+
 Expr = (
     Literal | Parameter | ColumnRef | RowidRef | Excluded | Compare | And | Or | Not | IsNull
-    | InList | Arithmetic | Distance | Call
+    | InList | Arithmetic | Distance | Call | Guarded
 )  # fmt: skip
 
 
@@ -167,6 +175,8 @@ def children(node: Expr) -> Sequence[Expr]:
             return (node.operand, *node.items)
         case Call():
             return node.args
+        case Guarded():
+            return (node.condition, node.call)
         case _:
             return ()
 

@@ -228,6 +228,18 @@ GROUPED = (
     "SELECT id FROM {} WHERE half(x) > 360 UNION ALL SELECT id FROM t WHERE odd(n) AND id < 9",
     "SELECT id FROM {} WHERE half(x) > (SELECT max(x) FROM u) AND half(x) < 50 ORDER BY id",
     "SELECT count(*) FROM {} WHERE half(x) > 1 AND s LIKE 'row%'",
+    "SELECT id, CASE WHEN n > 40 THEN inverse(n) WHEN n > 9 THEN inverse(n - 9) ELSE half(x) END"
+    " FROM {} ORDER BY id",
+    "SELECT id, CASE WHEN x > 5 THEN CASE WHEN n <> 0 THEN inverse(n) END ELSE id END FROM {}",
+    "SELECT id, CASE WHEN x > 5 THEN 1 WHEN n <> 0 AND inverse(n) > 3 THEN inverse(n) END FROM {}",
+    "SELECT id, CASE n WHEN 0 THEN 0 WHEN NULL THEN inverse(0) ELSE inverse(n) END FROM {}",
+    "SELECT id, CASE half(n) WHEN 0 THEN 0 WHEN 3 THEN half(x) ELSE inverse(n) END FROM {}",
+    "SELECT id, COALESCE(half(x), half(b), root(r)), if(n = 0, 1, inverse(n)) FROM {}",
+    "SELECT upper(shout(s)), length(shout(s)), shout(s) || 'x', shout(s) LIKE 'R%' FROM {}",
+    "SELECT sum(CASE WHEN n BETWEEN 1 AND 7 THEN inverse(n) ELSE 0 END), count(*) FROM {}",
+    "SELECT CASE WHEN length(s) > 3 THEN half(x) WHEN n <> 0 THEN inverse(n) END, half(x) FROM {}",
+    "SELECT CASE WHEN n > 3 THEN shout(s) END AS s, max(x) FROM {} GROUP BY 1 ORDER BY 1",
+    "SELECT id, CASE WHEN again(x) > 3 THEN half(x) END FROM {}",
 )  # fmt: skip
 
 
@@ -263,6 +275,22 @@ def test_a_function_sees_rows_that_the_rest_of_where_keeps(db: tarsdb.Connection
     assert both["odd"] == (1, db.table("t").count())
     assert 0 < both["half"][1] < both["odd"][1]
     assert counted(db, "SELECT id FROM t WHERE n >= 0 OR odd(n)") == {}
+
+
+def test_a_branch_of_case_calls_a_function_for_its_rows(db: tarsdb.Connection) -> None:
+    def rows(condition: str) -> int:
+        return int(db.execute(f"SELECT count(*) FROM t WHERE {condition}").fetchall()[0][0])
+
+    case = "SELECT sum(CASE WHEN x > {} THEN inverse(n + 1) ELSE half(id) END) FROM t"
+    wanted = {"inverse": (1, rows("x > 9")), "half": (1, rows("x <= 9 OR x IS NULL"))}
+    assert counted(db, case.format(9)) == counted(db, case.format("?"), 9) == wanted
+    assert counted(db, "SELECT id, COALESCE(n, half(id)) FROM t") == {}
+    nulls = counted(db, "SELECT id, COALESCE(x, half(id)) FROM t")
+    assert nulls == {"half": (1, rows("x IS NULL"))}
+    sql = "SELECT sum(CASE WHEN {} THEN inverse(n) END) FROM t"
+    assert db.execute(sql.format("n <> 0")).fetchall()
+    with pytest.raises(UdfTrapError, match="inverse"):
+        db.execute(sql.format("n >= 0")).fetchall()
 
 
 def test_null_in_a_cheaper_term_hides_a_row(db: tarsdb.Connection) -> None:
