@@ -3,10 +3,10 @@
 DuckDB calls a function for 2,048 rows at a time, some 100 us each. Where a SELECT reads one table
 and WHERE is native, the scan applies WHERE, its calls included; and calls that the rest of the
 outermost SELECT makes for every row become columns of the relation, under DuckDB's grouping,
-sorting and aggregates. Calls in CASE and COALESCE are made for the rows that come to them, where the
-conditions are native too. What else may be evaluated for some rows only (AND, FILTER, a SELECT list
-under LIMIT) stays with DuckDB, and so does all that reads a join: a function is not to be asked about
-rows that the join drops.
+sorting and aggregates. Calls in CASE and COALESCE are made for the rows that come to them, where
+the conditions are native too. What else may be evaluated for some rows only (AND, FILTER, a SELECT
+list under LIMIT) stays with DuckDB, and so does all that reads a join: a function is not to be
+asked about rows that the join drops.
 """
 
 from __future__ import annotations
