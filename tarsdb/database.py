@@ -316,12 +316,13 @@ class Connection:
 class Cursor:
     """Holds one statement's result. Rows are plain tuples, wholly in memory."""
 
+    arraysize = 1
+    _result: Result | None = None
+    _position = 0
+    _closed = False
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.arraysize = 1
-        self._result: Result | None = None
-        self._position = 0
-        self._closed = False
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Cursor:
         """Execute a statement; see :meth:`Connection.execute`."""
@@ -425,8 +426,10 @@ class Cursor:
         raise NotSupportedError(f"there are no stored procedures, {name!r} cannot be called")
 
     def _rows(self) -> list[tuple[Any, ...]]:
-        result = self._require_result()
-        if not result.has_rows:
+        result = self._result
+        if result is None or self._closed:
+            result = self._require_result()
+        if not result.names:
             raise InterfaceError("the last statement returned no rows")
         return result.rows()
 

@@ -1,8 +1,8 @@
 """Searches per second of two threads beside one: a connection each, one process, two cores.
 
 Both ask by SQL for the ten nearest of 60,000 indexed rows in a file. One thread and two take turns;
-figures are wall time, medians over turns. Single queries share the interpreter's lock for half of
-their time; batches (``SET threads``) are a call for many queries each. Writes
+figures are wall time, medians over turns. Single queries share the interpreter's lock between
+their compiled calls; batches (``SET threads``) are a call for many queries each. Writes
 ``results/two_threads.LEVEL.json``.
 """
 

@@ -55,9 +55,6 @@ def run(context: Context, plan: Query) -> Result:
 
 
 def _knn(context: Context, plan: Knn) -> Result:
-    known = repeated_search.answer(context, plan)
-    if known is not None:
-        return known
     asked = result_cache.asked(context, plan)
     shape = vector_search.Shape.of(plan)
     if asked is not None:

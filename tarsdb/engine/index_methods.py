@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.arrays import Runs
-from tarsdb.index.base import Found, Look
+from tarsdb.index.base import Found, Look, OneCall
 from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, elements
@@ -89,22 +89,11 @@ class Part(Protocol):
         ...
 
 
-class Prepared(Protocol):
+class Prepared(OneCall, Protocol):
     """A search of all parts of an index by one call a query, or a share of a batch."""
-
-    level: str
-    """The instruction set level it is compiled for."""
 
     def search(self, queries: np.ndarray, threads: int = 1) -> Found | None:
         """Return the k nearest rows of each query; None where they are to be found otherwise."""
-        ...
-
-    def fill(self, query: np.ndarray, to: tuple[int, int]) -> bool:
-        """Write the k nearest rows of one query, float32 (dim,), to where the caller says.
-
-        ``to`` is the address of int64 (k,) and of float32 (k,), row ids and distances; of vectors
-        of float32 only. False where they are to be found otherwise.
-        """
         ...
 
 

@@ -1,99 +1,106 @@
 """A search that is asked again in the same state of the file: what its plan settled once.
 
-Table, exact index, parts of the approximate one and how they are searched follow from the plan and
-the state of the file; so does where the columns of the answer lie. A plan that runs a second time
-in one state keeps them, and from then on a search is one compiled call, and the columns another.
-Whatever is out of the ordinary (other parameters, own writes, distances that are not finite) goes
-the way of every search, which has the checks and the errors.
+Table, exact index, the rows a filter keeps, parts of the approximate index and how they are
+searched follow from the plan and the state of the file; so does where the columns of the answer
+lie. A plan that runs a second time in one state keeps them, and from then on a search is one
+compiled call: nearest rows and the values of their columns. Whatever is out of the ordinary (other
+parameters, distances that are not finite, rows that codes cannot tell apart) goes the way of every
+search, which has the checks and the errors.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarsdb.engine import vector_index, vector_search
-from tarsdb.engine.cells import Cells
+from tarsdb.engine import vector_search
+from tarsdb.engine.cells import Cells, kernels
 from tarsdb.engine.result import Result
 from tarsdb.engine.vector_search import Shape
 from tarsdb.kernels import dispatch
-from tarsdb.kernels.native import address
+from tarsdb.kernels.native import address, scratch
 from tarsdb.metrics import METRICS
 from tarsdb.sql import expressions as ex
+from tarsdb.storage import Revisit
 from tarsdb.types import Kind
 
 if TYPE_CHECKING:
-    from tarsdb.engine.context import Context
-    from tarsdb.engine.index_methods import Prepared
-    from tarsdb.engine.vector_index import Scope
+    from tarsdb.engine.context import Context, Parameters
+    from tarsdb.index.base import OneCall
     from tarsdb.sql.plan import Knn
-    from tarsdb.storage import GroupState
 
 MOST_ROWS = 64
 """Rows of an answer up to which its columns are read in this way."""
+_FLOAT32 = np.dtype(np.float32)
 
 
 class RepeatedSearch:
     """What one plan keeps for its next search; one thread uses it at a time.
 
-    Nothing in it keeps a state of the table or a part of an index in memory.
+    Nothing in it keeps an index in memory: ``prepared`` belongs to whoever made it.
     """
 
     def __init__(
-        self, plan: Knn, state: tuple[int, int], scope: Scope, group: GroupState, cells: Cells
+        self, context: Context, plan: Knn, prepared: OneCall, counter: str, cells: Cells
     ) -> None:
-        node = plan.distance.right
+        found, node, k = kernels(), plan.distance.right, prepared.k
+        assert found is not None
         assert isinstance(node, ex.Parameter)
-        self._key, self._shape, self._dim = node.key, Shape.of(plan), (plan.column.type.dim,)
-        self._state = state
-        self._scope, self._group = weakref.ref(scope), weakref.ref(group)
-        self._cells = cells
-        self._counter = scope.placed.method.counter
-        self._k = scope.wanted
-        self._ids, self._values = np.empty(self._k, np.int64), np.empty(self._k, np.float32)
-        self._to = address(self._ids), address(self._values)
+        self._kernel, gather = found
+        self._shape, self._counter, self._cells = Shape.of(plan), counter, cells
+        self._query, self._dim = node.key, (plan.column.type.dim,)
+        self._filter = vector_search.filtered_by(context, plan)
+        self._prepared = weakref.ref(prepared)
+        self._settings = context.engines.settings
+        self._version = self._settings.version
+        self._pages = Revisit(context.snapshot.env, context.snapshot.txn.file_state())
+        ids, distances = np.empty(k, np.int64), np.empty(k, np.float32)
+        entry, searched, self._memory = prepared.call
+        runs, count, columns, sizes, to = cells.words
+        words = np.array([
+            entry, searched, address(ids), address(distances), k, dispatch.entry(gather), runs,
+            count, columns, sizes, to,
+        ], np.int64)  # fmt: skip
+        self._words, self._held = address(words), (words, ids, distances)
+        values = iter(cells.values)
+        self._values = [distances if node is None else next(values) for node in self._shape.nodes]
 
-    def answer(self, context: Context) -> Result | None:
+    def answer(self, parameters: Parameters) -> Result | None:
         """Return the answer of a statement; None where it is to be found in the usual way."""
-        scope = self._scope()
+        prepared = self._prepared()
         if (
-            scope is None
-            or self._group() is None
-            or context.writes is not None
-            or context.snapshot.txn.file_state() != self._state
+            prepared is None
+            or prepared.level != dispatch.level()
+            or self._settings.version != self._version
         ):
             return None
-        query, prepared = context.parameter(self._key), scope.prepared
+        try:
+            query: Any = parameters[self._query]  # type: ignore[index] # a mismatch is reported by the usual way
+            for key, kind, value in self._filter:
+                given: Any = parameters[key]  # type: ignore[index]
+                if type(given) is not kind or given != value:
+                    return None
+        except (KeyError, IndexError, TypeError):
+            return None
         if (
             type(query) is not np.ndarray
-            or query.dtype != np.float32
+            or query.dtype != _FLOAT32
             or query.shape != self._dim
             or not query.flags.c_contiguous
-            or prepared is None
-            or prepared.level != dispatch.level()
-            or not prepared.fill(query, self._to)
+            or not self._pages.enter()
         ):
             return None
-        distances = self._values.tolist()
-        if not math.isfinite(distances[0]):
-            return None
-        columns = self._cells.read(self._to[0], self._k)
-        if columns is None:
+        try:
+            found = self._kernel(self._words, address(query), scratch.of(self._memory))
+        finally:
+            self._pages.leave()
+        if not found:
             return None
         METRICS.add(self._counter)
-        shape = self._shape
-        found = iter(columns)
-        stored = [distances if node is None else next(found) for node in shape.nodes]
+        shape, stored = self._shape, [values.tolist() for values in self._values]
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
-
-
-def answer(context: Context, plan: Knn) -> Result | None:
-    """Return the answer of a plan that ran in this state before; None where it did not."""
-    known: RepeatedSearch | None = plan.memo.get("repeated")
-    return None if known is None else known.answer(context)
 
 
 def keep(context: Context, plan: Knn) -> None:
@@ -101,22 +108,20 @@ def keep(context: Context, plan: Knn) -> None:
     state = context.snapshot.txn.file_state()
     if plan.memo.get("state") != state:
         plan.memo["state"] = state
+        plan.memo.pop("repeated", None)
         return
-    if not _is_simple(context, plan):
+    if plan.memo.get("scattered") == state or not _is_simple(context, plan) or kernels() is None:
         return
     view = context.view(plan.table)
     flat = vector_search.flat_index(context, view, plan.column.id, plan.column.type)
-    scope = vector_search.scope_of(context, plan, view, flat)
-    if scope is None or not 0 < scope.wanted <= MOST_ROWS or _prepared(scope, plan) is None:
+    found = vector_search.prepared(context, plan, view, flat)
+    if found is None or not 0 < found[0].k <= MOST_ROWS:
         return
-    group, shape = view.scalars(), Shape.of(plan)
-    cells = Cells.of(context.snapshot.txn, group, shape.stored, scope.wanted)
-    if cells is not None:
-        plan.memo["repeated"] = RepeatedSearch(plan, state, scope, group, cells)
-
-
-def _prepared(scope: Scope, plan: Knn) -> Prepared | None:
-    return vector_index.prepared(scope, plan.distance.op)
+    cells = Cells.of(context.snapshot.txn, view.scalars(), Shape.of(plan).stored, found[0].k)
+    if cells is None:  # so it stays in this state
+        plan.memo["scattered"] = state
+    else:
+        plan.memo["repeated"] = RepeatedSearch(context, plan, *found, cells)
 
 
 def _is_simple(context: Context, plan: Knn) -> bool:
@@ -128,8 +133,7 @@ def _is_simple(context: Context, plan: Knn) -> bool:
         and not plan.filters
         and plan.column.type.kind is Kind.VECTOR
         and plan.within is None
-        and not shape.is_filtered
-        and shape.index is not None
+        and not plan.descending
         and bool(shape.stored)
         and shape.window is not None
         and shape.window[0] == 0

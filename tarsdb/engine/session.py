@@ -30,6 +30,7 @@ from tarsdb.engine import (
 )
 from tarsdb.engine.context import Context, Engines, Interrupt, Parameters
 from tarsdb.engine.names import Names, variables_of
+from tarsdb.engine.repeated_search import RepeatedSearch
 from tarsdb.engine.result import Result
 from tarsdb.engine.settings import Settings
 from tarsdb.errors import (
@@ -95,7 +96,7 @@ class _Prepared:
     statement: Any
     takes: int | None  # positional parameters; None with named ones
     plan: Plan | None = None
-    key: tuple[int, int, int] = (-1, -1, -1)
+    key: tuple[int, int] = (-1, -1)
 
 
 @dataclass(slots=True)
@@ -127,7 +128,6 @@ class Session:
         self._lock = threading.RLock()
         self._open: _Open | None = None
         self._prepared: dict[str, _Prepared | list[str]] = {}
-        self._functions_version = 0
         self._generating: weakref.WeakSet[Interrupt] = weakref.WeakSet()
 
     @property
@@ -219,6 +219,11 @@ class Session:
             many = bound.checked(many, takes)
         elif takes is not None and len(parameters) > takes:
             bound.check(parameters, takes)
+        plan = prepared.plan
+        if type(plan) is Knn and many is None and self._open is None:
+            repeated: RepeatedSearch | None = plan.memo.get("repeated")
+            if repeated is not None and (found := repeated.answer(parameters)) is not None:
+                return found
         variables = variables_of(frame)
         if self._open is not None:
             return self._inside(self._open, prepared, parameters, variables, many)
@@ -315,7 +320,7 @@ class Session:
 
     def _plan(self, prepared: _Prepared, context: Context, variables: Any) -> Plan:
         shared = context.writes is None or context.catalog is context.snapshot.catalog
-        key = (context.snapshot.catalog_version, self.settings.version, self._functions_version)
+        key = context.snapshot.catalog_version, self.settings.version
         if shared and prepared.plan is not None and prepared.key == key:
             return prepared.plan
         names = Names(context.catalog, self.engines.functions.session, variables)
@@ -459,7 +464,7 @@ class Session:
         """Add a Python function of this connection."""
         with self._lock:
             self.engines.functions.register(function)
-            self._functions_version += 1
+            self._prepared.clear()  # plans may use what had the name before
 
     def interrupt(self) -> None:
         """End the running statement and texts being generated; callable from any thread."""

@@ -17,8 +17,8 @@ from tarsdb.columns import Column
 from tarsdb.engine import access, batches, evaluate, lazy_filter, project, vector_index
 from tarsdb.engine.context import Context
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
-from tarsdb.index.base import Found
-from tarsdb.index.coded import CodeCache
+from tarsdb.index.base import Found, OneCall
+from tarsdb.index.coded import CERTIFIED, CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_queries, prepare_query
 from tarsdb.index.own_metric import Distance
 from tarsdb.kernels.gpu.device import choose
@@ -175,19 +175,34 @@ def _by_index(
     return vector_index.search(placed, flat, ask, vector_index.operator(definition))
 
 
-def scope_of(
+def prepared(
     context: Context, plan: Knn, view: TableView, flat: FlatIndex
-) -> vector_index.Scope | None:
-    """Return where a search without a filter and with a fixed window looks; None: exact search."""
-    shape = Shape.of(plan)
-    assert shape.index is not None
+) -> tuple[OneCall, str] | None:
+    """Return a search with a fixed window as one call, and what counts it; None where none is.
+
+    The call belongs to an index, or to the codes of the rows a filter keeps, and dies with them.
+    """
+    shape, op, positions, placed = Shape.of(plan), plan.distance.op, None, None
     assert shape.window is not None
-    placed = vector_index.place(context, shape.index, flat)
-    if placed is None:
-        return None
+    if shape.is_filtered:
+        positions = _kept_positions(plan, view, flat, _constants(context, plan))
+        if positions is None:
+            return None
     k = min(sum(shape.window), view.count())
-    ask = _ask(context, placed, (np.empty((0, flat.width), np.float32), k, None))
-    return vector_index.known_scope(placed, flat, ask)
+    asked = np.empty((0, flat.width), np.float32), k, positions
+    if shape.index is not None:
+        placed = vector_index.place(context, shape.index, flat)
+    ask = None if placed is None else _ask(context, placed, asked)
+    if positions is not None:
+        coded = flat.by_codes(positions, k, op)
+        if coded is None or (placed and ask and vector_index.choose(placed, flat, ask)[0]):
+            return None
+        return coded, CERTIFIED
+    if placed is None or ask is None:
+        return None
+    scope = vector_index.known_scope(placed, flat, ask)
+    found = None if scope is None else vector_index.prepared(scope, op)
+    return None if found is None else (found, placed.method.counter)
 
 
 def explained(context: Context, plan: Knn) -> str:
@@ -323,16 +338,29 @@ def count_of(value: Any, clause: str) -> int:
 def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -> np.ndarray | None:
     """Return the positions a filtered search may look at; kept while nothing changes."""
     constants = _constants(context, plan)
-    if constants is None:
-        return _find_positions(context, plan, view, index)
-    kept = plan.memo.get("positions")
+    known = _kept_positions(plan, view, index, constants)
+    if known is not None:
+        return known
+    positions = _find_positions(context, plan, view, index)
+    if constants is not None and positions is not None and len(positions) <= KEPT_POSITIONS:
+        plan.memo["positions"] = (view.state, index, constants, positions)
+    return positions
+
+
+def _kept_positions(
+    plan: Knn, view: TableView, index: FlatIndex, constants: tuple[Any, ...] | None
+) -> np.ndarray | None:
+    kept = None if constants is None else plan.memo.get("positions")
     if kept is not None and kept[0] is view.state and kept[1] is index and kept[2] == constants:
         known: np.ndarray = kept[3]
         return known
-    positions = _find_positions(context, plan, view, index)
-    if positions is not None and len(positions) <= KEPT_POSITIONS:
-        plan.memo["positions"] = (view.state, index, constants, positions)
-    return positions
+    return None
+
+
+def filtered_by(context: Context, plan: Knn) -> list[tuple[int | str, type, Any]]:
+    """Return key, type and value of the parameters that what is kept of a filter depends on."""
+    parameters, constants = Shape.of(plan).parameters, _constants(context, plan)
+    return [(key, *each) for key, each in zip(parameters or (), constants or (), strict=True)]
 
 
 def _constants(context: Context, plan: Knn) -> tuple[Any, ...] | None:
@@ -411,10 +439,13 @@ class Shape:
         self.index = None
         if not plan.descending:  # an index finds the nearest only
             self.index = vector_index.index_for(plan.table, plan.column.id, plan.distance.op)
-        self.shows = [None if t is None else presenter(t) for t in self.types]
+        shows = [None if t is None else presenter(t) for t in self.types]
+        self.shows = shows if any(shows) else None
 
     def shown(self, stored: list[list[Any]]) -> list[tuple[Any, ...]]:
         """Return storage values as the rows a reader sees."""
+        if self.shows is None:
+            return list(zip(*stored, strict=True))
         columns = [
             values if show is None else [show(value) for value in values]
             for values, show in zip(stored, self.shows, strict=True)

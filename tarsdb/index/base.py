@@ -27,6 +27,25 @@ METRICS: dict[str, int] = {
 _BIT_METRICS = frozenset({reference.HAMMING, reference.JACCARD})
 
 
+class OneCall(Protocol):
+    """A search of its own rows by one compiled call.
+
+    Attributes
+    ----------
+    level : str
+        The instruction set level it is compiled for.
+    k : int
+        Rows it finds.
+    call : tuple of int
+        What another kernel asks it by: entry of one like ``nearest`` of ``kernels/cpu/graph.py``,
+        address of its words, bytes of scratch memory.
+    """
+
+    level: str
+    k: int
+    call: tuple[int, int, int]
+
+
 Part = TypeVar("Part")
 
 

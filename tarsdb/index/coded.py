@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.index import sieve
 from tarsdb.index.base import Found
-from tarsdb.index.sieve import Codes, Sieve, encode, padded_width
+from tarsdb.index.sieve import Codes, Nearest, Sieve, encode, padded_width
 from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
@@ -34,6 +34,11 @@ MAX_WIDTH = 65_536
 QUERIES_AT_ONCE = 1024
 PATIENCE = 64
 """Searches that may fall back before the codes of an index are left alone."""
+CERTIFIED, FALLBACKS = "index.exact_certified", "index.exact_fallbacks"
+"""Counters of searches that codes answered, and of those they could not."""
+KEPT_CALLS = 64
+"""Numbers of neighbours, by metric, for which the call is kept."""
+_Calls = dict[tuple[int, int], Nearest]
 
 
 class _Codes(Protocol):
@@ -67,6 +72,11 @@ class CodeCache:
     def nbytes(self) -> int:
         """Bytes of codes held."""
         return sum(codes.nbytes for _, codes in list(self._entries.values()) if codes is not None)
+
+    def known(self, key: np.ndarray) -> Any:
+        """Return what an array was coded to, or None; it does not count as asking."""
+        entry = self._entries.get(id(key))
+        return None if entry is None or entry[0]() is not key else entry[1]
 
     def get(
         self, key: np.ndarray, shape: tuple[int, int], make: Callable[[], _Coded]
@@ -127,6 +137,7 @@ class CodedRows:
     positions: np.ndarray
     codes: Codes
     sieve: Sieve
+    _calls: _Calls = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -144,15 +155,34 @@ class CodedRows:
 
         ``query`` is float32 (1, width); the scan is over all blocks, ascending.
         """
+        nearest = self.nearest(scan, k)
+        if nearest is None:
+            return None
+        found = nearest.search(query)
+        METRICS.add(FALLBACKS if found is None else CERTIFIED)
+        return found
+
+    def nearest(self, scan: Scan, k: int) -> Nearest | None:
+        """Return the search as one call; None where there is none."""
         k = min(k, len(self.positions))
         if k > sieve.MAX_K or scan.metric not in sieve.METRICS or not self.codes.are_sound:
             return None
-        places = self.sieve.one(scan.metric, query, k)
-        if places is None:
-            METRICS.add("index.exact_fallbacks")
-            return None
-        METRICS.add("index.exact_certified")
-        return scan.among_one(query, self.positions[places], k)
+        return _call(self._calls, self.sieve, scan, k, self.positions)
+
+
+def _call(
+    calls: _Calls, rows: Sieve, scan: Scan, k: int, positions: np.ndarray | None = None
+) -> Nearest | None:
+    """Return the search of coded rows as one call, made at first use; None: not compiled."""
+    known = calls.get((scan.metric, k))
+    if known is not None and known.level == dispatch.level():
+        return known
+    if not Nearest.is_ready():
+        return None
+    if len(calls) >= KEPT_CALLS:
+        calls.clear()
+    made = calls[scan.metric, k] = Nearest(rows, scan, k, positions)
+    return made
 
 
 class CodedBlocks:
@@ -177,6 +207,7 @@ class CodedBlocks:
         ])  # fmt: skip
         self._table = table  # holds the live masks
         self._tried = self._failed = 0
+        self._calls: _Calls = {}
         rest = [b for b, found in zip(blocks, codes, strict=True) if found is None]
         self._rest = BlockTable.of([(b.data, b.rowids, b.live) for b in rest]) if rest else None
         self.coded = [found is not None for found in codes]
@@ -216,14 +247,14 @@ class CodedBlocks:
         return self._failed > PATIENCE and 2 * self._failed > self._tried
 
     def _one(self, scan: Scan, query: np.ndarray, k: int) -> Found | None:
-        places = self._sieve.one(scan.metric, query, min(k, self._sieve.rows))
+        nearest = _call(self._calls, self._sieve, scan, min(k, self._sieve.rows))
+        found = None if nearest is None else nearest.search(query)
         self._tried += 1
-        if places is None:
+        if found is None:
             self._failed += 1
-            METRICS.add("index.exact_fallbacks")
+            METRICS.add(FALLBACKS)
             return None
-        METRICS.add("index.exact_certified")
-        found = scan.among_one(query, places, min(k, len(places)))
+        METRICS.add(CERTIFIED)
         return found if self._rest is None else self._with_rest(scan, query, found, k, 1)
 
     def _part(self, scan: Scan, queries: np.ndarray, k: int, threads: int) -> Found:
@@ -231,9 +262,9 @@ class CodedBlocks:
         whole = [number for number, count in enumerate(counts) if count < 0]
         self._tried += len(queries)
         self._failed += len(whole)
-        METRICS.add("index.exact_certified", len(queries) - len(whole))
+        METRICS.add(CERTIFIED, len(queries) - len(whole))
         if whole:
-            METRICS.add("index.exact_fallbacks", len(whole))
+            METRICS.add(FALLBACKS, len(whole))
             if len(whole) == len(queries):
                 return scan.nearest(queries, k, threads)
         found = scan.among(queries, places, counts, min(k, max(counts)))

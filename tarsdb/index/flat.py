@@ -17,6 +17,7 @@ from tarsdb.index import on_device, own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.index.navigation import elements
+from tarsdb.index.sieve import Nearest
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.native import BlockTable, Scan
@@ -190,6 +191,15 @@ class FlatIndex:
     def is_coded(self, positions: np.ndarray) -> bool:
         """Return whether codes of these rows lie side by side: when asked for again, mostly."""
         return self._codes is not None and coded_rows(self._codes, positions, self) is not None
+
+    def by_codes(self, positions: np.ndarray, k: int, op: str) -> Nearest | None:
+        """Return a search of a filter's rows as one call; None where they are not coded (yet).
+
+        Its ``k`` is smaller where there are fewer live rows.
+        """
+        scan = self.scan(op)
+        rows = None if self._codes is None else self._codes.known(positions)
+        return None if rows is None or scan is None else rows.nearest(scan, k)
 
     def search_by(
         self,

@@ -28,14 +28,13 @@ make two rows tie unnoticed.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tarsdb.kernels import dispatch, reference
-from tarsdb.kernels.native import address
+from tarsdb.kernels.native import SCRATCH_ONE, Found, Scan, address, scratch
 
 MAX_K = 512
 """More neighbours than this are searched by the float kernel: too many rows would be candidates."""
@@ -50,6 +49,7 @@ GROUP = 32
 """Queries that go to the kernel of many at once, in multiples."""
 _TILE, _LINES, _ENTRY = 16, 6, 6  # as in kernels/cpu; a test compares
 _SCRATCH, _SCRATCH_MANY = 2368, 5824
+_SCRATCH_ONE = _SCRATCH + 3 * 64  # coded_nearest's, before the coded query
 _NUMBERS, _WORK = 8, 40
 _LIMIT, _NEVER = 5, np.float32(-(2.0**127))  # line of the limits, one that no row is within
 
@@ -119,34 +119,9 @@ def encode(data: np.ndarray, kernel: dispatch.Kernel) -> Codes:
     return Codes(high, low, constants, rows, float(squares.max()), smallest)
 
 
-class _Memory(threading.local):
-    """Memory of one thread's searches for one query; grows as asked."""
-
-    def __init__(self) -> None:
-        self.padded = self.k = 0
-
-    def fit(self, padded: int, k: int) -> None:
-        """Make room for a query of so many bytes and so many neighbours."""
-        if padded <= self.padded and k <= self.k:
-            return
-        self.padded, self.k = max(padded, self.padded), max(k, self.k)
-        cap = candidates_of(self.k)
-        self.places, self.state = np.empty(cap, np.int64), np.zeros(2, np.int64)
-        sizes = (_SCRATCH, self.padded, 4 * _NUMBERS, _WORK, 4 * self.k, 4 * cap)
-        self._raw = aligned(sum(-(-size // 64) * 64 for size in sizes))
-        at = [address(self._raw)]
-        for size in sizes:
-            at.append(at[-1] + -(-size // 64) * 64)
-        self.scratch, self.codes, self.numbers, self.work, self.heap, self.lows, _ = at
-        self.place, self.status = address(self.places), address(self.state)
-
-
 def candidates_of(k: int) -> int:
     """Return how many candidates there is room for."""
     return max(MIN_CANDIDATES, CANDIDATES_PER_K * k)
-
-
-_memory = _Memory()
 
 
 class Sieve:
@@ -168,47 +143,19 @@ class Sieve:
             max((codes.largest for codes in self._held), default=0.0),
             min((codes.smallest for codes in self._held), default=np.inf),
         ])  # fmt: skip
-        self._table, self._range = address(self._entries), address(self._extremes)
+        self.table, self.range = address(self._entries), address(self._extremes)
+        self.parts = len(self._entries)
         self.rows = sum(codes.rows for codes in self._held)
 
-    def one(self, metric: int, query: np.ndarray, k: int) -> np.ndarray | None:
-        """Return positions among which the k nearest coded rows of one query are.
+    def many(self, metric: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[int]]:
+        """Return positions among which the k nearest coded rows of queries are.
 
         Parameters
         ----------
         metric : int
-        query : float32 (1, width), C-contiguous
+        queries : float32 (q, width), C-contiguous
         k : int
             At most ``rows``.
-
-        Returns
-        -------
-        positions : int64 (n,)
-            This thread's memory, until it searches again. None where bounds cannot tell.
-        """
-        coder, kernel = dispatch.get("code_queries"), dispatch.get("sieve")
-        if coder is None or kernel is None:
-            return None
-        width = query.shape[1]
-        padded = padded_width(width)
-        own = _memory
-        own.fit(padded, k)
-        usable = coder(
-            address(query), 1, width, padded, own.codes, own.numbers, 1, metric, self._range,
-            own.work,
-        )  # fmt: skip
-        if not usable:
-            return None
-        own.state.fill(0)
-        kernel(
-            self._table, len(self._entries), own.codes, 1, padded, own.numbers, k, own.heap, metric,
-            own.place, own.lows, candidates_of(k), own.status, own.scratch,
-        )  # fmt: skip
-        count = own.state.item(1)
-        return None if count < 0 else own.places[:count]
-
-    def many(self, metric: int, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[int]]:
-        """Return the same for several queries, float32 (q, width).
 
         Returns
         -------
@@ -228,11 +175,11 @@ class Sieve:
         cap = candidates_of(k)
         places, lows = np.empty((count, cap), np.int64), np.empty((count, cap), np.float32)
         heaps, state = np.empty((count, k), np.float32), np.zeros((count, 2), np.int64)
-        scratch = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * codes.shape[1])
+        memory = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * codes.shape[1])
         kernel(
-            self._table, len(self._entries), address(codes), count, codes.shape[1],
+            self.table, len(self._entries), address(codes), count, codes.shape[1],
             address(numbers), k, address(heaps), metric, address(places), address(lows), cap,
-            address(state), address(scratch),
+            address(state), address(memory),
         )  # fmt: skip
         counts = state[: len(queries), 1]
         counts[~usable] = -1
@@ -250,9 +197,59 @@ class Sieve:
         work = np.empty(_WORK, np.uint8)
         coder(
             address(queries), given, width, codes.shape[1], address(codes), address(numbers), count,
-            metric, self._range, address(work),
+            metric, self.range, address(work),
         )  # fmt: skip
         return codes, numbers
+
+
+class Nearest:
+    """The nearest coded rows of a query, by one compiled call; any number of threads may ask.
+
+    It holds addresses of the scan's blocks and lives no longer than these.
+
+    Parameters
+    ----------
+    sieve : Sieve
+        Of codes that are sound.
+    scan : Scan
+        Over all blocks, ascending, by one of ``METRICS``.
+    k : int
+        Rows wanted, at most ``MAX_K`` and as many as there are.
+    positions : int64 (rows,), optional
+        Where the scan finds the coded rows, if not at their positions.
+    """
+
+    def __init__(
+        self, sieve: Sieve, scan: Scan, k: int, positions: np.ndarray | None = None
+    ) -> None:
+        kernel, *parts = map(dispatch.get, ("coded_nearest", "code_queries", "sieve"))
+        assert kernel is not None
+        self.level, self.k, self._kernel = dispatch.level(), k, kernel
+        table = scan.table
+        self._held = sieve, table, positions  # not the scan, which may hold a filter's positions
+        padded, cap = padded_width(table.width), candidates_of(k)
+        self._words = np.array([
+            *(dispatch.entry(each) for each in (*parts, scan.kernel) if each is not None),
+            table.width, padded, sieve.range, sieve.table, sieve.parts, scan.metric, k, cap,
+            0 if positions is None else address(positions), table.address, len(table.entries) - 1,
+            table.row_bytes,
+        ], np.int64)  # fmt: skip
+        memory = _SCRATCH_ONE + padded + 4 * k + 64 + 12 * cap + SCRATCH_ONE
+        self.call = dispatch.entry(kernel), address(self._words), memory
+
+    @staticmethod
+    def is_ready() -> bool:
+        """Return whether its kernels are compiled."""
+        return None not in map(dispatch.get, ("coded_nearest", "code_queries", "sieve"))
+
+    def search(self, query: np.ndarray) -> Found | None:
+        """Return row ids and distances (1, k) for float32 (1, width); None: bounds cannot tell."""
+        ids, values = np.empty((1, self.k), np.int64), np.empty((1, self.k), np.float32)
+        at, (_, words, memory) = address(query), self.call
+        found = self._kernel(
+            words, at, at, 1, address(ids), address(values), scratch.of(memory)
+        )  # fmt: skip
+        return (ids, values) if found else None
 
 
 def side_by_side(codes: np.ndarray) -> np.ndarray:

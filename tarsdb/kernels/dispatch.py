@@ -21,12 +21,12 @@ AMX = "amx"
 """Of TARSDB_ISA: ``avx512`` and tile registers, which ``avx512`` itself leaves out."""
 LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
-CODED = ("encode", "code_queries", "sieve", "sieve_many")
+CODED = ("encode", "code_queries", "sieve", "coded_nearest", "sieve_many")
 """Kernels of int8 codes; a processor may lack the last."""
 QUANTIZED = ("rabitq", "fastscan")
 """Scans of quantised rows."""
-GATHER = "gather"
-"""Values of a few rows."""
+GATHER, ANSWER = "gather", "answer"
+"""Values of a few rows; a search and the values of its rows."""
 PAUSE_SECONDS = 0.05
 """How long the background thread lets the caller of the first query go on undisturbed."""
 
@@ -129,7 +129,7 @@ def wait(timeout_s: float | None = None) -> None:
 
 def warmup(progress: Callable[[str], None] | None = None) -> None:
     """Compile every kernel for this machine now, or load it from the disk cache."""
-    for kind in (*KINDS, *CODED, *QUANTIZED, GATHER) if level() != "portable" else ():
+    for kind in (*KINDS, *CODED, *QUANTIZED, GATHER, ANSWER) if level() != "portable" else ():
         start = time.perf_counter()
         _make(kind)
         if progress is not None:
@@ -169,14 +169,16 @@ def _make(kind: str) -> None:
 
 
 def _maker(kind: str) -> Callable[[str, str], Kernel | None]:
-    if kind == GATHER:
+    if kind in (GATHER, ANSWER):
         return _gather
     return _coded if kind in CODED else _quantized if kind in QUANTIZED else _scan
 
 
 def _gather(kind: str, chosen: str) -> Kernel:
-    from tarsdb.kernels.cpu import disk_cache, gather
+    from tarsdb.kernels.cpu import answer, disk_cache, gather
 
+    if kind == ANSWER:
+        return disk_cache.compiled(answer.make_answer(), answer.SIGNATURE)
     return disk_cache.compiled(gather.make_gather(), gather.SIGNATURE)
 
 
@@ -197,12 +199,14 @@ def _quantized(kind: str, chosen: str) -> Kernel:
 def _coded(kind: str, chosen: str) -> Kernel | None:
     import llvmlite.binding as llvm
 
-    from tarsdb.kernels.cpu import coded, coded_batch, disk_cache, encode
+    from tarsdb.kernels.cpu import coded, coded_batch, coded_nearest, disk_cache, encode
 
     if kind == "encode":
         return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
     if kind == "code_queries":
         return disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
+    if kind == "coded_nearest":
+        return disk_cache.compiled(coded_nearest.make_coded_nearest(), coded_nearest.SIGNATURE)
     features = llvm.get_host_cpu_features()
     has_vnni = chosen == "avx512" and features.get("avx512vnni")
     if kind == "sieve":

@@ -85,14 +85,22 @@ address = _address()
 
 
 class _Scratch(threading.local):
-    """Memory of one thread's searches for one query."""
+    """Memory of one thread's searches for one query; grows as asked."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(SCRATCH_ONE, np.uint8)
-        self.address = address(self._memory)
+        self._memory = np.empty(0, np.uint8)
+        self._address = 0
+
+    def of(self, size: int) -> int:
+        """Return the address of so many bytes, which 64 divides; the next call may return it."""
+        if len(self._memory) < size + 64:
+            self._memory = np.empty(2 * size + 64, np.uint8)
+            start = address(self._memory)
+            self._address = start + -start % 64
+        return self._address
 
 
-_one_query = _Scratch()
+scratch = _Scratch()
 
 
 @dataclass(slots=True)
@@ -151,7 +159,7 @@ class Scan:
         table, blocks = self.table, len(self.table.entries) - 1
         size, pitch = queries.shape[1] * queries.itemsize, 8 * places.shape[1]
         query, place, value, rowid = map(address, (queries, places, values, rowids))
-        memory = _one_query.address
+        memory = scratch.of(SCRATCH_ONE)
         for number, count in enumerate(counts):
             self.kernel(
                 table.address, blocks, 0, max(count, 0), place + number * pitch, table.row_bytes,
@@ -167,7 +175,7 @@ class Scan:
         self.kernel(
             table.address, len(table.entries) - 1, 0, len(places), address(places), table.row_bytes,
             table.width, address(query), 1, table.row_bytes, self.metric, k, address(values),
-            address(rowids), _one_query.address,
+            address(rowids), scratch.of(SCRATCH_ONE),
         )  # fmt: skip
         return rowids, values
 
@@ -214,10 +222,10 @@ class Scan:
     ) -> int:  # fmt: skip
         table, count = self.table, len(queries)
         if count == 1:
-            memory = _one_query.address
+            memory = scratch.of(SCRATCH_ONE)
         else:
-            scratch = np.empty(_SCRATCH_FIXED + _SCRATCH_QUERY * (count + 1), np.uint8)
-            memory = address(scratch)
+            several = np.empty(_SCRATCH_FIXED + _SCRATCH_QUERY * (count + 1), np.uint8)
+            memory = address(several)
         places = 0 if self.positions is None else address(self.positions)
         return self.kernel(
             table.address, len(table.entries) - 1, *window, places, table.row_bytes, table.width,

@@ -30,6 +30,7 @@ from tarsdb.storage.index_parts import (
 from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.leases import Lease
 from tarsdb.storage.merge import merge, tables_of, wait_for_merge
+from tarsdb.storage.revisit import Revisit
 from tarsdb.storage.snapshot import Snapshot
 from tarsdb.storage.state import GroupState
 from tarsdb.storage.stats import table_stats
@@ -48,6 +49,7 @@ __all__ = [
     "IndexPart",
     "Lease",
     "ReadTxn",
+    "Revisit",
     "Snapshot",
     "TableView",
     "WriteSet",

@@ -93,7 +93,7 @@ class Environment:
         self.file_id = opened.file_id
         self._committer = Committer(self)
         self._live: set[weakref.ref[ReaderSlot]] = set()
-        self._forget: Callable[[weakref.ref[ReaderSlot]], None] = self._live.discard
+        self.forget: Callable[[weakref.ref[ReaderSlot]], None] = self._live.discard
         self._writing: set[object] = set()
         self._moving = threading.RLock()
         self._gate: threading.Event | None = None
@@ -201,26 +201,27 @@ class Environment:
 
     def read(self) -> ReadTxn:
         """Begin a read transaction on the latest commit."""
-        if self._pid != os.getpid():
-            self._refuse_fork()
-        slot = ReaderSlot(time.monotonic())
-        ref = slot.ref = weakref.ref(slot, self._forget)
-        txn = None
+        slot = ReaderSlot(self.forget)
         try:
-            self._live.add(ref)
-            if self._gate is not None:
-                self._pass_gate(ref)
-            txn = self._begin(None, None, False, True)
+            txn = self.enter(slot)
             raw = txn.get(head_record.KEY, None, self.databases["meta"])
             seen = self._seen
             head = seen[1] if raw == seen[0] else self._read_head(raw)
-            slot.txn = txn
             return ReadTxn(self, txn, slot, head, self.epoch)
         except BaseException as error:
-            if txn is not None:
-                txn.abort()
-            self._live.discard(ref)
+            self.leave(slot)
             return self._read_again(error)
+
+    def enter(self, slot: ReaderSlot) -> Any:
+        """Begin LMDB's transaction of a slot, which `leave` ends, also where this failed."""
+        if self._pid != os.getpid():
+            self._refuse_fork()
+        slot.born = time.monotonic()
+        self._live.add(slot.ref)
+        if self._gate is not None:
+            self._pass_gate(slot.ref)
+        txn = slot.txn = self._begin(None, None, False, True)
+        return txn
 
     def _read_head(self, raw: memoryview | None) -> head_record.Head:
         copy = None if raw is None else bytes(raw)
@@ -236,14 +237,15 @@ class Environment:
             raise convert(error, self.path) from error
         raise error
 
-    def _end_read(self, slot: ReaderSlot) -> None:
+    def leave(self, slot: ReaderSlot) -> None:
+        """End the transaction of a slot, if there is one."""
         if self._pid != os.getpid():
             return  # the parent's transaction: not ours to end
         if slot.expired or slot.parked:
             with self.parking:
                 txn, slot.txn = slot.txn, None
         else:
-            txn = slot.txn
+            txn, slot.txn = slot.txn, None
         if txn is not None:
             txn.abort()
         self._live.discard(slot.ref)
@@ -366,7 +368,7 @@ class Environment:
         try:
             raw = raw_txn.get(head_record.KEY, None, self.databases["meta"])
             head = head_record.decode(None if raw is None else bytes(raw), self.path)
-            txn = WriteTxn(self, raw_txn, ReaderSlot(0.0), head, self.epoch)
+            txn = WriteTxn(self, raw_txn, ReaderSlot(self.forget), head, self.epoch)
             txn.frees_space = frees_space
             try:
                 return run(txn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
@@ -41,10 +42,11 @@ class ReaderSlot:
 
     __slots__ = ("__weakref__", "born", "expired", "parked", "ref", "txn")
 
-    def __init__(self, born: float) -> None:
+    def __init__(self, forget: Callable[[weakref.ref[ReaderSlot]], None]) -> None:
         self.txn: Any = None
-        self.ref: Any = None
-        self.born = born
+        self.ref = weakref.ref(self, forget)
+        hash(self.ref)  # a reference that is hashed for the first time must be alive
+        self.born = 0.0
         self.parked = False
         self.expired = False
 
@@ -265,9 +267,9 @@ class ReadTxn:
         if txn is not None:
             self._get = _closed
             try:
-                self._env._end_read(self._slot)
+                self._env.leave(self._slot)
             except BaseException:  # Ctrl-C in between: a slot left behind would never be cleared
-                self._env._end_read(self._slot)
+                self._env.leave(self._slot)
                 raise
 
     def __enter__(self) -> ReadTxn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +12,7 @@ from tarsdb.index.arrays import private
 from tarsdb.index.hnsw.codes import LINE, Space, padded_width
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import LIST_ROOM, STARTS, TOGETHER
-from tarsdb.kernels.native import address
+from tarsdb.kernels.native import address, scratch
 
 _SHAPES = {
     "rowids": ("i8", 1), "codes": ("u1", 2), "constants": ("f4", 2), "edges": ("i4", 2),
@@ -25,25 +24,6 @@ OPERATORS = ("<->", "<#>", "<=>")
 def sketch_bytes(padded: int) -> int:
     """Return the bytes of a sketch: a bit an element and four numbers, in whole cache lines."""
     return -(-(padded // 8 + 16) // LINE) * LINE
-
-
-class _Scratch(threading.local):
-    """Memory of one thread's searches; grows as asked."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-        self._address = 0
-
-    def of(self, size: int) -> int:
-        """Return the address of so many bytes, which 64 divides."""
-        if len(self._memory) < size + 64:
-            self._memory = np.empty(2 * size + 64, np.uint8)
-            start = address(self._memory)
-            self._address = start + -start % 64
-        return self._address
-
-
-scratch = _Scratch()
 
 
 def list_and_room(how: tuple[int, int, int], is_filtered: bool) -> tuple[int, int]:

@@ -8,12 +8,12 @@ import numpy as np
 
 from tarsdb.index.base import Found, Look
 from tarsdb.index.flat import HEAP_LIMIT, FlatIndex
-from tarsdb.index.hnsw.graph import Graph, list_and_room, scratch
+from tarsdb.index.hnsw.graph import Graph, list_and_room
 from tarsdb.index.navigation import as_numbers
 from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
-from tarsdb.kernels.native import SCRATCH_ONE, address
+from tarsdb.kernels.native import SCRATCH_ONE, address, scratch
 
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
@@ -43,7 +43,7 @@ class Nearest:
         assert scan is not None
         assert found is not None
         self.level = dispatch.level()
-        self._flat, self._k, self._kernel = flat, k, found.nearest
+        self._flat, self.k, self._kernel = flat, k, found.nearest
         self._held = list(looks), np.ascontiguousarray(fresh, np.int64)
         table, listed = scan.table, sum(look.taken for look in looks)
         words = [
@@ -62,8 +62,8 @@ class Nearest:
             words += [look.part.place[0], *short, *whole, allowed, places, look.taken]
             memory = max(memory, look.part.scratch_bytes(*whole))
         self._words = np.array(words, np.int64)
-        self._address = address(self._words)
-        self._memory = memory + SCRATCH_ONE + 8 * (2 * listed + len(looks) + len(fresh)) + 64
+        memory += SCRATCH_ONE + 8 * (2 * listed + len(looks) + len(fresh)) + 64
+        self.call = dispatch.entry(found.nearest), address(self._words), memory
 
     @staticmethod
     def is_ready(flat: FlatIndex, op: str, k: int) -> bool:
@@ -92,7 +92,7 @@ class Nearest:
         DimensionMismatchError
         """
         given = self._flat.checked(queries)
-        numbers, rows, k = as_numbers(given), len(given), self._k
+        numbers, rows, k = as_numbers(given), len(given), self.k
         ids, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
         at = address(numbers), address(given), address(ids), address(values)
         if rows == 1:
@@ -110,25 +110,8 @@ class Nearest:
         in_threads(some, range(0, rows, step), threads)
         return None if failed else (ids, values)
 
-    def fill(self, query: np.ndarray, to: tuple[int, int]) -> bool:
-        """Write the k nearest rows of one query to where the caller says; of ``VECTOR`` only.
-
-        Parameters
-        ----------
-        query : float32 (dim,), C-contiguous
-        to : tuple of int
-            Address of int64 (k,), row ids, and of float32 (k,), distances.
-
-        Returns
-        -------
-        bool
-            Whether it could; see :meth:`search`.
-        """
-        at = address(query)
-        return self._kernel(self._address, at, at, 1, *to, scratch.of(self._memory)) != 0
-
     def _ask(self, count: int, at: Sequence[int]) -> int:
         """Answer queries whose numbers, own form, row ids and distances lie at addresses."""
         number, query, rowid, value = at
-        memory = scratch.of(self._memory)
-        return self._kernel(self._address, number, query, count, rowid, value, memory)
+        _, words, memory = self.call
+        return self._kernel(words, number, query, count, rowid, value, scratch.of(memory))

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
+from tarsdb.kernels.cpu.calls import call_at
 from tarsdb.kernels.cpu.memory import put_long, read_long
 
 (
@@ -35,22 +33,6 @@ GRAPH, SHORT, SHORT_ROOM, WHOLE, WHOLE_ROOM, ALLOWED, PLACES, TAKEN, PART = rang
 positions of its nodes, candidates to take of it; the number of these words."""
 MANY = 3
 """A part that gave more than one in so many of the answers is searched with the whole list."""
-
-
-@intrinsic
-def _call_at(typingctx, entry, given):  # type: ignore[no-untyped-def]
-    """Call a compiled kernel, int64 of a tuple of int64, by its address."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        count = signature.args[1].count
-        kind = context.call_conv.get_function_type(types.int64, [types.int64] * count)
-        out = cgutils.alloca_once(b, ir.IntType(64))
-        error = cgutils.alloca_once(b, kind.args[1].pointee)
-        kernel = b.inttoptr(args[0], kind.as_pointer())
-        b.call(kernel, [out, error, *cgutils.unpack_tuple(b, args[1], count)])
-        return b.load(out)
-
-    return types.int64(types.int64, given), codegen
 
 
 @njit(nogil=True)
@@ -80,7 +62,7 @@ def _compare(words, query, slots, counts, places, ids, values, scratch):  # type
         put_long(places, size, read_long(fresh, i))
         size += 1
     k = read_long(words, K)
-    return size >= k and k == _call_at(read_long(words, SCAN), (
+    return size >= k and k == call_at(read_long(words, SCAN), (
         read_long(words, TABLE), read_long(words, BLOCKS), 0, size, places,
         read_long(words, ROW_BYTES), read_long(words, WIDTH), query, 1,
         read_long(words, QUERY_BYTES), read_long(words, METRIC), k, values, ids, scratch,

@@ -8,19 +8,24 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import executor, index_build, repeated_search, vector_search
-from tarsdb.engine.context import Context
+from tarsdb.engine import executor, index_build, vector_search
+from tarsdb.engine.context import Context, Engines, Parameters
+from tarsdb.engine.repeated_search import RepeatedSearch
 from tarsdb.engine.result import Result
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.kernels import dispatch, graph
+from tarsdb.kernels.cpu import answer
+from tarsdb.kernels.native import address
 from tarsdb.sql.plan import Knn
+from tarsdb.storage import Snapshot
 
-DIM, ROWS = 24, 3000
+DIM, ROWS = 40, 3000
 SQL = "SELECT id, a, b, c, d, day, emb <-> ? AS far FROM t ORDER BY far LIMIT 10"
 
 
@@ -34,7 +39,7 @@ QUERIES = vectors(12, 99)
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     graph.wait()
-    for kind in ("f32", dispatch.GATHER):
+    for kind in ("f32", *dispatch.CODED, dispatch.GATHER, dispatch.ANSWER):
         dispatch.prepare(kind)
     dispatch.wait()
 
@@ -43,21 +48,35 @@ def compiled() -> None:
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Tell which searches were answered by what was kept; each is compared with the usual way."""
     seen: list[bool] = []
-    real = repeated_search.answer
+    made: dict[RepeatedSearch, tuple[Engines, Knn]] = {}
+    init, real, usual_way = RepeatedSearch.__init__, RepeatedSearch.answer, executor._knn
 
-    def compared(context: Context, plan: Knn) -> Result | None:
-        found = real(context, plan)
-        seen.append(found is not None)
+    def noted(self: RepeatedSearch, context: Context, plan: Knn, *rest: Any) -> None:
+        made[self] = context.engines, plan
+        init(self, context, plan, *rest)
+
+    def compared(self: RepeatedSearch, parameters: Parameters) -> Result | None:
+        found = real(self, parameters)
         if found is not None:
-            usual = vector_search.search(context, plan)
-            stored = vector_search.few_values(context, plan, usual)
+            seen.append(True)
+            engines, plan = made[self]
+            with Snapshot(engines.env) as snapshot:
+                context = Context(engines, snapshot, None, parameters)
+                usual = vector_search.search(context, plan)
+                stored = vector_search.few_values(context, plan, usual)
             assert stored is not None
             rows = vector_search.Shape.of(plan).shown(stored)
             assert found.rows() == rows
             assert [*map(type, found.rows()[0])] == [*map(type, rows[0])]
         return found
 
-    monkeypatch.setattr(executor.repeated_search, "answer", compared)
+    def otherwise(context: Context, plan: Knn) -> Result:
+        seen.append(False)
+        return usual_way(context, plan)
+
+    monkeypatch.setattr(RepeatedSearch, "__init__", noted)
+    monkeypatch.setattr(RepeatedSearch, "answer", compared)
+    monkeypatch.setattr(executor, "_knn", otherwise)
     return seen
 
 
@@ -222,13 +241,107 @@ def test_nothing_old_is_held(db: tarsdb.Connection) -> None:
     assert old() is None
 
 
+def test_what_it_writes_to_is_held_also_where_nothing_shows_it(db: tarsdb.Connection) -> None:
+    """A distance that is not selected is written all the same."""
+    sql = "SELECT id, a FROM t ORDER BY emb <-> ? LIMIT 10"
+    ask(db, sql)
+    prepared = db._require_session()._prepared[sql]
+    assert not isinstance(prepared, list) and isinstance(prepared.plan, Knn)
+    search = prepared.plan.memo["repeated"]
+    words, ids, distances = search._held
+    assert words[answer.IDS] == address(ids) and words[answer.VALUES] == address(distances)
+    assert search._words == address(words)
+
+
+# --- rows that a filter keeps, by their codes ---
+
+FILTERED = "SELECT id, a, emb <-> ? AS far FROM t WHERE a < 300 AND id < 900 ORDER BY far LIMIT 10"
+BOUND = "SELECT id, b, emb <=> :q AS far FROM t WHERE a < :most ORDER BY far LIMIT 7"
+
+
+@pytest.fixture
+def unindexed(db: tarsdb.Connection) -> tarsdb.Connection:
+    db.execute("DROP INDEX tv")
+    return db
+
+
+@pytest.mark.parametrize("op", ["<->", "<#>", "<=>"])
+def test_a_filter_asked_again(unindexed: tarsdb.Connection, used: list[bool], op: str) -> None:
+    sql = FILTERED.replace("<->", op)
+    first = ask(unindexed, sql)
+    assert ask(unindexed, sql) == first
+    assert sum(used) >= 20
+    vectors_, ids = vectors(ROWS, 1), np.arange(ROWS)
+    kept = ids[(ids % 500 < 300) & (ids < 900)]
+    near = np.argsort(((vectors_[kept] - QUERIES[0]) ** 2).sum(1))[:10]
+    assert op != "<->" or [row[0] for row in first[0]] == kept[near].tolist()
+
+
+def test_the_constants_of_a_filter_count(unindexed: tarsdb.Connection, used: list[bool]) -> None:
+    def find(most: object) -> list[tuple[int, ...]]:
+        return unindexed.execute(BOUND, {"q": QUERIES[3], "most": most}).fetchall()
+
+    expected = {most: find(most) for most in (400, 250)}
+    for most in (400, 400, 400, 250, 400.0, 250, 250, 250):
+        used.clear()
+        assert find(most) == expected[most]
+    assert used == [True]
+    used.clear()
+    for odd in (True, 250.5, 250.0):
+        assert all(row[0] % 500 < odd for row in find(odd))
+    assert not any(used)
+    with pytest.raises(ProgrammingError, match=":most"):
+        unindexed.execute(BOUND, {"q": QUERIES[3]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE t SET a = 400 WHERE id % 2 = 0", "DELETE FROM t WHERE id % 3 = 1",
+        "UPDATE t SET emb = NULL WHERE id % 5 = 0", "VACUUM",
+    ],
+)  # fmt: skip
+def test_a_filter_sees_every_change(
+    unindexed: tarsdb.Connection, used: list[bool], change: str
+) -> None:
+    before = ask(unindexed, FILTERED)
+    unindexed.execute(change)
+    used.clear()
+    after = ask(unindexed, FILTERED)
+    assert not used[0]
+    assert (after != before) == (change != "VACUUM")
+    unindexed.execute("OPTIMIZE t")  # rows of the delta become a segment
+    assert ask(unindexed, FILTERED) == after
+    assert ask(unindexed, FILTERED) == after
+
+
+def test_rows_asked_for_once_are_not_coded(unindexed: tarsdb.Connection) -> None:
+    for most in range(300, 320):
+        unindexed.execute(BOUND, {"q": QUERIES[0], "most": most})
+        codes = unindexed._require_session().env.caches["codes"]
+        assert not codes.nbytes
+    unindexed.execute(BOUND, {"q": QUERIES[0], "most": most})
+    assert codes.nbytes
+
+
+def test_few_rows_and_rows_alike_go_the_usual_way(
+    unindexed: tarsdb.Connection, used: list[bool]
+) -> None:
+    few = FILTERED.replace("id < 900", "id < 100")
+    assert ask(unindexed, few) == ask(unindexed, few)
+    assert not any(used)
+    unindexed.execute("UPDATE t SET emb = ? WHERE id < 1900", (vectors(1, 5)[0],))
+    alike = FILTERED.replace("id < 900", "id < 1900")
+    assert ask(unindexed, alike) == ask(unindexed, alike)
+    assert not any(used)
+
+
 def test_a_stale_answer_would_be_noticed(
     db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: without a look at the state of the file the comparison above fails."""
     ask(db)
-    monkeypatch.setattr("tarsdb.storage.transaction.ReadTxn.file_state", lambda self: (1, 1))
-    ask(db)
+    monkeypatch.setattr("tarsdb.storage.Revisit.enter", lambda self: self._env.enter(self._slot))
     placed = list(db._require_session().env.caches["placed"].values())
     db.execute("UPDATE t SET b = 77")
     with pytest.raises(AssertionError):

@@ -14,6 +14,7 @@ from tarsdb.kernels.native import address
 candidates = pytest.importorskip("tarsdb.kernels.cpu.candidates")
 coded = pytest.importorskip("tarsdb.kernels.cpu.coded")
 coded_batch = pytest.importorskip("tarsdb.kernels.cpu.coded_batch")
+coded_nearest = pytest.importorskip("tarsdb.kernels.cpu.coded_nearest")
 encode = pytest.importorskip("tarsdb.kernels.cpu.encode")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
 emulation = pytest.importorskip("tests.unit.kernels.emulation")
@@ -201,6 +202,7 @@ def test_constants_agree() -> None:
     assert candidates.NEVER == index_sieve._NEVER
     assert coded_batch.GROUP == index_sieve.GROUP
     assert coded.SCRATCH == index_sieve._SCRATCH
+    assert coded_nearest.QUERY == index_sieve._SCRATCH_ONE
     assert coded_batch.SCRATCH == index_sieve._SCRATCH_MANY
     assert list(index_sieve.METRICS) == [candidates.L2, candidates.IP, candidates.COSINE]
     assert index_sieve.HUGE == encode.HUGE
