@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tarsdb.columns import VectorBlock
+from tarsdb.index.basis import SEARCHES
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import dispatch
@@ -27,8 +28,9 @@ class TarsdbFlat:
         ]
         self._index = FlatIndex(blocks, parse_type(f"VECTOR({base.shape[1]})"), CodeCache())
         self._op, self._threads = OPERATORS[metric], threads
-        for _ in range(2):  # codes are made at the second search
-            self.search(base[:1], 1)
+        many = SEARCHES * base.shape[1] + 1
+        for count in (1, 1, many, 1):  # codes are made at the second search, turned after many
+            self.search(base[:count], 1)
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """Return row numbers (q, k)."""

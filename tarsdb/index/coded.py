@@ -18,6 +18,7 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.index import sieve
 from tarsdb.index.base import Found
+from tarsdb.index.basis import Basis
 from tarsdb.index.sieve import Codes, Nearest, Sieve, encode, padded_width
 from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch, reference
@@ -44,6 +45,9 @@ _Calls = dict[tuple[int, int], Nearest]
 class _Codes(Protocol):
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def basis(self) -> Basis: ...
 
 
 _Coded = TypeVar("_Coded", bound=_Codes)
@@ -78,26 +82,42 @@ class CodeCache:
         entry = self._entries.get(id(key))
         return None if entry is None or entry[0]() is not key else entry[1]
 
+    def basis(self, keys: Sequence[np.ndarray]) -> Basis | None:
+        """Return the last chosen of the bases in which arrays are coded; None if none is."""
+        entries = [self._entries.get(id(key)) for key in keys]
+        bases = [entry[1].basis for entry in entries if entry is not None and entry[1] is not None]
+        return max(bases, key=lambda basis: basis.rows, default=None)
+
     def get(
-        self, key: np.ndarray, shape: tuple[int, int], make: Callable[[], _Coded]
+        self,
+        key: np.ndarray,
+        shape: tuple[int, int],
+        make: Callable[[], _Coded],
+        basis: Basis | None = None,
     ) -> tuple[_Coded | None, bool]:
         """Return what ``make`` coded, or None, and whether asking again could give other things.
 
-        ``shape`` is of the rows coded, to tell their bytes in advance.
+        ``shape`` is of the rows coded, to tell their bytes in advance. What is held in another
+        basis than the one given is coded anew.
         """
+
+        def fits(coded: _Coded | None) -> bool:
+            return coded is not None and (basis is None or coded.basis is basis)
+
         entry = self._entries.get(id(key))
         if entry is None or entry[0]() is not key:
             number, entries = id(key), self._entries
             entries[number] = (weakref.ref(key, lambda _: entries.pop(number, None)), None)
             return None, True
-        if entry[1] is not None:
+        if fits(entry[1]):
             return entry[1], False
         if not self._coding.acquire(blocking=False):
             return None, True  # another thread codes; this search need not wait for it
         try:
             entry = self._entries[id(key)]
-            if entry[1] is None:
-                if self.nbytes + sieve.bytes_of(*shape) > self._budget:
+            if not fits(entry[1]):
+                held = 0 if entry[1] is None else entry[1].nbytes
+                if self.nbytes - held + sieve.bytes_of(*shape) > self._budget:
                     return None, False
                 entry = self._entries[id(key)] = (entry[0], make())
             return entry[1], False
@@ -143,6 +163,11 @@ class CodedRows:
     def nbytes(self) -> int:
         """Memory held."""
         return self.codes.nbytes + self.positions.nbytes
+
+    @property
+    def basis(self) -> Basis:
+        """That of the codes."""
+        return self.codes.basis
 
     @classmethod
     def of(cls, positions: np.ndarray, vectors: np.ndarray, kernel: dispatch.Kernel) -> CodedRows:
@@ -195,7 +220,7 @@ class CodedBlocks:
     table : BlockTable
         Of the same blocks.
     codes : list of Codes or None
-        One per block.
+        One per block, all in one basis.
     """
 
     def __init__(
@@ -208,6 +233,7 @@ class CodedBlocks:
         self._table = table  # holds the live masks
         self._tried = self._failed = 0
         self._calls: _Calls = {}
+        self._vectors = [b.data for b, c in zip(blocks, codes, strict=True) if c is not None]
         rest = [b for b, found in zip(blocks, codes, strict=True) if found is None]
         self._rest = BlockTable.of([(b.data, b.rowids, b.live) for b in rest]) if rest else None
         self.coded = [found is not None for found in codes]
@@ -229,6 +255,7 @@ class CodedBlocks:
         """
         if k > sieve.MAX_K or scan.metric not in sieve.METRICS or self._is_futile():
             return None
+        self._sieve.basis.count(len(queries))
         if len(queries) == 1:
             return self._one(scan, queries, k)
         step = min(QUERIES_AT_ONCE, max(sieve.GROUP, -(-len(queries) // threads)))
@@ -241,6 +268,10 @@ class CodedBlocks:
             return part(0)
         parts = in_threads(part, starts, threads)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def next_basis(self) -> Basis | None:
+        """Return a better basis for these blocks when it is time, to one thread."""
+        return self._sieve.basis.next(self._vectors) if self else None
 
     def _is_futile(self) -> bool:
         """Tell whether most searches fell back: rows that are all alike are looked at twice."""
@@ -304,18 +335,23 @@ def is_compact(width: int) -> bool:
 
 
 def coded_blocks(
-    cache: CodeCache, blocks: Sequence[VectorBlock], table: BlockTable
+    cache: CodeCache, blocks: Sequence[VectorBlock], table: BlockTable, basis: Basis | None = None
 ) -> tuple[CodedBlocks, bool]:
-    """Return the coded blocks of an index, and whether more may be coded when asked again."""
+    """Return the coded blocks of an index, and whether more may be coded when asked again.
+
+    In the basis given, or that of most rows coded already.
+    """
     codes: list[Codes | None] = [None] * len(blocks)
     wanted = [at for at, block in enumerate(blocks) if worth_coding(block)]
     encoder = ready() if wanted else None
     if encoder is None:
         return CodedBlocks(blocks, table, codes), bool(wanted)
+    basis = basis or cache.basis([blocks[at].data for at in wanted]) or Basis()
     unsettled = False
     for at in wanted:
         data = blocks[at].data
-        found, again = cache.get(data, data.shape, partial(encode, data, encoder))
+        make = partial(encode, data, encoder, basis)
+        found, again = cache.get(data, data.shape, make, basis)
         codes[at] = found if found is not None and found.are_sound else None
         unsettled |= again
     return CodedBlocks(blocks, table, codes), unsettled

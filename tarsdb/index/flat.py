@@ -384,11 +384,12 @@ class FlatIndex:
         return None if rows is None else rows.search(scan, matrix, k)
 
     def _coded_blocks(self, cache: CodeCache) -> CodedBlocks:
-        if self._coded is not None:
-            return self._coded
-        coded, unsettled = coded_blocks(cache, self._blocks, self._table)
-        if not unsettled:
-            self._coded = coded
+        held = self._coded
+        basis = None if held is None else held.next_basis()
+        if held is not None and basis is None:
+            return held
+        coded, unsettled = coded_blocks(cache, self._blocks, self._table, basis)
+        self._coded = None if unsettled else coded
         return coded
 
     def _sorted_places(self) -> tuple[np.ndarray, np.ndarray]:

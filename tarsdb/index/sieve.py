@@ -14,6 +14,19 @@ four bits of those rows only that this bound lets pass. The byte of c is c + 136
 of 16 are among the rough codes, zero too: elements that are zero lose nothing, and no element of c'
 is more than 8 away from that of c.
 
+Vectors may be coded in another basis (``basis``): x and q then stand for x' and q', and codes are
+taken apart into the head, c_1, and the rest. Reading the head alone,
+
+    |<q', x'> - t s <d_1, c_1>| <= f |x'| + |t d| r + |q'_2| |x'_2|
+
+with Cauchy and Schwarz for what lies behind the head, and r' in place of r for the rough codes of
+the head. Only rows which that lets pass have the rest of their codes read. Norms and squares
+are those of x itself, whose distance is meant; how far <q', x'> and <q, x>, |x'| and |x|, |q'| and
+|q| may lie apart is a share of |q| |x|, at most ``distortion`` e, that ``quantization/principal``
+derives for the matrix in hand. The inner product takes e (1 + f / |q|), the cosine for |q'| in
+place of |q| at most e / 2 more, L2 twice this of |q| |x| <= (|q|**2 + |x|**2) / 2; so 3 e is
+added to kappa.
+
 The distances meant are those of ``flat``'s float32 kernel, so bounds also hold its rounding. With
 u = 2**-24 a sum of products over w elements in 8 or more lanes differs by at most
 m u / (1 - m u) times the sum of magnitudes, where m = w / 8 + 5: for L2 times |q - x|**2
@@ -33,6 +46,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tarsdb.index.basis import Basis
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import SCRATCH_ONE, Found, Scan, address, scratch
 
@@ -47,45 +61,51 @@ HUGE = 1e36
 
 GROUP = 32
 """Queries that go to the kernel of many at once, in multiples."""
-_TILE, _LINES, _ENTRY = 16, 6, 6  # as in kernels/cpu; a test compares
-_SCRATCH, _SCRATCH_MANY = 2368, 5824
+_TILE, _LINES, _ENTRY = 16, 7, 7  # as in kernels/cpu; a test compares
+_SCRATCH, _SCRATCH_MANY = 134_912, 5952
 _SCRATCH_ONE = _SCRATCH + 3 * 64  # coded_nearest's, before the coded query
-_NUMBERS, _WORK = 8, 40
+_NUMBERS, _WORK = 10, 56
+_AT_ONCE = 4096  # rows turned at once, a multiple of a tile
 _LIMIT, _NEVER = 5, np.float32(-(2.0**127))  # line of the limits, one that no row is within
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Codes of one block: c + 136 in two planes of four bits.
+    """Codes of one block: c + 136, of the head in two planes of four bits.
 
     Attributes
     ----------
-    high : uint8 (tiles, padded / 8, 16, 4)
+    high : uint8 (tiles, head / 8, 16, 4)
         Higher bits of eight elements in four bytes: the first four elements in the lower halves of
         the bytes. The rows of a tile of 16 side by side. At an address that 64 divides.
-    low : uint8 (tiles * 16, padded / 2)
+    low : uint8 (tiles * 16, head / 2)
         Lower bits row by row: 32 elements in the lower halves of 32 bytes, the next 32 in the
         higher ones.
-    constants : float32 (tiles, 6, 16)
-        s, |x|**2, |x|, r', r, 1 / |x|; the norms rounded up but for the square.
+    rest : uint8 (tiles * 16, padded - head)
+        What is behind the head, row by row.
+    constants : float32 (tiles, 7, 16)
+        s, |x|**2, |x|, r', r, |x'_2|, 1 / |x|; the norms rounded up but for the square.
     rows : int
     largest : float
         The largest squared norm; not finite where codes cannot be used.
     smallest : float
         The smallest squared norm of the rows that are not zero.
+    basis : Basis
     """
 
     high: np.ndarray
     low: np.ndarray
+    rest: np.ndarray
     constants: np.ndarray
     rows: int
     largest: float
     smallest: float
+    basis: Basis
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.high.nbytes + self.low.nbytes + self.constants.nbytes
+        return sum(each.nbytes for each in (self.high, self.low, self.rest, self.constants))
 
     @property
     def are_sound(self) -> bool:
@@ -103,20 +123,29 @@ def bytes_of(rows: int, width: int) -> int:
     return -(-rows // _TILE) * _TILE * (padded_width(width) + 4 * _LINES)
 
 
-def encode(data: np.ndarray, kernel: dispatch.Kernel) -> Codes:
-    """Code a C-contiguous float32 (n, width) block."""
+def encode(data: np.ndarray, kernel: dispatch.Kernel, basis: Basis | None = None) -> Codes:
+    """Code a C-contiguous float32 (n, width) block, as it is unless a basis is given."""
     rows, width = data.shape
+    basis = basis or Basis()
     padded, tiles = padded_width(width), -(-rows // _TILE)
-    half = tiles * _TILE * padded // 2
-    high = aligned(half).reshape(tiles, padded // 8, _TILE, 4)
-    low = aligned(half).reshape(tiles * _TILE, padded // 2)
+    head = basis.head or padded
+    high = aligned(tiles * _TILE * head // 2).reshape(tiles, head // 8, _TILE, 4)
+    low = aligned(tiles * _TILE * head // 2).reshape(tiles * _TILE, head // 2)
+    rest = aligned(tiles * _TILE * (padded - head)).reshape(tiles * _TILE, padded - head)
     constants = np.zeros((tiles, _LINES, _TILE), np.float32)
     constants[-1, 1, rows - (tiles - 1) * _TILE :] = np.inf
-    kernel(address(data), rows, width, padded, address(high), address(low), address(constants))
+    step = rows if basis.axes is None else _AT_ONCE
+    for at in range(0, rows, step):
+        part, tile = data[at : at + step], at // _TILE
+        turned = basis.turned(part)
+        kernel(
+            address(part), address(turned), len(part), width, padded, head, address(high[tile:]),
+            address(low[at:]), address(rest[at:]), address(constants[tile:]),
+        )  # fmt: skip
     squares = constants[:, 1].reshape(-1)[:rows]
     nonzero = squares[constants[:, -1].reshape(-1)[:rows] != 0]
     smallest = float(nonzero.min()) if len(nonzero) else np.inf
-    return Codes(high, low, constants, rows, float(squares.max()), smallest)
+    return Codes(high, low, rest, constants, rows, float(squares.max()), smallest, basis)
 
 
 def candidates_of(k: int) -> int:
@@ -130,18 +159,23 @@ class Sieve:
     Parameters
     ----------
     parts : sequence of (Codes, int, int)
-        With each the address of its live mask (0: all live) and its first position.
+        In one basis. With each the address of its live mask (0: all live) and its first position.
     """
 
     def __init__(self, parts: Sequence[tuple[Codes, int, int]]) -> None:
         self._held = [codes for codes, _, _ in parts]
         self._entries = np.array(
-            [(*map(address, (c.high, c.low, c.constants)), c.rows, *at) for c, *at in parts],
+            [
+                (*map(address, (c.high, c.low, c.constants)), c.rows, *at, address(c.rest))
+                for c, *at in parts
+            ],
             dtype=np.int64,
         ).reshape(-1, _ENTRY)
+        self.basis = self._held[0].basis if self._held else Basis()
         self._extremes = np.array([
             max((codes.largest for codes in self._held), default=0.0),
             min((codes.smallest for codes in self._held), default=np.inf),
+            self.basis.distortion,
         ])  # fmt: skip
         self.table, self.range = address(self._entries), address(self._extremes)
         self.parts = len(self._entries)
@@ -169,15 +203,16 @@ class Sieve:
             return np.empty((len(queries), 0), np.int64), [-1] * len(queries)
         count = len(queries) if many is None else -(-len(queries) // GROUP) * GROUP
         codes, numbers = self._code(coder, metric, queries, count)
+        head = self.basis.head or codes.shape[1]
         usable = numbers[_LIMIT, : len(queries)] > 0
         if many is not None:
             codes = side_by_side(codes)
         cap = candidates_of(k)
         places, lows = np.empty((count, cap), np.int64), np.empty((count, cap), np.float32)
         heaps, state = np.empty((count, k), np.float32), np.zeros((count, 2), np.int64)
-        memory = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * codes.shape[1])
+        memory = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * head)
         kernel(
-            self.table, len(self._entries), address(codes), count, codes.shape[1],
+            self.table, len(self._entries), address(codes), count, codes.shape[1], head,
             address(numbers), k, address(heaps), metric, address(places), address(lows), cap,
             address(state), address(memory),
         )  # fmt: skip
@@ -188,16 +223,17 @@ class Sieve:
     def _code(
         self, coder: dispatch.Kernel, metric: int, queries: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return codes int8 (count, padded) and numbers (8, count); no row passes the surplus."""
+        """Return codes int8 (count, padded) and numbers (10, count); no row passes the surplus."""
         given, width = queries.shape
         codes = aligned(count * padded_width(width)).view(np.int8).reshape(count, -1)
         codes[given:] = 0
         numbers = np.zeros((_NUMBERS, count), np.float32)
         numbers[_LIMIT] = _NEVER
         work = np.empty(_WORK, np.uint8)
+        padded, turned = codes.shape[1], self.basis.turned(queries)
         coder(
-            address(queries), given, width, codes.shape[1], address(codes), address(numbers), count,
-            metric, self.range, address(work),
+            address(turned), given, width, padded, self.basis.head or padded, address(codes),
+            address(numbers), count, metric, self.range, address(work),
         )  # fmt: skip
         return codes, numbers
 
@@ -205,6 +241,7 @@ class Sieve:
 class Nearest:
     """The nearest coded rows of a query, by one compiled call; any number of threads may ask.
 
+    As an `OneCall` it is for rows that are coded as they are, since its call turns no query.
     It holds addresses of the scan's blocks and lives no longer than these.
 
     Parameters
@@ -226,11 +263,12 @@ class Nearest:
         assert kernel is not None
         self.level, self.k, self._kernel = dispatch.level(), k, kernel
         table = scan.table
+        self._basis = sieve.basis
         self._held = sieve, table, positions  # not the scan, which may hold a filter's positions
         padded, cap = padded_width(table.width), candidates_of(k)
         self._words = np.array([
             *(dispatch.entry(each) for each in (*parts, scan.kernel) if each is not None),
-            table.width, padded, sieve.range, sieve.table, sieve.parts, scan.metric, k, cap,
+            table.width, padded, sieve.basis.head or padded, sieve.range, sieve.table, sieve.parts, scan.metric, k, cap,
             0 if positions is None else address(positions), table.address, len(table.entries) - 1,
             table.row_bytes,
         ], np.int64)  # fmt: skip
@@ -245,9 +283,10 @@ class Nearest:
     def search(self, query: np.ndarray) -> Found | None:
         """Return row ids and distances (1, k) for float32 (1, width); None: bounds cannot tell."""
         ids, values = np.empty((1, self.k), np.int64), np.empty((1, self.k), np.float32)
-        at, (_, words, memory) = address(query), self.call
+        turned, (_, words, memory) = self._basis.turned(query), self.call
         found = self._kernel(
-            words, at, at, 1, address(ids), address(values), scratch.of(memory)
+            words, address(turned), address(query), 1, address(ids), address(values),
+            scratch.of(memory),
         )  # fmt: skip
         return (ids, values) if found else None
 

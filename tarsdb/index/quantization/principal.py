@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.index.quantization.base import F32
+from tarsdb.index.quantization.rotation import random_rotation
 
 F64 = npt.NDArray[np.float64]
 
@@ -40,7 +41,8 @@ class PrincipalAxes:
     matrix : float32 (dim, dim)
         One axis a column; ``x @ matrix`` rotates. C-contiguous.
     energies : float64 (dim,)
-        Share of the squared norm along each axis in the mean over the sample's rows, descending.
+        Share of the squared norm along each axis in the mean over the sample's rows, descending;
+        about, of axes that were spread.
     """
 
     matrix: F32
@@ -49,6 +51,18 @@ class PrincipalAxes:
     def tail(self, head: int) -> float:
         """Return the share of the squared norm that is not along the first ``head`` axes."""
         return float(self.energies[head:].sum())
+
+    def spread(self, head: int, seed: int = 0) -> PrincipalAxes:
+        """Return the same with the first ``head`` axes turned among themselves, at random.
+
+        The elements along them are then alike, as codes of one scale for all want it.
+        """
+        turn = random_rotation(head, head, seed).astype(np.float64)
+        matrix = self.matrix.copy()
+        matrix[:, :head] = matrix[:, :head].astype(np.float64) @ turn
+        energies = self.energies.copy()
+        energies[:head] = energies[:head].mean()
+        return PrincipalAxes(matrix, energies)
 
     def rotate(self, x: F32) -> F32:
         """Return float32 (n, dim) rows, rotated; float32 (n, dim), C-contiguous."""

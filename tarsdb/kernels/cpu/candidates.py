@@ -15,16 +15,19 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import fma, load, splat, store
+from tarsdb.kernels.cpu.heap import order
 from tarsdb.kernels.cpu.memory import put_long, put_real, read_byte, read_long, read_real
 
 L2, IP, COSINE = range(3)  # as in reference.py
 TILE = 16  # rows of a tile
-CONSTANTS = 6  # float32 lines of a tile: scale, square, norm, rough residual, residual, 1 / norm
-PARAMETERS = 8  # 4-byte numbers of a query
-ENTRY = 48  # bytes of a block in the table
-LIMIT, CORRECTION, ROUGH_CORRECTION = 5, 6, 7  # lines among a query's numbers
-SCALE, BASE, NORM, RESIDUAL, SQUARE, ROUGH = range(6)  # lines of a prepared tile
-PREPARED = 64 * 6
+CONSTANTS = 7
+"""float32 lines of a tile: scale, square, norm, rough residual, residual, tail's norm, 1 / norm"""
+PARAMETERS = 10  # 4-byte numbers of a query
+ENTRY = 56  # bytes of a block in the table
+LIMIT, CORRECTION, ROUGH_CORRECTION, HEAD_CORRECTION, OF_TAIL = 5, 6, 7, 8, 9
+"""Lines among a query's numbers, after those that ``emit_numbers`` names."""
+SCALE, BASE, NORM, RESIDUAL, SQUARE, ROUGH, TAIL = range(7)  # lines of a prepared tile
+PREPARED = 64 * 7
 NEVER = -(2.0**127)  # a limit that no row is within
 
 _FLOAT = ir.FloatType()
@@ -34,11 +37,11 @@ _F16, _W16 = ir.VectorType(_FLOAT, TILE), ir.VectorType(_I32, TILE)
 
 @intrinsic
 def prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
-    """Write scale, base, norm, both residuals and the square of a tile as the metric needs them."""
+    """Write a tile's scale, base, norms, residuals and square as the metric needs them."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         metric, constants, out = args
-        scale, square, norm, rough, residual, inverse = (
+        scale, square, norm, rough, residual, tail, inverse = (
             load(b, constants, _F16, 64 * line) for line in range(CONSTANTS)
         )
         zero = ir.Constant(_F16, None)
@@ -54,6 +57,7 @@ def prepare(typingctx, metric, constants, out):  # type: ignore[no-untyped-def]
             RESIDUAL: b.fmul(residual, factor),
             SQUARE: b.select(is_l2, square, zero),
             ROUGH: b.fmul(rough, factor),
+            TAIL: b.fmul(tail, factor),
         }
         for line, value in lines.items():
             store(b, value, out, 64 * line)
@@ -70,6 +74,11 @@ def emit_numbers(b: Any, query: Any, pitch: Any) -> list[Any]:
     ]
 
 
+def emit_of_tail(b: Any, query: Any, pitch: Any) -> Any:
+    """Emit a query's factor of the norms of tails."""
+    return splat(b, load(b, b.add(query, b.mul(pitch, ir.Constant(_I64, OF_TAIL))), _FLOAT))
+
+
 def emit_correction(b: Any, query: Any, pitch: Any, line: int) -> Any:
     """Emit what to take from a query's integer products with unsigned codes."""
     return splat(b, load(b, b.add(query, b.mul(pitch, ir.Constant(_I64, line))), _I32))
@@ -81,7 +90,7 @@ def passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-un
 
     If any is, lower and upper bounds, float32 (2, 16), go to ``out``. A query's numbers lie
     ``pitch`` bytes apart: factors of inner product, norm, residual and square, a constant, the
-    limit, the corrections of whole and of rough codes.
+    limit, the corrections of whole codes, of rough ones and of heads, the factor of the tail.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -106,7 +115,7 @@ def passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-un
 
 
 @njit(nogil=True)
-def _offer(heap, size, k, value):  # type: ignore[no-untyped-def]
+def offer(heap, size, k, value):  # type: ignore[no-untyped-def]
     """Offer an upper bound to the max-heap of the k smallest; returns the heap's size."""
     if size < k:
         at = size
@@ -171,7 +180,7 @@ def keep(low, high, place, limit_at, k, heap, places, lows, cap, state):  # type
             return
     put_long(places, count, place)
     put_real(lows, count, low)
-    size = _offer(heap, size, k, high)
+    size = offer(heap, size, k, high)
     put_long(state, 0, size)
     put_long(state, 1, count + 1)
     if size == k:
@@ -180,9 +189,10 @@ def keep(low, high, place, limit_at, k, heap, places, lows, cap, state):  # type
 
 @njit(nogil=True)
 def finish(limits, count, places, lows, cap, state):  # type: ignore[no-untyped-def]
-    """Drop the candidates that the last limits leave out."""
+    """Drop the candidates that the last limits leave out, and put the others in order."""
     for q in range(count):
         size = read_long(state, 2 * q + 1)
         if size > 0:
             size = _kept(places + 8 * cap * q, lows + 4 * cap * q, size, read_real(limits, q))
             put_long(state, 2 * q + 1, size)
+            order(places + 8 * cap * q, size)

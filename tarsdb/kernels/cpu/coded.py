@@ -4,7 +4,9 @@ A code is an unsigned byte, kept as two planes of four bits. The high plane lies
 rows: eight elements of one row in four bytes, then of the next, so that a register holds eight
 elements of 16 rows. It is read for every row, and bounds the distance roughly. The low plane lies
 row by row, 32 elements and the next 32 in 32 bytes; it is read for rows that the rough bound lets
-pass, or for all where these are too many to be taken one by one. Integers are exact; what codes
+pass, or for all where these are too many to be taken one by one. The planes may hold but the head
+of a code, its first elements; the bytes of the rest lie row by row, and are read with the low
+plane. Integers are exact; what codes
 leave out is bounded by constants of the row and of the query, which ``index/sieve`` derives. All
 arguments are integers (addresses and counts). ``encode`` makes the codes.
 """
@@ -28,6 +30,7 @@ from tarsdb.kernels.cpu.candidates import (
     CONSTANTS,
     CORRECTION,
     ENTRY,
+    HEAD_CORRECTION,
     LIMIT,
     NORM,
     PREPARED,
@@ -36,12 +39,15 @@ from tarsdb.kernels.cpu.candidates import (
     ROUGH_CORRECTION,
     SCALE,
     SQUARE,
+    TAIL,
     TILE,
     emit_correction,
     emit_numbers,
+    emit_of_tail,
     finish,
     is_live,
     keep,
+    offer,
     passing,
     prepare,
 )
@@ -59,16 +65,23 @@ from tarsdb.kernels.cpu.memory import (
 
 SEVERAL = 4  # queries that share what is read of a tile
 AHEAD = 8192  # bytes in advance that one query asks memory for; measured
-WAITING = 32  # rows whose low plane is asked for before the first of them is looked at
+FIRST = 32  # rows per query that wait at first
+WAITING, WAITING_ALL = 4096, 256  # at most: of one query, of several together
+TOGETHER = 32  # rows whose codes are asked for before the first of them is looked at
 STRETCH = 16  # tiles after which to choose again whether rough bounds pay
 LONGEST = 32  # stretches without them at most, before they are tried again
-DENSE = 5  # they do not pay if one of so many rows passes
+DENSE = 5  # they do not pay if one of so many rows has to be looked at
 VNNI, MADDUBS = "vnni", "maddubs"
-SIEVE_SIGNATURE = types.int64(*[types.int64] * 14)
+SIEVE_SIGNATURE = types.int64(*[types.int64] * 15)
 _BOUNDS = PREPARED  # places in the scratch memory
-_DOTS = _BOUNDS + 3 * 64
-_QUEUE = _DOTS + 64 * SEVERAL
-_ITEM = 32  # query, row: int64; product: int32; base, slope, width of the bound: float32
+_DOTS = _BOUNDS + 5 * 64
+_PICKED = _DOTS + 64 * SEVERAL
+_PIVOT = _PICKED + 8 * TOGETHER
+_MOST = 512  # neighbours for which the best rows are looked at first
+_QUEUE = _PIVOT + 4 * _MOST
+_ITEM = 32  # query, row (-1: done), product: int32; five lines of float32
+_Q, _ROW, _DOT, _LOW, _BASE, _SLOPE, _HALF, _TAIL = range(8)  # words of an item
+_LINES = 5  # lines for each row of a tile, in the order of the words from _LOW on
 SCRATCH = _QUEUE + _ITEM * (WAITING + TILE)
 
 _FLOAT = ir.FloatType()
@@ -125,12 +138,12 @@ class _Sums:
         """Return four bytes of a query in all lanes."""
         return splat(self.b, load(self.b, self.b.add(query, at), _I32, 4 * number), lanes)
 
-    def by_vnni(self, padded: Any, out: Any) -> None:
+    def by_vnni(self, head: Any, out: Any) -> None:
         """Sum 64 elements a turn; the higher four bits stay where they are, 16 times as much."""
         b, count = self.b, len(self.queries)
         lower, higher = (self.accumulators(_W16, 2 * count) for _ in range(2))
         mask = ir.Constant(_W16, [0xF0F0F0F0 - (1 << 32)] * 16)
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
+        with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
             line = b.add(self.tile, b.shl(loop.index, ir.Constant(_I64, 9)))
             at = b.shl(loop.index, ir.Constant(_I64, 6))
             for step in range(8):
@@ -150,11 +163,11 @@ class _Sums:
             )
             store(b, b.add(low, b.ashr(high, ir.Constant(_W16, [4] * 16))), out, 64 * j)
 
-    def by_maddubs(self, padded: Any, out: Any) -> None:
+    def by_maddubs(self, head: Any, out: Any) -> None:
         """Sum 32 elements a turn in 16 bits (eight times 3810 fit), half a tile to a register."""
         b, count = self.b, len(self.queries)
         wide = self.accumulators(_W8, 2 * count)
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 5))) as loop:
+        with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 5))) as loop:
             line = b.add(self.tile, b.shl(loop.index, ir.Constant(_I64, 8)))
             at = b.shl(loop.index, ir.Constant(_I64, 5))
             narrow = self.accumulators(_H16, 2 * count)
@@ -175,40 +188,75 @@ class _Sums:
 
 
 @intrinsic(prefer_literal=True)
-def _high_dots(typingctx, variant, several, tile, queries, padded, out):  # type: ignore[no-untyped-def]
+def _high_dots(typingctx, variant, several, tile, queries, padded, head, out):  # type: ignore[no-untyped-def]
     """Inner products of a tile's high plane and some queries, int32 (queries, 16), to ``out``."""
     by_vnni, count = _VARIANTS[variant.literal_value] == VNNI, several.literal_value
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _, _, tile, queries, padded, out = args
+        _, _, tile, queries, padded, head, out = args
         rows = [b.add(queries, b.mul(padded, ir.Constant(_I64, j))) for j in range(count)]
         sums = _Sums(b, tile, rows)
-        (sums.by_vnni if by_vnni else sums.by_maddubs)(padded, out)
+        (sums.by_vnni if by_vnni else sums.by_maddubs)(head, out)
         return context.get_dummy_value()
 
-    return types.void(variant, several, *[types.int64] * 4), codegen
+    return types.void(variant, several, *[types.int64] * 5), codegen
+
+
+def _dot(plane: bool) -> Any:
+    """Return the inner product of a row's bytes and a query; of 4-bit numbers if in a plane."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, query, count, stride = args
+        zero = ir.Constant(_W8, None)
+        totals = [cgutils.alloca_once_value(b, zero) for _ in range(2)]
+        for total in totals:
+            b.store(zero, total)
+        with cgutils.for_range(b, b.lshr(count, ir.Constant(_I64, 6))) as loop:
+            lines = [load(b, b.add(query, b.mul(loop.index, stride)), _B32, at) for at in (0, 32)]
+            if plane:
+                codes = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 5))), _W8)
+                pairs = [[(nibbles(b, codes, high=half == 1), lines[half]) for half in range(2)]]
+            else:
+                at = b.add(row, b.shl(loop.index, ir.Constant(_I64, 6)))
+                codes = [load(b, at, _W8, offset) for offset in (0, 32)]
+                pairs = [
+                    [
+                        (nibbles(b, code, high), line)
+                        for code, line in zip(codes, lines, strict=True)
+                    ]
+                    for high in (False, True)
+                ]
+            for total, both in zip(totals, pairs, strict=False):
+                found = b.add(*(_maddubs(b, code, line) for code, line in both))
+                b.store(b.add(b.load(total), _widened(b, found)), total)
+        low, high = (b.load(total) for total in totals)
+        if not plane:
+            low = b.add(low, b.shl(high, ir.Constant(_W8, [4] * 8)))
+        return b.sext(call(b, "llvm.vector.reduce.add.v8i32", _I32, low), _I64)
+
+    return types.int64(*[types.int64] * 4), codegen
 
 
 @intrinsic
-def _low_dot(typingctx, row, query, padded):  # type: ignore[no-untyped-def]
-    """Inner product of a row's low plane and a query; int64."""
+def low_dot(typingctx, row, query, head, stride):  # type: ignore[no-untyped-def]
+    """Inner product of a row's low plane and a query, ``stride`` from 64 elements to the next."""
+    return _dot(plane=True)
 
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        row, query, padded = args
-        total = cgutils.alloca_once_value(b, ir.Constant(_W8, None))
-        b.store(ir.Constant(_W8, None), total)
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
-            codes = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 5))), _W8)
-            at = b.add(query, b.shl(loop.index, ir.Constant(_I64, 6)))
-            sums = [
-                _maddubs(b, nibbles(b, codes, high=half == 1), load(b, at, _B32, 32 * half))
-                for half in range(2)
-            ]
-            b.store(b.add(b.load(total), _widened(b, b.add(*sums))), total)
-        found = call(b, "llvm.vector.reduce.add.v8i32", _I32, b.load(total))
-        return b.sext(found, _I64)
 
-    return types.int64(*[types.int64] * 3), codegen
+@intrinsic
+def rest_dot(typingctx, row, query, count, stride):  # type: ignore[no-untyped-def]
+    """Inner product of the bytes behind a row's head and those of a query."""
+    return _dot(plane=False)
+
+
+@njit(nogil=True)
+def _remaining(block, row, query, head, padded):  # type: ignore[no-untyped-def]
+    """Return the inner product of what the high plane leaves of a row's code and a query."""
+    found = low_dot(read_long(block, 1) + row * (head // 2), query, head, 64)
+    if padded > head:
+        left = padded - head
+        found += rest_dot(read_long(block, 6) + row * left, query + head, left, 64)
+    return found
 
 
 # --- rows that pass the rough bound ----------------------------------------------------------
@@ -218,8 +266,8 @@ def _low_dot(typingctx, row, query, padded):  # type: ignore[no-untyped-def]
 def _rough_passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-untyped-def]
     """Return a bit per row whose rough lower bound is within the query's limit.
 
-    If any is, three lines go to ``out``, of which whole codes make bounds: base, slope of the
-    inner product, half the width.
+    If any is, five lines go to ``out``: that bound, and of which whole codes make bounds: base,
+    slope of the inner product, half the width, what a tail may add to that.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -229,14 +277,17 @@ def _rough_passing(typingctx, prepared, dots, query, pitch, out):  # type: ignor
             for line in (SCALE, BASE, NORM, RESIDUAL, SQUARE, ROUGH)
         )
         of_dot, of_norm, of_residual, of_square, always, limit = emit_numbers(b, query, pitch)
-        whole = b.shl(load(b, dots, _W16), ir.Constant(_W16, [4] * 16))
-        dot = b.sitofp(b.sub(whole, emit_correction(b, query, pitch, ROUGH_CORRECTION)), _F16)
+        steps = b.shl(load(b, dots, _W16), ir.Constant(_W16, [4] * 16))
+        dot = b.sitofp(b.sub(steps, emit_correction(b, query, pitch, ROUGH_CORRECTION)), _F16)
         slope = b.fmul(of_dot, scale)
         half = fma(b, of_norm, norm, fma(b, of_square, square, always))
-        low = b.fsub(b.fsub(base, b.fmul(slope, dot)), fma(b, of_residual, rough, half))
+        tail = b.fmul(emit_of_tail(b, query, pitch), load(b, prepared, _F16, 64 * TAIL))
+        width = b.fadd(fma(b, of_residual, rough, half), tail)
+        low = b.fsub(b.fsub(base, b.fmul(slope, dot)), width)
         bits = b.bitcast(b.fcmp_unordered("<=", low, limit), _I16)
         with b.if_then(b.icmp_unsigned("!=", bits, ir.Constant(_I16, 0)), likely=False):
-            for line, value in enumerate((base, slope, fma(b, of_residual, residual, half))):
+            whole = fma(b, of_residual, residual, half)
+            for line, value in enumerate((low, base, slope, whole, tail)):
                 store(b, value, out, 64 * line)
         return b.zext(bits, _I64)
 
@@ -244,49 +295,121 @@ def _rough_passing(typingctx, prepared, dots, query, pitch, out):  # type: ignor
 
 
 @njit(nogil=True)
-def _enqueue(bits, query, row, block, plane_bytes, dots, lines, queue, waiting):  # type: ignore[no-untyped-def]
-    """Let the marked rows of a tile wait for their low plane; returns how many wait."""
+def _enqueue(bits, query, row, block, dots, lines, queue, waiting):  # type: ignore[no-untyped-def]
+    """Let the marked rows of a tile wait for their low plane and rest; returns how many wait."""
     while bits:
         lane = lowest_bit(bits)
         bits &= bits - 1
         if not is_live(row + lane, block):
             continue
-        low = read_long(block, 1) + (row + lane) * plane_bytes
-        for offset in range(0, plane_bytes, 64):
-            prefetch(low + offset)
         item = queue + _ITEM * waiting
-        put_long(item, 0, query)
-        put_long(item, 1, row + lane)
-        put_int(item, 4, read_int(dots, lane))
-        for line in range(3):
-            put_int(item, 5 + line, read_int(lines, TILE * line + lane))
+        put_int(item, _Q, query)
+        put_int(item, _ROW, row + lane)
+        put_int(item, _DOT, read_int(dots, lane))
+        for line in range(_LINES):
+            put_int(item, _LOW + line, read_int(lines, TILE * line + lane))
         waiting += 1
     return waiting
 
 
 @njit(nogil=True)
-def _settle(queue, waiting, block, queries, padded, numbers, pitch, k, heaps, places, lows, cap, state):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
-    """Bound the waiting rows by their whole codes and keep the candidates; returns 0."""
-    low_plane, first = read_long(block, 1), read_long(block, 5)
+def _pivot(queue, waiting, k, heap):  # type: ignore[no-untyped-def]
+    """Return the k-th smallest rough bound of the waiting rows of one query."""
+    size = 0
     for number in range(waiting):
-        item = queue + _ITEM * number
-        q, row = read_long(item, 0), read_long(item, 1)
-        dot = 16 * read_int(item, 4) - read_int(numbers + CORRECTION * pitch, q)
-        dot += _low_dot(low_plane + row * (padded // 2), queries + q * padded, padded)
-        middle = read_real(item, 5) - read_real(item, 6) * np.float32(dot)
-        half = read_real(item, 7)
-        keep(middle - half, middle + half, first + row, numbers + LIMIT * pitch + 4 * q, k,
-             heaps + 4 * k * q, places + 8 * cap * q, lows + 4 * cap * q, cap,
-             state + 16 * q)  # fmt: skip
-    return 0
+        size = offer(heap, size, k, read_real(queue + _ITEM * number, _LOW))
+    return read_real(heap, 0)
 
 
 @njit(nogil=True)
-def _look_at_all(query, q, row, block, padded, prepared, dots, bounds, numbers, pitch, k, heaps, places, lows, cap, state):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+def _pick(queue, at, waiting, most, limits, low_plane, head, picked):  # type: ignore[no-untyped-def]
+    """List some waiting rows within the limits and ask for their low plane.
+
+    Returns how many, and where to go on.
+    """
+    found = 0
+    while at < waiting and found < TOGETHER:
+        item = queue + _ITEM * at
+        low, row = read_real(item, _LOW), read_int(item, _ROW)
+        at += 1
+        if row < 0 or low > most or low > read_real(limits, read_int(item, _Q)):
+            continue
+        start = low_plane + row * (head // 2)
+        for offset in range(0, head // 2, 64):
+            prefetch(start + offset)
+        put_long(picked, found, item)
+        found += 1
+    return found, at
+
+
+@njit(nogil=True)
+def _narrow(found, picked, block, queries, padded, head, numbers, pitch):  # type: ignore[no-untyped-def]
+    """Keep of the picked rows those that the whole head lets pass, and ask for their rest.
+
+    Returns how many.
+    """
+    stay, left, limits = 0, padded - head, numbers + LIMIT * pitch
+    for number in range(found):
+        item = read_long(picked, number)
+        q, row = read_int(item, _Q), read_int(item, _ROW)
+        dot = 16 * read_int(item, _DOT)
+        dot += low_dot(read_long(block, 1) + row * (head // 2), queries + q * padded, head, 64)
+        put_int(item, _ROW, -1 - row)
+        put_int(item, _DOT, dot)
+        of_head = np.float32(dot - read_int(numbers + HEAD_CORRECTION * pitch, q))
+        low = read_real(item, _BASE) - read_real(item, _SLOPE) * of_head
+        if low - read_real(item, _HALF) - read_real(item, _TAIL) > read_real(limits, q):
+            continue
+        for offset in range(0, left, 64):
+            prefetch(read_long(block, 6) + row * left + offset)
+        put_long(picked, stay, item)
+        stay += 1
+    return stay
+
+
+@njit(nogil=True)
+def _settle(queue, waiting, most, block, queries, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, picked):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+    """Bound waiting rows, of rough bounds up to ``most``, by whole codes; keep the candidates.
+
+    Returns how many rows were looked at.
+    """
+    at, looked, left, limits = 0, 0, padded - head, numbers + LIMIT * pitch
+    while at < waiting:
+        found, at = _pick(queue, at, waiting, most, limits, read_long(block, 1), head, picked)
+        looked += found
+        for number in range(_narrow(found, picked, block, queries, padded, head, numbers, pitch)):
+            item = read_long(picked, number)
+            q, row = read_int(item, _Q), -1 - read_int(item, _ROW)
+            dot = read_int(item, _DOT) - read_int(numbers + CORRECTION * pitch, q)
+            if left > 0:
+                rest = read_long(block, 6) + row * left
+                dot += rest_dot(rest, queries + q * padded + head, left, 64)
+            middle = read_real(item, _BASE) - read_real(item, _SLOPE) * np.float32(dot)
+            half = read_real(item, _HALF)
+            keep(middle - half, middle + half, read_long(block, 5) + row, limits + 4 * q, k,
+                 heaps + 4 * k * q, places + 8 * cap * q, lows + 4 * cap * q, cap,
+                 state + 16 * q)  # fmt: skip
+    return looked
+
+
+@njit(nogil=True)
+def _settle_all(queue, waiting, block, queries, count, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+    """Settle all that wait, of one query the most promising first; returns how many looked at."""
+    looked, picked, infinite = 0, scratch + _PICKED, np.float32(np.inf)
+    if count == 1 and k <= _MOST and waiting > 2 * k:
+        most = _pivot(queue, waiting, k, scratch + _PIVOT)
+        looked = _settle(queue, waiting, most, block, queries, padded, head, numbers, pitch, k,
+                         heaps, places, lows, cap, state, picked)  # fmt: skip
+    return looked + _settle(queue, waiting, infinite, block, queries, padded, head, numbers, pitch,
+                            k, heaps, places, lows, cap, state, picked)  # fmt: skip
+
+
+@njit(nogil=True)
+def _look_at_all(query, q, row, block, padded, head, prepared, dots, bounds, numbers, pitch, k, heaps, places, lows, cap, state):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound all rows of a tile by their whole codes and keep the candidates."""
-    low, first, rows = read_long(block, 1), read_long(block, 5), read_long(block, 3)
+    first, rows = read_long(block, 5), read_long(block, 3)
     for lane in range(min(TILE, rows - row)):
-        more = _low_dot(low + (row + lane) * (padded // 2), query, padded)
+        more = _remaining(block, row + lane, query, head, padded)
         put_int(dots, lane, 16 * read_int(dots, lane) + more)
     bits = passing(prepared, dots, numbers + 4 * q, pitch, bounds)
     while bits:
@@ -303,14 +426,15 @@ def make_sieve(variant: str) -> Any:
 
     Parameters of the sieve, all int64
     ----------------------------------
-    table, blocks : address of (blocks, 6) int64: high plane, low plane, constants, rows, live mask
-        (0: all), first position; number of blocks
+    table, blocks : address of (blocks, 7) int64: high plane, low plane, constants, rows, live mask
+        (0: all), first position, rest; number of blocks
     queries, count, padded : address of int8 codes, (count, padded); the padding is zero
-    numbers : address of (8, count) float32 and int32, see ``candidates``; limits come back
+    head : elements in planes, a multiple of 64, at most ``padded``
+    numbers : address of (10, count) float32 and int32, see ``candidates``; limits come back
     k : rows wanted; heaps : address of (count, k) float32
     metric : L2, IP or COSINE
     places, lows, cap : candidates of a query: (count, cap) int64 positions in order, float32
-        lower bounds
+        lower bounds in the order in which rows were looked at
     state : address of (count, 2) int64, zeros: size of the heap, number of candidates; -1 of
         them: more than ``cap``
     scratch : SCRATCH bytes of memory
@@ -321,57 +445,54 @@ def make_sieve(variant: str) -> Any:
 
     @njit(nogil=True)
     def sieve(  # type: ignore[no-untyped-def]
-        table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
-        scratch,
+        table, blocks, queries, count, padded, head, numbers, k, heaps, metric, places, lows, cap,
+        state, scratch,
     ):  # fmt: skip
         lines, dots, queue, pitch = scratch + _BOUNDS, scratch + _DOTS, scratch + _QUEUE, 4 * count
-        dense, left, length, passed = False, STRETCH, 1, 0
+        dense, left, length, looked, since = False, 0, 1, 0, 0
+        most = WAITING if count == 1 else WAITING_ALL
+        room = min(FIRST * count, most)
         for number in range(blocks):
             block = table + ENTRY * number
             tiles = (read_long(block, 3) + TILE - 1) // TILE
             high, constants, waiting = read_long(block, 0), read_long(block, 2), 0
             for tile in range(tiles):
-                if left == 0:
-                    if dense:  # try again
-                        dense, left = False, STRETCH
-                    else:
-                        dense = DENSE * passed > STRETCH * TILE * count
-                        length = min(2 * length, LONGEST) if dense else 1
-                        left = STRETCH * length
-                    passed = 0
-                    waiting = _settle(queue, waiting, block, queries, padded, numbers, pitch, k,
-                                      heaps, places, lows, cap, state)  # fmt: skip
-                left -= 1
+                if dense and left == 0:  # try again
+                    dense = False
+                left, since = left - 1, since + 1
                 prepare(metric, constants, scratch)
                 done = 0
                 while done < count:
                     taken = SEVERAL if count - done >= SEVERAL else 1
                     if taken == 1:
-                        _high_dots(code, 1, high, queries + done * padded, padded, dots)
+                        _high_dots(code, 1, high, queries + done * padded, padded, head, dots)
                     else:
-                        _high_dots(code, SEVERAL, high, queries + done * padded, padded, dots)
+                        _high_dots(code, SEVERAL, high, queries + done * padded, padded, head, dots)
                     for q in range(done, done + taken):
                         here = dots + 64 * (q - done)
                         if dense:
-                            _look_at_all(queries + q * padded, q, tile * TILE, block, padded,
+                            _look_at_all(queries + q * padded, q, tile * TILE, block, padded, head,
                                          scratch, here, lines, numbers, pitch, k, heaps, places,
                                          lows, cap, state)  # fmt: skip
                             continue
                         bits = _rough_passing(scratch, here, numbers + 4 * q, pitch, lines)
                         if bits:
-                            before = waiting
-                            waiting = _enqueue(bits, q, tile * TILE, block, padded // 2, here,
-                                               lines, queue, waiting)  # fmt: skip
-                            passed += waiting - before
-                            if waiting >= WAITING:
-                                waiting = _settle(queue, waiting, block, queries, padded, numbers,
-                                                  pitch, k, heaps, places, lows, cap,
-                                                  state)  # fmt: skip
+                            waiting = _enqueue(bits, q, tile * TILE, block, here, lines, queue,
+                                               waiting)  # fmt: skip
+                            if waiting >= room:
+                                looked += _settle_all(queue, waiting, block, queries, count, padded,
+                                                      head, numbers, pitch, k, heaps, places, lows,
+                                                      cap, state, scratch)  # fmt: skip
+                                waiting, room = 0, min(2 * room, most)
                     done += taken
-                high += padded * TILE // 2
+                if not dense and since >= STRETCH and (waiting == 0 or looked > 0):
+                    dense = DENSE * looked > since * TILE * count
+                    left, length = STRETCH * length, min(2 * length, LONGEST) if dense else 1
+                    looked = since = 0
+                high += head * TILE // 2
                 constants += 4 * CONSTANTS * TILE
-            _settle(queue, waiting, block, queries, padded, numbers, pitch, k, heaps, places, lows,
-                    cap, state)  # fmt: skip
+            looked += _settle_all(queue, waiting, block, queries, count, padded, head, numbers,
+                                  pitch, k, heaps, places, lows, cap, state, scratch)  # fmt: skip
         finish(numbers + LIMIT * pitch, count, places, lows, cap, state)
         return count
 

@@ -1,8 +1,10 @@
-"""Sieve over int8 codes for many queries: two tiles of rows at a time, whole codes at once.
+"""Sieve over int8 codes for many queries: two tiles of rows at a time, eight bits at once.
 
 The two planes of a pair of tiles are put together once, in memory that stays in the L1 cache: four
 bytes of one row, then of the next. Against it go the queries, 32 at a time in tile registers, or
-eight at a time with all sums in vector registers. Arguments are integers (addresses and counts).
+eight at a time with all sums in vector registers. Where the planes hold but the heads of codes,
+rows that the bound of the head lets pass are looked at one by one. Arguments are integers
+(addresses and counts).
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
@@ -19,25 +21,36 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.candidates import (
+    BASE,
     CONSTANTS,
-    CORRECTION,
     ENTRY,
+    HEAD_CORRECTION,
     LIMIT,
     NEVER,
     NORM,
     PREPARED,
+    SCALE,
     SQUARE,
+    TAIL,
     TILE,
     emit_correction,
+    emit_of_tail,
     finish,
     is_live,
     keep,
     passing,
     prepare,
 )
-from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles
+from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles, rest_dot
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
-from tarsdb.kernels.cpu.memory import lowest_bit, prefetch, read_long, read_real
+from tarsdb.kernels.cpu.memory import (
+    lowest_bit,
+    prefetch,
+    put_int,
+    read_int,
+    read_long,
+    read_real,
+)
 from tarsdb.kernels.cpu.tile_registers import close_tiles, multiply_tiles, open_tiles
 
 __all__ = ["AMX", "GROUP", "SCRATCH", "SIEVE_SIGNATURE", "make_sieve_many"]
@@ -82,15 +95,15 @@ def _transposed(b: Any, rows: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def _whole_codes(typingctx, high, low, padded, out):  # type: ignore[no-untyped-def]
-    """Put the planes of a tile together, (padded / 4, 16, 4) bytes, to ``out``."""
+def _whole_codes(typingctx, high, low, head, out):  # type: ignore[no-untyped-def]
+    """Put the planes of a tile together, (head / 4, 16, 4) bytes, to ``out``."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        high, low, padded, out = args
-        row_bytes = b.lshr(padded, ir.Constant(_I64, 1))
+        high, low, head, out = args
+        row_bytes = b.lshr(head, ir.Constant(_I64, 1))
         above = ir.Constant(_W16, [0xF0F0F0F0 - (1 << 32)] * 16)
         four = ir.Constant(_W16, [4] * 16)
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
+        with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
             at = b.add(low, b.shl(loop.index, ir.Constant(_I64, 5)))
             rows = [
                 load(b, b.add(at, b.mul(row_bytes, ir.Constant(_I64, row))), _W8)
@@ -159,16 +172,20 @@ class _Marks:
     def __init__(self, b: Any, prepared: Any, hits: Any) -> None:
         self.b, self.hits = b, hits
         self.rows = [
-            [load(b, prepared, _F16, tile * _HALF + 64 * line) for line in range(2)]
+            [load(b, prepared, _F16, tile * _HALF + 64 * line) for line in (SCALE, BASE, TAIL)]
             for tile in range(2)
         ]
         self.found = cgutils.alloca_once_value(b, ir.Constant(_I64, 0))
         b.store(ir.Constant(_I64, 0), self.found)
 
-    def within(self, dot: Any, tile: int, of_dot: Any, limit: Any) -> Any:
-        """Return which rows of a tile are within the limit, by their corrected products."""
-        b, (scale, base) = self.b, self.rows[tile]
-        low = fma(b, b.fneg(of_dot), b.fmul(scale, b.sitofp(dot, _F16)), base)
+    def within(self, dot: Any, tile: int, query: tuple[Any, Any, Any]) -> Any:
+        """Return which rows of a tile are within the limit, by their corrected products.
+
+        ``query`` is its factors of product and tail, and its limit.
+        """
+        b, (scale, base, tail), (of_dot, of_tail, limit) = self.b, self.rows[tile], query
+        nearest = fma(b, b.fneg(of_tail), tail, base)
+        low = fma(b, b.fneg(of_dot), b.fmul(scale, b.sitofp(dot, _F16)), nearest)
         return b.fcmp_unordered("<=", low, limit)
 
     def add(self, query: Any, masks: list[Any]) -> None:
@@ -197,12 +214,13 @@ def _screen(typingctx, prepared, dots, numbers, pitch, limits, hits):  # type: i
                 query = b.add(b.shl(loop.index, ir.Constant(_I64, 2)), ir.Constant(_I64, step))
                 at = b.shl(query, ir.Constant(_I64, 2))
                 of_dot = splat(b, load(b, b.add(numbers, at), _FLOAT))
-                correction = emit_correction(b, b.add(numbers, at), pitch, CORRECTION)
-                limit = splat(b, load(b, b.add(limits, at), _FLOAT))
+                of_tail = emit_of_tail(b, b.add(numbers, at), pitch)
+                correction = emit_correction(b, b.add(numbers, at), pitch, HEAD_CORRECTION)
+                own = of_dot, of_tail, splat(b, load(b, b.add(limits, at), _FLOAT))
                 line = b.add(dots, b.shl(query, ir.Constant(_I64, 7)))
                 marks.add(query, [
-                    marks.within(b.sub(load(b, line, _W16, 64 * tile), correction), tile, of_dot,
-                                 limit) for tile in range(2)
+                    marks.within(b.sub(load(b, line, _W16, 64 * tile), correction), tile, own)
+                    for tile in range(2)
                 ])  # fmt: skip
         return b.load(marks.found)
 
@@ -210,22 +228,22 @@ def _screen(typingctx, prepared, dots, numbers, pitch, limits, hits):  # type: i
 
 
 @intrinsic
-def _mark(typingctx, first, queries, padded, prepared, numbers, pitch, dots, limits, hits):  # type: ignore[no-untyped-def]
+def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limits, hits):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and eight queries; returns how many are marked.
 
     The second tile follows the first. Inner products, int32 (8, 32), go to ``dots`` if any is.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        first, queries, padded, prepared, numbers, pitch, dots, limits, hits = args
-        second = b.add(first, b.shl(padded, ir.Constant(_I64, 4)))
+        first, queries, head, prepared, numbers, pitch, dots, limits, hits = args
+        second = b.add(first, b.shl(head, ir.Constant(_I64, 4)))
         at = [b.add(numbers, ir.Constant(_I64, 4 * j)) for j in range(AT_ONCE)]
-        corrections = [emit_correction(b, each, pitch, CORRECTION) for each in at]
+        corrections = [emit_correction(b, each, pitch, HEAD_CORRECTION) for each in at]
         sums = [[cgutils.alloca_once(b, _W16) for _ in range(2)] for _ in range(AT_ONCE)]
         for correction, pair in zip(corrections, sums, strict=True):
             for each in pair:
                 b.store(b.neg(correction), each)
-        with cgutils.for_range(b, b.lshr(padded, ir.Constant(_I64, 6))) as loop:
+        with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
             down = b.shl(loop.index, ir.Constant(_I64, 10))
             tiles, query = [b.add(each, down) for each in (first, second)], b.add(queries, down)
             for step in range(16):
@@ -238,11 +256,9 @@ def _mark(typingctx, first, queries, padded, prepared, numbers, pitch, dots, lim
         marks = _Marks(b, prepared, hits)
         masks = []
         for j, pair in enumerate(sums):
-            of_dot = splat(b, load(b, at[j], _FLOAT))
             limit = splat(b, load(b, limits, _FLOAT, 4 * j))
-            masks.append([
-                marks.within(b.load(each), tile, of_dot, limit) for tile, each in enumerate(pair)
-            ])  # fmt: skip
+            own = splat(b, load(b, at[j], _FLOAT)), emit_of_tail(b, at[j], pitch), limit
+            masks.append([marks.within(b.load(each), tile, own) for tile, each in enumerate(pair)])
         every = masks[0][0]
         for mask in (mask for pair in masks for mask in pair):
             every = b.or_(every, mask)
@@ -262,20 +278,20 @@ def _mark(typingctx, first, queries, padded, prepared, numbers, pitch, dots, lim
 
 
 @njit(nogil=True)
-def _by_tile_registers(codes, queries, done, padded, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
+def _by_tile_registers(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next 32 queries; returns how many are marked."""
     dots = scratch + _DOTS
     multiply_tiles("codes", 2, 2, queries + done * padded, np.int64(64), np.int64(1024),
-                   TILE * padded, codes, TILE * padded, padded // 64, dots, np.int64(128),
+                   TILE * padded, codes, TILE * head, head // 64, dots, np.int64(128),
                    np.int64(1))  # fmt: skip
     return _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS, scratch + _HITS)
 
 
 @njit(nogil=True)
-def _by_vectors(codes, queries, done, padded, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
+def _by_vectors(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next eight queries."""
     laid = queries + done // TILE * TILE * padded + done % TILE * 64
-    return _mark(codes, laid, padded, scratch, numbers + 4 * done, pitch, scratch + _DOTS,
+    return _mark(codes, laid, head, scratch, numbers + 4 * done, pitch, scratch + _DOTS,
                  scratch + _LIMITS, scratch + _HITS)  # fmt: skip
 
 
@@ -284,7 +300,7 @@ def make_sieve_many(variant: str) -> Any:
 
     Parameters are those of ``coded.make_sieve``, but queries come in multiples of 32, laid 16
     side by side: (count / 16, padded / 64, 16, 64), at an address that 64 divides, as is that of
-    the scratch memory, SCRATCH + 32 * padded bytes. Returns the number of queries.
+    the scratch memory, SCRATCH + 32 * head bytes. Returns the number of queries.
     """
     inner = _marking(_by_vectors, AT_ONCE) if variant == VNNI else _marking(
         _by_tile_registers, GROUP)  # fmt: skip
@@ -293,12 +309,12 @@ def make_sieve_many(variant: str) -> Any:
 
     @njit(nogil=True)
     def sieve_many(  # type: ignore[no-untyped-def]
-        table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
-        scratch,
+        table, blocks, queries, count, padded, head, numbers, k, heaps, metric, places, lows, cap,
+        state, scratch,
     ):  # fmt: skip
         open_tiles(scratch + _SHAPES)
-        inner(table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap,
-              state, scratch)  # fmt: skip
+        inner(table, blocks, queries, count, padded, head, numbers, k, heaps, metric, places, lows,
+              cap, state, scratch)  # fmt: skip
         close_tiles()
         return count
 
@@ -306,17 +322,33 @@ def make_sieve_many(variant: str) -> Any:
 
 
 @njit(nogil=True)
-def _keep_marked(marked, row, here, block, done, padded, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+def _add_rests(bits, dots, row, block, queries, q, padded, head):  # type: ignore[no-untyped-def]
+    """Add what is behind the heads to the products of the marked rows of a tile."""
+    left, rows = padded - head, read_long(block, 3)
+    query = queries + q // TILE * TILE * padded + q % TILE * 64 + TILE * head
+    rest = read_long(block, 6) + row * left
+    while bits:
+        lane = lowest_bit(bits)
+        bits &= bits - 1
+        if row + lane < rows:
+            more = rest_dot(rest + lane * left, query, left, 64 * TILE)
+            put_int(dots, lane, read_int(dots, lane) + more)
+
+
+@njit(nogil=True)
+def _keep_marked(marked, row, here, block, queries, done, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound the marked rows one by one and keep the candidates."""
     hits, bounds, first = scratch + _HITS, scratch + _BOUNDS, read_long(block, 5)
     for hit in range(marked):
         at, mask = read_long(hits, 2 * hit), read_long(hits, 2 * hit + 1)
         q = done + at
         for tile in range(here):
-            if not mask >> TILE * tile & 65535:
+            bits, dots = mask >> TILE * tile & 65535, scratch + _DOTS + 128 * at + 64 * tile
+            if bits == 0:
                 continue
-            bits = passing(scratch + _HALF * tile, scratch + _DOTS + 128 * at + 64 * tile,
-                           numbers + 4 * q, pitch, bounds)  # fmt: skip
+            if padded > head:
+                _add_rests(bits, dots, row + TILE * tile, block, queries, q, padded, head)
+            bits &= passing(scratch + _HALF * tile, dots, numbers + 4 * q, pitch, bounds)
             while bits:
                 lane = lowest_bit(bits)
                 bits &= bits - 1
@@ -330,10 +362,10 @@ def _keep_marked(marked, row, here, block, done, padded, numbers, pitch, k, heap
 def _marking(mark: Any, at_once: int) -> Any:
     @njit(nogil=True)
     def sieve_many(  # type: ignore[no-untyped-def]
-        table, blocks, queries, count, padded, numbers, k, heaps, metric, places, lows, cap, state,
-        scratch,
+        table, blocks, queries, count, padded, head, numbers, k, heaps, metric, places, lows, cap,
+        state, scratch,
     ):  # fmt: skip
-        pitch, size, tile_bytes = 4 * count, 4 * CONSTANTS * TILE, padded * TILE // 2
+        pitch, size, tile_bytes = 4 * count, 4 * CONSTANTS * TILE, head * TILE // 2
         codes = scratch + SCRATCH
         asked = count  # without the last ones, which no row can pass
         while asked > 0 and read_real(numbers + LIMIT * pitch, asked - 1) == NEVER:
@@ -348,8 +380,8 @@ def _marking(mark: Any, at_once: int) -> Any:
                 here = min(2, tiles - tile)  # the last tile may stand for its neighbour too
                 for j in range(2):
                     this = tile + min(j, here - 1)
-                    _whole_codes(high + this * tile_bytes, low + this * tile_bytes, padded,
-                                 codes + j * padded * TILE)  # fmt: skip
+                    _whole_codes(high + this * tile_bytes, low + this * tile_bytes, head,
+                                 codes + j * head * TILE)  # fmt: skip
                     prepare(metric, constants + this * size, scratch + _HALF * j)
                     _maxima(scratch + _HALF * j)
                 for done in range(0, asked, at_once):
@@ -358,10 +390,11 @@ def _marking(mark: Any, at_once: int) -> Any:
                     for offset in range(ahead, ahead + part, 64):
                         plane = high if offset < 2 * tile_bytes else low - 2 * tile_bytes
                         prefetch(plane + (tile + 2) * tile_bytes + offset)
-                    marked = mark(codes, queries, done, padded, numbers, pitch, scratch)
+                    marked = mark(codes, queries, done, padded, head, numbers, pitch, scratch)
                     if marked:
-                        _keep_marked(marked, tile * TILE, here, block, done, padded, numbers, pitch,
-                                     k, heaps, places, lows, cap, state, scratch)  # fmt: skip
+                        _keep_marked(marked, tile * TILE, here, block, queries, done, padded, head,
+                                     numbers, pitch, k, heaps, places, lows, cap, state,
+                                     scratch)  # fmt: skip
         finish(numbers + LIMIT * pitch, count, places, lows, cap, state)
         return count
 

@@ -18,11 +18,11 @@ from tarsdb.kernels.cpu.coded import SCRATCH
 from tarsdb.kernels.cpu.memory import put_long, read_long
 
 (
-    CODER, SIEVE, SCAN, WIDTH, PADDED, RANGE, CODES, PARTS, METRIC, K, CAP, POSITIONS, TABLE,
+    CODER, SIEVE, SCAN, WIDTH, PADDED, HEAD, RANGE, CODES, PARTS, METRIC, K, CAP, POSITIONS, TABLE,
     BLOCKS, ROW_BYTES,
-) = range(15)  # fmt: skip
+) = range(16)  # fmt: skip
 """The words of a search: addresses of the coder of queries, the sieve and the scan; elements of a
-vector and bytes of its code; address of the extremes (see ``encode.py``); table of the coded parts
+vector, bytes of its code and of the code's head; address of the extremes (see ``encode.py``); table of the coded parts
 and their number (see ``coded.py``); metric, rows wanted, candidates there is room for; address of
 the positions the coded rows have (0: as the parts say); table of blocks and their number, and bytes
 of a row (see ``scan.py``)."""
@@ -36,16 +36,18 @@ sieve, memory of the coder, then the coded query, heap, lower bounds, candidates
 
 
 def make_coded_nearest() -> Any:
-    """Return ``coded_nearest(words, numbers, queries, rows, ids, values, scratch)``, not compiled.
+    """Return ``coded_nearest(words, turned, queries, rows, ids, values, scratch)``, not compiled.
 
-    ``queries`` float32 (rows, width), ``numbers`` are not looked at. ``ids`` int64 and ``values``
+    ``queries`` float32 (rows, width), ``turned`` the same in the basis of the codes. ``ids`` int64 and ``values``
     float32 (rows, k) get the answers by (distance, row id). Returns the number of the first query
     that is to be answered otherwise, or ``rows``. ``scratch``: see ``index/sieve``.
     """
 
     @njit(nogil=True)
-    def coded_nearest(words, numbers, queries, rows, ids, values, scratch):  # type: ignore[no-untyped-def]
-        width, padded = read_long(words, WIDTH), read_long(words, PADDED)
+    def coded_nearest(words, turned, queries, rows, ids, values, scratch):  # type: ignore[no-untyped-def]
+        width, padded, head = (
+            read_long(words, WIDTH), read_long(words, PADDED), read_long(words, HEAD)
+        )  # fmt: skip
         metric, k, cap = read_long(words, METRIC), read_long(words, K), read_long(words, CAP)
         positions = read_long(words, POSITIONS)
         about, state, query = scratch + NUMBERS, scratch + STATE, scratch + QUERY
@@ -54,7 +56,7 @@ def make_coded_nearest() -> Any:
         places = lows + 4 * cap
         for number in range(rows):
             usable = call_at(read_long(words, CODER), (
-                queries, 1, width, padded, query, about, 1, metric, read_long(words, RANGE),
+                turned, 1, width, padded, head, query, about, 1, metric, read_long(words, RANGE),
                 scratch + WORK,
             ))  # fmt: skip
             if usable == 0:
@@ -62,8 +64,8 @@ def make_coded_nearest() -> Any:
             put_long(state, 0, 0)
             put_long(state, 1, 0)
             call_at(read_long(words, SIEVE), (
-                read_long(words, CODES), read_long(words, PARTS), query, 1, padded, about, k, heap,
-                metric, places, lows, cap, state, scratch,
+                read_long(words, CODES), read_long(words, PARTS), query, 1, padded, head, about, k,
+                heap, metric, places, lows, cap, state, scratch,
             ))  # fmt: skip
             count = read_long(state, 1)
             if count < k:
@@ -75,7 +77,7 @@ def make_coded_nearest() -> Any:
                 read_long(words, ROW_BYTES), width, queries, 1, 4 * width, metric, k, values, ids,
                 places + 8 * cap,
             ))  # fmt: skip
-            queries += 4 * width
+            queries, turned = queries + 4 * width, turned + 4 * width
             ids, values = ids + 8 * k, values + 4 * k
         return np.int64(rows)
 

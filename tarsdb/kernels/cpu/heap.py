@@ -49,3 +49,16 @@ def sort(heap, size):  # type: ignore[no-untyped-def]
         entry = read_long(heap, end)
         put_long(heap, end, read_long(heap, 0))
         sift(heap, end, entry)
+
+
+@njit(nogil=True)
+def order(entries, size):  # type: ignore[no-untyped-def]
+    """Put entries in ascending order; those that are so already stay as they are."""
+    at = 1
+    while at < size and read_long(entries, at - 1) <= read_long(entries, at):
+        at += 1
+    if at >= size:
+        return
+    for end in range(1, size):
+        offer(entries, end, size, read_long(entries, end))
+    sort(entries, size)

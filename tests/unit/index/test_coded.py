@@ -13,6 +13,7 @@ import pytest
 
 from tarsdb.columns import VectorBlock
 from tarsdb.index import coded, sieve
+from tarsdb.index.basis import Basis
 from tarsdb.index.coded import CodeCache
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import dispatch, reference
@@ -164,7 +165,11 @@ SHIFTS: dict[str, Callable[[np.ndarray], np.ndarray | float]] = {
 
 
 def bounds(
-    rows: np.ndarray, queries: np.ndarray, op: str, limits: np.ndarray | None = None
+    rows: np.ndarray,
+    queries: np.ndarray,
+    op: str,
+    limits: np.ndarray | None = None,
+    chosen: Basis | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the kernel's lower and upper bounds, float64 (rows, q), of what they bound.
 
@@ -181,17 +186,19 @@ def bounds(
     )
     scratch, shift = sieve.aligned(sieve._SCRATCH), SHIFTS[op](queries)
     for at in range(len(rows)):
-        made = sieve.encode(rows[at : at + 1], encoder)
+        made = sieve.encode(rows[at : at + 1], encoder, chosen)
         codes, numbers = sieve.Sieve([(made, 0, 0)])._code(coder, metric, queries, len(queries))
         usable = numbers[5] > 0
         if limits is not None:
             with np.errstate(over="ignore"):
                 given = np.nextafter((limits[at] - shift).astype(np.float32), np.float32(np.inf))
             numbers[5, usable] = given[usable]
-        table = np.array([[*map(address, (made.high, made.low, made.constants)), 1, 0, 0]])
+        planes = map(address, (made.high, made.low, made.constants))
+        table = np.array([[*planes, 1, 0, 0, address(made.rest)]])
         places, lows = np.empty(len(queries), np.int64), np.empty(len(queries), np.float32)
         highs, state = np.empty(len(queries), np.float32), np.zeros((len(queries), 2), np.int64)
-        kernel(address(table), 1, address(codes), len(queries), codes.shape[1],
+        head = made.basis.head or codes.shape[1]
+        kernel(address(table), 1, address(codes), len(queries), codes.shape[1], head,
                address(numbers), 1, address(highs), metric, address(places), address(lows),
                1, address(state), address(scratch))  # fmt: skip
         found[:, at] = lows, highs
@@ -200,12 +207,12 @@ def bounds(
     return found[0] + shift, found[1] + shift, passed
 
 
-def violations(rows: np.ndarray, queries: np.ndarray, op: str) -> int:
+def violations(rows: np.ndarray, queries: np.ndarray, op: str, chosen: Basis | None = None) -> int:
     """Count distances, true ones and the scan's, that lie outside the bounds.
 
     And rows that do not pass a limit which is their own distance.
     """
-    low, high, _ = bounds(rows, queries, op)
+    low, high, _ = bounds(rows, queries, op, None, chosen)
     index = FlatIndex(
         [VectorBlock(np.arange(len(rows)), rows)], parse_type(f"VECTOR({rows.shape[1]})")
     )
@@ -225,7 +232,7 @@ def violations(rows: np.ndarray, queries: np.ndarray, op: str) -> int:
     if op != "<=>":
         slack = 1e-12 * (a**2).sum(axis=1)[:, None] + 1e-12 * (b**2).sum(axis=1)
     bad = [(value < low - slack) | (value > high + slack) for value in (true, scanned)]
-    passed = [bounds(rows, queries, op, value + slack)[2] for value in (true, scanned)]
+    passed = [bounds(rows, queries, op, value + slack, chosen)[2] for value in (true, scanned)]
     return int(sum(map(np.count_nonzero, bad)) + sum(np.count_nonzero(~each) for each in passed))
 
 
@@ -280,7 +287,7 @@ def test_half_the_bound_is_noticed(
 
     def halved(*arguments: int) -> int:
         usable = coder(*arguments)
-        numbers, pitch = arguments[5], arguments[6]
+        numbers, pitch = arguments[6], arguments[7]
         for number in range(pitch, 5 * pitch):
             ctypes.c_float.from_address(numbers + 4 * number).value /= 2
         return usable
@@ -359,7 +366,7 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
     assert found is not None
     assert not again
     assert cache.get(data, data.shape, make)[0] is found
-    assert cache.nbytes == found.nbytes == 2000 * (64 + 24)
+    assert cache.nbytes == found.nbytes == 2000 * (64 + 28)
     assert cache.get(data[:], data.shape, make) == (None, True)  # another array
     del data, make
     gc.collect()
@@ -370,11 +377,11 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
 def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
     rows = random(np.random.default_rng(0), 6000, 64).astype(np.float32)
     blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
-    cache = CodeCache(budget=2100 * 88)
+    cache = CodeCache(budget=2100 * 92)
     flat, limited = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, cache)
     for _ in range(3):
         assert_same(flat, limited, rows[:20], 10, "<->")
-    assert 0 < cache.nbytes <= 2100 * 88
+    assert 0 < cache.nbytes <= 2100 * 92
     assert limited._coded is not None
     assert limited._coded.coded == [True, False, False]
 

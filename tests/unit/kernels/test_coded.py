@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tarsdb.index import sieve as index_sieve
+from tarsdb.index.basis import Basis
+from tarsdb.index.quantization.principal import PrincipalAxes
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import address
 
@@ -47,35 +49,49 @@ def coder() -> Any:
 def bytes_of(made: index_sieve.Codes) -> np.ndarray:
     """Put the planes of codes together: whole bytes, uint8 (tiles * 16, padded)."""
     rows, half = made.low.shape
+    behind = made.rest.reshape(rows, -1)
     high = made.high.transpose(0, 2, 1, 3).reshape(rows, half // 4, 1, 4)
     low = made.low.reshape(rows, half // 32, 1, 32)
     upper = np.concatenate([high & 15, high >> 4], axis=2).reshape(rows, 2 * half)
     under = np.concatenate([low & 15, low >> 4], axis=2).reshape(rows, 2 * half)
-    return (upper << 4 | under).astype(np.uint8)
+    return np.concatenate([(upper << 4 | under).astype(np.uint8), behind], axis=1)
 
 
-def in_planes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the planes of whole bytes, uint8 (tiles * 16, padded)."""
-    rows, padded = codes.shape
-    high, low = (index_sieve.aligned(rows * padded // 2) for _ in range(2))
-    upper = (codes >> 4).reshape(rows, padded // 8, 2, 4)
-    packed = (upper[:, :, 0] | upper[:, :, 1] << 4).reshape(rows // 16, 16, padded // 8, 4)
+def in_planes(codes: np.ndarray, head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the planes of the heads of whole bytes, uint8 (tiles * 16, padded), and the rest."""
+    rows = len(codes)
+    high, low = (index_sieve.aligned(rows * head // 2) for _ in range(2))
+    first = codes[:, :head]
+    upper = (first >> 4).reshape(rows, head // 8, 2, 4)
+    packed = (upper[:, :, 0] | upper[:, :, 1] << 4).reshape(rows // 16, 16, head // 8, 4)
     high[:] = packed.transpose(0, 2, 1, 3).reshape(-1)
-    under = (codes & 15).reshape(rows, padded // 64, 2, 32)
+    under = (first & 15).reshape(rows, head // 64, 2, 32)
     low[:] = (under[:, :, 0] | under[:, :, 1] << 4).reshape(-1)
-    return high, low
+    return high, low, np.ascontiguousarray(codes[:, head:])
+
+
+def heads_of(padded: int) -> list[int]:
+    """Return lengths of heads: all of a code, the least, and one between."""
+    return sorted({64, padded // 128 * 64 or 64, padded})
+
+
+def as_it_is(width: int, head: int) -> Basis:
+    """Return a basis that changes no vector, but of whose codes the head comes first."""
+    return Basis(PrincipalAxes(np.eye(width, dtype=np.float32), np.full(width, 1 / width)), head)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_codes_are_numpys_and_norms_are_rounded_up(width: int, whole: bool) -> None:
     rows = np.random.default_rng(width).standard_normal((37, width)).astype(np.float32)
     rows[3] = 0
     rows[4] *= np.float32(1e-38)
     rows[5] = np.abs(rows[5])
     rows[6, 1:] = 0
-    made = index_sieve.encode(rows, coder())
-    scale, square, norm, rough, residual, inverse = made.constants.transpose(1, 0, 2).reshape(
-        6, -1)[:, :37]  # fmt: skip
+    head = width if whole else heads_of(index_sieve.padded_width(width))[0]
+    made = index_sieve.encode(rows, coder(), None if whole else as_it_is(width, head))
+    scale, square, norm, rough, residual, tail, inverse = made.constants.transpose(1, 0, 2).reshape(
+        7, -1)[:, :37]  # fmt: skip
     codes = bytes_of(made)[:37, :width].astype(int)
     below, above = -rows.min(axis=1).clip(max=0), rows.max(axis=1).clip(min=0)
     low, high = np.float32(136), np.float32(119)
@@ -89,7 +105,8 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int) -> None:
     wide = rows.astype(np.float64)
     back = scale[:, None].astype(np.float64) * (codes - 136)
     upper = scale[:, None].astype(np.float64) * ((codes & ~15) - 128)
-    for rounded, exact in ((norm, wide), (residual, wide - back), (rough, wide - upper)):
+    for rounded, exact in ((norm, wide), (residual, wide - back), (tail, wide[:, head:]),
+                           (rough, (wide - upper)[:, :head])):  # fmt: skip
         true = np.linalg.norm(exact, axis=1)
         assert (rounded >= true).all()
         assert (rounded <= true * 1.00001 + 1e-41).all()
@@ -108,6 +125,7 @@ def test_inner_products_are_exact(
 ) -> None:
     if dense:  # all rows pass: after the first tile they are taken whole
         monkeypatch.setattr(coded, "STRETCH", 1)
+        monkeypatch.setattr(coded, "FIRST", 1)
         monkeypatch.setattr(disk_cache, "kernel_folder", lambda: None)
     assert_exact(sieve(variant, many=False), width, many=False)
 
@@ -130,8 +148,28 @@ def test_what_is_around_tile_registers_is_exact(
     assert_exact(kernel, width, many=True)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_what_is_around_vnni_is_exact(many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder()
+    for module in (coded, coded_batch):
+        monkeypatch.setattr(module, "dpbusd", emulation.called_dpbusd)
+    kernel = coded.make_sieve(coded.VNNI)
+    if many:
+        mark = njit(nogil=True)(coded_batch._by_vectors.py_func)
+        kernel = coded_batch._marking(mark, coded_batch.AT_ONCE)
+    kernel.compile(coded.SIEVE_SIGNATURE)
+    for width in (1, 65, 384):
+        assert_exact(kernel, width, many)
+
+
 def assert_exact(kernel: Any, width: int, many: bool) -> None:
     """Compare the bounds of 53 rows, which are made the inner products, with NumPy's."""
+    for head in heads_of(index_sieve.padded_width(width)):
+        assert_exact_with(kernel, width, head, many)
+
+
+def assert_exact_with(kernel: Any, width: int, head: int, many: bool) -> None:
+    """The same for codes of which so many elements lie in planes."""
     rng = np.random.default_rng(width)
     rows, count, padded = 53, 32, index_sieve.padded_width(width)
     codes = rng.integers(0, 256, (64, padded)).astype(np.uint8)
@@ -139,28 +177,30 @@ def assert_exact(kernel: Any, width: int, many: bool) -> None:
     queries = np.zeros((count, padded), np.int8)
     queries[:, :width] = rng.integers(-127, 128, (count, width))
     queries[:2, :width] = [[127], [-127]]
-    high, low = in_planes(codes)
+    high, low, rest = in_planes(codes, head)
     constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
     constants[:, 0] = 1
     numbers = np.zeros((candidates.PARAMETERS, count), np.float32)
     numbers[0], numbers[5] = -1, np.inf  # the bound is the inner product itself
     sums = queries.sum(axis=1, dtype=np.int64)
-    numbers.view(np.int32)[6], numbers.view(np.int32)[7] = 136 * sums, 128 * sums
-    table = np.array([[*map(address, (high, low, constants)), rows, 0, 1000]])
+    before = queries[:, :head].sum(axis=1, dtype=np.int64)
+    numbers.view(np.int32)[6:9] = 136 * sums, 128 * before, 136 * before
+    table = np.array([[*map(address, (high, low, constants)), rows, 0, 1000, address(rest)]])
     places, lows = np.empty((count, 64), np.int64), np.empty((count, 64), np.float32)
     heaps, state = np.empty((count, 60), np.float32), np.zeros((count, 2), np.int64)
-    scratch = index_sieve.aligned(coded_batch.SCRATCH + 32 * padded)
+    scratch = index_sieve.aligned(max(coded.SCRATCH, coded_batch.SCRATCH + 32 * padded))
     for asked in (32,) if many else (32, 11, 1):
         state[:] = 0
         some = numbers[:, :asked].copy()
         laid = index_sieve.side_by_side(queries) if many else queries
-        kernel(address(table), 1, address(laid), asked, padded, address(some), 60,
+        kernel(address(table), 1, address(laid), asked, padded, head, address(some), 60,
                address(heaps), reference.IP, address(places), address(lows), 64, address(state),
                address(scratch))  # fmt: skip
         expected = queries[:asked].astype(np.int64) @ (codes[:rows].astype(np.int64) - 136).T
         assert (state[:asked] == rows).all()
         np.testing.assert_array_equal(places[:asked, :rows], [np.arange(1000, 1053)] * asked)
-        np.testing.assert_array_equal(lows[:asked, :rows], expected.astype(np.float32))
+        found, expected = np.sort(lows[:asked, :rows], axis=1), np.sort(expected, axis=1)
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
@@ -168,29 +208,35 @@ def test_rough_bounds_are_those_of_the_higher_bits(variant: str) -> None:
     """Rows pass exactly where NumPy's rough bound is within the limit."""
     kernel, rng = sieve(variant, many=False), np.random.default_rng(5)
     for width in (1, 63, 65, 384):
-        padded = index_sieve.padded_width(width)
-        codes = rng.integers(0, 256, (64, padded)).astype(np.uint8)
-        query = np.zeros((1, padded), np.int8)
-        query[0, :width] = rng.integers(-127, 128, width)
-        high, low = in_planes(codes)
-        constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
-        constants[:, 0], constants[:, 4] = 1, 1e9
-        constants[:, 3] = rng.integers(1, 5000, (4, 16))
-        products = query[0].astype(np.int64) @ ((codes & 240).astype(np.int64) - 128).T
-        bounds = products - constants[:, 3].reshape(-1)
-        numbers = np.zeros((candidates.PARAMETERS, 1), np.float32)
-        numbers[0], numbers[2], numbers[5] = -1, 1, np.median(bounds)
-        total = query.sum(dtype=np.int64)
-        numbers.view(np.int32)[6], numbers.view(np.int32)[7] = 136 * total, 128 * total
-        expected = np.flatnonzero(bounds <= numbers[5])
-        table = np.array([[*map(address, (high, low, constants)), 64, 0, 0]])
-        places, lows = np.empty(64, np.int64), np.empty(64, np.float32)
-        heap, state = np.empty(64, np.float32), np.zeros((1, 2), np.int64)
-        scratch = index_sieve.aligned(coded.SCRATCH)
-        kernel(address(table), 1, address(query), 1, padded, address(numbers), 64, address(heap),
-               reference.IP, address(places), address(lows), 64, address(state),
-               address(scratch))  # fmt: skip
-        np.testing.assert_array_equal(places[: state[0, 1]], expected)
+        for head in heads_of(index_sieve.padded_width(width)):
+            assert_rough_bounds(kernel, width, head, rng)
+
+
+def assert_rough_bounds(kernel: Any, width: int, head: int, rng: np.random.Generator) -> None:
+    padded = index_sieve.padded_width(width)
+    codes = rng.integers(0, 256, (64, padded)).astype(np.uint8)
+    query = np.zeros((1, padded), np.int8)
+    query[0, :width] = rng.integers(-127, 128, width)
+    high, low, rest = in_planes(codes, head)
+    constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
+    constants[:, 0], constants[:, 4] = 1, 1e9
+    constants[:, 3], constants[:, 5] = rng.integers(1, 5000, (2, 4, 16))
+    first = query[0, :head].astype(np.int64)
+    products = first @ ((codes[:, :head] & 240).astype(np.int64) - 128).T
+    bounds = products - constants[:, 3].reshape(-1) - 2 * constants[:, 5].reshape(-1)
+    numbers = np.zeros((candidates.PARAMETERS, 1), np.float32)
+    numbers[0], numbers[2], numbers[5], numbers[9] = -1, 1, np.median(bounds), 2
+    total, before = query.sum(dtype=np.int64), first.sum()
+    numbers.view(np.int32)[6:9, 0] = 136 * total, 128 * before, 136 * before
+    expected = np.flatnonzero(bounds <= numbers[5])
+    table = np.array([[*map(address, (high, low, constants)), 64, 0, 0, address(rest)]])
+    places, lows = np.empty(64, np.int64), np.empty(64, np.float32)
+    heap, state = np.empty(64, np.float32), np.zeros((1, 2), np.int64)
+    scratch = index_sieve.aligned(coded.SCRATCH)
+    kernel(address(table), 1, address(query), 1, padded, head, address(numbers), 64, address(heap),
+           reference.IP, address(places), address(lows), 64, address(state),
+           address(scratch))  # fmt: skip
+    np.testing.assert_array_equal(places[: state[0, 1]], expected)
 
 
 def test_constants_agree() -> None:
@@ -201,6 +247,8 @@ def test_constants_agree() -> None:
     assert index_sieve._LIMIT == candidates.LIMIT
     assert candidates.NEVER == index_sieve._NEVER
     assert coded_batch.GROUP == index_sieve.GROUP
+    assert index_sieve.MAX_K == coded._MOST
+    assert index_sieve._AT_ONCE % candidates.TILE == 0
     assert coded.SCRATCH == index_sieve._SCRATCH
     assert coded_nearest.QUERY == index_sieve._SCRATCH_ONE
     assert coded_batch.SCRATCH == index_sieve._SCRATCH_MANY
@@ -208,15 +256,17 @@ def test_constants_agree() -> None:
     assert index_sieve.HUGE == encode.HUGE
 
 
+@pytest.mark.parametrize("distortion", [0.0, 1e-3])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("metric", [reference.L2, reference.IP, reference.COSINE])
-def test_queries_are_coded_as_the_formulas_say(width: int, metric: int) -> None:
+def test_queries_are_coded_as_the_formulas_say(width: int, metric: int, distortion: float) -> None:
     rng = np.random.default_rng(width)
     queries = rng.standard_normal((9, width)).astype(np.float32)
     queries[3], queries[4, 0], queries[5, -1] = 0, np.nan, np.inf
     queries[6] *= np.float32(1e-38)
     queries[7] = np.float32(1e19)
-    codes, numbers, usable = index_coded_queries(queries, metric)
+    head = heads_of(index_sieve.padded_width(width))[0]
+    codes, numbers, usable = index_coded_queries(queries, metric, head, distortion)
     wide = queries.astype(np.float64)
     expected = np.ones(9, bool)
     expected[[4, 5, 7]] = False
@@ -235,8 +285,8 @@ def test_queries_are_coded_as_the_formulas_say(width: int, metric: int) -> None:
     for j in np.flatnonzero(expected):
         back = scale[j].astype(np.float64) * digits[j]
         lost, coded_norm = np.linalg.norm(wide[j] - back), np.linalg.norm(back)
-        norm, kappa = np.linalg.norm(wide[j]), 4 * 2.0**-24 * (width / 8 + 32)
-        safe = norm or 1
+        norm, kappa = np.linalg.norm(wide[j]), 4 * 2.0**-24 * (width / 8 + 32) + 3 * distortion
+        safe, tail = norm or 1, np.linalg.norm(wide[j, head:])
         exact = {
             reference.L2: (2 * scale[j], 2 * lost, 2 * coded_norm, kappa, kappa * norm**2),
             reference.IP: (scale[j], lost + kappa * norm, coded_norm, 0, 0),
@@ -245,19 +295,24 @@ def test_queries_are_coded_as_the_formulas_say(width: int, metric: int) -> None:
         assert numbers[0, j] == pytest.approx(exact[0], rel=1e-6)
         for line in range(1, 5):  # rounded up, by little
             assert exact[line] <= numbers[line, j] <= exact[line] * (1 + 1e-5) + 1e-20
+        tail *= {reference.L2: 2, reference.IP: 1, reference.COSINE: 1 / safe}[metric]
+        assert tail <= numbers[9, j] <= tail * (1 + 1e-5)
         assert numbers.view(np.int32)[6, j] == 136 * digits[j].sum()
-        assert numbers.view(np.int32)[7, j] == 128 * digits[j].sum()
+        assert numbers.view(np.int32)[7, j] == 128 * digits[j, :head].sum()
+        assert numbers.view(np.int32)[8, j] == 136 * digits[j, :head].sum()
 
 
-def index_coded_queries(queries: np.ndarray, metric: int) -> tuple[np.ndarray, np.ndarray, int]:
+def index_coded_queries(
+    queries: np.ndarray, metric: int, head: int, distortion: float
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Code queries for rows whose squared norms are 1; codes, numbers, how many are usable."""
     coder()
     kernel = disk_cache.compiled(encode.make_query_coder(), encode.QUERY_SIGNATURE)
     count, width = queries.shape
     padded = index_sieve.padded_width(width)
     codes = np.full((count, padded), 77, np.int8)
-    numbers = np.full((8, count), 7, np.float32)
-    extremes, work = np.ones(2), np.empty(5)
-    usable = kernel(address(queries), count, width, padded, address(codes), address(numbers), count,
-                    metric, address(extremes), address(work))  # fmt: skip
+    numbers = np.full((candidates.PARAMETERS, count), 7, np.float32)
+    extremes, work = np.array([1, 1, distortion]), np.empty(7)
+    usable = kernel(address(queries), count, width, padded, head, address(codes), address(numbers),
+                    count, metric, address(extremes), address(work))  # fmt: skip
     return codes, numbers, usable
