@@ -56,7 +56,7 @@ class Cells:
     ) -> Cells | None:
         """Return the cells of columns; None where they are not to be had in this way."""
         try:
-            runs = plain_runs(txn, group, columns, MOST_RUNS)
+            runs = plain_runs(txn, group, columns, MOST_RUNS, most)
         except CorruptionError:  # of rows that may not be asked for
             return None
         return Cells(runs, most) if runs else None

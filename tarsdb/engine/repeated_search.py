@@ -67,6 +67,16 @@ class RepeatedSearch:
         values = iter(cells.values)
         self._values = [distances if node is None else next(values) for node in self._shape.nodes]
 
+    def stands(self, context: Context, plan: Knn) -> bool:
+        """Return whether it serves searches like this one, if not this query or these rows."""
+        prepared = self._prepared()
+        return (
+            prepared is not None
+            and prepared.level == dispatch.level()
+            and self._settings.version == self._version
+            and self._filter == vector_search.filtered_by(context, plan)
+        )
+
     def answer(self, parameters: Parameters) -> Result | None:
         """Return the answer of a statement; None where it is to be found in the usual way."""
         prepared = self._prepared()
@@ -111,6 +121,9 @@ def keep(context: Context, plan: Knn) -> None:
         plan.memo.pop("repeated", None)
         return
     if plan.memo.get("scattered") == state or not _is_simple(context, plan) or kernels() is None:
+        return
+    known: RepeatedSearch | None = plan.memo.get("repeated")
+    if known is not None and known.stands(context, plan):
         return
     view = context.view(plan.table)
     flat = vector_search.flat_index(context, view, plan.column.id, plan.column.type)

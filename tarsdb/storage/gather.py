@@ -47,16 +47,19 @@ def few_values(
 
 
 def plain_runs(
-    txn: ReadTxn, group: GroupState, columns: Sequence[ColumnDef], most: int
+    txn: ReadTxn, group: GroupState, columns: Sequence[ColumnDef], most: int, asked: int
 ) -> list[tuple[int, np.ndarray | None, list[np.ndarray]]] | None:
-    """Return the segments of a group as runs of row ids, where that is all there is of it.
+    """Return the segments of a group as runs of row ids, where they have nearly all of it.
 
-    Of each the first row id, which rows are live, and the values of columns, views of the map.
-    None where there are more than ``most``, row versions elsewhere, NULLs, or columns whose values
-    are not numbers as a reader sees them.
+    Of each the first row id, which rows are live in it, and the values of columns, views of the
+    map; rows of the delta are in no run or not live in theirs. None where there are more than
+    ``most``, so many rows elsewhere that every other answer of ``asked`` rows may have one of
+    them, NULLs, or columns whose values are not numbers as a reader sees them.
     """
     segments = group.segments
-    if group.count or group.overlapping or not columns or not 0 < len(segments) <= most:
+    if group.overlapping or not columns or not 0 < len(segments) <= most:
+        return None
+    if 2 * asked * group.count > segments[-1].high - segments[0].low + 1:
         return None
     if any(segment.base is None for segment in segments):
         return None

@@ -217,6 +217,27 @@ def test_fresh_rows_and_several_parts(
     assert sum(used) > 10
 
 
+def test_answers_without_rows_of_a_short_delta(db: tarsdb.Connection, used: list[bool]) -> None:
+    db.execute("UPDATE t SET b = 77 WHERE id % 100 = 0")
+    insert(db, ROWS, 20, 5)
+    rows = ask(db)
+    used.clear()
+    assert ask(db) == rows
+    ids = [[int(str(row[0])) for row in answer] for answer in rows]
+    assert used == [not any(i % 100 == 0 or i >= ROWS for i in found) for found in ids]
+    assert sum(used) >= len(used) / 2
+    used.clear()
+    (near, *_) = db.execute(SQL, (vectors(20, 5)[0],)).fetchall()
+    assert near[:3] == (ROWS, ROWS % 500, -ROWS)
+    assert used == [False]
+
+
+def test_a_long_delta_goes_the_usual_way(db: tarsdb.Connection, used: list[bool]) -> None:
+    db.execute("UPDATE t SET b = 77 WHERE id % 10 = 0")
+    assert ask(db) == ask(db)
+    assert not any(used)
+
+
 def test_a_level_changed(db: tarsdb.Connection, used: list[bool]) -> None:
     ask(db)
     try:
