@@ -268,7 +268,8 @@ class Nearest:
         padded, cap = padded_width(table.width), candidates_of(k)
         self._words = np.array([
             *(dispatch.entry(each) for each in (*parts, scan.kernel) if each is not None),
-            table.width, padded, sieve.basis.head or padded, sieve.range, sieve.table, sieve.parts, scan.metric, k, cap,
+            table.width, padded, sieve.basis.head or padded, sieve.range, sieve.table, sieve.parts,
+            scan.metric, k, cap,
             0 if positions is None else address(positions), table.address, len(table.entries) - 1,
             table.row_bytes,
         ], np.int64)  # fmt: skip

@@ -22,10 +22,10 @@ from tarsdb.kernels.cpu.memory import put_long, read_long
     BLOCKS, ROW_BYTES,
 ) = range(16)  # fmt: skip
 """The words of a search: addresses of the coder of queries, the sieve and the scan; elements of a
-vector, bytes of its code and of the code's head; address of the extremes (see ``encode.py``); table of the coded parts
-and their number (see ``coded.py``); metric, rows wanted, candidates there is room for; address of
-the positions the coded rows have (0: as the parts say); table of blocks and their number, and bytes
-of a row (see ``scan.py``)."""
+vector, bytes of its code and of the code's head; address of the extremes (see ``encode.py``); table
+of the coded parts and their number (see ``coded.py``); metric, rows wanted, candidates there is
+room for; address of the positions the coded rows have (0: as the parts say); table of blocks and
+their number, and bytes of a row (see ``scan.py``)."""
 SIGNATURE = types.int64(*[types.int64] * 7)
 NUMBERS = -(-SCRATCH // 64) * 64
 STATE = NUMBERS + 64
@@ -38,9 +38,9 @@ sieve, memory of the coder, then the coded query, heap, lower bounds, candidates
 def make_coded_nearest() -> Any:
     """Return ``coded_nearest(words, turned, queries, rows, ids, values, scratch)``, not compiled.
 
-    ``queries`` float32 (rows, width), ``turned`` the same in the basis of the codes. ``ids`` int64 and ``values``
-    float32 (rows, k) get the answers by (distance, row id). Returns the number of the first query
-    that is to be answered otherwise, or ``rows``. ``scratch``: see ``index/sieve``.
+    ``queries`` float32 (rows, width), ``turned`` the same in the basis of the codes. ``ids`` int64
+    and ``values`` float32 (rows, k) get the answers by (distance, row id). Returns the number of
+    the first query that is to be answered otherwise, or ``rows``. ``scratch``: see ``index/sieve``.
     """
 
     @njit(nogil=True)
