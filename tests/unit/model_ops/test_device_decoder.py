@@ -61,7 +61,8 @@ def test_a_recorded_step_equals_one_that_is_not(name: str, monkeypatch: pytest.M
         ]  # fmt: skip
         assert (recorded() - before > 5) == bool(most)
         answers.append(np.concatenate(steps))
-    np.testing.assert_allclose(*answers, atol=1e-6)
+    # a recorded step has room for more sequences: BLAS sums in another order
+    np.testing.assert_allclose(*answers, atol=1e-4)
     assert np.abs(np.diff(answers[0], axis=0)).max() > 0.1
 
 
