@@ -214,7 +214,7 @@ class Connection:
         strict : bool
             A NULL argument gives NULL without a call (row functions only).
         """
-        from tarsdb.engine.functions import SessionFunction
+        from tarsdb.engine.udf.functions import SessionFunction
         from tarsdb.types import parse_type
 
         types = tuple(parse_type(text) for text in arguments)

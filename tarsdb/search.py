@@ -41,7 +41,7 @@ class Table:
 
         Columns are matched by name.
         """
-        from tarsdb.engine.scans import table_of
+        from tarsdb.engine.reading.scans import table_of
 
         given = table_of("data", data)
         names = ", ".join(quote(name) for name in given.column_names)

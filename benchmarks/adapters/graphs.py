@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.index.base import Look
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.hnsw import Graph, GraphOptions, build_graph

@@ -16,7 +16,7 @@ import numpy as np
 
 import tarsdb
 from benchmarks import harness, inputs
-from tarsdb.engine import inference_cache
+from tarsdb.engine.inference import inference_cache
 from tarsdb.kernels import encoder
 from tarsdb.metrics import METRICS
 from tarsdb.storage import inference

@@ -29,7 +29,7 @@ def make(folder: pathlib.Path, shape: str, quantize: str) -> dict[str, Any]:
     import tokenizers
 
     import tarsdb
-    from tarsdb.engine import packed_weights
+    from tarsdb.engine.inference import packed_weights
 
     source = folder / "model"
     source.mkdir()

@@ -13,8 +13,8 @@ import numpy as np
 from tarsdb.cli import render
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import connect
-from tarsdb.engine import recall, vector_index
 from tarsdb.engine.context import Context
+from tarsdb.engine.search import recall, vector_index
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.schema import ColumnDef, IndexDef, TableDef

@@ -19,8 +19,8 @@ from typing import Any
 from tarsdb.cli import render
 from tarsdb.cli.running import interruptibly
 from tarsdb.database import Connection, connect
-from tarsdb.engine import model_device
 from tarsdb.engine.context import Context
+from tarsdb.engine.inference import model_device
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
 
 OPERATIONS = ("operation", "calls", "ms", "share")

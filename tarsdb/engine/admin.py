@@ -6,21 +6,14 @@ import time
 from typing import Any
 
 from tarsdb import storage
-from tarsdb.engine import (
-    access,
-    executor,
-    function_figures,
-    index_build,
-    inference_cache,
-    inference_figures,
-    model_device,
-    packed_weights,
-    system_tables,
-    vector_search,
-)
+from tarsdb.engine import executor, system_tables
 from tarsdb.engine.context import Context
+from tarsdb.engine.inference import inference_cache, inference_figures, model_device, packed_weights
+from tarsdb.engine.reading import access
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import index_build, vector_search
 from tarsdb.engine.settings import size_bytes
+from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError, ReadOnlyError
 from tarsdb.schema import ModelDef, TableDef
 from tarsdb.sql import explain as explain_plan

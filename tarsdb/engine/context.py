@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine.functions import FunctionRuntime
-from tarsdb.engine.models import ModelRuntime
+from tarsdb.engine.inference.models import ModelRuntime
 from tarsdb.engine.progress import SILENT, Listener
 from tarsdb.engine.result_cache import ResultCache
 from tarsdb.engine.settings import Settings
+from tarsdb.engine.udf.functions import FunctionRuntime
 from tarsdb.errors import (
     CatalogError,
     ConflictError,
@@ -33,7 +33,7 @@ from tarsdb.sql import expressions as ex
 from tarsdb.storage import CatalogView, Environment, Snapshot, TableView, WriteSet
 
 if TYPE_CHECKING:
-    from tarsdb.engine.relational import RelationalEngine
+    from tarsdb.engine.by_duckdb.relational import RelationalEngine
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 
@@ -97,7 +97,7 @@ class Engines:
     def relational(self) -> RelationalEngine:
         """The relational engine, made on first use (imports duckdb)."""
         if self._relational is None:
-            from tarsdb.engine.relational import RelationalEngine
+            from tarsdb.engine.by_duckdb.relational import RelationalEngine
 
             self._relational = RelationalEngine(
                 self.settings, self.interrupt.is_set, self._stop_functions
@@ -232,8 +232,8 @@ class Context:
             return None
         if isinstance(node, ex.Literal):
             return node.value
-        from tarsdb.engine.compare import Constant
-        from tarsdb.engine.evaluate import Batch, value
+        from tarsdb.engine.reading.compare import Constant
+        from tarsdb.engine.reading.evaluate import Batch, value
         from tarsdb.engine.result import present
 
         answer = value(node, Batch(1, {}, self))

@@ -6,13 +6,13 @@ from typing import Any
 
 from tarsdb.engine import references, tables
 from tarsdb.engine.context import Context
-from tarsdb.engine.function_ddl import create_function, create_module
-from tarsdb.engine.loaded_models import ADAPTER_OF
-from tarsdb.engine.model_import import import_adapter, import_model
+from tarsdb.engine.inference.loaded_models import ADAPTER_OF
+from tarsdb.engine.inference.model_import import import_adapter, import_model
 from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
-from tarsdb.engine.triggers import create_trigger, drop_trigger
+from tarsdb.engine.udf.function_ddl import create_function, create_module
+from tarsdb.engine.writing.triggers import create_trigger, drop_trigger
 from tarsdb.errors import CatalogError
 from tarsdb.sql.plan import (
     AlterTable,

@@ -7,18 +7,11 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, concat, empty
-from tarsdb.engine import (
-    batches,
-    evaluate,
-    point,
-    project,
-    repeated_search,
-    result_cache,
-    system_tables,
-    vector_search,
-)
+from tarsdb.engine import point, result_cache, system_tables
 from tarsdb.engine.context import Context
+from tarsdb.engine.reading import batches, evaluate, project
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import repeated_search, vector_search
 from tarsdb.errors import BindError, InternalError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
@@ -226,7 +219,7 @@ class RelationalInputs:
 
     def scan(self, relation: Relation) -> Any:
         """Return the relation's rows as a scan (see ``engine.scans``)."""
-        from tarsdb.engine import scans
+        from tarsdb.engine.reading import scans
 
         context = self._context
         if relation.knn is not None:

@@ -54,7 +54,7 @@ def variables_of(frame: FrameType | None) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if frame is None:
             return None
-        from tarsdb.engine.scans import is_table_like
+        from tarsdb.engine.reading.scans import is_table_like
 
         for scope in (frame.f_locals, frame.f_globals):
             if name in scope:

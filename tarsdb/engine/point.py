@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.engine import access, project, vector_search
 from tarsdb.engine.context import Context
+from tarsdb.engine.reading import access, project
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import vector_search
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import PointLookup
 from tarsdb.storage import TableView

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tarsdb.engine.context import Context
-from tarsdb.engine.loaded_models import adapted_model
+from tarsdb.engine.inference.loaded_models import adapted_model
 from tarsdb.errors import CatalogError
 from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import bind_expression

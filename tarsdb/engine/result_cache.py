@@ -26,7 +26,7 @@ from tarsdb.types import Physical
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.engine.vector_search import Shape
+    from tarsdb.engine.search.vector_search import Shape
     from tarsdb.sql.plan import Knn
     from tarsdb.storage.state import TableState
 
@@ -135,7 +135,7 @@ def asked(context: Context, plan: Knn) -> Asked | None:
 
 def _keys(plan: Knn) -> tuple[int | str, ...]:
     """Return the parameters an answer depends on, the query first; none where more than these."""
-    from tarsdb.engine.vector_search import Shape
+    from tarsdb.engine.search.vector_search import Shape
 
     shape = Shape.of(plan)
     node = plan.distance.right

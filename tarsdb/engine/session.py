@@ -17,22 +17,15 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
-from tarsdb.engine import (
-    admin,
-    bound,
-    ddl,
-    executor,
-    generation,
-    index_build,
-    inference_cache,
-    mutate,
-    update_many,
-)
+from tarsdb.engine import admin, bound, ddl, executor
 from tarsdb.engine.context import Context, Engines, Interrupt, Parameters
+from tarsdb.engine.inference import generation, inference_cache
 from tarsdb.engine.names import Names, variables_of
-from tarsdb.engine.repeated_search import RepeatedSearch
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import index_build
+from tarsdb.engine.search.repeated_search import RepeatedSearch
 from tarsdb.engine.settings import Settings
+from tarsdb.engine.writing import mutate, update_many
 from tarsdb.errors import (
     ConflictError,
     InterfaceError,
@@ -341,7 +334,7 @@ class Session:
         if isinstance(plan, DDL):
             return ddl.run_ddl(context, plan)
         if isinstance(plan, Copy):
-            from tarsdb.engine import transfer
+            from tarsdb.engine.writing import transfer
 
             return transfer.copy_from(context, plan)
         return self._other(context, plan)
@@ -374,7 +367,7 @@ class Session:
                 self._require_writable()
             return admin.maintain(context, plan)
         if isinstance(plan, Copy):
-            from tarsdb.engine import transfer
+            from tarsdb.engine.writing import transfer
 
             return transfer.copy_to(context, plan)
         raise ProgrammingError(f"executemany cannot run {type(plan).__name__}")

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import definitions, function_figures, inference_figures, model_device
+from tarsdb.engine import definitions
 from tarsdb.engine.context import Context
-from tarsdb.engine.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.inference import inference_figures, model_device
+from tarsdb.engine.inference.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import IndexDef, ModelDef
@@ -63,8 +65,8 @@ def _choice(context: Context, index: IndexDef) -> tuple[str | None, str | None]:
 
 def _recall_stats(context: Context) -> Rows:
     """Search every vector index for rows of its table; see ``engine.recall``."""
-    from tarsdb.engine import recall, vector_index
-    from tarsdb.engine.calibration import SAMPLE
+    from tarsdb.engine.search import recall, vector_index
+    from tarsdb.engine.search.calibration import SAMPLE
 
     rows: Rows = []
     for table in context.catalog.tables():

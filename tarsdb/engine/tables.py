@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from tarsdb.columns import empty
-from tarsdb.engine import derive, index_build, references, triggers
+from tarsdb.engine import references
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
-from tarsdb.engine.index_choice import AUTO
-from tarsdb.engine.index_methods import METHODS
-from tarsdb.engine.mutate import arrow_batches
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import index_build
+from tarsdb.engine.search.index_choice import AUTO
+from tarsdb.engine.search.index_methods import METHODS
+from tarsdb.engine.writing import derive, triggers
+from tarsdb.engine.writing.mutate import arrow_batches
 from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import bind_expression

@@ -9,7 +9,7 @@ import random
 import sys
 
 import tarsdb
-from tarsdb.engine import inference_cache
+from tarsdb.engine.inference import inference_cache
 
 WORDS = ("a", "b", "date", "time", "parse", "string", "the", "how", "do", "i")
 

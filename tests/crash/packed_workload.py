@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import tarsdb
-from tarsdb.engine import packed_weights
-from tarsdb.engine.loaded_models import loaded_models
+from tarsdb.engine.inference import packed_weights
+from tarsdb.engine.inference.loaded_models import loaded_models
 from tarsdb.storage import packed
 from tarsdb.storage.transaction import WriteTxn
 

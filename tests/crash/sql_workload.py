@@ -30,10 +30,10 @@ from pathlib import Path
 import numpy as np
 
 import tarsdb
-import tarsdb.engine.relational
-import tarsdb.engine.scans
+import tarsdb.engine.by_duckdb.relational
+import tarsdb.engine.reading.scans
 import tarsdb.engine.session
-from tarsdb.engine import index_build
+from tarsdb.engine.search import index_build
 from tarsdb.kernels import graph, ivf
 from tarsdb.sql import parse
 

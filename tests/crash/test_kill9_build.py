@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.storage import Snapshot, read_parts
 
 ROWS, DIM = 12_000, 32
@@ -84,7 +84,7 @@ def test_a_rebuild_that_is_killed_leaves_the_index_as_it_was(tmp_path: Path, met
 
 
 RESUMING = """
-import tarsdb.engine.unfinished as unfinished
+import tarsdb.engine.search.unfinished as unfinished
 unfinished.EVERY_SECONDS, unfinished.SHARE = 0.0, 1e9
 """
 TOLD = """

@@ -75,7 +75,7 @@ def test_a_wrong_result_would_be_noticed(tmp_path: pathlib.Path, model_dir: path
         db.execute(f"CREATE MODEL m FROM '{model_dir}'")
         assert _wrong(db) == 0
         session = db._require_session()
-        tarsdb.engine.inference_cache.queue_of(session.env).wait()
+        tarsdb.engine.inference.inference_cache.queue_of(session.env).wait()
 
         def swap(txn: WriteTxn) -> None:
             for key in list(inference._keys(txn))[:3]:

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 import tarsdb
-from tarsdb.engine import inference_cache, packed_weights
+from tarsdb.engine.inference import inference_cache, packed_weights
 from tarsdb.kernels import dispatch
 from tarsdb.storage import packed
 from tests.crash.packed_workload import QUERY
@@ -91,7 +91,7 @@ def test_killed_writers_leave_a_sound_file(path: pathlib.Path) -> None:
 CHILD = """
 import json, sys
 import tarsdb
-from tarsdb.engine import generation, packed_weights
+from tarsdb.engine.inference import generation, packed_weights
 from tarsdb.metrics import METRICS
 packed_weights.SMALLEST_BYTES = 0
 path, mode = sys.argv[1:3]

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import processes
 from benchmarks.inference_claims import INFERENCE
 from benchmarks.workloads import packed_weights as workload
-from tarsdb.engine import packed_weights
+from tarsdb.engine.inference import packed_weights
 from tarsdb.metrics import METRICS
 from tarsdb.storage import packed
 from tests.unit.benchmarks.test_gpu_models import TINY

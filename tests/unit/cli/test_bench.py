@@ -109,7 +109,7 @@ def test_an_absent_file_is_not_created(tmp_path: Path, capsys: pytest.CaptureFix
 def test_interrupt(file: str) -> None:
     program = (
         "import sys, tarsdb.cli.bench as b; from tarsdb.cli import main\n"
-        "from tarsdb.engine.index_methods import METHODS\n"
+        "from tarsdb.engine.search.index_methods import METHODS\n"
         "METHODS['hnsw'].shown = range(16, 10**6)\n"
         "real = b.recall.measure\n"
         "def told(*a):\n    print('run', file=sys.stderr, flush=True)\n    return real(*a)\n"

@@ -54,7 +54,7 @@ def test_a_terminal_sees_what_a_build_takes_and_how_far_it_is(
 def test_a_terminal_sees_why_a_method_was_chosen(
     db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tarsdb.engine.index_choice.FEWEST_ROWS", 1000)
+    monkeypatch.setattr("tarsdb.engine.search.index_choice.FEWEST_ROWS", 1000)
     out, err = io.StringIO(), Terminal()
     Shell(db, out, err).run_one("CREATE INDEX tv ON t USING auto (emb) WITH (memory = '1KB')")
     announced, why, *_ = err.getvalue().splitlines()

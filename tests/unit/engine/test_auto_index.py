@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import index_build, index_choice, vector_index
-from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.progress import Work
+from tarsdb.engine.search import index_build, index_choice, vector_index
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import DataError, NotSupportedError
 from tarsdb.kernels import dispatch, graph, ivf
 from tarsdb.metrics import METRICS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import shared_batches
+from tarsdb.engine.inference import shared_batches
 from tarsdb.errors import CatalogError, ModelError, ModelFormatError
 from tarsdb.model_ops import Classifier, Encoder
 from tests.golden.models.tiny_heads import HEADS, head_tensors, words_tokenizer

@@ -10,8 +10,8 @@ import pytest
 
 from tarsdb import errors
 from tarsdb.columns import Column, from_list
-from tarsdb.engine import files
 from tarsdb.engine.arrow import from_arrow, to_arrow
+from tarsdb.engine.writing import files
 from tarsdb.types import parse_type, to_storage
 
 VALUES: dict[str, list[Any]] = {

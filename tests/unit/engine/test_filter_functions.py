@@ -11,7 +11,7 @@ import pytest
 
 import tarsdb
 from tarsdb import errors
-from tarsdb.engine import lazy_filter
+from tarsdb.engine.search import lazy_filter
 from tarsdb.kernels import graph
 from tests.sandbox.wasm_text import PRELUDE
 

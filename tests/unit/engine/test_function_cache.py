@@ -10,7 +10,8 @@ import pytest
 
 import tarsdb
 from tarsdb.columns import from_list
-from tarsdb.engine import function_cache, inference_cache
+from tarsdb.engine.inference import inference_cache
+from tarsdb.engine.udf import function_cache
 from tarsdb.errors import BindError, UdfTrapError
 from tarsdb.metrics import METRICS
 from tarsdb.schema import FunctionDef

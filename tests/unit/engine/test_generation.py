@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 import tarsdb
-from tarsdb.engine import scans
 from tarsdb.engine.context import Context
+from tarsdb.engine.reading import scans
 from tarsdb.errors import (
     BindError,
     CatalogError,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import vector_index
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search import vector_index
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.index.hnsw import Graph
 from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.index.ivf import Ivf

@@ -14,8 +14,8 @@ import pytest
 
 import tarsdb
 from tarsdb.cli import main
-from tarsdb.engine import index_build, vector_index
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search import index_build, vector_index
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import NotSupportedError, SQLSyntaxError
 from tarsdb.index import navigation
 from tarsdb.index.hnsw import nearest

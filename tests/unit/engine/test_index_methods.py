@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.calibration import Calibration, count_right, measured, others
-from tarsdb.engine.index_methods import METHODS, Method, Part, Rows
+from tarsdb.engine.search.calibration import Calibration, count_right, measured, others
+from tarsdb.engine.search.index_methods import METHODS, Method, Part, Rows
 from tarsdb.errors import NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.course import UNWATCHED

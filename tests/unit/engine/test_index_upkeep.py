@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import index_build, vector_index
-from tarsdb.engine.calibration import Calibration
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search import index_build, vector_index
+from tarsdb.engine.search.calibration import Calibration
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import ConflictError, CorruptionError, InterruptError
 from tarsdb.kernels import graph, ivf
 from tarsdb.storage import IndexPart, Snapshot, read_parts

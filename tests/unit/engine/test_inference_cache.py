@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import inference_cache
+from tarsdb.engine.inference import inference_cache
 from tarsdb.errors import BindError, DataError, NotSupportedError, ReadOnlyError
 from tarsdb.metrics import METRICS
 from tarsdb.storage import inference

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import inference_figures
+from tarsdb.engine.inference import inference_figures
 from tarsdb.metrics import METRICS, Metrics
 from tarsdb.model_ops.encode_figures import EncodeFigures
 from tests.unit.model_ops.conftest import model_dir as model_dir

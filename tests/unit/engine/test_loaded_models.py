@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.loaded_models import LoadedModels, loaded_models, memory_bytes, numeric_mode
+from tarsdb.engine.inference.loaded_models import (
+    LoadedModels,
+    loaded_models,
+    memory_bytes,
+    numeric_mode,
+)
 from tarsdb.errors import BindError, DataError, ModelError
 from tarsdb.metrics import METRICS
 from tests.unit.model_ops.conftest import model_dir as model_dir

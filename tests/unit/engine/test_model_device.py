@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import inference_cache
+from tarsdb.engine.inference import inference_cache
 from tarsdb.errors import DeviceError
 from tarsdb.kernels.gpu import device as devices
 from tarsdb.kernels.gpu.device import Device

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import model_import
+from tarsdb.engine.inference import model_import
 from tarsdb.errors import CatalogError, DataError
 from tarsdb.kernels import forms
 from tarsdb.schema import ModelDef

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import vector_index, vector_search
 from tarsdb.engine.context import Context
-from tarsdb.engine.index_methods import METHODS
+from tarsdb.engine.search import vector_index, vector_search
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import DataError
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex

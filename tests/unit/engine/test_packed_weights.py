@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import inference_cache, models, packed_weights
-from tarsdb.engine.loaded_models import loaded_models
+from tarsdb.engine.inference import inference_cache, models, packed_weights
+from tarsdb.engine.inference.loaded_models import loaded_models
 from tarsdb.errors import DataError, ModelError, ReadOnlyError
 from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS

@@ -12,8 +12,8 @@ import pytest
 import tarsdb
 from tarsdb import storage
 from tarsdb.columns import VectorBlock
-from tarsdb.engine import index_build, placing, vector_index
-from tarsdb.engine.placing import Cover, Placement
+from tarsdb.engine.search import index_build, placing, vector_index
+from tarsdb.engine.search.placing import Cover, Placement
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import graph as kernels
 from tarsdb.metrics import METRICS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.inference_cache import _digest
+from tarsdb.engine.inference.inference_cache import _digest
 from tarsdb.errors import BindError, DataError, ModelError, ModelFormatError, NotSupportedError
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models"

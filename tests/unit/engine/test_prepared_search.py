@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import index_build, vector_index
-from tarsdb.engine.index_methods import Hnsw
+from tarsdb.engine.search import index_build, vector_index
+from tarsdb.engine.search.index_methods import Hnsw
 from tarsdb.index.base import Found
 from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.kernels import dispatch, graph

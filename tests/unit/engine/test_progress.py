@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine.index_methods import METHODS
 from tarsdb.engine.progress import Work
+from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import InterruptError
 from tarsdb.kernels import graph, ivf
 from tarsdb.storage import IndexPart, Snapshot, read_parts

@@ -23,7 +23,7 @@ import pytest
 from tarsdb import errors
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.arrow import from_arrow, to_arrow
-from tarsdb.engine.relational import RelationalEngine
+from tarsdb.engine.by_duckdb.relational import RelationalEngine
 from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relation, Relational, RelationalCall

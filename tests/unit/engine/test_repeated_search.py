@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import executor, index_build, vector_search
+from tarsdb.engine import executor
 from tarsdb.engine.context import Context, Engines, Parameters
-from tarsdb.engine.repeated_search import RepeatedSearch
 from tarsdb.engine.result import Result
+from tarsdb.engine.search import index_build, vector_search
+from tarsdb.engine.search.repeated_search import RepeatedSearch
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.kernels import dispatch, graph
 from tarsdb.kernels.cpu import answer

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import shared_batches
-from tarsdb.engine.shared_batches import SharedBatches
+from tarsdb.engine.inference import shared_batches
+from tarsdb.engine.inference.shared_batches import SharedBatches
 from tarsdb.errors import DataError, InterruptError
 from tarsdb.metrics import METRICS
 from tests.unit.model_ops.conftest import model_dir as model_dir

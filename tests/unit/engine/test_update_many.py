@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import update_many
+from tarsdb.engine.writing import update_many
 from tarsdb.errors import DataError, IntegrityError
 
 TABLE = (

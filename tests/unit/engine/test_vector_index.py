@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import tarsdb
-from tarsdb.engine import index_build, vector_index
-from tarsdb.engine.index_methods import METHODS, Hnsw
+from tarsdb.engine.search import index_build, vector_index
+from tarsdb.engine.search.index_methods import METHODS, Hnsw
 from tarsdb.errors import CatalogError, DataError, NotSupportedError
 from tarsdb.index.arrays import Runs
 from tarsdb.kernels import dispatch, graph, ivf

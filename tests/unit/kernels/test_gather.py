@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tarsdb.engine.cells import Cells
+from tarsdb.engine.reading.cells import Cells
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.native import address
 

@@ -1,0 +1,1 @@
+"""What DuckDB answers: queries over scans of the same snapshot; its values and errors as ours."""

@@ -1,0 +1,1 @@
+"""Rows read without DuckDB: which index, which rows, predicates column by column."""

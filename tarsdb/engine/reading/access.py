@@ -1,0 +1,219 @@
+"""Choose how to find the rows a predicate keeps: an ordered scalar index, or a scan.
+
+An index is used when equalities cover its columns (IN counts as several), or a range bounds its
+one column, and it finds few rows: reading it stops as soon as a scan would be better. What it
+returns is a superset, and the executor evaluates the whole predicate again, unless the lookup was
+all the predicate asked.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from tarsdb.engine.reading import evaluate
+from tarsdb.engine.reading.compare import FLIP
+from tarsdb.errors import DataError
+from tarsdb.schema import IndexDef, TableDef
+from tarsdb.sql import expressions as ex
+from tarsdb.storage import TableView
+from tarsdb.types import Kind, to_storage
+
+MAX_SELECTIVITY = 0.1
+SMALL_TABLE = 1000
+MAX_KEYS = 1000
+EXACT_BYTES = 200  # of text in a key; the index truncates only much longer keys
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One index and the keys or the bounds to look up in it.
+
+    ``exact`` says that the predicate asks nothing else, so that what is found needs no check.
+    """
+
+    index: IndexDef
+    keys: tuple[tuple[Any, ...], ...] = ()
+    low: tuple[Any, bool] = (None, True)
+    high: tuple[Any, bool] = (None, True)
+    exact: bool = False
+
+    @property
+    def is_range(self) -> bool:
+        """True when the bounds are meant, not the keys."""
+        return self.low[0] is not None or self.high[0] is not None
+
+    def rowids(self, view: TableView, most: int | None) -> np.ndarray | None:
+        """Return the row ids the index holds there, ascending; None when more than ``most``."""
+        if self.is_range:
+            low, high = _bound(self.low), _bound(self.high)
+            parts = [view.range(self.index, low, high, most)]
+        else:
+            parts = [view.find(self.index, key) for key in self.keys]
+        rows = sum(map(len, parts))
+        if most is not None and rows > most:
+            return None
+        if len(parts) == 1 and not self.is_range:
+            return parts[0]
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _bound(bound: tuple[Any, bool]) -> tuple[tuple[Any, ...] | None, bool]:
+    return (None if bound[0] is None else (bound[0],)), bound[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an index answered: the rows, and how it was asked."""
+
+    probe: Probe
+    rowids: np.ndarray
+
+
+@dataclass(slots=True)
+class _Bounds:
+    """What the conjuncts of a predicate say about one column."""
+
+    values: list[Any] | None = None
+    low: tuple[Any, bool] = (None, True)
+    high: tuple[Any, bool] = (None, True)
+
+
+class NoKey(Exception):
+    """The constant has no exact form in the column's type; the index cannot answer."""
+
+
+def choose(
+    table: TableDef, predicate: ex.Expr | None, view: TableView, calls: evaluate.Calls
+) -> Found | None:
+    """Return the rows an index finds for a predicate, or None where a scan is better."""
+    if predicate is None or not table.indexes:
+        return None
+    terms = list(conjuncts(predicate))
+    bounds = _bounds(terms, calls)
+    best: tuple[int, Probe] | None = None
+    for index in table.indexes:
+        if index.method == "btree":
+            scored = _probe(index, bounds, len(terms))
+            if scored is not None and (best is None or scored[0] > best[0]):
+                best = scored
+    if best is None:
+        return None
+    rows = view.count()
+    most = None if rows <= SMALL_TABLE else int(rows * MAX_SELECTIVITY)
+    rowids = best[1].rowids(view, most)
+    return None if rowids is None else Found(best[1], rowids)
+
+
+def _probe(index: IndexDef, bounds: dict[int, _Bounds], terms: int) -> tuple[int, Probe] | None:
+    """Return the lookup an index offers, with its rank among others."""
+    prefix: list[list[Any]] = []
+    for column_id in index.column_ids:
+        known = bounds.get(column_id)
+        if known is None or known.values is None:
+            break
+        prefix.append(known.values)
+    if len(prefix) == len(index.column_ids):
+        keys = tuple(product(*prefix))
+        if len(keys) <= MAX_KEYS:
+            exact = terms == len(prefix) and all(_is_short(v) for values in prefix for v in values)
+            rank = (200 if index.unique else 100) + len(prefix)
+            return rank, Probe(index, keys, exact=exact)
+    first = bounds.get(index.column_ids[0])
+    if first is None or len(index.column_ids) > 1:
+        return None
+    sides = sum(side is not None for side in (first.low[0], first.high[0]))
+    if not sides:
+        return None
+    exact = terms == sides and _is_short(first.low[0]) and _is_short(first.high[0])
+    return 10 * sides, Probe(index, (), first.low, first.high, exact)
+
+
+def _is_short(key: Any) -> bool:
+    return not isinstance(key, (str, bytes)) or len(key) <= EXACT_BYTES
+
+
+def conjuncts(predicate: ex.Expr) -> Iterator[ex.Expr]:
+    """Yield the terms that must all hold."""
+    if isinstance(predicate, ex.And):
+        for term in predicate.terms:
+            yield from conjuncts(term)
+    else:
+        yield predicate
+
+
+def _bounds(terms: list[ex.Expr], calls: evaluate.Calls) -> dict[int, _Bounds]:
+    found: dict[int, _Bounds] = {}
+    for term in terms:
+        try:
+            _note(term, found, calls)
+        except NoKey:
+            continue
+    return found
+
+
+def _note(term: ex.Expr, found: dict[int, _Bounds], calls: evaluate.Calls) -> None:
+    if isinstance(term, ex.InList) and isinstance(term.operand, ex.ColumnRef):
+        column = term.operand.column
+        keys = [_key(item, term.operand, calls) for item in term.items]
+        if None not in keys:
+            found.setdefault(column.id, _Bounds()).values = list(dict.fromkeys(keys))
+        return
+    if not isinstance(term, ex.Compare) or term.op == "<>":
+        return
+    left, right, op = term.left, term.right, term.op
+    if not isinstance(left, ex.ColumnRef):
+        left, right, op = right, left, FLIP[op]
+    if not isinstance(left, ex.ColumnRef):
+        return
+    key = _key(right, left, calls)
+    if key is None:
+        return
+    known = found.setdefault(left.column.id, _Bounds())
+    if op == "=":
+        known.values = [key]
+    elif op in (">", ">="):
+        known.low = (key, op == ">=")
+    else:
+        known.high = (key, op == "<=")
+
+
+def _key(node: ex.Expr, column: ex.ColumnRef, calls: evaluate.Calls) -> Any:
+    """Return a constant as storage value of the column's type (None for NULL)."""
+    if not isinstance(node, (ex.Literal, ex.Parameter)):
+        raise NoKey
+    item = node.value if isinstance(node, ex.Literal) else calls.parameter(node.key)
+    return exact_key(item, column)
+
+
+_PLAIN: dict[Kind, tuple[type, ...]] = {
+    Kind.BOOLEAN: (bool,), Kind.TEXT: (str,), Kind.BLOB: (bytes,),
+    Kind.SMALLINT: (int,), Kind.INT: (int,), Kind.BIGINT: (int,),
+    Kind.DOUBLE: (int, float, decimal.Decimal),
+}  # fmt: skip
+_CONVERTED = frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.UUID, Kind.TIME})
+
+
+def exact_key(item: Any, column: ex.ColumnRef) -> Any:
+    """Return the storage value equal to a constant, or raise ``NoKey`` where none is."""
+    if item is None:
+        return None
+    if isinstance(item, np.generic):
+        item = item.item()
+    kind = column.column.type.kind
+    if kind is Kind.DATE and isinstance(item, dt.datetime):
+        raise NoKey  # compares as a timestamp
+    if kind is Kind.DOUBLE and isinstance(item, bool):
+        raise NoKey  # has no order with numbers
+    if kind not in _CONVERTED and not isinstance(item, _PLAIN.get(kind, ())):
+        raise NoKey
+    try:
+        return to_storage(item, column.column.type, column.column.name)
+    except DataError:
+        raise NoKey from None

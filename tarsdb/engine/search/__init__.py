@@ -1,0 +1,1 @@
+"""Nearest-neighbour search: what a statement asks of vector indexes and exact scans."""

@@ -1,0 +1,167 @@
+"""How much effort a search of a part takes for a recall, measured on rows of the part itself.
+
+Rows drawn at random are the queries; each is left out of its own answer. A row found is right when
+it is no farther than the last of the true neighbours, so that any of several equally near rows
+will do. Knows no method and no snapshot.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tarsdb.columns import VectorBlock
+from tarsdb.engine.search.index_methods import Method, Part, Rows
+from tarsdb.errors import CorruptionError
+from tarsdb.index.flat import FlatIndex, query_dtype
+from tarsdb.index.navigation import NAVIGATIONS, as_numbers
+
+SAMPLE = 64
+ENOUGH = 0.9995
+"""A recall after which no more effort is tried."""
+MOST_EFFORT = 1 << 20
+ROUNDING = 1e-5
+"""Share by which two ways to compute a distance in float32 may differ."""
+
+
+def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) -> np.ndarray:
+    """Return what efforts find; float64 (steps, 1 + m): effort, recall for each ``calibrated`` k.
+
+    Parameters
+    ----------
+    part : Part
+        Of these rows.
+    method : Method
+    rows : Rows
+    check : callable
+        Called now and then; raises to stop.
+    """
+    count, ks = len(rows.rowids), method.calibrated
+    flat = FlatIndex([VectorBlock(rows.rowids, rows.vectors)], rows.type)
+    sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
+    queries, own = rows.vectors[sample].astype(query_dtype(rows.type)), rows.rowids[sample].tolist()
+    true = [
+        _defined(others(ids, distances, rowid, ks[-1]))
+        for ids, distances, rowid in zip(
+            *flat.search(queries, min(ks[-1] + 1, count), rows.op), own, strict=True
+        )
+    ]
+    totals = np.array([sum(len(each[:k]) for each in true) for k in ks])
+    is_loose = NAVIGATIONS[rows.op].is_loose
+    compared = method.loosely if is_loose else method.candidates
+    at = flat.positions(part.rowids)
+    steps: list[tuple[float, ...]] = []
+    for effort in method.ladder(part, is_loose):
+        check()
+        settled = method.settled(effort, ks[0] + 1, [part])
+        taken = [compared(part, k + 1, settled) for k in ks]
+        hits = np.zeros(len(ks))
+        for query, near, rowid in zip(queries, true, own, strict=True):
+            nodes = part.search(as_numbers(query), taken[-1], settled, None, settled)
+            assert nodes is not None
+            for column, k in enumerate(ks):
+                ids, distances = flat.search(
+                    query[np.newaxis], min(k + 1, count), rows.op,
+                    positions=at[nodes[: taken[column]]],
+                )  # fmt: skip
+                found = others(ids[0], distances[0], rowid, k)
+                hits[column] += count_right(found, near[:k])
+        recalls = np.where(totals, hits / np.maximum(totals, 1), 1.0)
+        steps.append((effort, *recalls.tolist()))
+        if (recalls >= ENOUGH).all():
+            break
+    return np.array(steps, dtype=np.float64)
+
+
+def others(rowids: np.ndarray, distances: np.ndarray, own: int, k: int) -> np.ndarray:
+    """Return the distances of the k nearest of some rows but one; row id -1 stands for no row."""
+    kept: np.ndarray = distances[(rowids != own) & (rowids >= 0)][:k]
+    return kept
+
+
+def _defined(distances: np.ndarray) -> np.ndarray:
+    """Return the finite ones: the cosine of a zero vector is none."""
+    finite: np.ndarray = distances[np.isfinite(distances)]
+    return finite
+
+
+def count_right(found: np.ndarray, true: np.ndarray) -> int:
+    """Return how many distances are no larger than the last of the true ones.
+
+    Aumueller, Bernhardsson & Faithfull 2020, "ANN-Benchmarks", section 2.1.
+    """
+    if not len(true):
+        return 0
+    most = true[-1] + ROUNDING * abs(true[-1])
+    return int((found <= most).sum())
+
+
+class Calibration:
+    """What was measured of a part, read from a file.
+
+    Parameters
+    ----------
+    steps : float64 (steps, 1 + m)
+        From :func:`measured`; without any the method's default effort is taken.
+    method : Method
+
+    Raises
+    ------
+    CorruptionError
+        They are not sound.
+    """
+
+    def __init__(self, steps: np.ndarray, method: Method) -> None:
+        wanted = 1 + len(method.calibrated)
+        if steps.ndim != 2 or steps.shape[1] != wanted or steps.dtype != np.float64:
+            raise CorruptionError(
+                f"the calibration of an index is {steps.dtype} {steps.shape}, "
+                f"expected {wanted} columns of float64"
+            )
+        efforts, recalls = steps[:, 0], steps[:, 1:]
+        if not ((efforts >= 1) & (efforts <= MOST_EFFORT)).all() or not (recalls >= 0).all():
+            raise CorruptionError("the calibration of an index names efforts out of range")
+        self._steps, self._method = steps, method
+        self._known: dict[float, list[int]] = {}
+
+    def effort_for(self, recall: float, k: float) -> int:
+        """Return the effort for a recall of k neighbours; 0 when no effort is enough.
+
+        Between and beyond the numbers of neighbours measured it grows as a power of k.
+        """
+        if not len(self._steps):
+            return self._method.default_effort
+        efforts = self._known.get(recall)
+        if efforts is None:
+            missed = self._method.missed * (1 - recall)
+            columns = range(len(self._ks))
+            efforts = [_enough(self._steps, column, recall, missed) for column in columns]
+            self._known[recall] = efforts
+        if k <= self._ks[0] or len(efforts) == 1:
+            return efforts[0]
+        upper = min(bisect.bisect_left(self._ks, k), len(efforts) - 1)
+        (less, more), (low, high) = self._ks[upper - 1 : upper + 1], efforts[upper - 1 : upper + 1]
+        if not low or (not high and k >= more):
+            return 0
+        if not high:
+            return MOST_EFFORT
+        power = math.log(high / low, more / less)
+        return min(math.ceil(low * math.pow(k / less, power)), MOST_EFFORT)
+
+    @property
+    def _ks(self) -> tuple[int, ...]:
+        return self._method.calibrated
+
+
+def _enough(steps: np.ndarray, column: int, recall: float, missed: float) -> int:
+    """Return the least effort that missed no more than that on the sample, or 0.
+
+    0 as for inner products of vectors whose norms differ by orders of magnitude.
+    """
+    for effort, *recalls in steps.tolist():
+        if 1 - recalls[column] <= missed:
+            return int(effort)
+    return int(2 * steps[-1, 0]) if steps[-1, 1 + column] >= recall else 0

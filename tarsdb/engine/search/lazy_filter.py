@@ -1,0 +1,274 @@
+"""Searches whose filter is a sandboxed function: about which rows it is asked.
+
+The nearest rows are taken in growing numbers until enough of them pass. Where asking about all rows
+is cheaper than about the next of these, or that would come near to all, the function answers for
+every row at once, and the answer of an IMMUTABLE one is kept for the state of the table. Numbers it
+reads are kept too, in the order of the vectors, so that other constants cost one call
+(docs/decisions/0009 has the figures behind this).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tarsdb.columns import Column
+from tarsdb.engine.context import Context
+from tarsdb.engine.reading import evaluate
+from tarsdb.index.base import Found
+from tarsdb.index.flat import FlatIndex
+from tarsdb.metrics import METRICS
+from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
+from tarsdb.sql.plan import Knn
+from tarsdb.storage import TableView
+
+FIRST_ROWS = 64
+"""Rows asked about at first, at least."""
+MORE = 4
+"""How many times as many rows are asked about next, and how many times k at first."""
+LARGEST_SHARE = 8
+"""The nearest rows are asked about while they are at most one in so many of all."""
+ROUND_S, NEAREST_S = 300e-6, 1.5e-6
+"""Seconds that asking about the nearest rows takes, and for each of them: a search, a call."""
+WHOLE_S, ROW_S, READ_S = 100e-6, 12e-9, 100e-9
+"""Seconds that asking about all rows takes, for each row, and for reading its arguments first."""
+FUEL_S = 0.4e-9
+"""Seconds a function takes for a unit of fuel, about."""
+BATCH_ROWS = 1 << 16
+KEPT_ANSWERS = 8
+KEPT_ARGUMENTS = 4
+MOST_ARGUMENT_BYTES = 64 << 20
+"""Of the arguments of one filter."""
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+
+Nearest = Callable[[int, np.ndarray | None], Found]
+"""``nearest(k, positions)``: the k nearest rows among these positions (None: all), (1, k')."""
+
+
+def search(
+    context: Context, plan: Knn, flat: FlatIndex, nearest: Nearest,
+    asked: tuple[int, np.ndarray | None],
+) -> Found:  # fmt: skip
+    """Return the k nearest rows that pass the plan's filters.
+
+    Parameters
+    ----------
+    context : Context
+    plan : Knn
+    flat : FlatIndex
+        Of the plan's column.
+    nearest : callable
+    asked : (int, int64 (m,) or None)
+        How many rows are wanted, and the positions that pass everything else.
+
+    Returns
+    -------
+    rowids : int64 (1, k')
+    distances : float32 (1, k')
+    """
+    k, positions = asked
+    view = context.view(plan.table)
+    if known(context, plan, view, flat) is None:
+        total = flat.rows if positions is None else len(positions)
+        kept = positions is None and _kept(context, plan, view, flat) is not None
+        most = _most(context, plan, total, kept)
+        found = _lazily(context, plan, view, nearest, (k, positions, most))
+        if found is not None:
+            return found
+    return nearest(k, passing(context, plan, view, flat, positions))
+
+
+def _most(context: Context, plan: Knn, total: int, kept: bool) -> float:
+    """Return how many of the nearest rows may be asked about before all are.
+
+    What the function costs is told by the fuel it used so far, where it counts any.
+    """
+    most, fuel = total / LARGEST_SHARE, 0.0
+    for call in plan.filters:
+        function = context.catalog.function(call.target)
+        figures = None if function is None else context.engines.functions.figures(function)
+        if figures is None or not figures.fuel or _arguments_of(plan) is None:
+            return most
+        fuel += figures.fuel / figures.rows
+    whole = WHOLE_S + total * (ROW_S + fuel * FUEL_S + (0 if kept else READ_S))
+    return min(most, (whole - ROUND_S) / (NEAREST_S + fuel * FUEL_S))
+
+
+def _lazily(
+    context: Context, plan: Knn, view: TableView, nearest: Nearest,
+    asked: tuple[int, np.ndarray | None, float],
+) -> Found | None:  # fmt: skip
+    """Ask about the nearest rows; None where all should be asked about."""
+    k, positions, most = asked
+    wanted, verdicts = max(MORE * k, FIRST_ROWS), dict[int, bool]()
+    while wanted <= most:
+        rowids, distances = nearest(wanted, positions)
+        ids = rowids[0][rowids[0] >= 0]
+        fresh = np.array([i for i in ids.tolist() if i not in verdicts], dtype=np.int64)
+        verdicts.update(zip(fresh.tolist(), _passes(context, plan, view, fresh), strict=True))
+        keep = np.flatnonzero([verdicts[i] for i in ids.tolist()])[:k]
+        if len(keep) == k or len(ids) < wanted:
+            return rowids[:, keep], distances[:, keep]
+        wanted = max(wanted * MORE, wanted * k // max(len(keep), 1))  # as many pass farther away
+    return None
+
+
+def passing(
+    context: Context, plan: Knn, view: TableView, flat: FlatIndex, positions: np.ndarray | None
+) -> np.ndarray:
+    """Return those of some positions (None: all) whose rows pass the plan's filters."""
+    kept = known(context, plan, view, flat)
+    if kept is not None:
+        METRICS.add("udf_filter_hits")
+        return kept if positions is None else positions[np.isin(positions, kept)]
+    if positions is None:
+        whole = _arguments(context, plan, view, flat)
+        if whole is not None:
+            passed: np.ndarray = whole.places[_true(plan, whole.batch(context))]
+            _keep(context, plan, view, flat, passed)
+            return passed
+    places = np.flatnonzero(flat.live()) if positions is None else positions
+    parts = []
+    for start in range(0, len(places), BATCH_ROWS):
+        context.engines.interrupt.check()
+        part = places[start : start + BATCH_ROWS]
+        parts.append(part[_passes(context, plan, view, flat.rowids(part))])
+    found = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if positions is None:
+        _keep(context, plan, view, flat, found)
+    return found
+
+
+def _passes(context: Context, plan: Knn, view: TableView, rowids: np.ndarray) -> np.ndarray:
+    needed = list(evaluate.columns_of(*plan.filters))
+    columns = dict(zip(needed, view.rows(rowids, needed), strict=True))
+    return _true(plan, evaluate.Batch(len(rowids), columns, context, rowids))
+
+
+def _true(plan: Knn, batch: evaluate.Batch) -> np.ndarray:
+    return evaluate.truth(ex.And(plan.filters), batch).true
+
+
+# --- arguments of all rows, kept ---
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What filters read of every row of a table, in the order of its vectors.
+
+    Attributes
+    ----------
+    flat : FlatIndex
+    state : TableState
+    places : int64 (n,)
+        Positions of the live vectors.
+    columns : dict of Column
+        Owned, by column id; ``n`` values each.
+    """
+
+    flat: FlatIndex
+    state: Any
+    places: np.ndarray
+    columns: dict[int, Column]
+
+    def batch(self, context: Context) -> evaluate.Batch:
+        """Return them as what a predicate is evaluated over."""
+        return evaluate.Batch(len(self.places), dict(self.columns), context)
+
+
+def _arguments_of(plan: Knn) -> dict[int, ColumnDef] | None:
+    """Return the columns the filters read, by id; None where one is not a plain number."""
+    columns = evaluate.columns_of(*plan.filters)
+    plain = all(not (c.type.is_vector or c.type.is_variable) for c in columns.values())
+    return columns if plain and columns else None
+
+
+def _arguments(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
+    """Return the filters' arguments for all rows; None where they are not kept.
+
+    Those are texts and vectors, what takes much memory, and the rows of a transaction that writes.
+    """
+    columns = _arguments_of(plan)
+    if columns is None or context.writes is not None:
+        return None
+    if flat.rows * sum(c.type.dtype.itemsize for c in columns.values()) > MOST_ARGUMENT_BYTES:
+        return None
+    found = _kept(context, plan, view, flat)
+    if found is None:
+        places = np.flatnonzero(flat.live())
+        read = [column.owned() for column in view.rows(flat.rowids(places), list(columns))]
+        found = Arguments(flat, view.state, places, dict(zip(columns, read, strict=True)))
+        kept = _kept_arguments(context)
+        kept[plan.table.id, plan.column.id, *columns] = found
+        while len(kept) > KEPT_ARGUMENTS:
+            kept.popitem(last=False)
+    return found
+
+
+def _kept(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
+    columns = _arguments_of(plan)
+    if columns is None or context.writes is not None:
+        return None
+    found = _kept_arguments(context).get((plan.table.id, plan.column.id, *columns))
+    current = found is not None and found.flat is flat and found.state is view.state
+    return found if current else None
+
+
+def _kept_arguments(context: Context) -> OrderedDict[Any, Arguments]:
+    kept: OrderedDict[Any, Arguments]
+    kept = context.snapshot.env.caches.setdefault("filter arguments", OrderedDict())
+    return kept
+
+
+# --- answers for all rows, kept ---
+
+
+def known(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> np.ndarray | None:
+    """Return the positions of all rows that pass, where they were found in this state before."""
+    key = _key(context, plan)
+    found = None if key is None else _answers(context).get(key)
+    if found is None or found[0] is not flat or found[1] is not view.state:
+        return None
+    positions: np.ndarray = found[2]
+    return positions
+
+
+def _keep(
+    context: Context, plan: Knn, view: TableView, flat: FlatIndex, positions: np.ndarray
+) -> None:
+    key, answers = _key(context, plan), _answers(context)
+    if key is None:
+        return
+    answers[key] = (flat, view.state, positions)
+    answers.move_to_end(key)
+    while len(answers) > KEPT_ANSWERS:
+        answers.popitem(last=False)
+
+
+def _answers(context: Context) -> OrderedDict[Any, tuple[FlatIndex, Any, np.ndarray]]:
+    answers: OrderedDict[Any, tuple[FlatIndex, Any, np.ndarray]]
+    answers = context.snapshot.env.caches.setdefault("filters", OrderedDict())
+    return answers
+
+
+def _key(context: Context, plan: Knn) -> Any:
+    """Return what the filters' answer depends on besides the rows; None where more than that."""
+    if context.writes is not None:
+        return None
+    key: list[Any] = [plan.table.id, plan.column.id]
+    for call in plan.filters:
+        function = context.catalog.function(call.target)
+        if function is None or function.volatility.upper() != "IMMUTABLE":
+            return None
+        key += [function.digest, function.export, call]
+        for node in call.args:
+            value = context.parameter(node.key) if isinstance(node, ex.Parameter) else None
+            if type(value) not in _PLAIN:
+                return None
+            key += [type(value), value]
+    return tuple(key)

@@ -1,0 +1,1 @@
+"""Sandboxed functions: created, called, their results kept, what they may ask for."""

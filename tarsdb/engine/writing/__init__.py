@@ -1,0 +1,1 @@
+"""Rows written: defaults, constraints, triggers, conflicts, files."""
