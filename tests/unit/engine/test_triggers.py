@@ -79,7 +79,8 @@ def test_a_row_is_rejected_by_number_or_by_message(db: tarsdb.Connection) -> Non
         (3, None),
         (10, None),
     ]
-    assert rows(db, "SELECT name, table_name, event, function FROM tars_triggers ORDER BY name") == [
+    shown = "SELECT name, table_name, event, function FROM tars_triggers ORDER BY name"
+    assert rows(db, shown) == [
         ("quiet", "t", "AFTER INSERT", "says"), ("small", "t", "AFTER INSERT", "status"),
     ]  # fmt: skip
     db.execute("DROP TRIGGER small")
