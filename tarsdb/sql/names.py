@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 
-from sqlglot.tokenizer_core import TokenType
-
-from tarsdb.sql.dialect import tokenize
-
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _PARTS = frozenset({
     "check", "constraint", "foreign", "group", "order", "partition", "primary", "references",
@@ -18,6 +14,10 @@ _PARTS = frozenset({
 def quoted(name: str) -> str:
     """Return a name as a statement writes it: in quotes only where it must be."""
     if _PLAIN.match(name) and name not in _PARTS:
+        from sqlglot.tokenizer_core import TokenType  # slow to import, and seldom needed
+
+        from tarsdb.sql.dialect import tokenize
+
         (token,) = tokenize(name)
         if token.token_type is TokenType.VAR:
             return name
