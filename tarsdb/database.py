@@ -369,6 +369,14 @@ class Cursor:
             return -1
         return result.changed if result.changed >= 0 else len(result) if result.has_rows else -1
 
+    @property
+    def lastrowid(self) -> int | None:
+        """What the last row of an INSERT has in the column that numbers rows (PEP 249).
+
+        None where the table has none, or the statement was none.
+        """
+        return None if self._result is None else self._result.last_id
+
     def fetchone(self) -> tuple[Any, ...] | None:
         """Return the next row, or None."""
         rows = self._rows()

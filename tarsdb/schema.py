@@ -35,6 +35,9 @@ class ColumnDef:
         SQL expression text used when an INSERT omits the column.
     generated : str, optional
         SQL expression text of ``GENERATED ALWAYS AS (...) STORED``.
+    identity : str
+        ``'ALWAYS'`` or ``'BY DEFAULT'`` where the table numbers its rows in this column, else
+        empty.
     missing : object, optional
         JSON-able storage value (bytes as hex) of rows older than the column (ADD COLUMN DEFAULT).
     """
@@ -46,6 +49,12 @@ class ColumnDef:
     default: str | None = None
     generated: str | None = None
     missing: Any = None
+    identity: str = ""
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether nobody may write it: the table always computes or numbers it."""
+        return self.generated is not None or self.identity == "ALWAYS"
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,11 @@ class TableDef:
     def vector_columns(self) -> tuple[ColumnDef, ...]:
         """Vector columns: each a column group of its own, with its own versions."""
         return tuple(column for column in self.columns if column.type.is_vector)
+
+    @cached_property
+    def identity(self) -> ColumnDef | None:
+        """The column in which the table numbers its rows, if there is one."""
+        return next((column for column in self.columns if column.identity), None)
 
     @cached_property
     def primary_index(self) -> IndexDef | None:

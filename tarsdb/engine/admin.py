@@ -8,6 +8,7 @@ from typing import Any
 from tarsdb import storage
 from tarsdb.engine import executor, system_tables
 from tarsdb.engine.context import Context
+from tarsdb.engine.definitions import generated
 from tarsdb.engine.inference import inference_cache, inference_figures, model_device, packed_weights
 from tarsdb.engine.reading import access
 from tarsdb.engine.result import Result
@@ -77,7 +78,7 @@ def _column_rows(table: TableDef) -> list[tuple[Any, ...]]:
         key = "PRI" if is_key else "UNI" if unique else None
         nullable = "NO" if column.not_null or is_key else "YES"
         rows.append(
-            (column.name, str(column.type), nullable, key, column.default, column.generated)
+            (column.name, str(column.type), nullable, key, column.default, generated(column))
         )
     return rows
 

@@ -20,6 +20,11 @@ def create_table(table: TableDef) -> str:
     return f"CREATE TABLE {quoted(table.name)} (\n  " + ",\n  ".join(parts) + "\n);"
 
 
+def generated(column: ColumnDef) -> str | None:
+    """Return what a column's values are computed from, or how they are numbered; else None."""
+    return f"{column.identity} AS IDENTITY" if column.identity else column.generated
+
+
 def create_index(table: TableDef, index: IndexDef) -> str | None:
     """Return ``CREATE INDEX``; None for an index a constraint made."""
     if index.origin != "create index":
@@ -49,6 +54,8 @@ def _column(column: ColumnDef, is_key: bool) -> str:
     text = f"{quoted(column.name)} {column.type}"
     if column.generated:
         text += f" GENERATED ALWAYS AS ({column.generated}) STORED"
+    elif column.identity:
+        return f"{text} GENERATED {generated(column)}"
     elif column.default is not None:
         text += f" DEFAULT {column.default}"
     return text + " NOT NULL" if column.not_null and not is_key else text

@@ -37,9 +37,14 @@ class Result:
     table : pyarrow.Table, optional
     changed : int
         Rows a write touched; -1 where the statement was no write.
+
+    Attributes
+    ----------
+    last_id : int or None
+        What an INSERT's last row has in the column that numbers rows.
     """
 
-    __slots__ = ("_columns", "_rows", "_stored", "_table", "changed", "names", "types")
+    __slots__ = ("_columns", "_rows", "_stored", "_table", "changed", "last_id", "names", "types")
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Result:
         self._columns = columns
         self._table = table
         self.changed = changed
+        self.last_id: int | None = None
 
     @classmethod
     def short(

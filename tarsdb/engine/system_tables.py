@@ -42,7 +42,7 @@ def _tables(context: Context) -> Rows:
 def _columns(context: Context) -> Rows:
     return [
         (t.name, c.name, i + 1, str(c.type), not c.not_null and c.id not in t.primary_key,
-         c.default, c.generated, c.id in t.primary_key)
+         c.default, definitions.generated(c), c.id in t.primary_key)
         for t in context.catalog.tables()
         for i, c in enumerate(t.columns)
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from tarsdb.engine.search import index_build
 from tarsdb.engine.search.index_choice import AUTO
 from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.engine.writing import derive, triggers
+from tarsdb.engine.writing.identity import check_identity, numbered
 from tarsdb.engine.writing.mutate import arrow_batches
 from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
@@ -74,8 +75,6 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
             if doubled
             else f"table {plan.name} needs at least one column"
         )
-    columns = tuple(_column(i + 1, spec) for i, spec in enumerate(specs))
-    table = TableDef(writes.new_id(), plan.name, columns, next_column_id=len(columns) + 1)
     marked = tuple(spec.name for spec in specs if spec.primary_key)
     if len(marked) > 1 or (marked and plan.primary_key):
         raise CatalogError(
@@ -83,6 +82,8 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
             hint=f"for a key of several columns write PRIMARY KEY ({', '.join(marked)}) once",
         )
     key = plan.primary_key or marked
+    columns = tuple(_column(i + 1, numbered(spec, key)) for i, spec in enumerate(specs))
+    table = TableDef(writes.new_id(), plan.name, columns, next_column_id=len(columns) + 1)
     key_ids = _column_ids(table, key, "PRIMARY KEY")
     table = replace(table, primary_key=key_ids, checks=_checks(plan.name, specs, plan.checks))
     uniques = [(None, (spec.name,)) for spec in specs if spec.unique and not spec.primary_key]
@@ -94,6 +95,7 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
         label = name or "_".join((plan.name, *of, "key"))
         indexes.append(_index(context, table, (label, ids, "unique")))
     table = replace(table, indexes=tuple(indexes))
+    check_identity(table)
     _validate_expressions(context, table)
     return table
 
@@ -101,8 +103,9 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
 def _column(column_id: int, spec: ColumnSpec) -> ColumnDef:
     _refuse_reserved_column(spec.name)
     return ColumnDef(
-        column_id, spec.name, parse_type(spec.type), spec.not_null, spec.default, spec.generated
-    )
+        column_id, spec.name, parse_type(spec.type), spec.not_null or bool(spec.identity),
+        spec.default, spec.generated, identity=spec.identity,
+    )  # fmt: skip
 
 
 def _refuse_reserved(name: str) -> None:
@@ -225,6 +228,10 @@ def _add_column(context: Context, table: TableDef, plan: AlterTable) -> None:
         if plan.if_exists:
             return
         raise CatalogError(f"table {table.name} has a column {spec.name!r} already")
+    if spec.identity:
+        raise NotSupportedError(
+            "ADD COLUMN cannot add an IDENTITY column", hint="every row has the column rowid"
+        )
     if spec.primary_key or spec.unique:
         raise NotSupportedError(
             "ADD COLUMN cannot add a key", hint="add the column, then CREATE UNIQUE INDEX"

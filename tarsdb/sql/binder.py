@@ -122,7 +122,7 @@ def _copy(binding: Binding, statement: Statement) -> Plan:
         if not columns and details["direction"] == "to":
             columns = table.columns
         elif not columns:
-            columns = tuple(c for c in table.columns if c.generated is None)
+            columns = tuple(c for c in table.columns if not c.is_derived)
         if details["direction"] == "from":
             dml.check_targets(table, columns)
     return Copy(details["direction"], details["path"], table, columns, query, details["options"])

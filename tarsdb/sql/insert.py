@@ -69,7 +69,7 @@ def _target(binding: Binding, tree: Any) -> tuple[TableDef, str, list[ColumnDef]
     table = binding.require_table(node)
     alias = (node.alias or table.name).lower()
     if listed is None:
-        return table, alias, [column for column in table.columns if column.generated is None]
+        return table, alias, [column for column in table.columns if not column.is_derived]
     columns: list[ColumnDef] = column_names(table, listed)
     return table, alias, columns
 

@@ -237,6 +237,7 @@ class ColumnSpec:
     primary_key: bool = False
     unique: bool = False
     checks: tuple[str, ...] = ()
+    identity: str = ""
 
 
 @dataclass(frozen=True)

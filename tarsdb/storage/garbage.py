@@ -28,6 +28,7 @@ def drop_table(txn: WriteTxn, table: TableDef) -> None:
     """Remove a table's rows and index entries, or note them for collection."""
     counters = read_counters(txn, table.id, table.name)
     txn.delete("meta", keys.table_key(table.id))
+    txn.delete("meta", keys.identity_key(table.id))
     size = counters.live_rows + counters.delta_records + counters.segments + counters.tombstones
     indexes = [index.id for index in table.indexes]
     for index in indexes:

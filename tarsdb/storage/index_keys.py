@@ -121,6 +121,12 @@ class KeyCodec:
         return start, stop
 
 
+def integer_of(key: bytes) -> int:
+    """Return the value of the key of one integer column that is not NULL."""
+    bits = 8 * (len(key) - 1)
+    return int.from_bytes(key[1:], "big") - (1 << (bits - 1))
+
+
 def null_rows(columns: Sequence[Column]) -> np.ndarray | None:
     """Return a bool array marking rows with a NULL in any column, or None when there is none."""
     result: np.ndarray | None = None

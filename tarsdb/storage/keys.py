@@ -59,6 +59,11 @@ def table_key(table: int) -> bytes:
     return b"table/" + _INDEX.pack(table)
 
 
+def identity_key(table: int) -> bytes:
+    """Return the ``meta`` key of the next number of a table's identity column."""
+    return b"identity/" + _INDEX.pack(table)
+
+
 def group_range(table: int, group: int) -> tuple[bytes, bytes]:
     """Return ``[start, stop)`` of all keys of one column group."""
     return _GROUP.pack(table, group), _successor(_GROUP.pack(table, group))

@@ -16,6 +16,7 @@ from tarsdb.engine.reading import evaluate
 from tarsdb.engine.reading.compare import Constant
 from tarsdb.engine.result import Result
 from tarsdb.engine.udf.functions import cast
+from tarsdb.engine.writing.identity import number_rows
 from tarsdb.errors import DataError, DimensionMismatchError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import bind_expression
@@ -138,7 +139,8 @@ def fill_defaults(
     rows: int,
     defaults: tuple[tuple[ColumnDef, ex.Expr | Relational], ...],
 ) -> None:
-    """Give omitted columns their default, or NULL."""
+    """Give omitted columns their number, their default or NULL."""
+    number_rows(context, table, columns, rows)
     for column, expression in defaults:
         answer = evaluate_bound(context, expression, table, {}, rows)
         columns[column.id] = cast_column(answer, column, rows)

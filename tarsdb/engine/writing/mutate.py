@@ -32,6 +32,7 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
     if many is None and row_insert.serves(plan):
         return row_insert.insert(context, plan)
     written = 0
+    last_id: int | None = None
     returned: list[Result] = []
     with context.require_writes().loading():
         for columns, rows in _source(context, plan, many):
@@ -44,9 +45,13 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
             if plan.on_conflict is None:
                 triggers.after_insert(context, plan.table, columns, rows)
             written += done[1]
+            if plan.table.identity is not None and done[1]:
+                last_id = int(done[0][plan.table.identity.id].values[-1])
             if plan.returning is not None or plan.returning_sql is not None:
                 returned.append(_returning(context, plan, done[0], done[1]))
-    return _merge(returned, written)
+    answer = _merge(returned, written)
+    answer.last_id = last_id
+    return answer
 
 
 def _store(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
+from tarsdb.engine.writing.identity import first_number
 from tarsdb.errors import IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -68,7 +69,11 @@ def insert(context: Context, plan: Insert) -> Result:
         shape = plan.memo["row_shape"] = _Shape(plan)
     rows = [_row(context, plan, shape, number) for number in range(len(plan.rows))]
     context.require_writes().insert(plan.table, context.view(plan.table), rows)
-    return Result(changed=len(rows))
+    answer = Result(changed=len(rows))
+    numbered = plan.table.identity
+    if numbered is not None:
+        answer.last_id = rows[-1][plan.table.ordinals[numbered.id]]
+    return answer
 
 
 def _row(context: Context, plan: Insert, shape: _Shape, number: int) -> tuple[Any, ...]:
@@ -82,8 +87,15 @@ def _row(context: Context, plan: Insert, shape: _Shape, number: int) -> tuple[An
         if place is not None:
             item = to_storage(values[place], column.type, column.name)
         if item is None and required:
-            raise IntegrityError(
-                f"NOT NULL constraint failed: {plan.table.name}.{column.name} (row {number + 1})"
-            )
+            item = _number(context, plan.table, column, number)
         row.append(item)
     return tuple(row)
+
+
+def _number(context: Context, table: TableDef, column: ColumnDef, row: int) -> int:
+    """Return what a required column without a value gets."""
+    if not column.identity:
+        raise IntegrityError(
+            f"NOT NULL constraint failed: {table.name}.{column.name} (row {row + 1})"
+        )
+    return first_number(context, table, column, 1)

@@ -43,7 +43,7 @@ def copy_from(context: Context, plan: Copy) -> Result:
 
     table = plan.table
     assert table is not None
-    wanted = plan.columns or tuple(c for c in table.columns if c.generated is None)
+    wanted = plan.columns or tuple(c for c in table.columns if not c.is_derived)
     written = 0
     for part in files.read(plan.path, plan.options):
         _require_width(part.num_columns, wanted, plan.path)

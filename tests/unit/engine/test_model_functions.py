@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,31 +40,40 @@ def write_model(folder: pathlib.Path, config: dict[str, Any], **files: Any) -> s
     return str(folder)
 
 
-@pytest.fixture
-def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    write_model(tmp_path / "classes", HEADS["bert"])
-    write_model(tmp_path / "multi", HEADS["bert_multi"])
-    write_model(tmp_path / "cross", HEADS["bert_reranker"])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Models, and a database that holds them: made once, each test has a copy."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "classes", HEADS["bert"])
+    write_model(folder / "multi", HEADS["bert_multi"])
+    write_model(folder / "cross", HEADS["bert_reranker"])
     modules = [
         {"type": f"sentence_transformers.models.{kind}", "path": ""}
         for kind in ("Transformer", "Normalize")
     ]
     prompts = {"prompts": {"query": "w9 w10 ", "document": "w11 ", "odd": "w12 "}}
     write_model(
-        tmp_path / "vectors", CONFIGS["bert"], modules=modules,
+        folder / "vectors", CONFIGS["bert"], modules=modules,
         config_sentence_transformers=prompts,
     )  # fmt: skip
-    return tmp_path
-
-
-@pytest.fixture
-def db(folder: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(folder / "t.tars") as db:
         db.execute("SET default_quantize = 'none'")
         for name in ("classes", "multi", "cross", "vectors"):
             db.execute(f"CREATE MODEL {name} FROM '{folder / name}'")
         db.execute("CREATE TABLE docs (id INT PRIMARY KEY, body TEXT)")
         db.executemany("INSERT INTO docs VALUES (?, ?)", list(enumerate(BODIES)))
+    return folder
+
+
+@pytest.fixture
+def folder(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(made, tmp_path / "models"))
+
+
+@pytest.fixture
+def db(folder: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    with tarsdb.connect(folder / "t.tars") as db:
+        db.execute("SET default_quantize = 'none'")
         yield db
 
 
