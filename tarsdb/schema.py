@@ -151,6 +151,25 @@ class TableDef:
 
 
 @dataclass(frozen=True)
+class ViewDef:
+    """A name for a query.
+
+    Parameters
+    ----------
+    name : str
+    sql : str
+        The query, without parameters.
+    columns : tuple of str
+        What its columns are called; empty: as the query calls them.
+    """
+
+    name: str
+    sql: str
+    columns: tuple[str, ...] = ()
+    version: int = 0
+
+
+@dataclass(frozen=True)
 class ModelVersion:
     """One immutable version of a model: content-addressed files, never changed after creation.
 
@@ -283,9 +302,10 @@ class FunctionDef:
         return f"TABLE ({', '.join(f'{name} {sql_type}' for name, sql_type in self.columns)})"
 
 
-CatalogObject = TableDef | ModelDef | ModuleDef | FunctionDef
+CatalogObject = TableDef | ViewDef | ModelDef | ModuleDef | FunctionDef
 KINDS: dict[str, type[CatalogObject]] = {
-    "table": TableDef, "model": ModelDef, "module": ModuleDef, "function": FunctionDef,
+    "table": TableDef, "view": ViewDef, "model": ModelDef, "module": ModuleDef,
+    "function": FunctionDef,
 }  # fmt: skip
 
 
@@ -354,4 +374,5 @@ def _function(data: dict[str, Any]) -> FunctionDef:
 _READERS: dict[str, Any] = {
     "table": _table, "model": _model, "module": lambda data: ModuleDef(**data),
     "function": _function,
+    "view": lambda data: ViewDef(**{**data, "columns": tuple(data["columns"])}),
 }  # fmt: skip

@@ -12,6 +12,7 @@ _STATEMENTS = (
     "SELECT name, sql FROM tars_tables ORDER BY name",
     "SELECT table_name, sql FROM tars_indexes WHERE sql IS NOT NULL",
     "SELECT table_name, sql FROM tars_triggers",
+    "SELECT name, sql FROM tars_views ORDER BY name",
 )
 
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tarsdb import storage
-from tarsdb.engine import executor, system_tables
+from tarsdb.engine import executor, system_tables, views
 from tarsdb.engine.context import Context
 from tarsdb.engine.definitions import generated
 from tarsdb.engine.inference import inference_cache, inference_figures, model_device, packed_weights
@@ -34,9 +34,10 @@ from tarsdb.sql.plan import (
 from tarsdb.types import BIGINT, TEXT
 
 _SHOWN = {
-    "tables": "tars_tables", "indexes": "tars_indexes", "models": "tars_models",
-    "functions": "tars_functions", "modules": "tars_modules", "all": "tars_settings",
-    "settings": "tars_settings", "commits": "tars_commits", "metrics": "tars_metrics",
+    "tables": "tars_tables", "views": "tars_views", "indexes": "tars_indexes",
+    "models": "tars_models", "functions": "tars_functions", "modules": "tars_modules",
+    "all": "tars_settings", "settings": "tars_settings", "commits": "tars_commits",
+    "metrics": "tars_metrics",
 }  # fmt: skip
 
 
@@ -57,16 +58,20 @@ def show(context: Context, plan: Show) -> Result:
 
 
 def describe(context: Context, plan: Describe) -> Result:
-    """DESCRIBE a table or a model."""
+    """DESCRIBE a table, a view or a model."""
     if plan.kind == "model":
         model = context.catalog.model(plan.name)
         if model is None:
             raise CatalogError(f"model {plan.name!r} does not exist")
         return _text_table(("property", "value"), _model_rows(context, model))
+    header = ("column", "type", "null", "key", "default", "generated")
+    view = context.catalog.view(plan.name)
+    if view is not None:
+        found = views.columns_of(context, view)
+        return _text_table(header, [(*column, "YES", None, None, None) for column in found])
     table = context.catalog.table(plan.name)
     if table is None:
         raise CatalogError(f"table {plan.name!r} does not exist", hint="SHOW TABLES lists them")
-    header = ("column", "type", "null", "key", "default", "generated")
     return _text_table(header, _column_rows(table))
 
 

@@ -12,6 +12,7 @@ from tarsdb.engine.references import may_create
 from tarsdb.engine.result import Result
 from tarsdb.engine.tables import DONE
 from tarsdb.engine.udf.function_ddl import create_function, create_module
+from tarsdb.engine.views import create_view
 from tarsdb.engine.writing.triggers import create_trigger, drop_trigger
 from tarsdb.errors import CatalogError
 from tarsdb.sql.plan import (
@@ -22,6 +23,7 @@ from tarsdb.sql.plan import (
     CreateModule,
     CreateTable,
     CreateTrigger,
+    CreateView,
     Drop,
 )
 
@@ -54,11 +56,14 @@ def _drop(context: Context, plan: Drop) -> Result:
     if existing is None:
         if plan.if_exists:
             return DONE
-        raise CatalogError(f"{kind} {plan.name!r} does not exist")
+        other = next((k for k in ("table", "view") if getattr(context.catalog, k)(plan.name)), None)
+        hint = f"{plan.name} is a {other}: DROP {other.upper()}" if other else None
+        raise CatalogError(f"{kind} {plan.name!r} does not exist", hint=hint)
     if kind == "table":
         tables.drop_table(context, existing)
         return DONE
-    references.refuse_dependents(context, kind, existing.name)
+    if kind != "view":
+        references.refuse_dependents(context, kind, existing.name)
     context.require_writes().delete_object(kind, existing.name)
     context.refresh()
     return DONE
@@ -67,5 +72,6 @@ def _drop(context: Context, plan: Drop) -> Result:
 _ACTIONS: dict[type, Any] = {
     CreateTable: tables.create_table, AlterTable: tables.alter_table,
     CreateIndex: tables.create_index, CreateModel: _create_model, CreateModule: create_module,
-    CreateFunction: create_function, CreateTrigger: create_trigger, Drop: _drop,
+    CreateFunction: create_function, CreateTrigger: create_trigger,
+    CreateView: create_view, Drop: _drop,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarsdb.schema import ColumnDef, IndexDef, TableDef, TriggerDef
+from tarsdb.schema import ColumnDef, IndexDef, TableDef, TriggerDef, ViewDef
 from tarsdb.sql.names import quoted
 
 
@@ -44,6 +44,12 @@ def create_trigger(table: TableDef, trigger: TriggerDef) -> str:
         f"CREATE TRIGGER {quoted(trigger.name)} {trigger.timing} INSERT ON {quoted(table.name)} "
         f"CALL {quoted(trigger.function)};"
     )
+
+
+def create_view(view: ViewDef) -> str:
+    """Return ``CREATE VIEW``."""
+    columns = f" ({', '.join(map(quoted, view.columns))})" if view.columns else ""
+    return f"CREATE VIEW {quoted(view.name)}{columns} AS {view.sql};"
 
 
 def _columns(table: TableDef, ids: tuple[int, ...]) -> str:

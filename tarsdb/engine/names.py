@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.schema import FunctionDef, ModelDef, TableDef, ViewDef
 from tarsdb.storage import CatalogView
 
 
@@ -28,6 +28,14 @@ class Names:
     def table_names(self) -> list[str]:
         """Return all table names, sorted."""
         return self._catalog.table_names()
+
+    def view(self, name: str) -> ViewDef | None:
+        """Return the view of that name, or None."""
+        return self._catalog.view(name)
+
+    def has_views(self) -> bool:
+        """Return whether there is any view."""
+        return self._catalog.has_views()
 
     def model(self, name: str) -> ModelDef | None:
         """Return the model of that name, or None."""

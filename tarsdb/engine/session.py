@@ -46,6 +46,7 @@ from tarsdb.sql.plan import (
     CreateModule,
     CreateTable,
     CreateTrigger,
+    CreateView,
     Delete,
     Describe,
     Drop,
@@ -76,6 +77,7 @@ DDL = (
     CreateModule,
     CreateFunction,
     CreateTrigger,
+    CreateView,
     Drop,
 )
 MIN_ATTEMPTS = 3

@@ -189,6 +189,10 @@ def _commits(context: Context) -> Rows:
     ]
 
 
+def _views(context: Context) -> Rows:
+    return [(view.name, definitions.create_view(view)) for view in context.catalog.views()]
+
+
 _Reader = Callable[[Context], Rows]
 SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_tables": (
@@ -222,6 +226,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_triggers": (
         (("name", TEXT), ("table_name", TEXT), ("event", TEXT), ("function", TEXT),
          ("sql", TEXT)), _triggers),
+    "tars_views": ((("name", TEXT), ("sql", TEXT)), _views),
     "tars_metrics": ((("name", TEXT), ("value", DOUBLE)), _metrics),
     "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),
     "tars_commits": (

@@ -37,6 +37,7 @@ def create_table(context: Context, plan: CreateTable) -> Result:
         if not plan.or_replace:
             raise CatalogError(f"table {plan.name!r} exists already")
         drop_table(context, existing)
+    _refuse_view(context, plan.name)
     answer = None if plan.query is None else run(context, plan.query)
     specs = plan.columns if answer is None else _specs_of(answer, plan.columns)
     table = _define_table(context, plan, specs)
@@ -66,7 +67,7 @@ def _specs_of(answer: Result, given: tuple[ColumnSpec, ...]) -> tuple[ColumnSpec
 
 def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, ...]) -> TableDef:
     writes = context.require_writes()
-    _refuse_reserved(plan.name)
+    refuse_reserved(plan.name)
     names = [spec.name.lower() for spec in specs]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None or not names:
@@ -108,7 +109,13 @@ def _column(column_id: int, spec: ColumnSpec) -> ColumnDef:
     )  # fmt: skip
 
 
-def _refuse_reserved(name: str) -> None:
+def _refuse_view(context: Context, name: str) -> None:
+    if context.catalog.view(name) is not None:
+        raise CatalogError(f"view {name!r} exists already")
+
+
+def refuse_reserved(name: str) -> None:
+    """Raise CatalogError for a name that no table or view can have."""
     if name.lower().startswith("tars_"):
         raise CatalogError(
             f"a table cannot be called {name}: names that begin with tars_ are the system's"
@@ -331,9 +338,10 @@ def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
     new_name = plan.new_name or ""
-    _refuse_reserved(new_name)
+    refuse_reserved(new_name)
     if context.catalog.table(new_name) not in (None, table):
         raise CatalogError(f"table {new_name!r} exists already")
+    _refuse_view(context, new_name)
     writes = context.require_writes()
     indexes = tuple(replace(index, table=new_name) for index in table.indexes)
     writes.delete_object("table", table.name)

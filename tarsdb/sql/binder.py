@@ -23,6 +23,7 @@ from tarsdb.sql.relational import Rewriter
 from tarsdb.sql.rules import RULES, one_row
 from tarsdb.sql.select import take_apart
 from tarsdb.sql.statements import Statement
+from tarsdb.sql.views import expand
 
 _TREE_FAULTS = (AttributeError, LookupError, TypeError)  # a tree of a shape nobody foresaw
 
@@ -65,17 +66,18 @@ def bind_table_expression(text: str, table: TableDef, catalog: Catalog) -> Expr 
 def bind_query(binding: Binding, statement: Statement) -> Query:
     """Bind a SELECT or any other query."""
     tree = statement.take_tree()
+    is_kept = not expand(binding.catalog, tree)  # what a view stands for may change
     select = take_apart(binding, tree)
     if select is not None:
         select.titles = statement.titles
         for rule in RULES:
             plan = rule(select)
             if plan is not None:
-                statement.tree = tree  # rules only read it
+                statement.tree = tree if is_kept else None  # rules only read it
                 return plan
     calls = one_row.match(binding, tree, statement.titles)
     if calls is not None:
-        statement.tree = tree
+        statement.tree = tree if is_kept else None
         return calls
     return Rewriter(binding).rewrite(tree, statement.titles)
 

@@ -16,7 +16,7 @@ from tarsdb.sql.catalog import Catalog
 SYSTEM_TABLES = (
     "tars_tables", "tars_indexes", "tars_columns", "tars_models", "tars_model_versions",
     "tars_functions", "tars_modules", "tars_metrics", "tars_commits", "tars_settings",
-    "tars_recall_stats", "tars_triggers",
+    "tars_recall_stats", "tars_triggers", "tars_views",
 )  # fmt: skip
 
 
@@ -39,6 +39,9 @@ class Binding:
     def no_table(self, node: Any) -> BindError:
         """Return the error for a table that does not exist."""
         name = table_name(node)
+        view = self.catalog.view(name)
+        if view is not None:
+            return BindError(f"{view.name} is a view, its rows cannot be changed{where(node)}")
         near = suggestion(name, [*self.catalog.table_names(), *SYSTEM_TABLES])
         return BindError(f"table {name!r} does not exist{where(node)}", hint=near)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tarsdb.schema import FunctionDef, ModelDef, TableDef
+from tarsdb.schema import FunctionDef, ModelDef, TableDef, ViewDef
 
 
 class Catalog(Protocol):
@@ -15,6 +15,12 @@ class Catalog(Protocol):
 
     def table_names(self) -> list[str]:
         """Return all table names, sorted (for suggestions in errors)."""
+
+    def view(self, name: str) -> ViewDef | None:
+        """Return the view of that name, or None."""
+
+    def has_views(self) -> bool:
+        """Return whether there is any view."""
 
     def model(self, name: str) -> ModelDef | None:
         """Return the model of that name, or None."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.sql.ddl_table import if_not_exists
 from tarsdb.sql.function_parser import create_function
-from tarsdb.sql.plan import CreateIndex, CreateModel, CreateModule, CreateTrigger, Drop, Plan
+from tarsdb.sql.plan import (
+    CreateIndex,
+    CreateModel,
+    CreateModule,
+    CreateTrigger,
+    CreateView,
+    Drop,
+    Plan,
+)
 from tarsdb.sql.stream import TokenStream
 
 METHODS = ("btree", "hnsw", "ivf", "fts", "auto")
@@ -15,9 +24,11 @@ _METRIC_OF = {
     "l2": "l2", "ip": "ip", "cosine": "cosine", "l1": "l1", "hamming": "hamming",
     "jaccard": "jaccard",
 }  # fmt: skip
-_KINDS = ("TABLE", "INDEX", "MODEL", "MODULE", "FUNCTION", "TRIGGER")
+QUERY_WORDS = frozenset({"SELECT", "WITH", "VALUES", "FROM", "TABLE", "("})
+"""Words a query begins with."""
+_KINDS = ("TABLE", "INDEX", "MODEL", "MODULE", "FUNCTION", "TRIGGER", "VIEW")
 _UNSUPPORTED_CREATE = (
-    "VIEW", "SEQUENCE", "SCHEMA", "DATABASE", "TYPE", "USER", "ROLE", "POLICY", "MACRO",
+    "SEQUENCE", "SCHEMA", "DATABASE", "TYPE", "USER", "ROLE", "POLICY", "MACRO",
     "AGGREGATE", "PROCEDURE", "EXTENSION", "TEMP", "TEMPORARY", "MATERIALIZED", "VIRTUAL", "SECRET",
 )  # fmt: skip
 
@@ -31,19 +42,16 @@ def create_object(stream: TokenStream, or_replace: bool) -> Plan:
         if or_replace:
             raise NotSupportedError("CREATE OR REPLACE INDEX is not supported", hint="DROP it")
         return _create_index(stream, unique=False)
-    if stream.accept("MODEL"):
-        return _create_model(stream, or_replace)
-    if stream.accept("MODULE"):
-        return _create_module(stream, or_replace)
     if stream.accept("FUNCTION"):
         return create_function(stream, "scalar", or_replace)
     if stream.accept("AGGREGATE", "FUNCTION"):
         return create_function(stream, "aggregate", or_replace)
-    if stream.accept("TRIGGER"):
-        return _create_trigger(stream, or_replace)
+    for word, parse in _PARSERS.items():
+        if stream.accept(word):
+            return parse(stream, or_replace)
     if stream.peek() in _UNSUPPORTED_CREATE:
         raise NotSupportedError(f"CREATE {stream.peek()} is not supported")
-    stream.fail("expected TABLE, INDEX, MODEL, MODULE, FUNCTION or TRIGGER")
+    stream.fail("expected TABLE, VIEW, INDEX, MODEL, MODULE, FUNCTION or TRIGGER")
 
 
 def _create_index(stream: TokenStream, unique: bool) -> CreateIndex:
@@ -109,6 +117,18 @@ def _create_module(stream: TokenStream, or_replace: bool) -> CreateModule:
     return CreateModule(name, source, options, exists_ok, or_replace)
 
 
+def _create_view(stream: TokenStream, or_replace: bool) -> CreateView:
+    exists_ok = if_not_exists(stream)
+    name = stream.table_name("a view name")
+    columns = stream.names() if stream.peek() == "(" else ()
+    stream.expect("AS")
+    if stream.peek() not in QUERY_WORDS:
+        stream.fail("expected a query")
+    text = stream.text[stream.tokens[stream.index].start : stream.tokens[-1].end + 1]
+    stream.index = len(stream.tokens)
+    return CreateView(name, columns, text, exists_ok, or_replace)
+
+
 def _create_trigger(stream: TokenStream, or_replace: bool) -> CreateTrigger:
     if or_replace:
         raise NotSupportedError("CREATE OR REPLACE TRIGGER is not supported", hint="DROP it")
@@ -148,3 +168,9 @@ def drop(stream: TokenStream) -> Drop:
     stream.accept("RESTRICT")
     stream.finish()
     return Drop(kind.lower(), name, missing_ok)
+
+
+_PARSERS: dict[str, Callable[[TokenStream, bool], Plan]] = {
+    "VIEW": _create_view, "MODEL": _create_model, "MODULE": _create_module,
+    "TRIGGER": _create_trigger,
+}  # fmt: skip

@@ -22,6 +22,7 @@ from tarsdb.sql.select import TableSelect
 from tarsdb.sql.statements import Statement
 from tarsdb.sql.titles import select_titles
 from tarsdb.sql.values import check_targets, is_default, reject_parts
+from tarsdb.sql.views import expand
 
 __all__ = ["batch_expression", "bind_delete", "bind_insert", "bind_update", "check_targets"]
 
@@ -29,6 +30,7 @@ __all__ = ["batch_expression", "bind_delete", "bind_insert", "bind_update", "che
 def bind_update(binding: Binding, statement: Statement) -> Update:
     """UPDATE table SET ... [FROM ...] [WHERE ...] [RETURNING ...]."""
     tree = statement.take_tree()
+    expand(binding.catalog, tree)
     reject_parts(tree, {"this", "expressions", "from_", "where", "returning", "with_"})
     table, alias = _target(binding, tree)
     columns, values = _assignments(table, tree, alias)
@@ -56,6 +58,7 @@ def bind_update(binding: Binding, statement: Statement) -> Update:
 def bind_delete(binding: Binding, statement: Statement) -> Delete:
     """DELETE FROM table [USING ...] [WHERE ...] [RETURNING ...]."""
     tree = statement.take_tree()
+    expand(binding.catalog, tree)
     reject_parts(tree, {"this", "using", "where", "returning", "with_"})
     table, alias = _target(binding, tree)
     titles = select_titles(statement.tokens, statement.text, TokenType.RETURNING)

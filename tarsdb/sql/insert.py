@@ -21,6 +21,7 @@ from tarsdb.sql.select import TableSelect, take_apart
 from tarsdb.sql.statements import Statement
 from tarsdb.sql.titles import select_titles
 from tarsdb.sql.values import check_targets, fits, is_default, reject_parts
+from tarsdb.sql.views import expand
 from tarsdb.types import Kind
 
 _KNOWN = {
@@ -33,6 +34,7 @@ Rows = tuple[tuple[ex.Expr, ...], ...]
 def bind_insert(binding: Binding, statement: Statement) -> Insert:
     """INSERT INTO table [(columns)] VALUES | query | DEFAULT VALUES [ON CONFLICT] [RETURNING]."""
     tree = statement.take_tree()
+    expand(binding.catalog, tree)
     reject_parts(tree, _KNOWN)
     table, alias, columns = _target(binding, tree)
     rows: Rows = ()

@@ -15,7 +15,6 @@ from tarsdb.sql.statements import Statement
 from tarsdb.sql.stream import TokenStream, word_of
 from tarsdb.sql.utility_parser import UNSUPPORTED, UTILITIES
 
-_QUERY_WORDS = frozenset({"SELECT", "WITH", "VALUES", "FROM", "TABLE", "("})
 _DML_WORDS = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE"})
 _KINDS: dict[type[Any], str] = {
     exp.Insert: "insert", exp.Update: "update", exp.Delete: "delete",
@@ -44,7 +43,7 @@ def parse_statement(text: str) -> Statement:
 def parse_tokens(tokens: list[Token], text: str) -> Statement:
     """Parse a statement already in tokens."""
     word = word_of(tokens[0])
-    if word in _QUERY_WORDS or word in _DML_WORDS:
+    if word in ddl_parser.QUERY_WORDS or word in _DML_WORDS:
         return _foreign(tokens, text)
     stream = TokenStream(tokens, text)
     utility = UTILITIES.get(word)
@@ -100,7 +99,7 @@ def _create(stream: TokenStream) -> Statement:
 
 
 def _inner_query(stream: TokenStream, tokens: list[Token]) -> Statement:
-    if not tokens or word_of(tokens[0]) not in _QUERY_WORDS:
+    if not tokens or word_of(tokens[0]) not in ddl_parser.QUERY_WORDS:
         stream.fail("expected a query")
     return parse_tokens(tokens, stream.text)
 

@@ -325,6 +325,17 @@ class CreateFunction:
 
 
 @dataclass(frozen=True)
+class CreateView:
+    """CREATE VIEW; ``sql`` is the query's text."""
+
+    name: str
+    columns: tuple[str, ...]
+    sql: str
+    if_not_exists: bool = False
+    or_replace: bool = False
+
+
+@dataclass(frozen=True)
 class CreateTrigger:
     """CREATE TRIGGER name BEFORE | AFTER INSERT ON table CALL function."""
 
@@ -413,6 +424,6 @@ class Explain:
 
 Plan = (
     Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
-    | CreateModel | CreateModule | CreateFunction | CreateTrigger | Drop | Transaction
+    | CreateModel | CreateModule | CreateFunction | CreateTrigger | CreateView | Drop | Transaction
     | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

@@ -18,6 +18,7 @@ from tarsdb.schema import (
     ModelDef,
     ModuleDef,
     TableDef,
+    ViewDef,
     from_json,
     to_json,
 )
@@ -26,7 +27,7 @@ from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack, unpack
 
 _KEPT = 4
-_Definition = TypeVar("_Definition", TableDef, ModelDef, ModuleDef, FunctionDef)
+_Definition = TypeVar("_Definition", TableDef, ViewDef, ModelDef, ModuleDef, FunctionDef)
 
 
 class CatalogView:
@@ -64,6 +65,14 @@ class CatalogView:
         """Return all table names, sorted."""
         return sorted(table.name for table in self.tables())
 
+    def view(self, name: str) -> ViewDef | None:
+        """Return the view of that name, or None."""
+        return self._objects.get(("view", name.lower()))  # type: ignore[return-value]
+
+    def has_views(self) -> bool:
+        """Return whether there is any view."""
+        return any(kind == "view" for kind, _ in self._objects)
+
     def model(self, name: str) -> ModelDef | None:
         """Return the model of that name, or None."""
         return self._objects.get(("model", name.lower()))  # type: ignore[return-value]
@@ -87,6 +96,10 @@ class CatalogView:
     def tables(self) -> list[TableDef]:
         """Return all tables by name."""
         return self._of(TableDef)
+
+    def views(self) -> list[ViewDef]:
+        """Return all views by name."""
+        return self._of(ViewDef)
 
     def models(self) -> list[ModelDef]:
         """Return all models by name."""

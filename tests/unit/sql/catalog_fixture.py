@@ -64,5 +64,11 @@ class FakeCatalog:
     def has_session_function(self, name: str) -> bool:
         return name.lower() == "shout"
 
+    def view(self, name: str) -> None:
+        """Know no view."""
+
+    def has_views(self) -> bool:
+        return False
+
     def has_variable(self, name: str) -> bool:
         return name == "frame"
