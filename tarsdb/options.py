@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Durability(enum.Enum):
     """What an acknowledged commit survives.
 
-    FULL: power loss; every commit has its own sync. GROUP: power loss; concurrent committers
-    share one sync. RELAXED: process crash; power loss may take the last commit, never more, and
-    never corrupts.
+    FULL: power loss; commits that wait at the same time share one sync. GROUP: another name of
+    FULL. RELAXED: process crash; power loss may take the last commit, never more, and never
+    corrupts.
     """
 
     FULL = "full"

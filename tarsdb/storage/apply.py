@@ -57,6 +57,14 @@ class CommitChange:
             own.rows or own.blocks for own in writes.tables.values()
         )
 
+    @property
+    def rows(self) -> int:
+        """Rows that are written and versions that end."""
+        return sum(
+            len(own.rows) + len(own.hidden) + sum(block.count for block in own.blocks)
+            for own in self._writes.tables.values()
+        )
+
     # --- checks ---
 
     def validate(self, txn: WriteTxn) -> None:

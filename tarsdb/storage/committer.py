@@ -1,12 +1,12 @@
 """One writer at a time: the queue of commits of this process, and group commit.
 
 Every commit and every staging transaction takes a ticket. Tickets are served in order; the one
-served leads: it takes the file's writer lock and runs its LMDB transaction in its own thread. A
-leader with durability GROUP also applies the GROUP changes queued behind it, in the same LMDB
-transaction and with one sync; each keeps its own commit number and log entry. A change whose
-``validate`` raises fails alone. When an ``apply`` raises, or space runs out, the transaction is
-aborted and all are done again one by one, so ``validate`` and ``apply`` can be called more than
-once.
+served leads: it takes the file's writer lock and runs its LMDB transaction in its own thread. It
+also applies the changes queued behind it, in the same LMDB transaction and with one sync; each
+keeps its own commit number and log entry. RELAXED commits are made alone, since a power loss may
+take the last of them and no more. A change whose ``validate`` raises fails alone. When an ``apply``
+raises, or space runs out, the transaction is aborted and all are done again one by one, so
+``validate`` and ``apply`` can be called more than once.
 
 A signal may raise in a leader between any two steps. Whether its transaction was committed is then
 read from the file, so that no follower's change is made twice; steps in ``finally`` blocks can be
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 T = TypeVar("T")
-MAX_GROUP = 256
+GROUP_ROWS = 1000
+"""Rows of the commits that share a transaction: the writer is held some 10 ms for so many."""
 
 
 class CommitInfo(NamedTuple):
@@ -54,7 +55,7 @@ class Change(Protocol):
     """What a transaction wants to write. Both methods can be called again after a rollback.
 
     A true attribute ``frees_space`` says that it removes more than it adds: it may use the part of
-    the quota kept for that.
+    the quota kept for that. ``rows``, 1 where absent, is how many rows it changes, about.
     """
 
     def validate(self, txn: WriteTxn) -> None:
@@ -93,6 +94,14 @@ class _Ticket:
     @property
     def is_done(self) -> bool:
         return self.info is not None or self.error is not None
+
+    @property
+    def is_sharing(self) -> bool:
+        return self.change is not None and self.durability is not Durability.RELAXED
+
+    @property
+    def rows(self) -> int:
+        return getattr(self.change, "rows", 1)
 
 
 class _ApplyFailed(Exception):
@@ -231,11 +240,14 @@ class Committer:
 
     def _take_group(self, group: list[_Ticket]) -> None:
         """Move the tickets that may share the leader's transaction from the queue to its group."""
-        if group[0].durability is not Durability.GROUP:
+        if not group[0].is_sharing:
             return
         with self._mutex:
-            waiting = [t for t in self._queue if t.durability is Durability.GROUP and t.change]
-            for ticket in waiting[: MAX_GROUP - 1]:
+            room = GROUP_ROWS - group[0].rows
+            for ticket in [each for each in self._queue if each.is_sharing]:
+                if ticket.rows > room:
+                    continue  # it leads when its turn comes
+                room -= ticket.rows
                 group.append(ticket)  # first: in both lists it is not lost, in neither it is
                 self._queue.remove(ticket)
 

@@ -23,7 +23,7 @@ from tests.crash.power import scenario
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-MODES = {"full": 1, "group": 3, "relaxed": 1}  # durability -> threads
+MODES = {"full": 3, "group": 1, "relaxed": 3}  # durability -> threads
 SLOW_STATES = int(os.environ.get("TARSDB_POWER_STATES", "4000"))
 
 Recorder = Callable[[str, int], Path]
@@ -117,5 +117,5 @@ def test_ignoring_syncs_is_noticed(record: Recorder, durability: str) -> None:
 
 def test_full_is_more_than_relaxed(record: Recorder) -> None:
     """A relaxed recording judged by the rule of full loses commits: the rule can fail."""
-    answer = replay(record("relaxed", 24), "full", 400, seed=3)
+    answer = replay(record("relaxed", 24), "full", 200, seed=3)
     assert answer["lost"] == answer["violations"] > 0

@@ -19,9 +19,11 @@ class Put:
         refuse: Exception | None = None,
         explode: Exception | None = None,
         before: Callable[[], None] | None = None,
+        rows: int = 1,
     ) -> None:
         self.key, self.value = key, value
         self.refuse, self.explode, self.before = refuse, explode, before
+        self.rows = rows
 
     def validate(self, txn: WriteTxn) -> None:
         if self.refuse is not None:

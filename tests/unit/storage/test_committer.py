@@ -13,6 +13,7 @@ import pytest
 from tarsdb.errors import ConflictError, LockError, OperationalError, StorageFullError
 from tarsdb.options import Durability, OpenOptions
 from tarsdb.storage import failpoints
+from tarsdb.storage.committer import GROUP_ROWS
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.values import ValueType, unpack
 from tests.unit.storage.kv import Put
@@ -99,8 +100,9 @@ def test_a_failed_sync_says_the_outcome_is_unknown(
     assert env.commit(Put(b"b"), Durability.FULL).number == 2
 
 
+@pytest.mark.parametrize("durability", [Durability.FULL, Durability.GROUP])
 def test_group_commit_shares_a_sync_and_failures_stay_alone(
-    env: Environment, monkeypatch: pytest.MonkeyPatch
+    env: Environment, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
     syncs: list[int] = []
     monkeypatch.setattr(env, "sync", lambda: syncs.append(1))
@@ -111,7 +113,7 @@ def test_group_commit_shares_a_sync_and_failures_stay_alone(
         explode = ZeroDivisionError() if number == 5 else None
         change = Put(b"%02d" % number, refuse=refuse, explode=explode)
         try:
-            outcomes[number] = env.commit(change, Durability.GROUP)
+            outcomes[number] = env.commit(change, durability)
         except Exception as error:
             outcomes[number] = error
 
@@ -140,6 +142,39 @@ def test_group_commit_shares_a_sync_and_failures_stay_alone(
     assert sorted(numbers) == [4, 5, 6]
     with env.read() as txn:
         assert txn.count("commits") == 6
+
+
+def transactions(env: Environment) -> int:
+    """Return the number of LMDB's last transaction."""
+    return int(env._lmdb.info()["last_txnid"])
+
+
+@pytest.mark.parametrize(
+    ("durability", "rows", "expected"),
+    [
+        (Durability.FULL, [1, 1, 1, 1], 1),
+        (Durability.FULL, [1, GROUP_ROWS, 1, 1], 2),
+        (Durability.FULL, [GROUP_ROWS // 2] * 4, 2),
+        (Durability.FULL, [GROUP_ROWS + 1] * 4, 4),
+        (Durability.RELAXED, [1, 1, 1, 1], 4),
+    ],
+)
+def test_which_commits_share_a_transaction(
+    env: Environment, durability: Durability, rows: list[int], expected: int
+) -> None:
+    leave, holder = hold_writer(env)
+    threads: list[threading.Thread] = []
+    for number, count in enumerate(rows):
+        change = Put(b"%d" % number, rows=count)
+        threads += start(lambda c=change: env.commit(c, durability))
+        while len(env._committer._queue) <= number:
+            time.sleep(0.001)
+    before = transactions(env)
+    leave.set()
+    for thread in [*threads, holder]:
+        thread.join()
+    assert len(keys(env)) == 4
+    assert transactions(env) - before == expected  # the holder wrote nothing
 
 
 def test_many_threads_of_all_durabilities(env: Environment) -> None:
