@@ -193,11 +193,24 @@ def for_parser(tokens: list[Token], text: str) -> tuple[list[Token], int, bool]:
         elif kind is TokenType.COLON and _starts_name(tokens, number):
             skip = 1
             out += _named(token, tokens[number + 1])
+        elif kind is TokenType.ARROW and _reads_json(tokens, number):
+            name = out.pop()
+            skip = 1
+            out += [_like(name, TokenType.L_PAREN, "("), name, token, tokens[number + 1]]
+            out.append(_like(tokens[number + 1], TokenType.R_PAREN, ")"))
         elif kind is TokenType.VAR and _is_call(tokens, number):
             out.append(_like(token, kind, _own_call(token.text)))
         else:
             out.append(token)
     return out, positional, distances
+
+
+def _reads_json(tokens: list[Token], number: int) -> bool:
+    """Return True for the arrow of ``f(j -> 'key')``, which the parser takes for a lambda's."""
+    before = tokens[number - 2].token_type if number > 1 else None
+    named = tokens[number - 1].token_type in (TokenType.VAR, TokenType.IDENTIFIER)
+    text = number + 1 < len(tokens) and tokens[number + 1].token_type is TokenType.STRING
+    return named and text and before in (TokenType.L_PAREN, TokenType.COMMA)
 
 
 def _is_call(tokens: list[Token], number: int) -> bool:

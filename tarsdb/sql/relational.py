@@ -332,6 +332,12 @@ class Rewriter:
         node.replace(exp.Placeholder(this=f"p{key}" if isinstance(key, int) else key))
         return False
 
+    def visit_moment(self, node: Any, scope: Scope) -> bool:
+        """Call what gives the time."""
+        if not any(node.args.values()):
+            node.replace(exp.Anonymous(this=_MOMENTS[type(node)]))
+        return False
+
     def visit_cast(self, node: Any, scope: Scope) -> bool:
         """Write our vector types as DuckDB's arrays."""
         self.distances.rewrite_cast(node)
@@ -476,6 +482,13 @@ def _without_aliases(select: TableSelect, condition: Any) -> Any:
     return holder
 
 
+_MOMENTS: dict[type[Any], str] = {
+    exp.CurrentDate: "today", exp.CurrentTime: "current_localtime", exp.CurrentTimestamp: "now",
+    exp.Localtime: "current_localtime", exp.Localtimestamp: "current_localtimestamp",
+}  # fmt: skip
+"""Functions for words without brackets, which DuckDB takes for an item of that name."""
+
+
 _VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
     exp.Column: Rewriter.visit_column,
     exp.Star: Rewriter.visit_star,
@@ -485,5 +498,6 @@ _VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
     exp.Cast: Rewriter.visit_cast,
     exp.TryCast: Rewriter.visit_cast,
     exp.Anonymous: Rewriter.visit_call,
+    **dict.fromkeys(_MOMENTS, Rewriter.visit_moment),
     **dict.fromkeys((*ARITHMETIC, *AGGREGATES), Rewriter.visit_vectors),
 }

@@ -21,12 +21,15 @@ def select_titles(tokens: list[Any], text: str, opener: TokenType = TokenType.SE
     """Return the text of each item after the first ``opener`` outside brackets."""
     depth, titles = 0, []
     start: int | None = None
+    before = None
     stop = 0
     for token in tokens:
         kind = token.token_type
         if start is None:
             if kind is opener and depth == 0:
                 start = token.end + 1
+        elif kind is TokenType.FROM and before is TokenType.DISTINCT:
+            pass  # a IS DISTINCT FROM b
         elif depth == 0 and (kind is TokenType.COMMA or kind in _ENDS):
             titles.append(_tidy(text[start : stop + 1]))
             start = token.end + 1
@@ -35,7 +38,7 @@ def select_titles(tokens: list[Any], text: str, opener: TokenType = TokenType.SE
         depth += (kind in _OPENING) - (kind in _CLOSING)
         if depth < 0:
             break
-        stop = token.end
+        stop, before = token.end, kind
     if start is not None:
         titles.append(_tidy(text[start : stop + 1]))
     return titles
