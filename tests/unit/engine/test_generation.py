@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -46,23 +47,32 @@ LETTERS = [tiny_text(prompt) for prompt in tiny_prompts()]
 CHAT = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}<s>"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Models, and a database that holds them: made once, each test has a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    write_tiny_decoder(folder / "tiny", "qwen3")
+    write_tiny_decoder(folder / "chatty", "llama", CHAT)
+    with tarsdb.connect(folder / "db.tars") as connection:
+        connection.execute("SET default_quantize = 'none'")
+        for name in ("tiny", "chatty"):
+            connection.execute(f"CREATE MODEL {name} FROM '{folder / name}'")
+        connection.execute("CREATE TABLE prompts (id INT PRIMARY KEY, body TEXT)")
+        rows = list(enumerate(LETTERS))
+        connection.executemany("INSERT INTO prompts VALUES (?, ?)", rows)
+    return folder
+
+
 @pytest.fixture
-def path(tmp_path: pathlib.Path) -> pathlib.Path:
-    write_tiny_decoder(tmp_path / "tiny", "qwen3")
-    write_tiny_decoder(tmp_path / "chatty", "llama", CHAT)
-    return tmp_path / "db.tars"
+def path(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(made, tmp_path / "models")) / "db.tars"
 
 
 @pytest.fixture
 def db(path: pathlib.Path) -> Iterator[tarsdb.Connection]:
     with tarsdb.connect(path) as connection:
         connection.execute("SET default_quantize = 'none'")
-        for name in ("tiny", "chatty"):
-            connection.execute(f"CREATE MODEL {name} FROM '{path.parent / name}'")
         connection.execute("SET inference_cache = off")
-        connection.execute("CREATE TABLE prompts (id INT PRIMARY KEY, body TEXT)")
-        rows = list(enumerate(LETTERS))
-        connection.executemany("INSERT INTO prompts VALUES (?, ?)", rows)
         yield connection
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pathlib
+import shutil
 import subprocess
 import sys
 import weakref
@@ -81,15 +82,23 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.fixture
-def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
-    with tarsdb.connect(tmp_path / "a.tars") as db:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A file with rows and an index: made once, each test has a copy."""
+    path = tmp_path_factory.mktemp("made") / "a.tars"
+    with tarsdb.connect(path) as db:
         db.execute(
             "CREATE TABLE t (id BIGINT PRIMARY KEY, a SMALLINT, b INT, c REAL, d DOUBLE, day DATE,"
             f" word TEXT, flag BOOLEAN, rare INT, emb VECTOR({DIM}))"
         )
         insert(db, 0, ROWS, 1)
         db.execute("CREATE INDEX tv ON t USING hnsw (emb)")
+    return path
+
+
+@pytest.fixture
+def db(made: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    with tarsdb.connect(shutil.copy(made, tmp_path / "a.tars")) as db:
         yield db
 
 
