@@ -25,6 +25,7 @@ from tarsdb.sql.plan import (
     CreateTrigger,
     CreateView,
     Drop,
+    Truncate,
 )
 
 
@@ -73,5 +74,5 @@ _ACTIONS: dict[type, Any] = {
     CreateTable: tables.create_table, AlterTable: tables.alter_table,
     CreateIndex: tables.create_index, CreateModel: _create_model, CreateModule: create_module,
     CreateFunction: create_function, CreateTrigger: create_trigger,
-    CreateView: create_view, Drop: _drop,
+    CreateView: create_view, Drop: _drop, Truncate: tables.truncate,
 }  # fmt: skip

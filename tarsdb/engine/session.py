@@ -63,6 +63,7 @@ from tarsdb.sql.plan import (
     SetOption,
     Show,
     Transaction,
+    Truncate,
     Update,
 )
 from tarsdb.storage import Environment, Snapshot, WriteSet
@@ -79,6 +80,7 @@ DDL = (
     CreateTrigger,
     CreateView,
     Drop,
+    Truncate,
 )
 MIN_ATTEMPTS = 3
 PLAN_CACHE_SIZE = 512

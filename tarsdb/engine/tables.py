@@ -21,7 +21,15 @@ from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedE
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateIndex, CreateTable, Drop, Relational
+from tarsdb.sql.plan import (
+    AlterTable,
+    ColumnSpec,
+    CreateIndex,
+    CreateTable,
+    Drop,
+    Relational,
+    Truncate,
+)
 from tarsdb.types import parse_type, to_storage
 
 DONE = Result()
@@ -413,6 +421,17 @@ def drop_table(context: Context, table: TableDef) -> None:
     writes.drop_table_data(table)
     writes.delete_object("table", table.name)
     context.refresh()
+
+
+def truncate(context: Context, plan: Truncate) -> Result:
+    """Remove all rows of a table at once: another table of the same definition takes its place."""
+    table = _require_table(context, plan.name)
+    rows = context.view(table).count()
+    drop_table(context, table)
+    writes = context.require_writes()
+    indexes = tuple(replace(index, id=writes.new_id()) for index in table.indexes)
+    _publish(context, replace(table, id=writes.new_id(), indexes=indexes))
+    return Result(changed=rows)
 
 
 def drop_index(context: Context, plan: Drop) -> Result:

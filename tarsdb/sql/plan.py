@@ -356,6 +356,13 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Truncate:
+    """TRUNCATE TABLE."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Transaction:
     """begin, commit, rollback, savepoint, release, rollback_to."""
 
@@ -424,6 +431,6 @@ class Explain:
 
 Plan = (
     Query | VariableScan | Insert | Update | Delete | CreateTable | AlterTable | CreateIndex
-    | CreateModel | CreateModule | CreateFunction | CreateTrigger | CreateView | Drop | Transaction
-    | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
+    | CreateModel | CreateModule | CreateFunction | CreateTrigger | CreateView | Drop | Truncate
+    | Transaction | SetOption | Show | Describe | Pragma | Maintain | Copy | Explain
 )  # fmt: skip

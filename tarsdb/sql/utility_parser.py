@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tarsdb.errors import NotSupportedError
-from tarsdb.sql.plan import Describe, Maintain, Plan, Pragma, SetOption, Show, Transaction
+from tarsdb.sql.plan import Describe, Maintain, Plan, Pragma, SetOption, Show, Transaction, Truncate
 from tarsdb.sql.stream import TokenStream
 
 _SHOWN = ("TABLES", "VIEWS", "INDEXES", "MODELS", "FUNCTIONS", "MODULES", "ALL")
@@ -83,6 +83,16 @@ def show(stream: TokenStream) -> Plan:
     return Show(word.lower() if word else stream.name("TABLES, ALL or a setting").lower())
 
 
+def truncate(stream: TokenStream) -> Plan:
+    """TRUNCATE [TABLE] name."""
+    stream.expect("TRUNCATE")
+    stream.accept("TABLE")
+    name = stream.table_name()
+    if stream.peek() == "CASCADE":
+        raise NotSupportedError("TRUNCATE ... CASCADE is not supported")
+    return Truncate(name)
+
+
 def describe(stream: TokenStream) -> Plan:
     """DESCRIBE table, DESCRIBE MODEL name."""
     stream.index += 1
@@ -139,6 +149,7 @@ UTILITIES: dict[str, Callable[[TokenStream], Plan]] = {
     "BEGIN": begin, "START": begin, "COMMIT": commit, "END": commit, "ROLLBACK": rollback,
     "ABORT": rollback, "SAVEPOINT": savepoint, "RELEASE": release, "SET": set_option,
     "RESET": reset, "SHOW": show, "DESCRIBE": describe, "DESC": describe, "PRAGMA": pragma,
+    "TRUNCATE": truncate,
     "VACUUM": vacuum, "OPTIMIZE": optimize, "REINDEX": reindex, "CHECKPOINT": checkpoint,
 }  # fmt: skip
 
@@ -149,6 +160,6 @@ UNSUPPORTED = {
     "DEALLOCATE": "DEALLOCATE", "INSTALL": "INSTALL", "LOAD": "LOAD", "USE": "USE", "LOCK": "LOCK",
     "ANALYZE": "ANALYZE", "COMMENT": "COMMENT ON", "IMPORT": "IMPORT DATABASE",
     "EXPORT": "EXPORT DATABASE", "SUMMARIZE": "SUMMARIZE", "PIVOT": "PIVOT", "UNPIVOT": "UNPIVOT",
-    "TRUNCATE": "TRUNCATE", "LISTEN": "LISTEN", "NOTIFY": "NOTIFY", "DECLARE": "DECLARE",
+    "LISTEN": "LISTEN", "NOTIFY": "NOTIFY", "DECLARE": "DECLARE",
     "FETCH": "FETCH", "KILL": "KILL", "REFRESH": "REFRESH", "CLUSTER": "CLUSTER", "DO": "DO",
 }  # fmt: skip

@@ -167,7 +167,7 @@ def test_create_table_of_the_documentation() -> None:
         "CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs CALL f",
         "CREATE FUNCTION s(t TEXT) RETURNS TEXT LANGUAGE lua AS $$ x $$",
         "ALTER TABLE docs ALTER COLUMN emb SET MODEL 'm/v2'", "CREATE SEQUENCE s",
-        "GRANT SELECT ON docs TO me", "MERGE INTO a USING b ON a.x = b.x", "TRUNCATE docs",
+        "GRANT SELECT ON docs TO me", "MERGE INTO a USING b ON a.x = b.x", "LOCK TABLE docs",
         "CREATE TABLE a (x INT, FOREIGN KEY (x) REFERENCES b (y))",
         "CREATE INDEX i ON docs (lower(body))", "CREATE INDEX i ON docs (a) WHERE a > 1",
         "CREATE TABLE a (x INT GENERATED ALWAYS AS (1) VIRTUAL)",
