@@ -7,12 +7,12 @@ column inside the engine holds the read transaction too, and ``take``/``concat``
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from tarsdb.records import dataclass
 from tarsdb.types import Physical, SqlType
 
 

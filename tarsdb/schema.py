@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from tarsdb.records import dataclass
 from tarsdb.types import SqlType, parse_type
 
 

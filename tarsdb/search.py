@@ -6,10 +6,11 @@ Everything here is written as SQL and run by the connection; nothing bypasses it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import BindError
+from tarsdb.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,12 +16,13 @@ import math
 import re
 import struct
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.errors import BindError, DataError, DimensionMismatchError, ValueRangeError
+from tarsdb.records import dataclass
 
 if TYPE_CHECKING:
     import pyarrow as pa

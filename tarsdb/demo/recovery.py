@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tarsdb.database import connect
 from tarsdb.errors import OperationalError
+from tarsdb.records import dataclass
 
 WRITE_S = 4.0
 

@@ -13,10 +13,11 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from tarsdb.records import dataclass
 
 _LEFT_OUT = frozenset({"test", "tests", "idlelib", "turtledemo", "lib2to3", "antigravity", "this"})
 """Not a programmer's library: test suites, an editor, two jokes."""

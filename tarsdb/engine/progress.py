@@ -6,7 +6,8 @@ Knows the callbacks and what is told, not how it is shown.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from tarsdb.records import dataclass
 
 Report = Callable[[int, int], None]
 """Takes what is done and the total; may raise to stop the work."""

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from tarsdb.errors import (
     SnapshotExpiredError,
 )
 from tarsdb.options import Durability
+from tarsdb.records import dataclass
 from tarsdb.sql import bind, parameter_keys, parse, split
 from tarsdb.sql.plan import (
     Aggregate,

@@ -15,13 +15,13 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tarsdb.errors import CorruptionError
 from tarsdb.kernels.native import address
+from tarsdb.records import dataclass
 
 _ALIGN = 64
 _HUGE = 1 << 21

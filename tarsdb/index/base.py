@@ -5,7 +5,6 @@ Knows no index kind. An index answers with row ids; what a row is, is the caller
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.kernels import reference
+from tarsdb.records import dataclass
 from tarsdb.types import Kind, SqlType
 
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]

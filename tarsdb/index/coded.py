@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import BlockTable, Scan
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 
 BUDGET_BYTES = 512 << 20
 """Bytes of codes a process keeps unless told otherwise."""

@@ -7,9 +7,10 @@ give it back to the next build of the same input. Knows no storage and no clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+
+from tarsdb.records import dataclass
 
 State = dict[str, np.ndarray]
 """Named arrays; a build checks what it is given, for they may come from a file."""

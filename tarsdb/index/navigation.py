@@ -9,13 +9,12 @@ are those by Jaccard distance. Knows no index.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import NotSupportedError
 from tarsdb.index.base import METRICS, metric_code
+from tarsdb.records import dataclass
 from tarsdb.types import Kind, SqlType
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarsdb.kernels.gpu.device import Device
+from tarsdb.records import dataclass
 
 
 @dataclass(frozen=True)

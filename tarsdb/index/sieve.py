@@ -42,13 +42,13 @@ make two rows tie unnoticed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from tarsdb.index.basis import Basis
 from tarsdb.kernels import dispatch, reference
 from tarsdb.kernels.native import SCRATCH_ONE, Found, Scan, address, scratch
+from tarsdb.records import dataclass
 
 MAX_K = 512
 """More neighbours than this are searched by the float kernel: too many rows would be candidates."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
 from tarsdb.kernels.packing import PackedMatrix, aligned
 from tarsdb.kernels.team import Team, cores, yielding
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]

@@ -6,10 +6,10 @@ of a fixed number of rows, attention row by row. They know nothing of models, te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

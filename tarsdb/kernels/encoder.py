@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tarsdb.kernels import dispatch
 from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
 from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

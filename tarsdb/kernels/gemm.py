@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from tarsdb.kernels import gemm_reference
 from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
 from tarsdb.kernels.packing import PackedMatrix, aligned, layout_of, pack, pack_bias
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 SCRATCH = 128 + 128 * 96

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tarsdb.kernels.background import Compiled
+from tarsdb.records import dataclass
 
 TOGETHER, STARTS, LIST_ROOM = 3, 8, 17
 """Nodes a search expands at a time, from how many it starts, and the words of a list besides its

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tarsdb.kernels.background import Compiled
+from tarsdb.records import dataclass
 
 TILE = 16
 PLAN, SCRATCH = 12, 1664  # as in kernels/cpu/ivf.py; a test compares

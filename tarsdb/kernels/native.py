@@ -9,12 +9,12 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from tarsdb.kernels import reference
 from tarsdb.kernels.dispatch import Kernel
+from tarsdb.records import dataclass
 
 QUERIES_AT_ONCE = 256
 """Queries one pass over the rows serves: their answers and partial results fit in the L2 cache."""

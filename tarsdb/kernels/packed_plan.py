@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from tarsdb.kernels import packing
 from tarsdb.kernels.packing import ALIGNMENT, LAYOUTS, TILE, PackedMatrix
+from tarsdb.records import dataclass
 
 U8 = npt.NDArray[np.uint8]
 Weight = PackedMatrix | npt.NDArray[Any]

@@ -7,13 +7,13 @@ last k is zero. Knows no model and no file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.kernels.native import address
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

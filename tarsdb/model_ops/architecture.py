@@ -8,7 +8,6 @@ weights and computes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
@@ -21,6 +20,7 @@ from tarsdb.model_ops.encoder_families import (
     Family,
 )
 from tarsdb.model_ops.encoder_rotary import Rotary, read_rotary
+from tarsdb.records import dataclass
 
 _ACTIVATIONS = {
     "gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU,

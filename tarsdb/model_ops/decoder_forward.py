@@ -6,7 +6,7 @@ Takes batches that :class:`Decoder` has checked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import LayerAdapter, LowRank
 from tarsdb.model_ops.packed_decoder import decoder_plan, pack_decoder
 from tarsdb.model_ops.shelf import Shelf, packed_weights
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.kernels.decoder_reference import GELU_TANH, SILU
 from tarsdb.model_ops.config_values import flag, real, short, whole
 from tarsdb.model_ops.rope import Rope, read_rope
+from tarsdb.records import dataclass
 
 _ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH, "gelu_new": GELU_TANH}
 _SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -8,7 +8,6 @@ module's own copy, made one tensor at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from tarsdb.errors import ModelFormatError
 from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors
 from tarsdb.model_ops.weights import read_tensor
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from tarsdb.model_ops.safetensors_file import read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, POOLING_FILE, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
 from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
+from tarsdb.records import dataclass
 
 _SMALL_FILES = (
     "config.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json",

@@ -8,7 +8,6 @@ bring a head of its own, as peft saves it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tarsdb.model_ops.architecture import EncoderSpec, layer_tensor, tensor_shap
 from tarsdb.model_ops.encoder_families import BY_NAMING
 from tarsdb.model_ops.lora import Adaptable, LowRank, check_lora, read_lora
 from tarsdb.model_ops.weights import EncoderWeights, Linear, padded_heads, query_scale, read_tensor
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

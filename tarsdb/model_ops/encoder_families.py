@@ -7,7 +7,8 @@ sizes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from tarsdb.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ tokens to either side; Nomic BERT (Nussbaum et al. 2024) sees all in every layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops.config_values import real, short, whole
 from tarsdb.model_ops.rope import Rope, read_rope
+from tarsdb.records import dataclass
 
 _KINDS = ("full_attention", "sliding_attention")
 

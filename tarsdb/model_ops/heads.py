@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from tarsdb.model_ops.weights import (
     read_tensor,
     shapes_of,
 )
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

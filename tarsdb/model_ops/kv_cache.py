@@ -6,7 +6,6 @@ sequences. Kwon et al. 2023 (paged attention).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from tarsdb.errors import DataError
 from tarsdb.kernels.decoder_reference import BLOCK_GROUP, BLOCK_TOKENS
 from tarsdb.kernels.packing import from_bfloat16, to_bfloat16
 from tarsdb.model_ops.decoder_spec import DecoderSpec
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

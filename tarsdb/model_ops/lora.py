@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops.config_values import real, short, whole
 from tarsdb.model_ops.decoder_spec import DecoderSpec, decoder_tensors
 from tarsdb.model_ops.weights import read_tensor
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

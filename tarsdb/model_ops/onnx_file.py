@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.kernels.transformer_reference import GELU, GELU_TANH, RELU
 from tarsdb.model_ops.architecture import EncoderSpec
 from tarsdb.model_ops.safetensors_file import widen_bfloat16
+from tarsdb.records import dataclass
 
 Array = npt.NDArray[Any]
 

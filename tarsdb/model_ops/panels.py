@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import InterruptError
+from tarsdb.records import dataclass
 
 PANEL_TOKENS = 512  # measured: larger leaves the L2 cache, smaller starves the matrix products
 

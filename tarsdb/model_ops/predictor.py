@@ -7,7 +7,6 @@ no meaning of inputs and outputs beyond their names, types and shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import DataError, InterruptError, ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops.shelf import Shelf
+from tarsdb.records import dataclass
 
 FILE = "model.onnx"
 MAX_BYTES = 1 << 31

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
 from tarsdb.model_ops.architecture import EncoderSpec
 from tarsdb.model_ops.weights import QUANTIZE
+from tarsdb.records import dataclass
 
 MAX_CONFIG_BYTES = 4 << 20
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")

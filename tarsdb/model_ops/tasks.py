@@ -6,7 +6,6 @@ The task is read off ``config.json`` unless CREATE MODEL says it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.errors import ModelError, ModelFormatError
@@ -20,6 +19,7 @@ from tarsdb.model_ops.heads import Classifier, check_classifier, read_labels
 from tarsdb.model_ops.predictor import Predictor
 from tarsdb.model_ops.sentence import module_paths, read_object
 from tarsdb.model_ops.tokenizer import TextTokenizer
+from tarsdb.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import DataError, ModelFormatError
+from tarsdb.records import dataclass
 
 if TYPE_CHECKING:
     import tokenizers

@@ -6,7 +6,6 @@ Needs the extra ``tarsdb[verify]``. Only safetensors are read, and no code of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from tarsdb.model_ops.encoder import Encoder
 from tarsdb.model_ops.heads import Classifier
 from tarsdb.model_ops.sentence import pool, read_object, read_settings
 from tarsdb.model_ops.tokenizer import TextTokenizer
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

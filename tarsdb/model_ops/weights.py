@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from tarsdb.model_ops.architecture import (
 )
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.shelf import Shelf, packed_weights
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

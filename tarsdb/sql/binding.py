@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sqlglot import exp
 
 from tarsdb.errors import BindError, CatalogError, NotSupportedError
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql.catalog import Catalog
 

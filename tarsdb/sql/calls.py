@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlglot import exp
 
 from tarsdb.errors import BindError, NotSupportedError
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where

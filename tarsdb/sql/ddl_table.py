@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tarsdb.errors import NotSupportedError
+from tarsdb.records import dataclass
 from tarsdb.sql.plan import AlterTable, ColumnSpec, CreateTable
 from tarsdb.sql.stream import TokenStream
 

@@ -7,9 +7,9 @@ resolved: a ``ColumnRef`` carries the column's definition. NULL follows three-va
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.types import SqlType
 

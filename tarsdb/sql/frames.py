@@ -8,11 +8,11 @@ over. A window sees all of its rows before the first answer, so by then they are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlglot import exp
 
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.sql.binding import Binding
 from tarsdb.sql.calls import resolve_call

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlglot import exp
 
+from tarsdb.records import dataclass
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.core import conjunction
 from tarsdb.sql.expressions import Output

@@ -8,12 +8,13 @@ to say when it runs; what decides the type of the result is checked here. Comput
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlglot import exp
 
 from tarsdb.errors import BindError
+from tarsdb.records import dataclass
 from tarsdb.schema import ModelDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, suggestion, where

@@ -6,9 +6,10 @@ A SELECT is one of the native plans (``PointLookup``, ``Scan``, ``Aggregate``, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, FunctionDef, IndexDef, TableDef
 from tarsdb.sql.expressions import Call, Distance, Expr, Output
 from tarsdb.types import TEXT, SqlType

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sqlglot import exp
 
 from tarsdb.errors import BindError
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import no_column, suggestion, where

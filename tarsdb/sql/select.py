@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sqlglot import exp
 
+from tarsdb.records import dataclass
 from tarsdb.schema import TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, table_name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from tarsdb.records import dataclass
 from tarsdb.sql.plan import Plan
 
 

@@ -14,7 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from tarsdb.records import dataclass
 
 NAMES = (
     "open.before_verify",

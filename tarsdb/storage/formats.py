@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from dataclasses import dataclass
 
 from tarsdb.errors import CorruptionError
+from tarsdb.records import dataclass
 
 _COUNTERS = struct.Struct("<14Q")
 DIGEST_MASK = (1 << 64) - 1

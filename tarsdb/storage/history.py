@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from tarsdb.records import dataclass
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 

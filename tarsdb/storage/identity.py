@@ -6,12 +6,12 @@ leaves a gap. The index that an identity column has tells its greatest number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tarsdb.errors import DataError
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import keys
 from tarsdb.storage.index_keys import integer_of

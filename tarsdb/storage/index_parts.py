@@ -13,12 +13,12 @@ import contextlib
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tarsdb.errors import CorruptionError
+from tarsdb.records import dataclass
 from tarsdb.storage import blobs, keys, leases
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack, unpack

@@ -19,10 +19,11 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from tarsdb.errors import CorruptionError, Error
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef, ModelDef
 from tarsdb.storage import failpoints
 from tarsdb.storage.catalog import read_catalog

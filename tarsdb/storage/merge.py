@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from tarsdb.columns import Column, from_list
 from tarsdb.errors import CorruptionError, Error, StorageFullError
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import TableDef
 from tarsdb.storage import background, failpoints, keys, records, rewrite
 from tarsdb.storage.blocks import missing_value

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.storage import blocks as block_format
 from tarsdb.storage import keys

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tarsdb.columns import Column, concat
 from tarsdb.errors import StorageFullError
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.storage import failpoints, keys, staging
 from tarsdb.storage.catalog import current_table

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.errors import CorruptionError
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.storage import blocks, keys
 from tarsdb.storage.tombstones import ALIVE, match_versions

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.errors import IntegrityError
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import keys, scalar_index
 from tarsdb.storage.index_keys import KeyCodec, null_rows

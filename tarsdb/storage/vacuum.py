@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tarsdb.errors import StorageFullError
+from tarsdb.records import dataclass
 from tarsdb.schema import CatalogObject, FunctionDef, ModelDef, ModuleDef, TableDef
 from tarsdb.storage import (
     blobs,

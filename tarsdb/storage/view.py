@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tarsdb.columns import UNCOMMITTED, Column, VectorBlock, concat, from_list
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import gather, scalar_index
 from tarsdb.storage.own_rows import OwnRows

@@ -7,13 +7,13 @@ trusted: pointers, offsets and text are checked before use. docs/udf-abi.md has 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.errors import UdfError
+from tarsdb.records import dataclass
 from tarsdb.types import SqlType
 
 ALIGNMENT = 64

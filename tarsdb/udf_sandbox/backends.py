@@ -7,11 +7,11 @@ another. Nothing here runs code: a backend's module is imported when a function 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tarsdb.errors import BindError, UdfBackendError
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.types import SqlType
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.columns import Column
 from tarsdb.errors import InterruptError, UdfBackendError, UdfLimitError, UdfTrapError
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 
 if TYPE_CHECKING:
     from tarsdb.udf_sandbox.limits import Call

@@ -9,11 +9,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tarsdb.errors import BindError, InterruptError, UdfError, UdfLimitError, UdfTrapError
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.backends import check_name
 from tarsdb.udf_sandbox.capabilities import grants
 from tarsdb.udf_sandbox.figures import Figures

@@ -253,3 +253,17 @@ def check_vocabulary(known: Sources) -> list[str]:
             if module.split(".")[0] in ("pickle", "shelve", "marshal"):
                 findings.append(f"{name}:{line}: {module} runs code when it reads")
     return findings
+
+
+def check_dataclasses(known: Sources) -> list[str]:
+    """Flag the standard library's ``dataclass``: it compiles text whenever a process starts."""
+    free = ("tarsdb.records", "tarsdb.options", "tarsdb.kernels.cpu")  # options: users see them
+    findings = []
+    for name, text in known.items():
+        if name.startswith(free):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            from_library = isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
+            if from_library and any(each.name == "dataclass" for each in node.names):
+                findings.append(f"{name}:{node.lineno}: dataclass comes from tarsdb.records")
+    return findings

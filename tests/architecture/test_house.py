@@ -41,6 +41,7 @@ CHECKERS: list[Callable[[checks.Sources], list[str]]] = [
     checks.check_kernel_cache,
     checks.check_documented,
     checks.check_vocabulary,
+    checks.check_dataclasses,
 ]
 
 
@@ -78,6 +79,7 @@ BAD: list[tuple[Callable[[checks.Sources], list[str]], str, str, str]] = [
     (checks.check_vocabulary, "tarsdb.storage.file_utils", "", "names nothing"),
     (checks.check_vocabulary, "tarsdb.storage.x", "class LockManager: ...", "names nothing"),
     (checks.check_vocabulary, "tarsdb.storage.x", "import pickle", "runs code"),
+    (checks.check_dataclasses, "tarsdb.sql.plan", "from dataclasses import dataclass", "records"),
 ]
 
 
@@ -117,5 +119,5 @@ def test_the_import_check_can_fail() -> None:
 
 def test_every_layer_of_the_contract_is_a_rank() -> None:
     order = checks.layers()
-    assert order[-1] == {"errors"}
+    assert order[-1] == {"errors", "records"}
     assert {"sql", "storage", "index", "model_ops", "udf_sandbox"} in order

@@ -17,7 +17,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import duckdb
@@ -31,6 +30,7 @@ from tarsdb.engine.by_duckdb.duckdb_scan import Scan, ScanDataset
 from tarsdb.engine.by_duckdb.duckdb_values import bind_value, tidy_result
 from tarsdb.engine.udf.window_frames import PlacedRows
 from tarsdb.errors import Error, InterfaceError, InterruptError
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relation, Relational

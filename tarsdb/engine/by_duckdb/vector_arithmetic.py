@@ -7,7 +7,6 @@ computed in float32, as pgvector does, sums, means and norms in float64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tarsdb.errors import DimensionMismatchError, ValueRangeError
+from tarsdb.records import dataclass
 
 LISTS = "FLOAT[]"
 

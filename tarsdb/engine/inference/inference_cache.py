@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from tarsdb.engine.inference.model_functions import KEPT
 from tarsdb.errors import BindError, DataError, Error
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.sql.expressions import Call
 from tarsdb.storage import Environment, WriteSet, background, inference, packed

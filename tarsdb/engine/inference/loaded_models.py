@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import ModelError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import ModelDef
 from tarsdb.storage import Environment
 

@@ -7,7 +7,6 @@ with those.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from tarsdb.engine.inference import generation, shared_batches
 from tarsdb.engine.inference.loaded_models import model_threads
 from tarsdb.errors import BindError
+from tarsdb.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tarsdb.engine.inference.loaded_models import adapted_model
 from tarsdb.errors import Error
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import ModelVersion
 from tarsdb.storage import Environment, background, packed
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from tarsdb.engine.reading import evaluate
 from tarsdb.engine.reading.compare import FLIP
 from tarsdb.errors import DataError
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import TableView

@@ -12,13 +12,13 @@ import decimal
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.errors import BindError, DataError, ProgrammingError
+from tarsdb.records import dataclass
 from tarsdb.types import TIMESTAMP, Kind, Physical, SqlType, to_storage
 
 _DAY_MICROS = 86_400_000_000

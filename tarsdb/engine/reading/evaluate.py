@@ -11,7 +11,7 @@ import decimal
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from tarsdb.columns import Column, concat, from_list
 from tarsdb.engine.reading.compare import Constant, Truth, both_valid, compare
 from tarsdb.errors import BindError, InternalError, ProgrammingError
 from tarsdb.index.flat import distances, prepare_query
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType, to_storage

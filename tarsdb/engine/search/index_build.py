@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import operators
 from tarsdb.kernels.gpu.device import Device, choose
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import (
     IndexPart,

@@ -7,7 +7,6 @@ part; builds nothing and reads no file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.engine.search.calibration import Calibration
@@ -15,6 +14,7 @@ from tarsdb.engine.search.index_methods import METHODS, Part
 from tarsdb.engine.settings import size_bytes
 from tarsdb.errors import DataError
 from tarsdb.index.navigation import NAVIGATIONS
+from tarsdb.records import dataclass
 from tarsdb.storage import IndexPart
 from tarsdb.types import Kind, SqlType
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from tarsdb.index.flat import FlatIndex
 from tarsdb.index.navigation import NAVIGATIONS, elements
 from tarsdb.index.resources import Resources
 from tarsdb.kernels.gpu.device import Device
+from tarsdb.records import dataclass
 from tarsdb.types import SqlType
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tarsdb.engine.reading import evaluate
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from tarsdb.engine.search.calibration import count_right, others
 from tarsdb.engine.search.vector_index import Ask
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex, query_dtype
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 
 Answer = TypeVar("Answer")

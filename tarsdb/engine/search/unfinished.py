@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from tarsdb.errors import CorruptionError, Error
 from tarsdb.index import arrays
 from tarsdb.index.course import Course, State
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.storage import checkpoint_name, forget_checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from tarsdb.index.threads import in_threads
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import IndexPart, known_parts, part_places, part_runs, read_parts
 

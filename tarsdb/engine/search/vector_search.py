@@ -8,7 +8,7 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from tarsdb.index.coded import CERTIFIED, CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_queries, prepare_query
 from tarsdb.index.own_metric import Distance
 from tarsdb.kernels.gpu.device import choose
+from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn

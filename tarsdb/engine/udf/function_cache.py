@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from tarsdb.columns import Column, concat, from_list
 from tarsdb.engine.inference import inference_cache
 from tarsdb.errors import BindError
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.storage import inference
 from tarsdb.storage.inference import entry_name, text_digest

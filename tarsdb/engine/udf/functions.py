@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine.udf import function_cache
 from tarsdb.errors import CatalogError, DatabaseError, UdfError
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.storage import Environment
 from tarsdb.types import Kind, SqlType, to_storage

@@ -9,7 +9,6 @@ are gathered until a key repeats or there are many. Everything else runs one set
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tarsdb.columns import from_list
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access
 from tarsdb.engine.writing import mutate
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Update

@@ -8,11 +8,10 @@ own, so that one long vector does not coarsen the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from tarsdb.index.navigation import as_numbers
+from tarsdb.records import dataclass
 
 LINE = 64
 AT_ONCE = 1 << 14

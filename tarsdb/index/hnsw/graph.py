@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +12,7 @@ from tarsdb.index.hnsw.codes import LINE, Space, padded_width
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import LIST_ROOM, STARTS, TOGETHER
 from tarsdb.kernels.native import address, scratch
+from tarsdb.records import dataclass
 
 _SHAPES = {
     "rowids": ("i8", 1), "codes": ("u1", 2), "constants": ("f4", 2), "edges": ("i4", 2),

@@ -13,7 +13,6 @@ et al. 2019 partition what does not fit into memory); one group at a time lies o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.nearest import DeviceRows, bytes_of, gathered
 from tarsdb.kernels.gpu.neighbours import nearest_rows
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 
 MIN_ROWS = 10_000
 """Rows from which a device is asked: not measured yet."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarsdb.errors import DataError, NotSupportedError
+from tarsdb.records import dataclass
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "m": (2, 256), "ef_construction": (8, 10_000), "alpha": (1.0, 2.0), "seed": (0, 2**63 - 1),

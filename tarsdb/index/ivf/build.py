@@ -7,7 +7,6 @@ and with a device or without.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from tarsdb.index.resources import Resources
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels import reference
 from tarsdb.kernels.ivf import BLOCK, ROUNDS, TILE
+from tarsdb.records import dataclass
 
 _AT_ONCE, _FILLED_AT_ONCE = 1 << 14, 1 << 11
 _EMPTY_TILE = 0.47

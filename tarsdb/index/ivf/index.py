@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels.graph import LIST_ROOM
 from tarsdb.kernels.ivf import PLAN, ROUNDS, SCRATCH, TILE
 from tarsdb.kernels.native import address
+from tarsdb.records import dataclass
 
 _SHAPES = {
     "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),

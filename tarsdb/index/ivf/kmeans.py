@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.ivf import SCRATCH, STEP, TILE, IvfKernels
 from tarsdb.kernels.native import address
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 
 LINE = 64
 _AT_ONCE, _WORK = 1 << 14, 1 << 32

@@ -8,7 +8,6 @@ the end of an answer another may be named.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,6 +21,7 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.lists import DeviceTiles
 from tarsdb.kernels.ivf import TILE
 from tarsdb.metrics import METRICS
+from tarsdb.records import dataclass
 
 MIN_QUERIES = 16
 """Queries of a batch from which a device is asked: not measured yet."""

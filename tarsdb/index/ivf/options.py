@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarsdb.errors import DataError
+from tarsdb.records import dataclass
 
 CODES = ("auto", "none", "int8", "bits")
 MOST_LISTS = 1 << 20

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +20,7 @@ from tarsdb.errors import (
     ValueRangeError,
 )
 from tarsdb.kernels import reference
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

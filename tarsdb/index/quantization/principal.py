@@ -14,7 +14,6 @@ By Cauchy and Schwarz |e_x| <= g |B|_F |x|. That B is orthogonal is computed, no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from tarsdb.index.quantization.base import F32
 from tarsdb.index.quantization.rotation import random_rotation
+from tarsdb.records import dataclass
 
 F64 = npt.NDArray[np.float64]
 

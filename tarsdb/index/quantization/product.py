@@ -8,7 +8,6 @@ Quantization", CVPR 2013, algorithm 1. Knows no storage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -28,6 +27,7 @@ from tarsdb.index.quantization.base import (
 )
 from tarsdb.index.quantization.rotation import random_rotation
 from tarsdb.kernels import quantized, reference
+from tarsdb.records import dataclass
 
 SAMPLE_ROWS = 65536
 """Rows that training looks at; more change next to nothing."""

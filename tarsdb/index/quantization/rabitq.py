@@ -14,7 +14,6 @@ Knows no storage and no lists; a centroid may be given with each call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -34,6 +33,7 @@ from tarsdb.index.quantization.base import (
 )
 from tarsdb.index.quantization.rotation import random_rotation
 from tarsdb.kernels import quantized, reference
+from tarsdb.records import dataclass
 
 EPSILON = 1.9
 """Width of the bound; the paper's value. An estimate lies below its row's bound once in 35."""

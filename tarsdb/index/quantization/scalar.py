@@ -9,7 +9,6 @@ elements where that loses less in all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -27,6 +26,7 @@ from tarsdb.index.quantization.base import (
     settings,
 )
 from tarsdb.kernels import reference
+from tarsdb.records import dataclass
 
 _FACTORS = 8  # bytes: scale and lower end, float32
 CUTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)

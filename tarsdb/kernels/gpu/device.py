@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from tarsdb.errors import DeviceError, Error
 from tarsdb.kernels.gpu.memory import DeviceArrays
 from tarsdb.kernels.gpu.select import Merge, merging
+from tarsdb.records import dataclass
 
 CHOICES = ("cpu", "gpu", "auto")
 _PROBED = 256  # rows and columns of a product that tells the precision of all

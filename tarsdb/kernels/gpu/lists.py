@@ -7,7 +7,6 @@ numbers, and keys are rounded step by step as the processor's, so they are the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.select import nothing
 from tarsdb.kernels.ivf import TILE
+from tarsdb.records import dataclass
 
 Dots = Callable[[Any, Any, Any], Any]
 """``dots(words, queries, looked) -> int32 (q, t, 16)``: inner products of codes.

@@ -7,7 +7,6 @@ the rounding of sums. Rows are float32 arrays of the device. Knows no models.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tarsdb.kernels.transformer_reference import (
     SILU,
     TANH_LOGIT,
 )
+from tarsdb.records import dataclass
 
 HALF_ROOM = 2.0**15
 """Factors and products in half precision are at most this: half of what float16 holds."""

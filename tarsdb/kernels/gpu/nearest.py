@@ -6,13 +6,13 @@ A key is ``offset[row] - factor[row] * <query, row>``; what it bounds is the cal
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.gpu.select import nothing
+from tarsdb.records import dataclass
 
 TILE_QUERIES, TILE_ROWS = 1024, 1 << 16
 """Queries and rows of one product, at most: its keys take 256 MiB."""

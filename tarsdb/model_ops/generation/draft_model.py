@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tarsdb.metrics import METRICS
 from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.kv_cache import KVCache
+from tarsdb.records import dataclass
 
 _PROMPT_ROWS = 256  # of a text in a step, over tokens the draft model has not seen
 _BLOCK = 16

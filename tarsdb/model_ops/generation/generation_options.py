@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
 from tarsdb.errors import ModelError
 from tarsdb.model_ops.generation.constraint import RULES
 from tarsdb.model_ops.generation.sampling import SamplingOptions, number
+from tarsdb.records import dataclass
 
 _SAMPLING = tuple(item.name for item in fields(SamplingOptions))
 _OWN = ("system", "chat", "special_tokens", "speculate", "draft", "priority", "timeout")

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from tarsdb.model_ops.generation.prompts import Prompt, PromptTokenizer
 from tarsdb.model_ops.generation.request import Completion, Drafter, Request
 from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.tokenizer import TextTokenizer
+from tarsdb.records import dataclass
 
 DEFAULT_CACHE_BYTES = 512 << 20
 _AT_A_TIME = 64  # texts of one call that run or wait

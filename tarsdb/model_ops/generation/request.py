@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from tarsdb.model_ops.generation.constraint import Constraint
 from tarsdb.model_ops.generation.prompt_lookup import MAX_DRAFTS
 from tarsdb.model_ops.generation.sampling import SamplingOptions, choose, new_seed, uniform
 from tarsdb.model_ops.generation.text_stream import TextStream
+from tarsdb.records import dataclass
 
 _CONTEXT = 6  # prompt tokens that may change how the first ones of the text are decoded
 

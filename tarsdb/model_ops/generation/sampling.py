@@ -11,13 +11,14 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelError
+from tarsdb.records import dataclass
 
 MAX_STOPS = 16
 _MASK = (1 << 64) - 1

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tarsdb.model_ops.generation.kv_blocks import BlockPool, chain
+from tarsdb.records import dataclass
 
 
 @dataclass(eq=False, slots=True)

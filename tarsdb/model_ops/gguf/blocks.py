@@ -6,10 +6,11 @@ Blocks are ggml's; Q4_K and Q6_K are the codings that files of smaller ones mix 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

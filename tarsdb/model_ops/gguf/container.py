@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops.gguf.blocks import CODINGS, NAMES
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import LayerAdapter, LowRank
 from tarsdb.model_ops.on_device.device_model import DeviceModel
 from tarsdb.model_ops.on_device.matrices import longest_row
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 Runs = Sequence[tuple[int, int, Adapter]]

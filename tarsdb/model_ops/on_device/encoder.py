@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tarsdb.model_ops.on_device.device_model import DeviceModel
 from tarsdb.model_ops.on_device.matrices import Product
 from tarsdb.model_ops.transformer import Panel
 from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, Linear
+from tarsdb.records import dataclass
 
 F32 = npt.NDArray[np.float32]
 

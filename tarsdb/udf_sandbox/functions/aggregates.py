@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from tarsdb.columns import Column, concat, empty
 from tarsdb.errors import UdfError, UdfValidationError
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.types import BIGINT, BOOLEAN, SqlType
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import ALIGNMENT, BatchLayout

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tarsdb.errors import UdfValidationError
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.types import Kind, SqlType
 from tarsdb.udf_sandbox.backends import Program
 from tarsdb.udf_sandbox.functions.function import SandboxedFunction, ScalarFunction

@@ -20,9 +20,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from tarsdb.errors import DatabaseError, InterruptError, UdfBackendError
+from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.hyperlight import worker
 from tarsdb.udf_sandbox.limits import Call, time_error
 

@@ -13,12 +13,12 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tarsdb.columns import Column, concat, from_list
 from tarsdb.errors import DatabaseError, UdfBackendError, UdfError
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.types import Kind, to_storage
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.backends import Program

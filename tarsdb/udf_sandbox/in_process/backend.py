@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import wasmtime
 
 from tarsdb.options import SandboxLimits
+from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.backends import Guest, Program
 from tarsdb.udf_sandbox.exports import Export
 from tarsdb.udf_sandbox.guests import guest_of

@@ -10,8 +10,8 @@ call. Knows the binary format only, no SQL text and no wasmtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
+from tarsdb.records import dataclass
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.modules import bodies, driver
 from tarsdb.udf_sandbox.modules.module import scalar_type

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tarsdb.errors import UdfValidationError
+from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.capabilities import SIGNATURES
 from tarsdb.udf_sandbox.functions.aggregates import PARTS
 from tarsdb.udf_sandbox.limits import WASM_PAGE

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tarsdb.errors import UdfValidationError
+from tarsdb.records import dataclass
 from tarsdb.types import Physical, SqlType
 from tarsdb.udf_sandbox.modules.sections import FuncType, Outline, read_outline
 

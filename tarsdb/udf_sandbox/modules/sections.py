@@ -7,9 +7,10 @@ measured, not decoded. Knows nothing of SQL and nothing of wasmtime.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tarsdb.errors import UdfValidationError
+from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.modules import bodies
 
 HEADER = b"\x00asm\x01\x00\x00\x00"

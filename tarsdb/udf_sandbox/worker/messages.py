@@ -9,7 +9,8 @@ import enum
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from tarsdb.records import dataclass
 
 MAX_TEXT_BYTES = 2_000
 
