@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import Error, InterfaceError, NotSupportedError
+from tarsdb.loading import collector_paused
 from tarsdb.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def connect(
     """
     from dataclasses import replace
 
-    from tarsdb.engine.session import Session
-    from tarsdb.engine.settings import Settings
-    from tarsdb.storage import Environment
+    with collector_paused():
+        from tarsdb.engine.session import Session
+        from tarsdb.engine.settings import Settings
+        from tarsdb.storage import Environment
 
     _close_abandoned()
     settings = Settings(durability=durability, file_access=file_access)

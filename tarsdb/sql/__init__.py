@@ -5,9 +5,11 @@ sqlglot is imported by the first :func:`parse` or :func:`split`, not by importin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tarsdb.loading import collector_paused
 from tarsdb.sql.explain import explain
 
 if TYPE_CHECKING:
@@ -45,9 +47,17 @@ def parse(text: str) -> Statement:
     NotSupportedError
         The statement is understood and not done.
     """
+    _load()
     from tarsdb.sql.parser import parse_statement
 
     return parse_statement(text)
+
+
+def _load() -> None:
+    """Import what parses and binds, unless a statement was parsed before."""
+    if "tarsdb.sql.binder" not in sys.modules:
+        with collector_paused():
+            import tarsdb.sql.binder  # noqa: F401
 
 
 def bind(

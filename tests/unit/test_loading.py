@@ -1,0 +1,76 @@
+"""The collector is paused while modules load, and is then as it was."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from tarsdb.loading import collector_paused
+
+
+@pytest.fixture(autouse=True)
+def running() -> Iterator[None]:
+    was_running = gc.isenabled()
+    gc.enable()
+    yield
+    gc.unfreeze()
+    (gc.enable if was_running else gc.disable)()
+
+
+class Ring:
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_pauses_and_goes_on() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyError), collector_paused():
+        raise KeyError
+    assert gc.isenabled()
+
+
+def test_a_collector_switched_off_stays_off() -> None:
+    gc.disable()
+    with collector_paused():
+        pass
+    assert not gc.isenabled()
+
+
+def test_nothing_stays_frozen_and_rubbish_is_found() -> None:
+    with collector_paused():
+        seen = weakref.ref(Ring())
+    assert gc.get_freeze_count() == 0
+    assert seen() is not None
+    gc.collect(1)
+    assert seen() is not None, "it counts as old"
+    gc.collect()
+    assert seen() is None
+
+
+def test_what_the_program_froze_stays_frozen() -> None:
+    gc.freeze()
+    count = gc.get_freeze_count()
+    with collector_paused():
+        pass
+    assert gc.get_freeze_count() >= count - 10  # some of it may have died
+    assert count > 1000
+
+
+def test_a_first_query_collects_little() -> None:
+    script = (
+        "import gc, tarsdb\n"
+        "gc.collect()\n"
+        "before = [each['collections'] for each in gc.get_stats()]\n"
+        "tarsdb.connect().execute('SELECT 1').fetchall()\n"
+        "after = [each['collections'] for each in gc.get_stats()]\n"
+        "print(after[2] - before[2], gc.isenabled(), gc.get_freeze_count())"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["0", "True", "0"]
