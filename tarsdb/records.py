@@ -65,9 +65,11 @@ def _compiled_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
         )
         for each in dataclasses.fields(cls)
     ]  # fmt: skip
-    after = {"__post_init__": None} if hasattr(cls, "__post_init__") else {}
+    members: dict[str, Any] = {"__doc__": "A twin."}  # without one its signature would be written
+    if hasattr(cls, "__post_init__"):
+        members["__post_init__"] = None  # the class's own is what is called
     twin = dataclasses.make_dataclass(
-        cls.__name__, copies, namespace=after, repr=False, eq=False, frozen=frozen
+        cls.__name__, copies, namespace=members, repr=False, eq=False, frozen=frozen
     )
     init: Callable[..., None] = vars(twin)["__init__"]
     init.__qualname__ = f"{cls.__qualname__}.__init__"
