@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,6 +95,8 @@ def connect(
     if os.fspath(path) == ":memory:":
         if chosen.read_only:
             raise InterfaceError("a :memory: database cannot be read-only: it starts empty")
+        import tempfile  # slow to import
+
         temporary = Path(tempfile.mkdtemp(prefix="tarsdb-"))
         path = temporary / "memory.tars"
     env = Environment.open(path, chosen)
