@@ -268,10 +268,10 @@ class OwnRows:
 
     def covers_many(self, rowids: np.ndarray) -> np.ndarray:
         """Return a bool array of :meth:`covers`."""
-        mine = rowids >= keys.PROVISIONAL
-        if self.hidden:
-            mine |= np.isin(rowids, self.hidden_rowids())
-        return np.asarray(mine)
+        mine: np.ndarray = rowids >= keys.PROVISIONAL
+        if self.hidden:  # not by hidden_rowids: a statement of one row would sort all of them
+            mine |= np.fromiter(map(self.hidden.__contains__, rowids.tolist()), bool, len(rowids))
+        return mine
 
     def hidden_rowids(self, group: int = 0) -> np.ndarray:
         """Return ascending rowids whose committed version in a group is hidden."""

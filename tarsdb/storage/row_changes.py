@@ -158,8 +158,8 @@ def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
     """Delete rows; return how many were live."""
     wanted = np.unique(np.asarray(rowids, dtype=np.int64))
     plans = index_plans(view, view.table)
-    mine = wanted[own.covers_many(wanted)]
-    base = wanted[~own.covers_many(wanted)]
+    covered = own.covers_many(wanted)
+    mine, base = wanted[covered], wanted[~covered]
     gone = len(_hide_base(own, view, base.tolist(), plans, whole=True)[0])
     singles = [rowid for rowid in mine.tolist() if rowid in own.rows]
     for rowid in singles:
