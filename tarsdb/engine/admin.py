@@ -10,7 +10,7 @@ from tarsdb.engine import executor, system_tables, views
 from tarsdb.engine.context import Context
 from tarsdb.engine.definitions import generated
 from tarsdb.engine.inference import inference_cache, inference_figures, model_device, packed_weights
-from tarsdb.engine.reading import access
+from tarsdb.engine.reading import access, ordered
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import index_build, vector_search
 from tarsdb.engine.settings import size_bytes
@@ -140,6 +140,11 @@ def access_notes(context: Context, plan: Any) -> list[str]:
         return []
     view = context.view(plan.table)
     try:
+        run = (
+            ordered.index_of(context, view, plan) if isinstance(plan, Scan) and plan.order else None
+        )
+        if run is not None:
+            return [f"access: index {run.index.name} (order)"]
         chosen = access.choose(plan.table, plan.predicate, view, context)
     except ProgrammingError:  # EXPLAIN without bound parameters cannot choose yet
         return [f"access: chosen when parameters are bound, {view.count()} rows"]

@@ -9,7 +9,7 @@ import numpy as np
 from tarsdb.columns import Column, concat, empty
 from tarsdb.engine import point, result_cache, system_tables
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import batches, evaluate, project
+from tarsdb.engine.reading import access, batches, evaluate, ordered, project
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import repeated_search, vector_search
 from tarsdb.errors import BindError, InternalError
@@ -26,6 +26,7 @@ from tarsdb.sql.plan import (
     Relational,
     Scan,
 )
+from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, DOUBLE, SqlType, presenter
 
 
@@ -74,9 +75,11 @@ def _scan(context: Context, plan: Scan) -> Result:
     names, types = project.header(plan.outputs)
     read = [output.expr for output in plan.outputs]
     view = context.view(plan.table)
+    if plan.order:
+        return Result(names, types, columns=ordered.columns(context, view, plan, skip, stop))
     parts: list[list[Column]] = []
     rows = 0
-    for batch in batches.passing(context, view, plan.predicate, read, stop is not None):
+    for batch in batches.passing(context, view, plan.predicate, read, stop):
         first, rows = rows, rows + batch.rows
         if rows > skip:
             last = rows if stop is None else stop
@@ -117,14 +120,27 @@ def _aggregate(context: Context, plan: Aggregate) -> Result:
     names = [call.name for call in plan.calls]
     types = [_aggregate_type(call) for call in plan.calls]
     only_count = all(call.function == "count_star" for call in plan.calls)
-    if plan.predicate is None and only_count:
-        return Result(names, types, rows=[tuple(view.count() for _ in plan.calls)])
+    if only_count:
+        count = _count(context, view, plan)
+        if count is not None:
+            return Result(names, types, rows=[(count,) * len(plan.calls)])
+    best = ordered.extreme(context, view, plan) if len(plan.calls) == 1 else None
+    if best is not None:
+        return Result(names, types, columns=best)
     states = [_State(call) for call in plan.calls]
     read = [call.operand for call in plan.calls if call.operand is not None]
     for batch in batches.passing(context, view, plan.predicate, read):
         for state in states:
             state.add(batch)
     return Result(names, types, rows=[tuple(state.final() for state in states)])
+
+
+def _count(context: Context, view: TableView, plan: Aggregate) -> int | None:
+    """Return how many rows pass, where that is known without looking at them."""
+    if plan.predicate is None:
+        return view.count()
+    found = access.choose(plan.table, plan.predicate, view, context)
+    return len(found.rowids) if found is not None and found.probe.exact else None
 
 
 def _aggregate_type(call: AggregateCall) -> SqlType:

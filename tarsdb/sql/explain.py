@@ -112,9 +112,16 @@ def _point_lookup(plan: pl.PointLookup) -> Lines:
 
 
 def _scan(plan: pl.Scan) -> Lines:
-    details = _detail("filter", plan.predicate) + _detail("limit", plan.limit)
+    order = ", ".join(map(_order_by, plan.order))
+    details = _detail("filter", plan.predicate) + ([f"  order: {order}"] if order else [])
+    details += _detail("limit", plan.limit)
     return [f"Scan {plan.table.name}", *details, *_detail("offset", plan.offset),
             *_outputs(plan.outputs)]  # fmt: skip
+
+
+def _order_by(by: pl.OrderBy) -> str:
+    nulls = " NULLS FIRST" if by.nulls_first else ""
+    return f"{by.column.name}{' DESC' if by.descending else ''}{nulls}"
 
 
 def _one_row(plan: pl.OneRow) -> Lines:

@@ -28,14 +28,27 @@ class PointLookup:
 
 
 @dataclass(frozen=True)
+class OrderBy:
+    """One column of ORDER BY."""
+
+    column: ColumnDef
+    descending: bool = False
+    nulls_first: bool = False
+
+
+@dataclass(frozen=True)
 class Scan:
-    """``SELECT outputs FROM table [WHERE predicate] [LIMIT limit] [OFFSET offset]`` by rowid."""
+    """``SELECT outputs FROM table [WHERE predicate] [LIMIT limit] [OFFSET offset]``.
+
+    By rowid, or in the order of some columns.
+    """
 
     table: TableDef
     outputs: tuple[Output, ...]
     predicate: Expr | None = None
     limit: Expr | None = None
     offset: Expr | None = None
+    order: tuple[OrderBy, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,22 @@ class KeyCodec:
             stop = bytes([_NULL])
         return start, stop
 
+    def between(
+        self, prefix: Sequence[Any], low: tuple[Any, bool], high: tuple[Any, bool]
+    ) -> tuple[bytes, bytes]:
+        """Return ``[start, stop)`` of short keys that begin with some values.
+
+        The value that follows lies between bounds (None: open; and whether the bound itself
+        belongs) and is not NULL.
+        """
+        head = self._concatenate(prefix)
+        start, stop = head, head + bytes([_NULL])
+        if low[0] is not None:
+            start = self._concatenate((*prefix, low[0])) + (b"" if low[1] else _ABOVE)
+        if high[0] is not None:
+            stop = self._concatenate((*prefix, high[0])) + (_ABOVE if high[1] else b"")
+        return start, stop
+
 
 def integer_of(key: bytes) -> int:
     """Return the value of the key of one integer column that is not NULL."""

@@ -85,6 +85,20 @@ def scan(
     return np.array([rowid for _, rowid in merged], dtype=np.int64)
 
 
+def in_order(
+    txn: ReadTxn, index: IndexDef, bounds: tuple[bytes, bytes], most: int, descending: bool
+) -> np.ndarray:
+    """Return committed rowids with ``bounds[0] <= key < bounds[1]`` from one end; int64 (n,)."""
+    prefix = keys.index_prefix(index.id)
+    start, stop = prefix + bounds[0], prefix + bounds[1]
+    found = txn.tail("index", start, stop, most) if descending else []
+    for block in txn.entries("index", start, stop) if not descending else ():
+        found += [bytes(value) for _, value in block]
+        if len(found) >= most:
+            break
+    return np.frombuffer(b"".join(found[:most]), dtype=">u8").astype(np.int64)
+
+
 def _range_rowids(txn: ReadTxn, start: bytes, stop: bytes) -> Iterator[np.ndarray]:
     """Yield the rowids of keys in a range; the first keys tell how to read the others."""
     blocks = txn.keys("index", start, stop)

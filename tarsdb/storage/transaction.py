@@ -216,6 +216,23 @@ class ReadTxn:
         except lmdb.Error as error:
             raise convert(error, self._env.path) from error
 
+    def tail(self, db: str, start: bytes, stop: bytes, most: int) -> list[bytes]:
+        """Return the values of the greatest keys in [start, stop), from the greatest down."""
+        if self._slot.expired:
+            self._refuse()
+        try:
+            cursor = self._cursor(db)
+            if not (cursor.prev() if cursor.set_range(stop) else cursor.last()):
+                return []
+            found = []
+            for key, value in islice(cursor.iterprev(), most):
+                if bytes(key) < start:
+                    break
+                found.append(bytes(value))
+        except lmdb.Error as error:
+            raise convert(error, self._env.path) from error
+        return found
+
     def has(self, db: str) -> bool:
         """Return whether the file has a database; those of later releases may be missing."""
         return db in self._databases

@@ -282,6 +282,21 @@ class TableView:
         bounds = codec.bounds(low[0], high[0], low[1], high[1])
         return scalar_index.scan(self, self._own(), index, bounds, most)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether this transaction has changed nothing of the table."""
+        own = self._own()
+        return own is None or own.is_untouched
+
+    def in_order(
+        self, index: IndexDef, bounds: tuple[bytes, bytes], most: int, descending: bool
+    ) -> np.ndarray:
+        """Return the rowids of the first rows of a range of index keys, in key order.
+
+        Of a table this transaction has not changed; rows of one key are in no certain order.
+        """
+        return scalar_index.in_order(self.txn, index, bounds, most, descending)
+
     # --- vectors ---
 
     def vectors(self, column_id: int) -> list[VectorBlock]:

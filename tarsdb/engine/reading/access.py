@@ -77,7 +77,7 @@ class Found:
 
 
 @dataclass(slots=True)
-class _Bounds:
+class Bounds:
     """What the conjuncts of a predicate say about one column."""
 
     values: list[Any] | None = None
@@ -96,7 +96,7 @@ def choose(
     if predicate is None or not table.indexes:
         return None
     terms = list(conjuncts(predicate))
-    bounds = _bounds(terms, calls)
+    bounds = bounds_of(terms, calls)
     best: tuple[int, Probe] | None = None
     for index in table.indexes:
         if index.method == "btree":
@@ -111,7 +111,7 @@ def choose(
     return None if rowids is None else Found(best[1], rowids)
 
 
-def _probe(index: IndexDef, bounds: dict[int, _Bounds], terms: int) -> tuple[int, Probe] | None:
+def _probe(index: IndexDef, bounds: dict[int, Bounds], terms: int) -> tuple[int, Probe] | None:
     """Return the lookup an index offers, with its rank among others."""
     prefix: list[list[Any]] = []
     for column_id in index.column_ids:
@@ -122,7 +122,7 @@ def _probe(index: IndexDef, bounds: dict[int, _Bounds], terms: int) -> tuple[int
     if len(prefix) == len(index.column_ids):
         keys = tuple(product(*prefix))
         if len(keys) <= MAX_KEYS:
-            exact = terms == len(prefix) and all(_is_short(v) for values in prefix for v in values)
+            exact = terms == len(prefix) and all(is_short(v) for values in prefix for v in values)
             rank = (200 if index.unique else 100) + len(prefix)
             return rank, Probe(index, keys, exact=exact)
     first = bounds.get(index.column_ids[0])
@@ -131,11 +131,12 @@ def _probe(index: IndexDef, bounds: dict[int, _Bounds], terms: int) -> tuple[int
     sides = sum(side is not None for side in (first.low[0], first.high[0]))
     if not sides:
         return None
-    exact = terms == sides and _is_short(first.low[0]) and _is_short(first.high[0])
+    exact = terms == sides and is_short(first.low[0]) and is_short(first.high[0])
     return 10 * sides, Probe(index, (), first.low, first.high, exact)
 
 
-def _is_short(key: Any) -> bool:
+def is_short(key: Any) -> bool:
+    """Return whether an index holds a key whole."""
     return not isinstance(key, (str, bytes)) or len(key) <= EXACT_BYTES
 
 
@@ -148,8 +149,9 @@ def conjuncts(predicate: ex.Expr) -> Iterator[ex.Expr]:
         yield predicate
 
 
-def _bounds(terms: list[ex.Expr], calls: evaluate.Calls) -> dict[int, _Bounds]:
-    found: dict[int, _Bounds] = {}
+def bounds_of(terms: list[ex.Expr], calls: evaluate.Calls) -> dict[int, Bounds]:
+    """Return what terms that must all hold say about columns, by column id."""
+    found: dict[int, Bounds] = {}
     for term in terms:
         try:
             _note(term, found, calls)
@@ -158,12 +160,12 @@ def _bounds(terms: list[ex.Expr], calls: evaluate.Calls) -> dict[int, _Bounds]:
     return found
 
 
-def _note(term: ex.Expr, found: dict[int, _Bounds], calls: evaluate.Calls) -> None:
+def _note(term: ex.Expr, found: dict[int, Bounds], calls: evaluate.Calls) -> None:
     if isinstance(term, ex.InList) and isinstance(term.operand, ex.ColumnRef):
         column = term.operand.column
         keys = [_key(item, term.operand, calls) for item in term.items]
         if None not in keys:
-            found.setdefault(column.id, _Bounds()).values = list(dict.fromkeys(keys))
+            found.setdefault(column.id, Bounds()).values = list(dict.fromkeys(keys))
         return
     if not isinstance(term, ex.Compare) or term.op == "<>":
         return
@@ -175,7 +177,7 @@ def _note(term: ex.Expr, found: dict[int, _Bounds], calls: evaluate.Calls) -> No
     key = _key(right, left, calls)
     if key is None:
         return
-    known = found.setdefault(left.column.id, _Bounds())
+    known = found.setdefault(left.column.id, Bounds())
     if op == "=":
         known.values = [key]
     elif op in (">", ">="):

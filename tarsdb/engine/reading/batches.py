@@ -33,7 +33,7 @@ def passing(
     view: TableView,
     predicate: ex.Expr | None,
     read: Sequence[ex.Expr],
-    stops_early: bool = False,
+    most: int | None = None,
 ) -> Iterator[evaluate.Batch]:
     """Yield the rows a predicate keeps, with the columns that some expressions read.
 
@@ -44,14 +44,15 @@ def passing(
     predicate : Expr or None
         Calls of functions see the rows that all else lets through.
     read : sequence of Expr
-    stops_early : bool
-        Whether the consumer may not need all of them.
+    most : int, optional
+        How many the consumer needs.
     """
     found = access.choose(view.table, predicate, view, context)
     if found is None:
-        yield from scanned(context, view, predicate, read, stops_early)
+        yield from scanned(context, view, predicate, read, most is not None)
         return
-    rowids, ids = found.rowids, list(evaluate.columns_of(predicate, *read))
+    rowids = found.rowids[:most] if found.probe.exact else found.rowids
+    ids = list(evaluate.columns_of(predicate, *read))
     columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
     batch = evaluate.Batch(len(rowids), columns, context, rowids)
     yield batch if found.probe.exact else evaluate.narrowed(batch, predicate, *read)
