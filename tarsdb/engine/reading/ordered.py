@@ -7,13 +7,13 @@ that are left. Ties are in the order of rowids, descending where the first colum
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from tarsdb.columns import Column, concat, from_list
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access, batches, evaluate, project
+from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Aggregate, OrderBy, Scan
