@@ -113,8 +113,8 @@ class SegmentList:
         The others.
     """
 
-    __slots__ = ("_before", "_commits", "_done", "_index", "_places", "apart", "items", "lows",
-                 "overlapping", "ranges", "starts")  # fmt: skip
+    __slots__ = ("_before", "_commits", "_done", "_index", "_places", "_rowids", "apart", "items",
+                 "lows", "overlapping", "ranges", "starts")  # fmt: skip
 
     def __init__(self, items: list[Segment], before: SegmentList | None = None) -> None:
         self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
@@ -125,6 +125,7 @@ class SegmentList:
         self.overlapping = [segment for segment in self.items if segment.id not in chosen]
         self.ranges = _pairs([[s.low, s.high] for s in self.apart])
         self._commits = _pairs([[s.created_low, s.created_high] for s in self.items])
+        self._rowids = _pairs([[s.low, s.high] for s in self.items])
         self._index = {segment.id: at for at, segment in enumerate(self.items)}
         self._places: Places | None = None
         self._before: Places | None = None
@@ -199,14 +200,17 @@ class SegmentList:
             self._mark(txn, name, log.since(start), np.array(chosen))
 
     def _mark(self, txn: ReadTxn, name: str, tombs: np.ndarray, chosen: np.ndarray | None) -> None:
-        """Apply tombstones to the segments that hold versions of the commits they name."""
+        """Apply tombstones to the segments that hold rows and commits they name."""
         if not len(tombs):
             return
         tombs = tombs[np.argsort(tombs[:, 2], kind="stable")]
         made = np.ascontiguousarray(tombs[:, 2])
         low, high = self._commits if chosen is None else self._commits[:, chosen]
         first, last = made.searchsorted(low, "left"), made.searchsorted(high, "right")
-        for at in np.flatnonzero(last > first).tolist():
+        rows = np.sort(tombs[:, 1])
+        low, high = self._rowids if chosen is None else self._rowids[:, chosen]
+        named = rows.searchsorted(high, "right") > rows.searchsorted(low, "left")
+        for at in np.flatnonzero(named & (last > first)).tolist():
             segment = self.items[at if chosen is None else chosen[at]]
             segment.apply_tombstones(txn, name, tombs[first[at] : last[at]])
 

@@ -22,6 +22,9 @@ from tarsdb.storage.unique import IndexPlan, index_plans, is_taken, violation
 if TYPE_CHECKING:
     from tarsdb.storage.view import TableView
 
+_FEW = 8
+"""Rows up to which keys are encoded one by one: columns of them cost more."""
+
 
 def insert(own: OwnRows, view: TableView, rows: Sequence[tuple[Any, ...]]) -> list[int]:
     """Insert rows; return their provisional rowids."""
@@ -107,6 +110,9 @@ def _entries(own: OwnRows, view: TableView, plan: IndexPlan, rowids: list[int]) 
 def _encoded(
     plan: IndexPlan, columns: Sequence[ColumnDef], values: Sequence[Sequence[Any]]
 ) -> list[Entry]:
+    if len(values[0]) <= _FEW:
+        unique, encode = plan.index.unique, plan.codec.encode
+        return [(encode(row), unique and None not in row) for row in zip(*values, strict=True)]
     parts = [from_list(c.type, items) for c, items in zip(columns, values, strict=True)]
     encoded, nulls = plan.codec.encode_columns(parts), null_rows(parts)
     if nulls is None or not plan.index.unique:

@@ -290,7 +290,9 @@ class TableCache:
     ) -> GroupState:
         """Return the state of one group, reading what is new since the last time."""
         with self.lock:
-            cache = self._groups.setdefault(group, _GroupCache())
+            cache = self._groups.get(group)
+            if cache is None:
+                cache = self._groups[group] = _GroupCache()
             segments = self._segments(txn, cache, group, counters.layout, name)
             delta = _recent(
                 cache.deltas, counters.delta_generation, lambda: DeltaLog(self.table, group)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tarsdb
 from tarsdb.options import Durability, OpenOptions
 from tarsdb.schema import TableDef
 from tarsdb.storage import Environment, Snapshot, WriteSet, check, merge, places, rewrite, vacuum
@@ -176,3 +177,26 @@ def test_few_and_many_tombstones_match_the_same_versions(seed: int) -> None:
             np.minimum.at(apart, positions, deleted)
         assert np.array_equal(whole, apart)
         assert (whole < ALIVE).any()
+
+
+def test_a_deleted_row_concerns_the_segment_it_is_in(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Segment] = []
+    apply = Segment.apply_tombstones
+
+    def noted(segment: Segment, *rest: Any) -> None:
+        asked.append(segment)
+        apply(segment, *rest)
+
+    monkeypatch.setattr(Segment, "apply_tombstones", noted)
+    with tarsdb.connect(tmp_path / "b.tars") as db:
+        db.execute("CREATE TABLE t (id INT PRIMARY KEY, n INT)")
+        db.execute("INSERT INTO t SELECT i, i FROM range(20000) r(i)")
+        db.execute("OPTIMIZE t")
+        db.execute("UPDATE t SET n = -1 WHERE id = 9000")  # all rows are of one commit
+        assert db.execute("SELECT count(*), min(n) FROM t").fetchall() == [(20000, -1)]
+        assert len(set(asked)) == 1
+        db.execute("DELETE FROM t WHERE id IN (3, 19999)")
+        assert db.execute("SELECT count(n), max(n) FROM t").fetchall() == [(19998, 19998)]
+        assert len(set(asked)) == 3
