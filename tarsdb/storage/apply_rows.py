@@ -68,15 +68,22 @@ def _write_singles(
 ) -> None:
     scalars, vectors = table.scalar_columns, table.vector_columns
     shape, commit = shape_of(scalars), txn.commit_number
+    items: list[tuple[bytes, bytes]] = []
     for rowid, row in rows.items():
         final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
         record = shape.encode([row[c.id] if c.id in row else missing_value(c) for c in scalars])
-        _put_version(txn, keys.delta_key(table.id, 0, commit, final), record, counters)
+        items.append(_version(keys.delta_key(table.id, 0, commit, final), record, commit))
         for column in vectors:
             value = row.get(column.id)
             if value is not None:
                 key = keys.delta_key(table.id, column.id, commit, final)
-                _put_version(txn, key, _vector_bytes(value, column), counters)
+                items.append(_version(key, _vector_bytes(value, column), commit))
+    if len(items) == 1:  # without a cursor
+        txn.put("delta", *items[0])
+    else:
+        txn.put_many("delta", items)
+    counters.delta_records += len(items)
+    counters.delta_bytes += sum(len(value) for _, value in items)
     counters.delta_rows += len(rows)
 
 
@@ -84,11 +91,8 @@ def _vector_bytes(value: Any, column: ColumnDef) -> bytes:
     return np.ascontiguousarray(value, dtype=column.type.dtype).tobytes()
 
 
-def _put_version(txn: WriteTxn, key: bytes, payload: bytes, counters: TableCounters) -> None:
-    value = pack(ValueType.DELTA, key, payload, 1, txn.commit_number)
-    txn.put("delta", key, value)
-    counters.delta_records += 1
-    counters.delta_bytes += len(value)
+def _version(key: bytes, payload: bytes, commit: int) -> tuple[bytes, bytes]:
+    return key, pack(ValueType.DELTA, key, payload, 1, commit)
 
 
 def _write_block(
@@ -99,7 +103,7 @@ def _write_block(
         columns = block.columns
         positions = None if block.dead is None else np.flatnonzero(~block.dead)
         if block.live_count() < MIN_SEGMENT_ROWS and block.nbytes < MIN_SEGMENT_BYTES:
-            _write_singles(txn, table, _block_rows(table, block), counters, shift)
+            _write_singles(txn, table, _block_rows(table, block, positions), counters, shift)
             return 0
         if positions is not None:
             columns = {c: column.take(positions) for c, column in columns.items()}
@@ -116,10 +120,16 @@ def _write_block(
     return len(groups)
 
 
-def _block_rows(table: TableDef, block: OwnBlock) -> dict[int, dict[int, Any]]:
-    columns = {c.id: block.column(c) for c in table.columns}
+def _block_rows(
+    table: TableDef, block: OwnBlock, positions: np.ndarray | None
+) -> dict[int, dict[int, Any]]:
+    """Return rowid -> column id -> value of the rows at `positions`; None means all."""
+    rowids, columns = block.rowids(), [block.column(column) for column in table.columns]
+    if positions is not None:
+        rowids, columns = rowids[positions], [column.take(positions) for column in columns]
+    ids = [column.id for column in table.columns]
+    rows = zip(*(column.to_list() for column in columns), strict=True)
     return {
-        rowid: {c: column.get(position) for c, column in columns.items()}
-        for position, rowid in enumerate(block.rowids().tolist())
-        if block.dead is None or not block.dead[position]
+        rowid: dict(zip(ids, row, strict=True))
+        for rowid, row in zip(rowids.tolist(), rows, strict=True)
     }
