@@ -17,6 +17,7 @@ from tarsdb.sql.binding import SYSTEM_TABLES, table_name, where
 from tarsdb.sql.catalog import Catalog
 
 _OWN_PARTS = frozenset({"this", "alias", "db", "catalog"})
+_BEFORE_WHERE = ("joins", "laterals", "sample")  # of a SELECT: what takes rows first
 _MERGED_PARTS = frozenset({"expressions", "from_", "where"})
 
 
@@ -120,7 +121,7 @@ def _merge(catalog: Catalog, subquery: Any) -> None:
     """Let the SELECT around a view read the view's table itself, where that means the same."""
     origin, query = subquery.parent, subquery.this
     outer = origin.parent if isinstance(origin, exp.From) else None
-    if not isinstance(outer, exp.Select) or outer.args.get("joins") or outer.args.get("laterals"):
+    if not isinstance(outer, exp.Select) or any(outer.args.get(part) for part in _BEFORE_WHERE):
         return
     alias = subquery.args["alias"]
     if alias.args.get("columns") or _parts(subquery) - _OWN_PARTS:

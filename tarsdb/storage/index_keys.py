@@ -122,13 +122,16 @@ class KeyCodec:
 
     def between(
         self, prefix: Sequence[Any], low: tuple[Any, bool], high: tuple[Any, bool]
-    ) -> tuple[bytes, bytes]:
-        """Return ``[start, stop)`` of short keys that begin with some values.
+    ) -> tuple[bytes, bytes] | None:
+        """Return ``[start, stop)`` of keys that begin with some values.
 
         The value that follows lies between bounds (None: open; and whether the bound itself
-        belongs) and is not NULL.
+        belongs) and is not NULL. None where the index may keep such keys shortened, out of order.
         """
         head = self._concatenate(prefix)
+        following = self.types[len(prefix)]
+        if following.is_variable or len(head) + 1 + _WIDTHS[following.physical] > MAX_KEY:
+            return None
         start, stop = head, head + bytes([_NULL])
         if low[0] is not None:
             start = self._concatenate((*prefix, low[0])) + (b"" if low[1] else _ABOVE)

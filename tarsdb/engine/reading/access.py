@@ -28,7 +28,7 @@ from tarsdb.types import Kind, to_storage
 MAX_SELECTIVITY = 0.1
 SMALL_TABLE = 1000
 MAX_KEYS = 1000
-EXACT_BYTES = 200  # of text in a key; the index truncates only much longer keys
+EXACT_BYTES = 190  # of text in a key: escaped it has at most twice as many, and stays whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ def _probe(index: IndexDef, bounds: dict[int, Bounds], terms: int) -> tuple[int,
 
 def is_short(key: Any) -> bool:
     """Return whether an index holds a key whole."""
-    return not isinstance(key, (str, bytes)) or len(key) <= EXACT_BYTES
+    raw = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+    return not isinstance(raw, bytes) or len(raw) <= EXACT_BYTES
 
 
 def conjuncts(predicate: ex.Expr) -> Iterator[ex.Expr]:

@@ -97,7 +97,9 @@ def index_of(context: Context, view: TableView, plan: Scan) -> Run | None:
         ends = (*prefix, last.low[0], last.high[0])
         if is_all and last.values is None and all(map(access.is_short, ends)):
             codec = view.state.cache.codec(plan.table, index)
-            return Run(index, codec.between(prefix, last.low, last.high), nullable and not sides)
+            found = codec.between(prefix, last.low, last.high)
+            if found is not None:
+                return Run(index, found, nullable and not sides)
     return None
 
 

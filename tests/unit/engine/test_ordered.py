@@ -197,3 +197,25 @@ def test_a_limit_reads_no_more_than_it_needs(both: tuple[Any, Any]) -> None:
         skip = int(sql.split("OFFSET")[1]) if "OFFSET" in sql else 0
         assert found == every[skip : skip + len(found)]
         assert len(found) == int(sql.split("LIMIT")[1].split()[0])
+
+
+def test_long_keys_are_whole_or_not_used(tmp_path: pathlib.Path) -> None:
+    """The index shortens keys by bytes; what it then cannot tell is told by the rows."""
+    texts = ["\U0001f600" * 150, "\0" * 190, "\0" * 191, "x" * 190, "x" * 500]
+    with tarsdb.connect(tmp_path / "t.tars") as db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, s TEXT, u TEXT, n INT)")
+        db.execute("CREATE INDEX by_s ON t (s)")
+        db.execute("CREATE INDEX by_s_n ON t (s, n)")
+        db.execute("CREATE INDEX by_s_u_n ON t (s, u, n)")
+        rows = [(s, u, i) for s in texts for u in texts for i in range(3)]
+        db.executemany("INSERT INTO t (s, u, n) VALUES (?, ?, ?)", rows)
+        newest = "SELECT n FROM t WHERE s = ? AND u = ? ORDER BY n DESC LIMIT 2"
+        for s in texts:
+            assert db.execute("SELECT max(n) FROM t WHERE s = ?", (s,)).fetchall() == [(2,)]
+            for u in texts:
+                assert db.execute(newest, (s, u)).fetchall() == [(2,), (1,)]
+            for op in ("<", "<=", ">", ">="):
+                keep = {"<": str.__lt__, "<=": str.__le__, ">": str.__gt__, ">=": str.__ge__}[op]
+                expected = 15 * sum(keep(other, s) for other in texts)
+                sql = f"SELECT count(*) FROM t WHERE s {op} ?"
+                assert db.execute(sql, (s,)).fetchall() == [(expected,)], (op, s[:3])

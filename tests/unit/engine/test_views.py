@@ -205,3 +205,8 @@ def test_what_is_shown(db: tarsdb.Connection) -> None:
     db.execute('DROP VIEW "a b"')
     db.execute(shown["a b"])
     assert db.execute('SELECT "c d" + e FROM "a b"').fetchall() == [(3,)]
+
+
+def test_a_sample_is_of_the_rows_of_the_view(db: tarsdb.Connection) -> None:
+    sql = "SELECT count(*) FROM (SELECT id FROM plain USING SAMPLE 50 ROWS)"
+    assert db.execute(sql).fetchall() == [(50,)]  # all there are; of the table's, half would stay
