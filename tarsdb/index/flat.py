@@ -419,9 +419,11 @@ class FlatIndex:
                 data = block.data[window if chosen is None else chosen[window]]
                 values = reference.distance_matrix(metric, data, matrix)
                 for query, (ids, kept) in enumerate(best):
-                    ids = np.concatenate((ids, rowids[window]))
-                    both = np.concatenate((kept, values[query]))
-                    best[query] = _ordered(ids, both, k, descending)
+                    near = _not_beyond(kept[k - 1 :], values[query], descending)
+                    if near.size:
+                        ids = np.concatenate((ids, rowids[window][near]))
+                        both = np.concatenate((kept, values[query][near]))
+                        best[query] = _ordered(ids, both, k, descending)
         dispatch.prepare(self._kind)
         return np.stack([ids for ids, _ in best]), np.stack([values for _, values in best])
 
@@ -473,6 +475,14 @@ def _runs_of(blocks: Sequence[VectorBlock], starts: np.ndarray) -> _Runs | None:
     if any((np.diff(block.rowids) != 1).any() for block in blocks):
         return None
     return lows, starts[:-1], starts[1:]
+
+
+def _not_beyond(worst: np.ndarray, values: np.ndarray, descending: bool) -> np.ndarray:
+    """Return where values may be among the first k; `worst` is the k-th so far, or empty."""
+    if not worst.size:
+        return np.arange(values.size)
+    beyond = values < worst if descending else values > worst  # False where either is NaN
+    return np.flatnonzero(~beyond)
 
 
 def _ordered(rowids: np.ndarray, values: np.ndarray, k: int, descending: bool) -> Found:

@@ -14,11 +14,11 @@ import re
 from typing import Any, ClassVar
 
 from sqlglot import exp
-from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import ErrorLevel, ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from tarsdb.errors import NotSupportedError, SQLSyntaxError
+from tarsdb.sql.duckdb_settings import DuckDBSettings
 from tarsdb.sql.positions import syntax_error
 
 OPERATORS = {
@@ -60,10 +60,10 @@ _PARSER_FAULTS = (  # what sqlglot's parser lets out on broken input
 _BREAKS = frozenset({TokenType.COMMA, TokenType.AND, TokenType.OR, TokenType.SEMICOLON})
 
 
-class TarsDB(DuckDB):
+class TarsDB(DuckDBSettings):
     """DuckDB's dialect as tarsdb reads it."""
 
-    class Tokenizer(DuckDB.Tokenizer):
+    class Tokenizer(DuckDBSettings.Tokenizer):
         """DuckDB's tokens, pgvector's operators, X'..' strings, no commands, no templates."""
 
         HEX_STRINGS: ClassVar[list[str | tuple[str, str]]] = [("x'", "'"), ("X'", "'")]
@@ -71,7 +71,7 @@ class TarsDB(DuckDB):
         KEYWORDS: ClassVar[dict[str, TokenType]] = {
             **{
                 text: kind
-                for text, kind in DuckDB.Tokenizer.KEYWORDS.items()
+                for text, kind in DuckDBSettings.Tokenizer.KEYWORDS.items()
                 if kind not in _DROPPED and text not in _DROPPED_TEXTS
             },
             **dict.fromkeys(OPERATORS, TokenType.LR_ARROW),

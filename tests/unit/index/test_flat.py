@@ -141,6 +141,19 @@ def test_zero_vectors_and_nan_sort_last_both_ways(level: str) -> None:
     assert index.within(query[0], 9, "<=>", inclusive=True)[0].tolist() == [1, 4, 3]
 
 
+def test_nan_of_one_block_makes_way_for_rows_of_another(level: str) -> None:
+    sql_type = parse_type("VECTOR(3)")
+    data = small_integers(sql_type, 60)
+    data[:40] *= np.random.default_rng(2).random((40, 1)) < 0.2  # distances of the others are NaN
+    blocks, rowids, _ = blocks_of(data, False)
+    query = np.array([1, 2, 3], np.float32)
+    truth = exact("<=>", data, query)
+    assert np.isnan(truth[:20]).sum() > 10 and not np.isnan(truth[40:]).all()
+    for k, descending in itertools.product((1, 7, 30, 60), (False, True)):
+        found = FlatIndex(blocks, sql_type).search(query[None], k, "<=>", descending=descending)
+        assert found[0][0].tolist() == expected(truth, rowids, k, descending)
+
+
 def test_threads_change_nothing(level: str) -> None:
     sql_type = parse_type("VECTOR(64)")
     data = np.random.default_rng(9).standard_normal((40_001, 64)).astype(np.float32)
