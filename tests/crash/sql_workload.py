@@ -1,8 +1,8 @@
 """A writer that is killed, and the check that nothing it acknowledged is gone.
 
 One process imports the engine once and only ever forks: a writer child, killed with SIGKILL at a
-random moment, then a verifier child that opens the file and compares it with what the writer
-acknowledged. Run as a script: ``python sql_workload.py DIRECTORY KILLS SEED [ack-first]``; prints
+random moment, then a verifier child that opens a copy of the file and compares it with what the
+writer acknowledged: the next writer finds the file as the killed one left it. Run as a script: ``python sql_workload.py DIRECTORY KILLS SEED [ack-first]``; prints
 one JSON line. ``ack-first`` acknowledges before the commit: the check must then fail.
 
 The transactions, each acknowledged after its commit:
@@ -123,8 +123,10 @@ def edit(db: tarsdb.Connection, rng: random.Random, what: str) -> None:
             db.execute("DELETE FROM docs WHERE id = ?", (row,))
 
 
-def verify(path: str, acknowledged: int) -> list[str]:
-    """Return what is wrong with the file, given the last acknowledged number."""
+def verify(path: str, acknowledged: int) -> tuple[int, list[str]]:
+    """Return the last number committed, and what is wrong with the file, given the last one
+    acknowledged. Drops the file's vector indexes.
+    """
     wrong: list[str] = []
     with tarsdb.connect(path, options=OPTIONS) as db:
         for (line,) in db.execute("PRAGMA integrity_check"):
@@ -142,7 +144,7 @@ def verify(path: str, acknowledged: int) -> list[str]:
         if total != TOTAL:
             wrong.append(f"accounts sum to {total}, not {TOTAL}")
         wrong += verify_docs(db)
-    return wrong
+    return n, wrong
 
 
 def verify_docs(db: tarsdb.Connection) -> list[str]:
@@ -157,8 +159,6 @@ def verify_docs(db: tarsdb.Connection) -> list[str]:
         wrong += [f"{text} (index: {index})" for text in verify_search(db, rows, index is None)]
         if index is not None:
             db.execute(f"DROP INDEX {index}")
-    db.execute("CREATE INDEX docs_near ON docs USING hnsw (emb) WITH (m = 4)")
-    db.execute("CREATE INDEX docs_lists ON docs USING ivf (emb) WITH (lists = 8)")
     return wrong
 
 
@@ -205,26 +205,28 @@ def kill_once(path: str, seed: int, ack_first: bool) -> int | None:
     return struct.unpack("<q", data[-8:])[0] if len(data) >= 8 else None
 
 
-def verify_in_child(path: str, acknowledged: int) -> list[str]:
-    """Run :func:`verify` in a child of its own, so that this process never opens the file."""
+def verify_in_child(path: str, acknowledged: int) -> tuple[int, list[str]]:
+    """Run :func:`verify` on a copy, in a child of its own: this process never opens a file."""
+    copy = f"{path}.copy"
+    shutil.copyfile(path, copy)
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(readable)
         try:
-            findings = verify(path, acknowledged)
+            n, findings = verify(copy, acknowledged)
         except BaseException as error:
-            findings = [f"{type(error).__name__}: {error}"]
-        os.write(writable, json.dumps(findings[:20]).encode())
+            n, findings = -1, [f"{type(error).__name__}: {error}"]
+        os.write(writable, json.dumps([n, findings[:20]]).encode())
         os._exit(0)
     os.close(writable)
     with os.fdopen(readable, "rb") as pipe:
         data = pipe.read()
     _, status = os.waitpid(child, 0)
     if status != 0 or not data:
-        return [f"the verifier died with status {status}"]
-    findings = json.loads(data)
-    return [str(finding) for finding in findings]
+        return -1, [f"the verifier died with status {status}"]
+    n, findings = json.loads(data)
+    return int(n), [str(finding) for finding in findings]
 
 
 def run(directory: Path, kills: int, seed: int, ack_first: bool) -> dict[str, object]:
@@ -247,28 +249,11 @@ def run(directory: Path, kills: int, seed: int, ack_first: bool) -> dict[str, ob
         if acknowledged is not None:
             committed += acknowledged - last
             last = acknowledged
-        found = verify_in_child(path, last)
+        last, found = verify_in_child(path, last)  # an unacknowledged last commit may be there
         findings += [f"kill {number} (seed {seed + number}): {text}" for text in found]
         if found:
             break
-        last = recover_last(path)
     return {"kills": kills, "commits": committed, "findings": findings}
-
-
-def recover_last(path: str) -> int:
-    """Return the counter's value: an unacknowledged last commit may be there."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with tarsdb.connect(path, read_only=True) as db:
-            (n,) = db.execute("SELECT n FROM counter WHERE id = 1").fetchone() or (0,)
-        os.write(writable, struct.pack("<q", n))
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    return int(struct.unpack("<q", data)[0])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ class Kernel:
         needed = NEEDED.get(self.variant)
         if needed and not is_emulated and not llvm.get_host_cpu_features().get(needed):
             pytest.skip(f"this processor has no {needed}; another test emulates it")
-        self.call = disk_cache.compiled(cpu.make_kernels(name)["gemm"], cpu.SIGNATURE, name)
+        # under the name it has outside of tests: what is proven is the machine code that is used
+        variant = f"gemm {name}"
+        self.call = disk_cache.compiled(cpu.make_kernels(name)["gemm"], cpu.SIGNATURE, variant)
 
     def pack(self, weight: np.ndarray) -> packing.PackedMatrix:
         return packing.pack(weight, self.kind, self.variant)
@@ -337,11 +340,17 @@ def test_a_disproved_variant_makes_way_for_the_next(
     assert never.wait() is None
 
 
+@functools.cache
+def multiply_of(level: str) -> Any:
+    multiply = cpu.make_multiply(level)
+    multiply.compile("void(" + ", ".join(["int64"] * 11) + ")")
+    return multiply
+
+
 @pytest.mark.parametrize("level", [cpu.AVX2, cpu.AVX512])
 @pytest.mark.parametrize("rows", [1, 2, 3, 6, 31])
 def test_rows_of_a_plain_matrix_serve_as_weights(level: str, rows: int) -> None:
-    multiply = cpu.make_multiply(level)
-    multiply.compile("void(" + ", ".join(["int64"] * 11) + ")")
+    multiply = multiply_of(level)
     a, values, sums = normal(1, rows, 21), normal(2, 21, 80), normal(3, rows, 80)
     added = sums.copy()
     args = (address(a), a.strides[0], rows, address(values), values.strides[0], 64, 5, 21)
