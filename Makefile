@@ -16,11 +16,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-JOBS   ?= 2
+# One process more than the two cores that tests are made for: some wait for a disk or a child.
+JOBS   ?= 3
 PYTEST := $(BIN)/python -m pytest
 META   := setup.cfg pyproject.toml
 # Test processes share the cores with each other, not with each process's own threads.
 test test-all: export OMP_NUM_THREADS ?= 1
+# Tests start hundreds of processes, each of which would compile our modules again.
+test test-all: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-all test-hyperlight lint bench bench-churn crash docs clean
 .DELETE_ON_ERROR:

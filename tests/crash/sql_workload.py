@@ -2,8 +2,9 @@
 
 One process imports the engine once and only ever forks: a writer child, killed with SIGKILL at a
 random moment, then a verifier child that opens a copy of the file and compares it with what the
-writer acknowledged: the next writer finds the file as the killed one left it. Run as a script: ``python sql_workload.py DIRECTORY KILLS SEED [ack-first]``; prints
-one JSON line. ``ack-first`` acknowledges before the commit: the check must then fail.
+writer acknowledged: the next writer finds the file as the killed one left it. Run as a script:
+``python sql_workload.py DIRECTORY KILLS SEED [ack-first]``; prints one JSON line. ``ack-first``
+acknowledges before the commit: the check must then fail.
 
 The transactions, each acknowledged after its commit:
 
