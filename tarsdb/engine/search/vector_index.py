@@ -465,7 +465,7 @@ def _one(
         found[at] = found[at] if near is None else near
     if not again:
         return answer
-    positions = _together(found, scope.fresh)
+    positions = np.union1d(positions, _together(found, scope.fresh))
     return scope.flat.among(query[np.newaxis], positions[np.newaxis], scope.wanted, op)
 
 

@@ -134,14 +134,14 @@ class Graph:
         count: int = found.search(
             table, address(given), wanted, ef, room, 0 if allowed is None else address(allowed),
             0 if places is None else address(places), address(out),
-            scratch.of(self.scratch_bytes(ef, room)),
+            scratch.of(self.scratch_bytes(room)),
         )  # fmt: skip
         return out[:count] if count >= 0 else None
 
-    def scratch_bytes(self, ef: int, room: int) -> int:
-        """Return the scratch memory of a search with such a list; see ``kernels/cpu/graph.py``."""
+    def scratch_bytes(self, room: int) -> int:
+        """Return the scratch memory of a search whose list has so much room."""
         marks, near = len(self) // 8 + 8, 4 * max(TOGETHER * self.edges.shape[1], STARTS)
-        bytes_: int = self.padded + near + marks + 8 * (room + ef + 2 * LIST_ROOM)
+        bytes_: int = self.padded + near + marks + 8 * (room + LIST_ROOM)
         return bytes_
 
     @cached_property

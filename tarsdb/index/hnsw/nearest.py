@@ -60,9 +60,9 @@ class Nearest:
             )
             places = address(look.positions)
             words += [look.part.place[0], *short, *whole, allowed, places, look.taken]
-            memory = max(memory, look.part.scratch_bytes(*whole))
+            memory = max(memory, look.part.scratch_bytes(whole[1]))
         self._words = np.array(words, np.int64)
-        memory += SCRATCH_ONE + 8 * (2 * listed + len(looks) + len(fresh)) + 64
+        memory += SCRATCH_ONE + 8 * (2 * listed + len(looks) + len(fresh)) + 12 * k + 128
         self.call = dispatch.entry(found.nearest), address(self._words), memory
 
     @staticmethod

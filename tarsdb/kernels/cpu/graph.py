@@ -162,8 +162,8 @@ def make_kernels(variant: str) -> dict[str, Any]:
         chosen = np.empty(degree, np.int32)
         for node in range(start, stop):
             offset, factor = _turn(rows, node, width, query, 0)
-            size, _ = traverse(
-                graph, done, address_of(query), factor, offset, 0, address_of(beam), ef, 0, 0,
+            size = traverse(
+                graph, done, address_of(query), factor, offset, 0, 0, address_of(beam), ef,
                 address_of(visited), address_of(near),
             )  # fmt: skip
             found = address_of(beam) + 8

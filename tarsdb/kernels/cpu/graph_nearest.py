@@ -3,7 +3,7 @@
 A graph names candidates by codes; the scan of the vectors' type compares them, and the fresh rows
 no graph has, where their vectors lie. The scan is called by its address, so every type of vector
 has the very distances of exact search. Small graphs are searched with a short list first, and with
-the whole list where they gave many of the nearest.
+the whole list where they gave many of the nearest; fresh rows are compared once.
 
 All arguments are addresses and counts; memory belongs to the caller.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from numba import njit
 
 from tarsdb.kernels.cpu.calls import call_at
-from tarsdb.kernels.cpu.memory import put_long, read_long
+from tarsdb.kernels.cpu.memory import put_long, put_real, read_long, read_real
 
 (
     SCAN, TABLE, BLOCKS, ROW_BYTES, WIDTH, QUERY_BYTES, NUMBER_BYTES, METRIC, K, FRESH, FRESH_ROWS,
@@ -49,24 +49,47 @@ def _row_id(table, blocks, place):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _compare(words, query, slots, counts, places, ids, values, scratch):  # type: ignore[no-untyped-def]
-    """Compare the candidates of all parts and the fresh rows; return whether there were enough."""
+def _compare(words, query, slots, counts, fresh, places, ids, values, scratch):  # type: ignore[no-untyped-def]
+    """Compare the candidates of all parts and ``fresh`` fresh rows; return how many are nearest."""
     size, slot = 0, slots
     for part in range(read_long(words, PARTS)):
         for i in range(read_long(counts, part)):
             put_long(places, size, read_long(slot, i))
             size += 1
         slot += 8 * read_long(words + 8 * (PARTS + 1 + PART * part), TAKEN)
-    fresh = read_long(words, FRESH)
-    for i in range(read_long(words, FRESH_ROWS)):
-        put_long(places, size, read_long(fresh, i))
+    for i in range(fresh):
+        put_long(places, size, read_long(read_long(words, FRESH), i))
         size += 1
-    k = read_long(words, K)
-    return size >= k and k == call_at(read_long(words, SCAN), (
+    return call_at(read_long(words, SCAN), (
         read_long(words, TABLE), read_long(words, BLOCKS), 0, size, places,
         read_long(words, ROW_BYTES), read_long(words, WIDTH), query, 1,
-        read_long(words, QUERY_BYTES), read_long(words, METRIC), k, values, ids, scratch,
-    ))  # fmt: skip
+        read_long(words, QUERY_BYTES), read_long(words, METRIC), min(size, read_long(words, K)),
+        values, ids, scratch,
+    )) if size else 0  # fmt: skip
+
+
+@njit(nogil=True)
+def _merge(ids, values, k, more, farther, count):  # type: ignore[no-untyped-def]
+    """Put the ``count`` rows ``more`` among the k nearest; both are in order, by (distance, id)."""
+    at = 0
+    for i in range(count):
+        rowid, value = read_long(more, i), read_real(farther, i)
+        while at < k:
+            other, own = read_long(ids, at), read_real(values, at)
+            # NaN is behind all numbers
+            if own > value or (own != own and value == value):
+                break
+            if not own < value and (own == own or value != value) and other >= rowid:
+                break
+            at += 1
+        if at == k:
+            return
+        if read_long(ids, at) != rowid:
+            for later in range(k - 1, at, -1):
+                put_long(ids, later, read_long(ids, later - 1))
+                put_real(values, later, read_real(values, later - 1))
+            put_long(ids, at, rowid)
+            put_real(values, at, value)
 
 
 @njit(nogil=True)
@@ -100,7 +123,9 @@ def make_nearest(search: Any) -> Any:
         slots = scratch + read_long(words, SCAN_BYTES)
         counts = slots + 8 * read_long(words, LISTED)
         places = counts + 8 * parts
-        memory = places + 8 * (read_long(words, LISTED) + read_long(words, FRESH_ROWS))
+        more = places + 8 * (read_long(words, LISTED) + read_long(words, FRESH_ROWS))
+        farther = more + 8 * k
+        memory = farther + 4 * k
         memory += -memory % 64
         for number in range(rows):
             slot = slots
@@ -111,7 +136,8 @@ def make_nearest(search: Any) -> Any:
                     return number
                 put_long(counts, part, taken)
                 slot += 8 * read_long(line, TAKEN)
-            if not _compare(words, queries, slots, counts, places, ids, values, scratch):
+            fresh = read_long(words, FRESH_ROWS)
+            if k > _compare(words, queries, slots, counts, fresh, places, ids, values, scratch):
                 return number
             again, slot = 0, slots
             for part in range(parts):
@@ -123,7 +149,8 @@ def make_nearest(search: Any) -> Any:
                     put_long(counts, part, count if taken < 0 else taken)  # else as at first
                 slot += 8 * read_long(line, TAKEN)
             if again:
-                _compare(words, queries, slots, counts, places, ids, values, scratch)
+                count = _compare(words, queries, slots, counts, 0, places, more, farther, scratch)
+                _merge(ids, values, k, more, farther, count)
             numbers += read_long(words, NUMBER_BYTES)
             queries += read_long(words, QUERY_BYTES)
             ids, values = ids + 8 * k, values + 4 * k

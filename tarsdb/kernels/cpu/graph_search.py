@@ -2,7 +2,9 @@
 
 Rows are coded with 8 or 4 bits an element and two constants, squared norm and scale. The distance
 of a coded query and a row is ``square - factor * scale * dot``. A search keeps one sorted list of
-packed (distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers).
+packed (distance, node, expanded) entries (Malkov & Yashunin 2018, Algorithm 2, without layers);
+among allowed nodes it ends with the last allowed one that counts, and the others before that one
+are passed through.
 Before a row's code is read, its distance is estimated by the signs alone, as RaBitQ does (Gao &
 Long 2024, without a rotation): one cache line, and most rows are told apart by it. Several nodes
 are expanded at a time, so that the memory of all their neighbours is waited for once; what goes
@@ -121,13 +123,13 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
 
     @njit(nogil=True)
     def traverse(  # type: ignore[no-untyped-def]
-        graph, limit, query, factor, offset, allowed, beam, room, best, wanted, visited, near
+        graph, limit, query, factor, offset, allowed, wanted, beam, room, visited, near
     ):
-        """Search from the entries among nodes below ``limit``; return the sizes of both lists.
+        """Search from the entries among nodes below ``limit``; return the size of the list.
 
-        ``beam`` is memory for a list of ``room`` entries, ``best`` for one of ``wanted`` allowed
-        ones, ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of
-        entries: edges of nodes below it lead to nodes below it.
+        ``beam`` is memory for a list of ``room`` entries, of which ``wanted`` are allowed at most,
+        ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of entries:
+        edges of nodes below it lead to nodes below it. Returns -1 when ``room`` did not suffice.
         """
         rows = rows_of(graph)
         codes, numbers, lines, stride, padded, bits = rows
@@ -139,8 +141,6 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
             put_long(visited, word, 0)
         size = taken = current = count = np.int64(0)
         beam = start_list(beam, room)
-        if allowed:
-            best = start_list(best, wanted)
         most = min(START, room)
         for i in range(read_long(graph, STARTS)):  # the nearest by their signs
             entry = read_int(entries, i)
@@ -157,12 +157,8 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
             put_int(near, i, node)
             put_byte(visited, node >> 3, read_byte(visited, node >> 3) | 1 << (node & 7))
         while True:
-            is_bounded = size == room
-            worst = key_of(read_long(beam, size - 1)) if is_bounded else np.float32(0)
-            if allowed:
-                is_bounded = taken > 0 and taken == wanted
-                worst = key_of(read_long(best, taken - 1)) if is_bounded else np.float32(0)
-            if is_bounded:
+            if taken == wanted if allowed else size == room:  # what is farther is not of interest
+                worst = key_of(read_long(beam, size - 1))
                 kept = 0
                 for i in range(count):
                     node = read_int(near, i)
@@ -196,28 +192,31 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
             for i in range(count):
                 node = read_int(near, i)
                 entry = pack(apart(rows, node, query, factor, offset), node)
-                if allowed and read_byte(allowed, node):
-                    at = insert_into(best, taken, wanted, entry)
-                    taken = min(taken + (at < wanted), wanted)
-                # farther than all of a full list of answers: it would never be expanded
-                if taken and taken == wanted and entry >> 1 > read_long(best, taken - 1) >> 1:
-                    continue
+                if allowed:
+                    last = read_long(beam, size - 1)  # less than all in an empty list
+                    if taken == wanted and entry >> 1 > last >> 1:
+                        continue
+                    if size == room and entry < last:  # that one goes
+                        taken -= read_byte(allowed, node_of(last))
                 at = insert_into(beam, size, room, entry)
-                if at < room:
-                    size = min(size + 1, room)
-                    lowest = min(lowest, at)
-            is_bounded = taken > 0 and taken == wanted
-            farthest = read_long(best, taken - 1) >> 1 if is_bounded else np.int64(0)
-            while is_bounded and size and read_long(beam, size - 1) >> 1 > farthest:
-                size -= 1
-                put_long(beam, size, MOST)
+                if at == room:
+                    continue
+                size = min(size + 1, room)
+                lowest = min(lowest, at)
+                if allowed:
+                    taken += read_byte(allowed, node)
+                    while taken >= wanted:  # until it ends with the last allowed one that counts
+                        is_allowed = read_byte(allowed, node_of(read_long(beam, size - 1)))
+                        if is_allowed and taken == wanted:
+                            break
+                        taken -= is_allowed
+                        size -= 1
+                        put_long(beam, size, MOST)
             current = min(current, lowest, size)
             count = expanded = 0
             while current < size and expanded < TOGETHER:
                 entry = read_long(beam, current)
                 if not entry & 1:
-                    if is_bounded and entry >> 1 > farthest:
-                        break
                     put_long(beam, current, entry | 1)
                     expanded += 1
                     own = node_of(entry)
@@ -232,32 +231,31 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                         count += 1 - (marks >> (node & 7) & 1)
                 current += 1
             if not expanded:
-                if allowed and current == size and size == room:
-                    return np.int64(
-                        -1
-                    ), taken  # there may be nearer ones beyond what the list holds
-                return size, taken
+                if allowed and taken < wanted and size == room:
+                    return np.int64(-1)  # there may be nearer ones beyond what the list holds
+                return size
 
     @njit(nogil=True)
     def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
-        best = beam + room_for(room)
-        visited = best + room_for(ef)
+        visited = beam + room_for(room)
         padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
         factor = _code_query(query, graph, code)
-        size, taken = traverse(
+        size = traverse(
             graph, read_long(graph, NODES), code, factor, offset_of(code, padded, bits), allowed,
-            beam, room, best, ef if allowed else 0, visited, near,
+            ef, beam, room, visited, near,
         )  # fmt: skip
-        if size < 0:
-            return size
-        found = (best if allowed else beam) + 8
-        taken = min(taken if allowed else size, wanted)
-        for i in range(taken):
-            node = node_of(read_long(found, i))
-            put_long(out, i, read_long(places, node) if places else node)
+        beam += 8
+        taken = min(size, np.int64(0))
+        for i in range(size):
+            if taken == wanted:
+                break
+            node = node_of(read_long(beam, i))
+            if not allowed or read_byte(allowed, node):
+                put_long(out, taken, read_long(places, node) if places else node)
+                taken += 1
         return taken
 
     return search, traverse, apart
