@@ -14,7 +14,7 @@ import tarsdb
 from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.storage import Snapshot, read_parts
 
-ROWS, DIM = 12_000, 32
+ROWS, DIM = 5_000, 32
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import os, signal, sys
