@@ -45,6 +45,10 @@ class OneCall(Protocol):
     k: int
     call: tuple[int, int, int]
 
+    def asked_often(self) -> None:
+        """Take note that it is: what pays from some searches on is made now."""
+        ...
+
 
 Part = TypeVar("Part")
 

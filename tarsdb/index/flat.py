@@ -201,6 +201,12 @@ class FlatIndex:
         rows = None if self._codes is None else self._codes.known(positions)
         return None if rows is None or scan is None else rows.nearest(scan, k)
 
+    def code(self, positions: np.ndarray) -> None:
+        """Code rows that are searched often, where that pays; :meth:`by_codes` finds them."""
+        if self._codes is not None:
+            for _ in range(2):  # the cache codes what it is asked for again
+                coded_rows(self._codes, positions, self)
+
     def search_by(
         self,
         distance: own_metric.Distance,

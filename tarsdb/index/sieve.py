@@ -153,6 +153,11 @@ def candidates_of(k: int) -> int:
     return max(MIN_CANDIDATES, CANDIDATES_PER_K * k)
 
 
+def call_bytes(width: int, k: int) -> int:
+    """Return the scratch memory of the call of a :class:`Nearest`."""
+    return _SCRATCH_ONE + padded_width(width) + 4 * k + 64 + 12 * candidates_of(k) + SCRATCH_ONE
+
+
 class Sieve:
     """The codes of some blocks.
 
@@ -273,8 +278,10 @@ class Nearest:
             0 if positions is None else address(positions), table.address, len(table.entries) - 1,
             table.row_bytes,
         ], np.int64)  # fmt: skip
-        memory = _SCRATCH_ONE + padded + 4 * k + 64 + 12 * cap + SCRATCH_ONE
-        self.call = dispatch.entry(kernel), address(self._words), memory
+        self.call = dispatch.entry(kernel), address(self._words), call_bytes(table.width, k)
+
+    def asked_often(self) -> None:
+        """Do nothing: all is made."""
 
     @staticmethod
     def is_ready() -> bool:

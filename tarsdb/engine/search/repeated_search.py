@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 64
 """Rows of an answer up to which its columns are read in this way."""
+OFTEN = 8
+"""Searches after which a prepared one is told that it is asked often."""
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -55,6 +57,7 @@ class RepeatedSearch:
         self._prepared = weakref.ref(prepared)
         self._settings = context.engines.settings
         self._version = self._settings.version
+        self._asked = 0
         self._pages = Revisit(context.snapshot.env, context.snapshot.txn.file_state())
         ids, distances = np.empty(k, np.int64), np.empty(k, np.float32)
         entry, searched, self._memory = prepared.call
@@ -109,6 +112,9 @@ class RepeatedSearch:
         if not found:
             return None
         METRICS.add(self._counter)
+        self._asked += 1
+        if self._asked == OFTEN:
+            prepared.asked_often()
         shape, stored = self._shape, [values.tolist() for values in self._values]
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
 

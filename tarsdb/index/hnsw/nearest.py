@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tarsdb.index import sieve
 from tarsdb.index.base import Found, Look
 from tarsdb.index.flat import HEAP_LIMIT, FlatIndex
 from tarsdb.index.hnsw.graph import Graph, list_and_room
@@ -15,6 +16,9 @@ from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.native import SCRATCH_ONE, address, scratch
 
+OFTEN = 8
+"""Queries after which fresh rows are coded: a row is coded in the time of so many comparisons."""
+_CODED = 11  # the word of kernels/cpu/graph_nearest.py; a test compares
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
 
@@ -49,9 +53,11 @@ class Nearest:
         words = [
             dispatch.entry(scan.kernel), table.address, len(table.entries) - 1, table.row_bytes,
             table.width, table.width * flat.query_dtype.itemsize, 4 * flat.elements, scan.metric,
-            k, address(self._held[1]), len(fresh), SCRATCH_ONE, listed, len(looks),
+            k, address(self._held[1]), len(fresh), 0, SCRATCH_ONE, listed, len(looks),
         ]  # fmt: skip
-        memory = 0
+        self._asked, self._op = 0, op
+        self._coded: tuple[np.ndarray, sieve.Nearest] | None = None
+        memory = sieve.call_bytes(table.width, k)
         for look in looks:
             allowed = 0 if look.allowed is None else address(look.allowed)
             short, whole = (
@@ -93,6 +99,10 @@ class Nearest:
         """
         given = self._flat.checked(queries)
         numbers, rows, k = as_numbers(given), len(given), self.k
+        if self._asked < OFTEN:
+            self._asked += rows
+            if self._asked >= OFTEN:
+                self.asked_often()
         ids, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
         at = address(numbers), address(given), address(ids), address(values)
         if rows == 1:
@@ -109,6 +119,18 @@ class Nearest:
 
         in_threads(some, range(0, rows, step), threads)
         return None if failed else (ids, values)
+
+    def asked_often(self) -> None:
+        """Have the fresh rows compared by their codes first, where that pays."""
+        fresh = self._held[1]
+        self._flat.code(fresh)
+        coded = self._flat.by_codes(fresh, self.k, self._op)
+        if coded is None:
+            self._asked = 0  # too few rows, or kernels that are being compiled
+        elif self._coded is None:
+            words = np.array([*coded.call[:2], coded.k], np.int64)
+            self._coded = words, coded
+            self._words[_CODED] = address(words)  # a search under way sees all of it or nothing
 
     def _ask(self, count: int, at: Sequence[int]) -> int:
         """Answer queries whose numbers, own form, row ids and distances lie at addresses."""

@@ -22,11 +22,12 @@ from tarsdb.kernels.cpu.memory import put_long, put_real, read_long, read_real
 
 (
     SCAN, TABLE, BLOCKS, ROW_BYTES, WIDTH, QUERY_BYTES, NUMBER_BYTES, METRIC, K, FRESH, FRESH_ROWS,
-    SCAN_BYTES, LISTED, PARTS,
-) = range(14)  # fmt: skip
+    CODED, SCAN_BYTES, LISTED, PARTS,
+) = range(15)  # fmt: skip
 """The words of a search: address of the scan, table of blocks and their number (see ``scan.py``),
 bytes and elements of a row, bytes of a query as stored and as float32 numbers, metric, rows wanted,
-address and number of the positions of fresh rows, scratch memory of the scan, candidates of all
+address and number of the positions of fresh rows, address of the search of their codes (its entry,
+the address of its words, the rows it finds; 0: none), scratch memory of the scan, candidates of all
 parts at most, number of parts. Then of each part:"""
 GRAPH, SHORT, SHORT_ROOM, WHOLE, WHOLE_ROOM, ALLOWED, PLACES, TAKEN, PART = range(9)
 """its table, list size and room (see ``graph.py``) at first and where it matters, ``allowed``, the
@@ -69,12 +70,15 @@ def _compare(words, query, slots, counts, fresh, places, ids, values, scratch): 
 
 
 @njit(nogil=True)
-def _merge(ids, values, k, more, farther, count):  # type: ignore[no-untyped-def]
-    """Put the ``count`` rows ``more`` among the k nearest; both are in order, by (distance, id)."""
+def _merge(ids, values, size, k, more, farther, count):  # type: ignore[no-untyped-def]
+    """Put ``count`` rows among ``size`` of at most k, in order of (distance, id); return the size.
+
+    Both are in order; a row may be in both.
+    """
     at = 0
     for i in range(count):
         rowid, value = read_long(more, i), read_real(farther, i)
-        while at < k:
+        while at < size:
             other, own = read_long(ids, at), read_real(values, at)
             # NaN is behind all numbers
             if own > value or (own != own and value == value):
@@ -83,13 +87,15 @@ def _merge(ids, values, k, more, farther, count):  # type: ignore[no-untyped-def
                 break
             at += 1
         if at == k:
-            return
-        if read_long(ids, at) != rowid:
-            for later in range(k - 1, at, -1):
+            break
+        if at == size or read_long(ids, at) != rowid:
+            size = min(size + 1, k)
+            for later in range(size - 1, at, -1):
                 put_long(ids, later, read_long(ids, later - 1))
                 put_real(values, later, read_real(values, later - 1))
             put_long(ids, at, rowid)
             put_real(values, at, value)
+    return size
 
 
 @njit(nogil=True)
@@ -136,8 +142,13 @@ def make_nearest(search: Any) -> Any:
                     return number
                 put_long(counts, part, taken)
                 slot += 8 * read_long(line, TAKEN)
-            fresh = read_long(words, FRESH_ROWS)
-            if k > _compare(words, queries, slots, counts, fresh, places, ids, values, scratch):
+            fresh, coded, count = read_long(words, FRESH_ROWS), read_long(words, CODED), 0
+            if coded and call_at(read_long(coded, 0), (
+                read_long(coded, 1), queries, queries, 1, more, farther, memory,
+            )):  # fmt: skip
+                fresh, count = 0, read_long(coded, 2)
+            size = _compare(words, queries, slots, counts, fresh, places, ids, values, scratch)
+            if k > _merge(ids, values, size, k, more, farther, count):
                 return number
             again, slot = 0, slots
             for part in range(parts):
@@ -150,7 +161,7 @@ def make_nearest(search: Any) -> Any:
                 slot += 8 * read_long(line, TAKEN)
             if again:
                 count = _compare(words, queries, slots, counts, 0, places, more, farther, scratch)
-                _merge(ids, values, k, more, farther, count)
+                _merge(ids, values, k, k, more, farther, count)
             numbers += read_long(words, NUMBER_BYTES)
             queries += read_long(words, QUERY_BYTES)
             ids, values = ids + 8 * k, values + 4 * k

@@ -11,23 +11,29 @@ import pytest
 import tarsdb
 from tarsdb.engine.search import index_build, vector_index
 from tarsdb.engine.search.index_methods import Hnsw
+from tarsdb.index import coded
 from tarsdb.index.base import Found
+from tarsdb.index.hnsw import nearest
 from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.kernels import dispatch, graph
+from tarsdb.kernels.cpu import graph_nearest
 from tests.unit.engine.test_index_matrix import PAIRS, Life, drawn
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     graph.wait()
-    for kind in dispatch.KINDS:
+    for kind in (*dispatch.KINDS, *dispatch.CODED):
         dispatch.prepare(kind)
     dispatch.wait()
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Compare every search with what its parts answer; tell queries, parts, fresh rows, masks."""
+    """Compare every search with what its parts answer.
+
+    Tells queries, parts, fresh rows, masks, parts with a short list, searches of codes.
+    """
     seen: list[tuple[int, ...]] = []
 
     def both(scope: Any, ask: Any, op: str) -> Found | None:
@@ -42,12 +48,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             assert one.tobytes() == other.tobytes()
         masks = sum(look.allowed is not None for look in scope.looks)
         short = sum(look.short < look.whole for look in scope.looks)
-        seen.append((len(ask.queries), len(scope.looks), len(scope.fresh), masks, short))
+        by_codes = int(prepared._coded is not None)
+        seen.append((len(ask.queries), len(scope.looks), len(scope.fresh), masks, short, by_codes))
         return found
 
     monkeypatch.setattr(vector_index, "_answer", both)
     monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
     monkeypatch.setattr(index_build, "TIER", 0)  # parts stay apart
+    monkeypatch.setattr(coded, "MIN_CHOSEN", 40)
     return seen
 
 
@@ -84,10 +92,32 @@ def test_all_of_a_table_s_life(
         life.delete(11)
         search(life)
         db.execute("ROLLBACK")
-    queries, parts, fresh, masks, short = (max(column) for column in zip(*asked, strict=True))
+    queries, parts, fresh, masks, short, by_codes = map(max, zip(*asked, strict=True))
     assert (queries, parts, masks) == (15, 3, 3)
     assert fresh > 200
     assert short == (0 if metric in ("l1", "jaccard") else 2)
+    assert by_codes == (kind == "VECTOR" and metric != "l1")
+
+
+def test_what_codes_cannot_tell_is_compared(
+    tmp_path: pathlib.Path, asked: list[tuple[int, ...]]
+) -> None:
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        life = Life(db, "hnsw", "VECTOR", "l2")
+        life.insert(1500, 120, 2)
+        search(life)
+        life.queries = np.vstack([life.queries, life.queries * np.float32(1e30)])
+        search(life)
+        huge = drawn(10, 4, "VECTOR") * np.float32(1e18)
+        db.executemany(
+            "UPDATE t SET emb = ? WHERE id = ?", zip(huge, range(1510, 1520), strict=True)
+        )
+        search(life)
+    assert max(by_codes for *_, by_codes in asked) == 1
+
+
+def test_the_words_are_the_kernel_s() -> None:
+    assert nearest._CODED == graph_nearest.CODED
 
 
 def test_a_difference_is_noticed(
