@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tarsdb.index import sieve
+from tarsdb.index import coded, sieve
 from tarsdb.index.base import Found, Look
 from tarsdb.index.flat import HEAP_LIMIT, FlatIndex
 from tarsdb.index.hnsw.graph import Graph, list_and_room
@@ -55,7 +55,7 @@ class Nearest:
             table.width, table.width * flat.query_dtype.itemsize, 4 * flat.elements, scan.metric,
             k, address(self._held[1]), len(fresh), 0, SCRATCH_ONE, listed, len(looks),
         ]  # fmt: skip
-        self._asked, self._op = 0, op
+        self._op, self._until_often = op, OFTEN if len(fresh) >= coded.MIN_CHOSEN else 0
         self._coded: tuple[np.ndarray, sieve.Nearest] | None = None
         memory = sieve.call_bytes(table.width, k)
         for look in looks:
@@ -99,9 +99,9 @@ class Nearest:
         """
         given = self._flat.checked(queries)
         numbers, rows, k = as_numbers(given), len(given), self.k
-        if self._asked < OFTEN:
-            self._asked += rows
-            if self._asked >= OFTEN:
+        if self._until_often > 0:
+            self._until_often -= rows
+            if self._until_often <= 0:
                 self.asked_often()
         ids, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
         at = address(numbers), address(given), address(ids), address(values)
@@ -124,12 +124,12 @@ class Nearest:
         """Have the fresh rows compared by their codes first, where that pays."""
         fresh = self._held[1]
         self._flat.code(fresh)
-        coded = self._flat.by_codes(fresh, self.k, self._op)
-        if coded is None:
-            self._asked = 0  # too few rows, or kernels that are being compiled
+        by_codes = self._flat.by_codes(fresh, self.k, self._op)
+        if by_codes is None:
+            self._until_often = OFTEN  # kernels are being compiled
         elif self._coded is None:
-            words = np.array([*coded.call[:2], coded.k], np.int64)
-            self._coded = words, coded
+            words = np.array([*by_codes.call[:2], by_codes.k], np.int64)
+            self._coded = words, by_codes
             self._words[_CODED] = address(words)  # a search under way sees all of it or nothing
 
     def _ask(self, count: int, at: Sequence[int]) -> int:
