@@ -24,15 +24,16 @@ def assign(x: F32, centroids: F32) -> U8:
 
 
 def train(x: F32, count: int, rng: np.random.Generator, start: F32 | None = None) -> F32:
-    """Return ``count`` centroids, float32 (count, d), of float32 (n, d); n may be below count.
+    """Return ``count`` centroids, float32 (count, d), of float32 (n, d).
 
-    Starts from distinct random rows (repeated where there are too few) or from ``start``. A
-    centroid without rows takes half of the largest cluster, as in faiss.
+    Up to ``count`` rows are their own centroids. More start from distinct random rows or from
+    ``start``; a centroid without rows takes half of the largest cluster, as in faiss.
     """
+    if len(x) <= count:
+        return _themselves(x, count)
     rounds = ROUNDS if start is None else 4
     if start is None:
-        order = rng.permutation(len(x))
-        start = x[np.resize(order, count)]
+        start = x[rng.permutation(len(x))[:count]]
     centroids: F32 = np.array(start, np.float32)
     for _ in range(rounds):
         names = assign(x, centroids)
@@ -48,6 +49,13 @@ def train(x: F32, count: int, rng: np.random.Generator, start: F32 | None = None
             break
         centroids = fresh
     return centroids
+
+
+def _themselves(x: F32, count: int) -> F32:
+    """Return the rows, repeated; one of rows that are equal but for rounding, as of a rotation."""
+    apart = np.square(x[:, None] - x).sum(axis=2)
+    first = (apart <= 1e-10 * np.square(x).sum(axis=1)).argmax(axis=1)
+    return np.array(np.resize(x[first], (count, x.shape[1])), np.float32)
 
 
 def _split(

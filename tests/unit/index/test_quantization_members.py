@@ -128,6 +128,14 @@ def test_equal_rows(name: str, value: float, dim: int, metric: int) -> None:
     assert quantizer.distances(quantizer.prepare(rows[0]), codes[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize(("name", "most"), [("pq8", 256), ("opq4", 16)])
+def test_as_many_rows_as_centroids_lose_nothing(name: str, most: int) -> None:
+    for rows, is_kept in ((drawn(most, 24), True), (drawn(2 * most, 24), False)):
+        quantizer = MEMBERS[name](rows, reference.L2)
+        lost = np.abs(quantizer.decode(quantizer.encode(rows)) - quantizer.rows(rows)).max()
+        assert (lost < 1e-5) == is_kept
+
+
 def test_error_of_scalar_codes() -> None:
     rows = drawn(500, 40)
     reach = np.ptp(rows, axis=1, keepdims=True)
