@@ -13,9 +13,9 @@ from tarsdb.errors import (
     ProgrammingError,
     Warning,
 )
-from tarsdb.options import Durability, OpenOptions
+from tarsdb.options import VERSION, Durability, OpenOptions
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Connection",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+VERSION = "0.1.0"
+"""The release, as setup.cfg says."""
+
 
 class Durability(enum.Enum):
     """What an acknowledged commit survives.

@@ -166,6 +166,8 @@ def pragma(context: Context, plan: Pragma) -> Result:
     if name in ("integrity_check", "quick_check"):
         findings = storage.check(env, full=name == "integrity_check")
         return _text_table((name,), [(line,) for line in findings or ["ok"]])
+    if name == "table_info":
+        return _table_info(context, str(plan.value or ""))
     if name == "durability":
         if plan.value is not None:
             context.engines.settings.set("durability", plan.value)
@@ -182,9 +184,24 @@ def pragma(context: Context, plan: Pragma) -> Result:
         return Result(["model", "bytes"], [TEXT, BIGINT], rows=packed_weights.pack_models(context))
     raise NotSupportedError(
         f"PRAGMA {plan.name} is not known",
-        hint="PRAGMA integrity_check, quick_check, durability, database_size, "
+        hint="PRAGMA integrity_check, quick_check, table_info, durability, database_size, "
         "inference_cache_size, forget_inference, pack_models",
     )
+
+
+def _table_info(context: Context, name: str) -> Result:
+    """Return the columns of a table as SQLite's pragma does."""
+    table = context.catalog.table(name)
+    if table is None:
+        raise CatalogError(f"table {name!r} does not exist", hint="SHOW TABLES lists them")
+    key = {column: place for place, column in enumerate(table.primary_key, 1)}
+    rows = [
+        (place, column.name, str(column.type), int(column.not_null or column.id in key),
+         column.default, key.get(column.id, 0))
+        for place, column in enumerate(table.columns)
+    ]  # fmt: skip
+    names = ("cid", "name", "type", "notnull", "dflt_value", "pk")
+    return Result(names, [BIGINT, TEXT, TEXT, BIGINT, TEXT, BIGINT], rows=rows)
 
 
 def _inference_cache_size(context: Context, limit: Any) -> Result:

@@ -15,6 +15,7 @@ from sqlglot import exp
 from tarsdb.errors import BindError, NotSupportedError
 from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
+from tarsdb.sql import moments
 from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name, where
 from tarsdb.sql.calls import OwnCall, resolve_call
 from tarsdb.sql.computed import leave_to_scan
@@ -333,10 +334,11 @@ class Rewriter:
         return False
 
     def visit_moment(self, node: Any, scope: Scope) -> bool:
-        """Call what gives the time."""
-        if not any(node.args.values()):
-            node.replace(exp.Anonymous(this=_MOMENTS[type(node)]))
-        return False
+        """Ask DuckDB for the time, and for its parts, in its own words."""
+        found = moments.rewritten(node)
+        if found is not node:
+            node.replace(found)
+        return True
 
     def visit_cast(self, node: Any, scope: Scope) -> bool:
         """Write our vector types as DuckDB's arrays."""
@@ -482,13 +484,6 @@ def _without_aliases(select: TableSelect, condition: Any) -> Any:
     return holder
 
 
-_MOMENTS: dict[type[Any], str] = {
-    exp.CurrentDate: "today", exp.CurrentTime: "current_localtime", exp.CurrentTimestamp: "now",
-    exp.Localtime: "current_localtime", exp.Localtimestamp: "current_localtimestamp",
-}  # fmt: skip
-"""Functions for words without brackets, which DuckDB takes for an item of that name."""
-
-
 _VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
     exp.Column: Rewriter.visit_column,
     exp.Star: Rewriter.visit_star,
@@ -498,6 +493,6 @@ _VISIT: dict[type[Any], Callable[[Rewriter, Any, Scope], bool]] = {
     exp.Cast: Rewriter.visit_cast,
     exp.TryCast: Rewriter.visit_cast,
     exp.Anonymous: Rewriter.visit_call,
-    **dict.fromkeys(_MOMENTS, Rewriter.visit_moment),
+    **dict.fromkeys(moments.KINDS, Rewriter.visit_moment),
     **dict.fromkeys((*ARITHMETIC, *AGGREGATES), Rewriter.visit_vectors),
 }
