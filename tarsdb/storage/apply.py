@@ -21,6 +21,7 @@ from tarsdb.storage.catalog import read_object, remove_object, write_object
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.index_parts import write_parts
 from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.own_runs import OwnRun, RunKeys
 from tarsdb.storage.scalar_index import entry
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import WriteTxn
@@ -54,14 +55,17 @@ class CommitChange:
         """True when nothing is written but ends of rows and removals of objects."""
         writes = self._writes
         return all(each is None for each in writes.objects.values()) and not any(
-            own.rows or own.blocks for own in writes.tables.values()
+            own.rows or own.all_blocks() for own in writes.tables.values()
         )
 
     @property
     def rows(self) -> int:
         """Rows that are written and versions that end."""
         return sum(
-            len(own.rows) + len(own.hidden) + sum(block.count for block in own.blocks)
+            len(own.rows)
+            + len(own.hidden)
+            + len(own.run_of)
+            + sum(block.count for block in own.all_blocks())
             for own in self._writes.tables.values()
         )
 
@@ -78,7 +82,7 @@ class CommitChange:
             counters = read_counters(txn, table_id, own.table.name)
             if counters.last_commit > writes.base_commit:
                 self._check_rows(txn, own, counters)
-            elif own.hidden and counters.purged > writes.base_commit:
+            elif (own.hidden or own.run_of) and counters.purged > writes.base_commit:
                 raise self._purged(own.table)
 
     def _check_catalog(self, txn: WriteTxn) -> None:
@@ -112,13 +116,13 @@ class CommitChange:
                 f"was built on commit {base}",
                 hint=_AGAIN,
             )
-        if own.hidden:
+        if own.hidden or own.run_of:
             if counters.purged > base:
                 raise self._purged(table)
             start, stop = keys.commits_after(table.id, 0, base)
             for key, _ in txn.range("tombs", start, stop):
                 _, _, commit, rowid, _ = keys.read_tomb_key(key)
-                if rowid in own.hidden:
+                if own.covers(rowid):
                     raise ConflictError(
                         f"table {table.name}: row {rowid} was changed by commit {commit}, "
                         f"this transaction reads commit {base}",
@@ -143,6 +147,12 @@ class CommitChange:
             own_keys = [] if entries is None else [e[0] for e in entries.new.values() if e[1]]
             for block in own.blocks:
                 own_keys += _block_unique_keys(block, index.id)
+            for run in own.runs:
+                found = run.keys.get(index.id)
+                if found is not None:
+                    chosen = _kept(own, run)
+                    freed |= {found.old[at]: int(run.rowids[at]) for at in chosen}
+                    own_keys += _run_unique_keys(found, chosen)
             for key in own_keys:
                 raw = txn.get("index", keys.index_prefix(index.id) + key)
                 if raw is not None and keys.read_rowid(raw) != freed.get(key):
@@ -245,7 +255,7 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
             items += [
                 entry(index.id, key, rowid)
                 for key, rowid, _ in entries.rebuilt
-                if rowid not in own.hidden
+                if not own.ends_entry(index.id, rowid)
             ]
         if entries is not None:
             items += _single_items(txn, index.id, entries, shift)
@@ -256,6 +266,9 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
                 (found, rowids), _block_entries(block, index.id, shift), strict=True
             ):
                 known += more
+        gone = _add_run_entries(own, index.id, (found, rowids))
+        if entries is None or entries.rebuilt is None:
+            txn.delete_pairs("index", *gone)
         txn.put_pairs("index", found, rowids)
 
 
@@ -272,6 +285,45 @@ def _single_items(
             final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
             items.append(entry(index_id, new[0], final))
     return items
+
+
+def _kept(own: OwnRows, run: OwnRun) -> list[int]:
+    """Return the positions of the rows a run still knows."""
+    kept = own.kept(run)
+    return list(range(len(run))) if kept is None else np.flatnonzero(kept).tolist()
+
+
+def _run_unique_keys(found: RunKeys, chosen: list[int]) -> list[bytes]:
+    if not found.new:
+        return []
+    nulls = found.nulls
+    return [found.new[at] for at in chosen if nulls is None or not nulls[at]]
+
+
+_Pairs = tuple[list[bytes], list[bytes]]
+
+
+def _add_run_entries(own: OwnRows, index_id: int, items: _Pairs) -> _Pairs:
+    """Add the new entries of all runs to some; return the ones that end."""
+    gone: _Pairs = ([], [])
+    for run in own.runs:
+        if index_id in run.keys:
+            ends, fresh = _run_entries(own, run, index_id)
+            for known, more in zip((*gone, *items), (*ends, *fresh), strict=True):
+                known += more
+    return gone
+
+
+def _run_entries(own: OwnRows, run: OwnRun, index_id: int) -> tuple[_Pairs, _Pairs]:
+    """Return stored keys and values of a run's entries that end, and of those that come."""
+    found, chosen = run.keys[index_id], _kept(own, run)
+    if found.new:
+        chosen = [at for at in chosen if found.old[at] != found.new[at]]
+    rowids = run.rowids[chosen].astype(">u8").view("V8").tolist()
+    prefix = keys.index_prefix(index_id)
+    gone = _prefixed(prefix, [found.old[at] for at in chosen])
+    fresh = _prefixed(prefix, [found.new[at] for at in chosen]) if found.new else []
+    return (gone, rowids), (fresh, rowids if found.new else [])
 
 
 def _block_entries(block: Any, index_id: int, shift: int) -> tuple[list[bytes], list[bytes]]:
@@ -291,7 +343,7 @@ def _block_entries(block: Any, index_id: int, shift: int) -> tuple[list[bytes], 
 def _prefixed(prefix: bytes, found: list[bytes]) -> list[bytes]:
     """Put a prefix before every key; keys of one width at once."""
     widths = set(map(len, found))
-    if len(widths) > 1:
+    if len(widths) != 1:
         return [prefix + key for key in found]
     (width,) = widths
     whole = np.empty((len(found), len(prefix) + width), dtype=np.uint8)

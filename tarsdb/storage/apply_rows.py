@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,22 @@ def write_rows(
     """
     _write_tombstones(txn, table, own, counters)
     _write_singles(txn, table, own.rows, counters, shift)
-    published = 0
-    for block in own.blocks:
-        if block.live_count():
-            published += _write_block(txn, table, block, counters, shift)
+    published, written = 0, len(own.rows)
+    bulk = [(block, block.rowids() + shift) for block in own.blocks]
+    for run in own.runs:
+        if run.block is not None:
+            kept = own.kept(run)
+            block = run.block if kept is None else dataclasses.replace(run.block, dead=~kept)
+            bulk.append((block, run.rowids))
+    for block, rowids in bulk:
+        if live := block.live_count():
+            published += _write_block(txn, table, block, rowids, counters)
+            written += live
     counters.layout += 1 if published else 0
     counters.next_rowid += own.inserted
     counters.live_rows += own.live_change
     counters.last_commit = txn.commit_number
-    written = len(own.rows) + sum(block.live_count() for block in own.blocks)
-    return {"written": written, "ended": len(own.hidden)}
+    return {"written": written, "ended": len(own.hidden) + len(own.run_of)}
 
 
 def _write_tombstones(
@@ -57,6 +64,13 @@ def _write_tombstones(
         items.sort()
         txn.put_many("tombs", items)
         counters.tombstones += len(items)
+    for run in own.runs:
+        kept = own.kept(run)
+        for group, created in run.ended.items():
+            ends = created > 0 if kept is None else (created > 0) & kept
+            found = keys.tomb_keys(table.id, group, commit, run.rowids[ends], created[ends])
+            txn.put_pairs("tombs", found, [b""] * len(found))
+            counters.tombstones += len(found)
 
 
 def _write_singles(
@@ -96,38 +110,39 @@ def _version(key: bytes, payload: bytes, commit: int) -> tuple[bytes, bytes]:
 
 
 def _write_block(
-    txn: WriteTxn, table: TableDef, block: OwnBlock, counters: TableCounters, shift: int
+    txn: WriteTxn, table: TableDef, block: OwnBlock, rowids: np.ndarray, counters: TableCounters
 ) -> int:
     """Publish one bulk block; returns the segments made. A small one goes to the delta."""
     if block.columns is not None:
         columns = block.columns
         positions = None if block.dead is None else np.flatnonzero(~block.dead)
         if block.live_count() < MIN_SEGMENT_ROWS and block.nbytes < MIN_SEGMENT_BYTES:
-            _write_singles(txn, table, _block_rows(table, block, positions), counters, shift)
+            _write_singles(txn, table, _block_rows(table, block, rowids, positions), counters, 0)
             return 0
         if positions is not None:
             columns = {c: column.take(positions) for c, column in columns.items()}
+            rowids = rowids[positions]
         groups = staging.write_groups(txn, table, columns, counters)
-        rowids = block.rowids() if positions is None else block.rowids()[positions]
         dead = None
     else:
-        groups, rowids, dead = block.staged, block.rowids(), block.dead
+        groups, dead = block.staged, block.dead
     for group in groups.values():
         members = rowids if group.positions is None else rowids[group.positions]
         holes = dead if dead is None or group.positions is None else dead[group.positions]
-        digest = publish(txn, group.blocks.copy(), members + shift, txn.commit_number, holes)
+        digest = publish(txn, group.blocks.copy(), members, txn.commit_number, holes)
         counters.add_segment(digest)
     return len(groups)
 
 
 def _block_rows(
-    table: TableDef, block: OwnBlock, positions: np.ndarray | None
+    table: TableDef, block: OwnBlock, rowids: np.ndarray, positions: np.ndarray | None
 ) -> dict[int, dict[int, Any]]:
     """Return rowid -> column id -> value of the rows at `positions`; None means all."""
-    rowids, columns = block.rowids(), [block.column(column) for column in table.columns]
+    held = [c for c in table.columns if block.columns is None or c.id in block.columns]
+    columns = [block.column(column) for column in held]
     if positions is not None:
         rowids, columns = rowids[positions], [column.take(positions) for column in columns]
-    ids = [column.id for column in table.columns]
+    ids = [column.id for column in held]
     rows = zip(*(column.to_list() for column in columns), strict=True)
     return {
         rowid: dict(zip(ids, row, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,9 @@ def batches(blocks: Sequence[OwnBlock]) -> list[list[OwnBlock]]:
 def rebuild_index(own: OwnRows, view: TableView, index: IndexDef) -> None:
     """Compute the entries of an index for all live rows; they replace the stored ones."""
     codec = view.state.cache.codec(view.table, index)
+    for run in own.runs:  # their rows are among all
+        own.journal.append(functools.partial(setattr, run, "keys", run.keys))
+        run.keys = {each: found for each, found in run.keys.items() if each != index.id}
     entries = own.index(index.id)
     before = own.indexes.pop(index.id)
     own.journal.append(lambda: own.indexes.__setitem__(index.id, before))

@@ -19,6 +19,9 @@ from tarsdb.storage.tombstones import ALIVE, GrowingArray
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
+_LOOK = 4
+"""Records that are sorted in the time that one row is looked up."""
+
 
 class DeltaLog:
     """Decoded delta of one column group.
@@ -123,6 +126,19 @@ class DeltaLog:
                 return position
             position = self._previous[position]
         return -1
+
+    def find_many(self, rowids: np.ndarray, count: int, commit: int) -> np.ndarray:
+        """Return :meth:`find` of many rows; int64 like ``rowids``."""
+        if len(rowids) * _LOOK < count:
+            return np.array([self.find(r, count, commit) for r in rowids.tolist()], dtype=np.int64)
+        live = np.flatnonzero(self.deleted.prefix(count) > commit)
+        if not len(live):
+            return np.full(len(rowids), -1, dtype=np.int64)
+        known = self.rowids.prefix(count)[live]
+        order = np.argsort(known, kind="stable")
+        known = known[order]
+        at = np.minimum(known.searchsorted(rowids), len(known) - 1)
+        return np.where(known[at] == rowids, live[order[at]], -1)
 
     def live(self, count: int, commit: int) -> np.ndarray | None:
         """Return which of the first ``count`` versions are live, or None when all are."""

@@ -30,8 +30,17 @@ def gather_scalars(
     if len(rowids) <= FEW:
         found = few_values(txn, group, rowids.tolist(), columns)
         return [from_list(c.type, values) for c, values in zip(columns, found, strict=True)]
-    sources, positions = group.locate(txn, rowids)
-    return [_gather(txn, group, sources, positions, column) for column in columns]
+    return at_places(txn, group, group.locate(txn, rowids), columns)
+
+
+def at_places(
+    txn: ReadTxn,
+    group: GroupState,
+    places: tuple[np.ndarray, np.ndarray],
+    columns: Sequence[ColumnDef],
+) -> list[Column]:
+    """Return columns of versions from ``locate`` in their order; missing ones are NULL."""
+    return [_gather(txn, group, *places, column) for column in columns]
 
 
 def few_values(

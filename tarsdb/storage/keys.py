@@ -47,6 +47,17 @@ TOMB_DTYPE = np.dtype(
 """NumPy layout of a ``tombs`` key, to decode many at once."""
 
 
+def tomb_keys(
+    table: int, group: int, deleted: int, rowids: np.ndarray, created: np.ndarray
+) -> list[bytes]:
+    """Return the ``tombs`` keys of many versions that end in one commit."""
+    fields = np.empty(len(rowids), dtype=TOMB_DTYPE)
+    fields["table"], fields["group"], fields["deleted"] = table, group, deleted
+    fields["rowid"], fields["created"] = rowids, created
+    found: list[bytes] = fields.view(f"V{TOMB_DTYPE.itemsize}").tolist()
+    return found
+
+
 def read_rowid(value: bytes | memoryview) -> int:
     """Return the rowid of 8 bytes as an index entry stores them."""
     rowid: int = _U64.unpack(value)[0]

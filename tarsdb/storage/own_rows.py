@@ -1,7 +1,8 @@
 """A transaction's own uncommitted changes to one table, in memory.
 
-Single rows are dicts by column id; bulk rows are immutable :class:`OwnBlock` runs whose columns
-are in memory or already staged on disk. Inserted rows have provisional rowids. Every change appends
+Single rows are dicts by column id; rows inserted in bulk are immutable :class:`OwnBlock` runs whose
+columns are in memory or already staged on disk, rows updated or deleted in bulk an `OwnRun`.
+Inserted rows have provisional rowids. Every change appends
 its undo to the write set's journal, so a savepoint is a position in it. Knows no locks and no
 commits.
 """
@@ -12,7 +13,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from tarsdb.storage.segments import PSEUDO_COLUMNS, SegmentBlocks
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
+if TYPE_CHECKING:
+    from tarsdb.storage.own_runs import OwnRun
+
+_NONE = np.zeros(0, dtype=bool)
 Entry = tuple[bytes, bool]
 """Index key, and whether the index stores it as unique (key -> rowid)."""
 
@@ -196,6 +201,12 @@ class OwnIndex:
             return []
         return list(known) if isinstance(known, set) else [known]
 
+    def entries(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, int]]:
+        """Yield (key, rowid) of own rows and of committed ones with start <= key < stop."""
+        new = [(key, rowid) for rowid, (key, _) in self.new.items()]
+        rebuilt = [(key, rowid) for key, rowid, _ in self.rebuilt or () if rowid not in self.new]
+        return ((key, rowid) for key, rowid in (*new, *rebuilt) if start <= key < stop)
+
     def set_rebuilt(self, entries: list[tuple[bytes, int, bool]] | None) -> None:
         """Replace the committed entries."""
         self.rebuilt = entries
@@ -217,7 +228,10 @@ class OwnRows:
         rowid -> {column id: storage value}; inserted rows hold every column, updated ones the
         scalars and the vectors that changed.
     hidden : dict
-        Committed rowid -> {column group: created commit} of the versions that end.
+        Committed rowid -> {column group: created commit} of the versions that end, of single rows.
+    runs : list of OwnRun
+    run_of : dict
+        Committed rowid -> the run that knows the row; never of a row in ``hidden``.
     blocks : tuple of OwnBlock
     live_change : int
         Live rows added minus removed.
@@ -230,6 +244,8 @@ class OwnRows:
         self.journal = journal
         self.rows: dict[int, dict[int, Any]] = {}
         self.hidden: dict[int, dict[int, int]] = {}
+        self.runs: list[OwnRun] = []
+        self.run_of: dict[int, OwnRun] = {}
         self.blocks: tuple[OwnBlock, ...] = ()
         self.indexes: dict[int, OwnIndex] = {}
         self.next_rowid = keys.PROVISIONAL
@@ -240,7 +256,7 @@ class OwnRows:
     @property
     def is_untouched(self) -> bool:
         """True when there is nothing of this transaction to show or write."""
-        return not (self.rows or self.hidden or self.blocks or self.indexes)
+        return not (self.rows or self.hidden or self.run_of or self.blocks or self.indexes)
 
     @property
     def inserted(self) -> int:
@@ -251,7 +267,15 @@ class OwnRows:
         """Return how many values of a column were written or ended."""
         written = sum(column_id in row for row in self.rows.values())
         ended = sum(column_id in groups for groups in self.hidden.values())
+        for run in self.runs:
+            written += int(run.changed.get(column_id, _NONE).sum())
+            ended += int(np.count_nonzero(run.ended.get(column_id, _NONE)))
         return written + ended + sum(block.count for block in self.blocks)
+
+    def all_blocks(self) -> list[OwnBlock]:
+        """Return the blocks of rows inserted and of rows updated in bulk."""
+        updated = [run.block for run in self.runs if run.block is not None]
+        return [*self.blocks, *updated]
 
     def index(self, index_id: int) -> OwnIndex:
         """Return the own entries of an index."""
@@ -264,28 +288,52 @@ class OwnRows:
 
     def covers(self, rowid: int) -> bool:
         """Return True when this transaction, not the snapshot, knows the row."""
-        return rowid >= keys.PROVISIONAL or rowid in self.hidden
+        return rowid >= keys.PROVISIONAL or rowid in self.hidden or rowid in self.run_of
 
     def covers_many(self, rowids: np.ndarray) -> np.ndarray:
         """Return a bool array of :meth:`covers`."""
         mine: np.ndarray = rowids >= keys.PROVISIONAL
-        if self.hidden:  # not by hidden_rowids: a statement of one row would sort all of them
-            mine |= np.fromiter(map(self.hidden.__contains__, rowids.tolist()), bool, len(rowids))
+        for known in (self.hidden, self.run_of):
+            if known:  # not by hidden_rowids: a statement of one row would sort all of them
+                mine |= np.fromiter(map(known.__contains__, rowids.tolist()), bool, len(rowids))
         return mine
+
+    def ends_entry(self, index_id: int, rowid: int) -> bool:
+        """Return True when the committed entry of a row in an index counts no longer."""
+        if rowid in self.hidden:
+            return True
+        run = self.run_of.get(rowid)
+        return run is not None and index_id in run.keys
 
     def hidden_rowids(self, group: int = 0) -> np.ndarray:
         """Return ascending rowids whose committed version in a group is hidden."""
         known = self._hidden_cache.get(group)
         if known is None or known[0] != self.version:
             found = [rowid for rowid, groups in self.hidden.items() if group in groups]
-            known = (self.version, np.array(sorted(found), dtype=np.int64))
+            parts = [np.array(found, dtype=np.int64)]
+            for run in self.runs:
+                ends = run.ended.get(group)
+                if ends is not None:
+                    kept = self.kept(run)
+                    parts.append(run.rowids[(ends > 0) if kept is None else (ends > 0) & kept])
+            known = (self.version, np.sort(np.concatenate(parts)))
             self._hidden_cache[group] = known
         return known[1]
+
+    def kept(self, run: OwnRun) -> np.ndarray | None:
+        """Return which rows of a run it still knows, bool (n,); None for all."""
+        if not run.moved:
+            return None
+        known = self.run_of
+        return np.array([known.get(rowid) is run for rowid in run.rowids.tolist()], dtype=bool)
 
     def is_live(self, rowid: int) -> bool:
         """Return True when a covered row exists."""
         if rowid in self.rows:
             return True
+        run = self.run_of.get(rowid)
+        if run is not None:
+            return run.block is not None
         hit = self.find_block(rowid)
         if hit is None:
             return False
@@ -303,7 +351,8 @@ class OwnRows:
         """Return False when a column of an updated row is unchanged in the snapshot."""
         if rowid >= keys.PROVISIONAL or not column.type.is_vector:
             return True
-        return column.id in self.rows[rowid]
+        run = self.run_of.get(rowid)
+        return column.id in self.rows[rowid] if run is None else run.holds(rowid, column)
 
     def value(self, rowid: int, column: ColumnDef) -> Any:
         """Return a storage value of a live covered row."""
@@ -312,6 +361,9 @@ class OwnRows:
             if column.id in row:
                 return row[column.id]
             return None if column.type.is_vector else block_format.missing_value(column)
+        run = self.run_of.get(rowid)
+        if run is not None:
+            return run.value(rowid, column)
         hit = self.find_block(rowid)
         return None if hit is None else hit[0].column(column).get(hit[1])
 
@@ -322,7 +374,9 @@ class OwnRows:
         if own is not None:
             found = own.rows(key)
             if own.rebuilt is not None:
-                found += [r for r in own.rebuilt_rows(key) if r not in self.hidden]
+                found += [r for r in own.rebuilt_rows(key) if not self.ends_entry(index_id, r)]
+        for run in self.runs:
+            found += [r for r in run.find_key(index_id, key) if self.run_of.get(r) is run]
         for block in self.blocks:
             if index_id in block.index_keys:
                 found += block.find_key(index_id, key)
@@ -332,11 +386,12 @@ class OwnRows:
         """Yield (key, rowid) of own and rebuilt entries with start <= key < stop."""
         own = self.indexes.get(index_id)
         if own is not None:
-            for rowid, (key, _) in own.new.items():
-                if start <= key < stop:
+            for key, rowid in own.entries(start, stop):
+                if rowid in own.new or not self.ends_entry(index_id, rowid):
                     yield key, rowid
-            for key, rowid, _ in own.rebuilt or ():
-                if start <= key < stop and rowid not in self.hidden:
+        for run in self.runs:
+            for key, rowid in run.entries(index_id, start, stop):
+                if self.run_of.get(rowid) is run:
                     yield key, rowid
         for block in self.blocks:
             for position, key in enumerate(block.index_keys.get(index_id, ((), None))[0]):
@@ -351,12 +406,13 @@ class OwnRows:
 
     def save_row(self, rowid: int) -> Callable[[], None]:
         """Return a function that restores everything known about one row."""
-        row, hidden = self.rows.get(rowid), self.hidden.get(rowid)
+        row, hidden, run = self.rows.get(rowid), self.hidden.get(rowid), self.run_of.get(rowid)
         entries = [(own, own.new.get(rowid), own.old.get(rowid)) for own in self.indexes.values()]
 
         def restore() -> None:
             _put_back(self.rows, rowid, row)
             _put_back(self.hidden, rowid, hidden)
+            _put_back(self.run_of, rowid, run)
             for own in self.indexes.values():
                 own.remove(rowid)
                 own.old.pop(rowid, None)
@@ -367,6 +423,28 @@ class OwnRows:
                     own.old[rowid] = old
 
         return restore
+
+    def add_run(self, run: OwnRun) -> None:
+        """Add committed rows that end together, with undo; none of them is covered yet."""
+        rowids = run.rowids.tolist()
+
+        def undo() -> None:
+            self.runs.remove(run)
+            for rowid in rowids:
+                self.run_of.pop(rowid, None)
+            self.touch()
+
+        self.journal.append(undo)
+        self.runs.append(run)
+        self.run_of.update(dict.fromkeys(rowids, run))
+        self.touch()
+
+    def leave_run(self, rowid: int) -> None:
+        """Make a live row of a run a single row; undone by :meth:`save_row`, called before."""
+        run = self.run_of.pop(rowid)
+        run.moved = True
+        self.rows[rowid] = run.row(rowid, self.table)
+        self.hidden[rowid] = run.groups(rowid)
 
     def add_blocks(self, blocks: Sequence[OwnBlock]) -> None:
         """Append bulk rows; the undo leaves them dead, because they may be staged by then."""

@@ -149,10 +149,7 @@ class SegmentList:
         """Return where versions of rows that are live at a commit lie among overlapping ones."""
         if len(self.overlapping) <= FEW:
             return [self._walk(txn, name, rowid, commit) for rowid in rowids]
-        places = self._places
-        if places is None:
-            places = self._places = Places.of(txn, name, self.overlapping, self._before)
-            self._before = None
+        places = self._known_places(txn, name)
         numbers, positions = places.find(np.array(rowids, dtype=np.int64))
         found: list[tuple[Segment, int] | None] = []
         for number, position, rowid in zip(
@@ -165,6 +162,37 @@ class SegmentList:
             else:  # deleted, or live in an older snapshot only
                 found.append(self._walk(txn, name, rowid, commit))
         return found
+
+    def locate_overlapping(
+        self, txn: ReadTxn, name: str, rowids: np.ndarray, commit: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return :meth:`overlapping_at` of many rows: positions among all segments, and in them.
+
+        Both int64 like ``rowids``; -1 among the segments where there is no such version.
+        """
+        places = self._known_places(txn, name)
+        numbers, positions = places.find(rowids)
+        found = np.full(len(rowids), -1, dtype=np.int64)
+        order = np.argsort(numbers, kind="stable")
+        apart, starts = np.unique(numbers[order], return_index=True)
+        bounds = [*starts.tolist(), len(order)]
+        for at, number in enumerate(apart.tolist()):
+            segment, rows = places.segments.get(number), order[bounds[at] : bounds[at + 1]]
+            if segment is not None:
+                if segment.deleted is not None:
+                    rows = rows[segment.deleted[positions[rows]] > commit]
+                found[rows] = self._index[number]
+        for row in np.flatnonzero(found < 0).tolist():  # deleted, or live in an older snapshot only
+            hit = self._walk(txn, name, int(rowids[row]), commit)
+            if hit is not None:
+                found[row], positions[row] = self._index[hit[0].id], hit[1]
+        return found, positions
+
+    def _known_places(self, txn: ReadTxn, name: str) -> Places:
+        if self._places is None:
+            self._places = Places.of(txn, name, self.overlapping, self._before)
+            self._before = None
+        return self._places
 
     def _walk(self, txn: ReadTxn, name: str, rowid: int, commit: int) -> tuple[Segment, int] | None:
         for segment in self.overlapping:

@@ -1,4 +1,4 @@
-"""Single-row inserts, updates and deletes inside a write set.
+"""Inserts, updates and deletes of rows one by one inside a write set.
 
 Checks UNIQUE as of the end of the statement, so an UPDATE may move keys among its rows. Knows the
 snapshot through a TableView and changes only :class:`OwnRows`.
@@ -75,13 +75,15 @@ def update(
 
 def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan]) -> None:
     """Make rows the transaction's own, as they are; undone by what the journal then holds."""
-    columns, in_blocks = view.table.columns, []
+    columns, in_blocks, in_runs = view.table.columns, [], []
     for rowid in rowids:
         if own.covers(rowid):
             if not own.is_live(rowid):
-                raise _not_live(view)
+                raise not_live(view)
             own.journal.append(own.save_row(rowid))
-            if rowid not in own.rows:
+            if rowid in own.run_of:
+                in_runs.append(rowid)
+            elif rowid not in own.rows:
                 in_blocks.append(rowid)
     if in_blocks:
         rows = [{c.id: own.value(rowid, c) for c in columns} for rowid in in_blocks]
@@ -89,6 +91,7 @@ def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPl
         own.rows.update(zip(in_blocks, rows, strict=True))
         for plan in plans:
             own.index(plan.index.id).add_all(in_blocks, _entries(own, view, plan, in_blocks))
+    _leave_runs(own, view, in_runs, plans)
     hidden, values = _hide_base(own, view, rowids, plans, whole=False)
     rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     own.rows.update(zip(hidden, rows or [{} for _ in hidden], strict=True))
@@ -97,7 +100,26 @@ def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPl
         entries.add_all(hidden, [entries.old[rowid] for rowid in hidden])
 
 
-def _not_live(view: TableView) -> InternalError:
+def _leave_runs(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan]) -> None:
+    """Make rows of runs single rows, as they are; what is known of each is saved before."""
+    if not rowids:
+        return
+    runs = [own.run_of[rowid] for rowid in rowids]
+    for rowid in rowids:
+        own.leave_run(rowid)
+    for plan in plans:
+        entries, unique = own.index(plan.index.id), plan.index.unique
+        now = _entries(own, view, plan, rowids)
+        entries.add_all(rowids, now)
+        for rowid, run, entry in zip(rowids, runs, now, strict=True):
+            found = run.keys.get(plan.index.id)
+            old = entry if found is None else (found.old[run.position(rowid)], unique)
+            entries.old[rowid] = old
+    own.touch()
+
+
+def not_live(view: TableView) -> InternalError:
+    """Return the error of an UPDATE that was given a row it cannot change."""
     return InternalError(f"table {view.table.name}: UPDATE of a row that is not live")
 
 
@@ -167,6 +189,9 @@ def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
     covered = own.covers_many(wanted)
     mine, base = wanted[covered], wanted[~covered]
     gone = len(_hide_base(own, view, base.tolist(), plans, whole=True)[0])
+    in_runs = [rowid for rowid in mine.tolist() if rowid in own.run_of and own.is_live(rowid)]
+    own.journal.extend([own.save_row(rowid) for rowid in in_runs])
+    _leave_runs(own, view, in_runs, plans)
     singles = [rowid for rowid in mine.tolist() if rowid in own.rows]
     for rowid in singles:
         own.journal.append(own.save_row(rowid))
@@ -211,7 +236,7 @@ def _hide_base(
     hits = group.find_each(view.txn, fresh)
     if any(position < 0 for _, position in hits):
         if not whole:
-            raise _not_live(view)
+            raise not_live(view)
         live = [at for at, (_, position) in enumerate(hits) if position >= 0]
         fresh, hits = [fresh[at] for at in live], [hits[at] for at in live]
     versions = [{0: group.created_one(view.txn, *hit)} for hit in hits]

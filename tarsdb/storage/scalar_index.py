@@ -37,7 +37,7 @@ def find(
     found = own.find_key(index.id, encoded)
     if not _is_rebuilt(own, index):
         base = base_rowids(view.txn, index, encoded, unique)
-        found += [rowid for rowid in base.tolist() if rowid not in own.hidden]
+        found += [rowid for rowid in base.tolist() if not own.ends_entry(index.id, rowid)]
     return np.array(sorted(found), dtype=np.int64)
 
 
@@ -79,7 +79,7 @@ def scan(
     if not _is_rebuilt(own, index):
         for key, value in view.txn.range("index", start, stop):
             encoded, rowid = split_entry(key, value)
-            if rowid not in own.hidden:
+            if not own.ends_entry(index.id, rowid):
                 merged.append((encoded, rowid))
     merged.sort()
     return np.array([rowid for _, rowid in merged], dtype=np.int64)

@@ -74,7 +74,7 @@ class Spill:
         gone = {id(block.columns) for block in self._under_way.batch} if self._under_way else set()
         waiting = [
             block
-            for block in own.blocks
+            for block in own.all_blocks()
             if block.columns is not None and id(block.columns) not in gone and block.live_count()
         ]
         if sum(block.nbytes for block in waiting) >= staging.STAGE_BYTES:
@@ -111,6 +111,9 @@ class Spill:
         swap = {id(block.columns): staged for block, staged in zip(batch, done, strict=True)}
         # rows and visibility stay the same, so this needs no undo
         own.blocks = tuple(_staged(block, swap.get(id(block.columns))) for block in own.blocks)
+        for run in own.runs:
+            if run.block is not None:
+                run.block = _staged(run.block, swap.get(id(run.block.columns)))
         own.touch()
         self._writes.has_staged()
 

@@ -29,6 +29,7 @@ from tarsdb.storage.tombstones import TombstoneLog
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
+_NO_ROWS = np.empty(0, dtype=np.int64)
 _KEPT_STATES = 8
 _KEPT_LOGS = 3
 
@@ -148,17 +149,15 @@ class GroupState:
             sources[order[part][hit]] = self._list.index(segment)
             positions[order[part][hit]] = found[hit]
         if self.count:
-            find, count, commit = self.delta.find, self.count, self.commit
-            found = np.array([find(r, count, commit) for r in rowids.tolist()], dtype=np.int64)
+            found = self.delta.find_many(rowids, self.count, self.commit)
             hit = found >= 0
             sources[hit] = len(self.segments)
             positions[hit] = found[hit]
-        missing = np.flatnonzero(sources < 0).tolist() if self._list.overlapping else []
-        asked = rowids[missing].tolist()
-        others = self._list.overlapping_at(txn, self.name, asked, self.commit) if missing else []
-        for row, place in zip(missing, others, strict=True):
-            if place is not None:
-                sources[row], positions[row] = self._list.index(place[0]), place[1]
+        missing = np.flatnonzero(sources < 0) if self._list.overlapping else _NO_ROWS
+        if len(missing):
+            sources[missing], positions[missing] = self._list.locate_overlapping(
+                txn, self.name, rowids[missing], self.commit
+            )
         return sources, positions
 
     def created(self, txn: ReadTxn, sources: np.ndarray, positions: np.ndarray) -> np.ndarray:

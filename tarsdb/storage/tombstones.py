@@ -68,7 +68,8 @@ class TombstoneLog:
         if commit <= self.loaded:
             return
         start, stop = keys.commits_after(self._table, self._group, self.loaded)
-        found = b"".join([bytes(key) for key, _ in txn.range("tombs", start, stop)])
+        blocks = txn.keys("tombs", start, stop)
+        found = b"".join([key for block in blocks for key in block])
         if found:
             self._log.extend(decode_tombstones(found))
         self.loaded = commit

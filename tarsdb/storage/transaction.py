@@ -383,6 +383,16 @@ class WriteTxn(ReadTxn):
         except lmdb.Error as error:
             raise convert_write(error, self._env.path) from error
 
+    def delete_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
+        """Delete one value each of many keys that have several, in key order."""
+        order = key_order(found)
+        database, delete = self._databases[db], self._delete
+        try:
+            for at in range(len(found)) if order is None else order:
+                delete(found[at], values[at], database)
+        except lmdb.Error as error:
+            raise convert_write(error, self._env.path) from error
+
     def delete(self, db: str, key: bytes, value: bytes = b"") -> bool:
         """Delete a key, or one value of it where keys have several; return whether it was there."""
         try:

@@ -20,6 +20,7 @@ from tarsdb.schema import IndexDef, TableDef
 from tarsdb.storage import keys, scalar_index
 from tarsdb.storage.index_keys import KeyCodec, null_rows
 from tarsdb.storage.own_rows import Entry, OwnRows
+from tarsdb.storage.own_runs import RunKeys
 from tarsdb.types import SqlType, presenter
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def is_taken(view: TableView, own: OwnRows, index_id: int, key: bytes) -> bool:
     if is_rebuilt(own, index_id):
         return False
     raw = view.txn.get("index", keys.index_prefix(index_id) + key)
-    return raw is not None and keys.read_rowid(raw) not in own.hidden
+    return raw is not None and not own.ends_entry(index_id, keys.read_rowid(raw))
 
 
 def is_rebuilt(own: OwnRows, index_id: int) -> bool:
@@ -124,6 +125,28 @@ def _require_all_unique(
         seen.add(key)
 
 
+def require_moved_unique(
+    view: TableView, own: OwnRows, plan: IndexPlan, parts: Sequence[Column], moved: RunKeys
+) -> None:
+    """Check the keys that many rows of a unique index get at once in exchange for old ones.
+
+    Raises
+    ------
+    IntegrityError
+    """
+    moving = [at for at, (a, b) in enumerate(zip(moved.old, moved.new, strict=True)) if a != b]
+    freed = {moved.old[at] for at in moving}
+    rows = moving if moved.nulls is None else [at for at in moving if not moved.nulls[at]]
+    wanted = [moved.new[at] for at in rows]
+    low = min(wanted, default=b"")
+    checks = [taken for taken, high in _lookups(view, own, plan.index) if high >= low]
+    seen: set[bytes] = set()
+    for row, key in zip(rows, wanted, strict=True):
+        if key in seen or (key not in freed and any(taken(key) for taken in checks)):
+            raise violation(view.table, plan.index, [part.get(row) for part in parts])
+        seen.add(key)
+
+
 def _are_distinct(found: list[bytes]) -> bool:
     ascending = all(map(operator.lt, found, islice(found, 1, None)))
     return ascending or len(set(found)) == len(found)
@@ -134,7 +157,8 @@ def _lookups(view: TableView, own: OwnRows, index: IndexDef) -> list[tuple[Any, 
     found: list[tuple[Any, bytes]] = []
     txn, prefix = view.txn, keys.index_prefix(index.id)
     entries = own.indexes.get(index.id)
-    if entries is not None and (entries.new or entries.rebuilt is not None):
+    in_rows = entries is not None and (entries.new or entries.rebuilt is not None)
+    if in_rows or any(index.id in run.keys for run in own.runs):
         found.append((lambda key: bool(own.find_key(index.id, key)), b"\xff"))
     for block in own.blocks:
         if index.id in block.index_keys:
@@ -144,7 +168,7 @@ def _lookups(view: TableView, own: OwnRows, index: IndexDef) -> list[tuple[Any, 
 
         def stored(key: bytes) -> bool:
             raw = txn.get("index", prefix + key)
-            return raw is not None and keys.read_rowid(raw) not in own.hidden
+            return raw is not None and not own.ends_entry(index.id, keys.read_rowid(raw))
 
         found.append((stored, scalar_index.split_entry(*last)[0]))
     return found

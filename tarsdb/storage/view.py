@@ -16,7 +16,8 @@ from tarsdb.columns import UNCOMMITTED, Column, VectorBlock, concat, from_list
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import gather, scalar_index
-from tarsdb.storage.own_rows import OwnRows
+from tarsdb.storage.own_rows import OwnBlock, OwnRows
+from tarsdb.storage.own_runs import OwnRun
 from tarsdb.storage.state import GroupState, TableState
 from tarsdb.storage.transaction import ReadTxn
 
@@ -240,13 +241,15 @@ class TableView:
 
     def _own_chunks(self, own: OwnRows, columns: list[ColumnDef]) -> Iterator[Chunk]:
         for block in own.blocks:
-            rowids = block.rowids()
-            found = [block.column(c) for c in columns]
-            if block.dead is not None:
-                keep = np.flatnonzero(~block.dead)
-                rowids, found = rowids[keep], [column.take(keep) for column in found]
-            if len(rowids):
-                yield Chunk(rowids, found)
+            live = None if block.dead is None else ~block.dead
+            if live is None or live.any():
+                yield _chosen(block.rowids(), [block.column(c) for c in columns], live)
+        for run in own.runs:
+            if run.block is not None:
+                kept = own.kept(run)
+                found = [self._run_column(run, run.block, c) for c in columns]
+                if kept is None or kept.any():
+                    yield _chosen(run.rowids, found, kept)
         singles = list(own.rows)
         ids = [column.id for column in columns]
         for start in range(0, len(singles), 2048):
@@ -256,6 +259,20 @@ class TableView:
                 np.array(part, dtype=np.int64),
                 [from_list(c.type, [row[i] for row in values]) for i, c in enumerate(columns)],
             )
+
+    def _run_column(self, run: OwnRun, block: OwnBlock, column: ColumnDef) -> Column:
+        """Return a column of the rows of a run, with the vectors that stay in the snapshot."""
+        if not column.type.is_vector:
+            return block.column(column)
+        base = gather.gather_vectors(self.txn, self.vector_group(column), run.rowids, column)
+        changed = run.changed.get(column.id)
+        if changed is None:
+            return base
+        fresh = block.column(column)
+        every = np.ones(len(run), dtype=bool)
+        valid = [every if c.validity is None else c.validity for c in (fresh, base)]
+        values = np.where(changed[:, np.newaxis], fresh.values, base.values)
+        return Column(column.type, values, None, np.where(changed, *valid))
 
     # --- indexes ---
 
@@ -312,6 +329,11 @@ class TableView:
         blocks = _overlaid(base, own.hidden_rowids(column_id))
         for block in own.blocks:
             blocks.extend(_block_vectors(block.rowids(), block.column(column), block.dead))
+        for run in own.runs:
+            if run.block is not None and column_id in run.changed:
+                kept = own.kept(run)
+                dead = None if kept is None else ~kept
+                blocks.extend(_block_vectors(run.rowids, run.block.column(column), dead))
         singles = [r for r in own.rows if own.rows[r].get(column_id) is not None]
         if singles:
             data = from_list(column.type, [own.rows[r][column_id] for r in singles]).values
@@ -319,6 +341,13 @@ class TableView:
             blocks.append(VectorBlock(rowids, data, None, UNCOMMITTED))
         self._blocks[column_id] = (own.version, blocks)
         return blocks
+
+
+def _chosen(rowids: np.ndarray, columns: list[Column], live: np.ndarray | None) -> Chunk:
+    if live is None:
+        return Chunk(rowids, columns)
+    keep = np.flatnonzero(live)
+    return Chunk(rowids[keep], [column.take(keep) for column in columns])
 
 
 def _without(

@@ -181,8 +181,11 @@ class Transaction:
     def update(self) -> None:
         if not self.model:
             return
-        chosen = self.rng.sample(sorted(self.model), min(len(self.model), self.rng.randint(1, 6)))
-        rows = []
+        most = min(len(self.model), self.rng.choice([6, 6, 60]))
+        chosen = self.rng.sample(
+            sorted(self.model), min(len(self.model), self.rng.randint(1, most))
+        )
+        rows, fresh = [], self._fresh_keys(len(chosen))
         for rowid in chosen:
             old = self.model[rowid]
             kind = self.rng.choice(["scalar", "vector", "key", "swap"])
@@ -192,11 +195,9 @@ class Transaction:
             elif kind == "vector":
                 new = (*old[:4], new[4], old[5])
             elif kind == "key":
-                new = random_row(self.rng, self._fresh_keys(1)[0])
+                new = random_row(self.rng, fresh.pop())
             rows.append(new)
-        if len({row[0] for row in rows}) < len(rows):
-            return
-        if len(chosen) == 2:  # exchange the keys of two rows
+        if len(chosen) in (2, 30):  # exchange the keys of rows
             rows = [random_row(self.rng, self.model[rowid][0]) for rowid in reversed(chosen)]
         named = self.rng.random() < 0.5  # name all columns, or those that change
         changed = {
@@ -204,8 +205,26 @@ class Transaction:
             for i, c in enumerate(self.table.columns)
             if named or not all(map(same, (self.model[r][i] for r in chosen), (r[i] for r in rows)))
         }
-        self.writes.update(self.table, self.view(), chosen, changed)
+        if self.rng.random() < 0.2 and len(chosen) < len(self.model):
+            self._clash(chosen, rows)
+        self._update(chosen, changed)
         self.model.update(zip(chosen, rows, strict=True))
+
+    def _update(self, chosen: list[int], changed: dict[int, list[Any]]) -> None:
+        """Give the values one by one, or as columns."""
+        if self.rng.random() < 0.3:
+            self.writes.update(self.table, self.view(), chosen, changed)
+            return
+        columns = {i: from_list(self.table.column_by_id(i).type, v) for i, v in changed.items()}
+        self.writes.update_columns(self.table, self.view(), np.array(chosen), columns)
+
+    def _clash(self, chosen: list[int], rows: list[Row]) -> None:
+        """Give a row the key of one that keeps it."""
+        others = sorted(self.model.keys() - set(chosen))
+        keys = [row[0] for row in rows]
+        keys[self.rng.randrange(len(keys))] = self.model[self.rng.choice(others)][0]
+        with np.testing.assert_raises(IntegrityError):
+            self._update(chosen, {1: keys})
 
     def delete(self) -> None:
         if not self.model:

@@ -10,7 +10,16 @@ import pytest
 
 from tarsdb.errors import ConflictError
 from tarsdb.options import OpenOptions
-from tarsdb.storage import Environment, Snapshot, check, merge, staging, vacuum
+from tarsdb.storage import (
+    Environment,
+    Snapshot,
+    apply_rows,
+    check,
+    column_changes,
+    merge,
+    staging,
+    vacuum,
+)
 from tests.property.storage_model import Row, Transaction, create_table, verify
 
 HISTORIES = int(os.environ.get("TARSDB_HISTORIES", "12"))
@@ -20,6 +29,13 @@ OPTIONS = OpenOptions(segment_rows=64, delta_limit_rows=50, background_merge=Fal
 @pytest.fixture(autouse=True)
 def _small_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "STAGE_BYTES", 6000)
+
+
+@pytest.fixture(params=[1, 24, 10**6], ids=["columns", "mixed", "rows"])
+def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows from which updates and deletes go as columns, and the least rows of a segment."""
+    monkeypatch.setattr(column_changes, "MANY_ROWS", request.param)
+    monkeypatch.setattr(apply_rows, "MIN_SEGMENT_ROWS", 16)
 
 
 class History:
@@ -112,6 +128,7 @@ class History:
         self.env.release()
 
 
+@pytest.mark.usefixtures("_ways")
 @pytest.mark.parametrize("seed", range(HISTORIES))
 def test_random_history_equals_model(tmp_path: Path, seed: int) -> None:
     History(tmp_path / "h.tars", seed).run(14)

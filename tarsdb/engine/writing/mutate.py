@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tarsdb.columns import Column
+from tarsdb.columns import Column, concat
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
 from tarsdb.engine.reading import evaluate
@@ -210,21 +210,45 @@ def arrow_batches(
 
 
 def update(context: Context, plan: Update) -> Result:
-    """Update the rows that match, batch by batch."""
-    returned: list[Result] = []
-    written = 0
+    """Update the rows that match: their new values batch by batch, then the rows, then RETURNING.
+
+    A unique index holds at the end of the statement, so its rows are written at once.
+    """
+    returns = plan.returning is not None or plan.returning_sql is not None
+    found: list[Changes] = []
+    written = waiting = 0
     for rowids, given in _updates(context, plan):
-        columns, rows = update_rows(context, plan, rowids, given)
-        written += rows
-        if plan.returning is not None or plan.returning_sql is not None:
-            returned.append(_returning(context, plan, columns, rows, rowids))
-    return _merge(returned, written)
+        found.append(changes(context, plan, rowids, given))
+        written += len(rowids)
+        waiting += sum(found[-1].columns[c].nbytes for c in found[-1].changed)
+        if waiting >= LARGE_BYTES and not returns and not _is_unique(plan.table, found[-1].changed):
+            write(context, plan.table, found)
+            found, waiting = [], 0
+    write(context, plan.table, found)
+    answers = (
+        [_returning(context, plan, e.columns, len(e.rowids), e.rowids) for e in found]
+        if returns
+        else []
+    )
+    return _merge(answers, written)
 
 
-def update_rows(
+def _is_unique(table: TableDef, changed: Collection[int]) -> bool:
+    return any(i.unique and not set(i.column_ids).isdisjoint(changed) for i in table.indexes)
+
+
+class Changes(NamedTuple):
+    """New values of some rows: what was read or changed of them, as it is to be, by column id."""
+
+    rowids: np.ndarray
+    columns: derive.Columns
+    changed: set[int]
+
+
+def changes(
     context: Context, plan: Update, rowids: np.ndarray, given: list[Column | Constant] | None
-) -> tuple[derive.Columns, int]:
-    """Give rows their new values, computed from the plan's assignments where none are given.
+) -> Changes:
+    """Return the new values of rows, computed from the assignments where none are given.
 
     Parameters
     ----------
@@ -235,15 +259,13 @@ def update_rows(
 
     Returns
     -------
-    tuple
-        What was read or changed of the rows, as it is now, by column id; and their number. With
-        RETURNING all columns are there.
+    Changes
+        With RETURNING of all columns.
     """
     context.engines.interrupt.check()
     table, count = plan.table, len(rowids)
-    view = context.view(table)
     read = _columns_read(context, plan, given is None)
-    columns = dict(zip(read, view.rows(rowids, read), strict=True))
+    columns = dict(zip(read, context.view(table).rows(rowids, read), strict=True))
     if given is None:
         batch = evaluate.Batch(count, dict(columns), context, rowids)
         given = [evaluate.value(node, batch) for node in plan.assignments]
@@ -252,9 +274,19 @@ def update_rows(
     changed = {column.id for column in plan.columns}
     changed |= derive.generate(context, table, columns, count, changed)
     derive.check(context, table, columns, count, changed)
-    values = {column_id: columns[column_id].to_list() for column_id in changed}
-    context.require_writes().update(table, view, rowids.tolist(), values)
-    return columns, count
+    return Changes(rowids, columns, changed)
+
+
+def write(context: Context, table: TableDef, found: Sequence[Changes]) -> None:
+    """Give rows their new values."""
+    if not found:
+        return
+    rowids, columns, changed = found[0]
+    values = {c: columns[c] for c in changed}
+    if len(found) > 1:
+        rowids = np.concatenate([each.rowids for each in found])
+        values = {c: concat(v.type, [e.columns[c] for e in found]) for c, v in values.items()}
+    context.require_writes().update_columns(table, context.view(table), rowids, values)
 
 
 def _columns_read(context: Context, plan: Update, evaluates: bool) -> list[int]:

@@ -116,4 +116,6 @@ def _write(context: Context, plan: Update, how: Keyed, sets: dict[int, list[Any]
         from_list(column.type, list(items))
         for column, items in zip(plan.columns, zip(*rows, strict=True), strict=True)
     ]
-    return mutate.update_rows(context, plan, np.array(rowids, dtype=np.int64), list(given))[1]
+    found = mutate.changes(context, plan, np.array(rowids, dtype=np.int64), list(given))
+    mutate.write(context, plan.table, [found])
+    return len(rowids)
