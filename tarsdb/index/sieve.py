@@ -14,6 +14,12 @@ four bits of those rows only that this bound lets pass. The byte of c is c + 136
 of 16 are among the rough codes, zero too: elements that are zero lose nothing, and no element of c'
 is more than 8 away from that of c.
 
+Many queries at once, where the processor multiplies no bytes four by four, are compared with the
+higher five bits, rounded: c'' = 8 ((c + 4) div 8) is no more than 4 away from c, zero too, and has
+a residual r'' of its own. They also begin with a guess at the limit: the largest upper bound of
+some near rows, each of another tile of a sample. Rows beyond it are left out. In the end k upper
+bounds within the guess prove it; a query that lacks them is answered by the float kernel.
+
 Vectors may be coded in another basis (``basis``): x and q then stand for x' and q', and codes are
 taken apart into the head, c_1, and the rest. Reading the head alone,
 
@@ -63,6 +69,7 @@ GROUP = 32
 """Queries that go to the kernel of many at once, in multiples."""
 _TILE, _LINES, _ENTRY = 16, 7, 7  # as in kernels/cpu; a test compares
 _SCRATCH, _SCRATCH_MANY = 134_912, 5952
+_EACH = 596  # bytes of a query among many, besides an eighth of its head
 _SCRATCH_ONE = _SCRATCH + 3 * 64  # coded_nearest's, before the coded query
 _NUMBERS, _WORK = 10, 56
 _AT_ONCE = 4096  # rows turned at once, a multiple of a tile
@@ -85,6 +92,8 @@ class Codes:
         What is behind the head, row by row.
     constants : float32 (tiles, 7, 16)
         s, |x|**2, |x|, r', r, |x'_2|, 1 / |x|; the norms rounded up but for the square.
+    fives : float32 (tiles * 16,)
+        r'', in memory behind the constants.
     rows : int
     largest : float
         The largest squared norm; not finite where codes cannot be used.
@@ -97,6 +106,7 @@ class Codes:
     low: np.ndarray
     rest: np.ndarray
     constants: np.ndarray
+    fives: np.ndarray
     rows: int
     largest: float
     smallest: float
@@ -105,7 +115,11 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return sum(each.nbytes for each in (self.high, self.low, self.rest, self.constants))
+        return sum(each.nbytes for each in self._arrays)
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.high, self.low, self.rest, self.constants, self.fives
 
     @property
     def are_sound(self) -> bool:
@@ -120,7 +134,7 @@ def padded_width(width: int) -> int:
 
 def bytes_of(rows: int, width: int) -> int:
     """Return the bytes that codes of so many rows take."""
-    return -(-rows // _TILE) * _TILE * (padded_width(width) + 4 * _LINES)
+    return -(-rows // _TILE) * _TILE * (padded_width(width) + 4 * _LINES + 4)
 
 
 def encode(data: np.ndarray, kernel: dispatch.Kernel, basis: Basis | None = None) -> Codes:
@@ -132,7 +146,9 @@ def encode(data: np.ndarray, kernel: dispatch.Kernel, basis: Basis | None = None
     high = aligned(tiles * _TILE * head // 2).reshape(tiles, head // 8, _TILE, 4)
     low = aligned(tiles * _TILE * head // 2).reshape(tiles * _TILE, head // 2)
     rest = aligned(tiles * _TILE * (padded - head)).reshape(tiles * _TILE, padded - head)
-    constants = np.zeros((tiles, _LINES, _TILE), np.float32)
+    both = np.zeros((tiles, _LINES + 1, _TILE), np.float32).reshape(-1)
+    constants, fives = np.split(both, [tiles * _LINES * _TILE])
+    constants = constants.reshape(tiles, _LINES, _TILE)
     constants[-1, 1, rows - (tiles - 1) * _TILE :] = np.inf
     step = rows if basis.axes is None else _AT_ONCE
     for at in range(0, rows, step):
@@ -141,11 +157,12 @@ def encode(data: np.ndarray, kernel: dispatch.Kernel, basis: Basis | None = None
         kernel(
             address(part), address(turned), len(part), width, padded, head, address(high[tile:]),
             address(low[at:]), address(rest[at:]), address(constants[tile:]),
+            address(fives[at:]),
         )  # fmt: skip
     squares = constants[:, 1].reshape(-1)[:rows]
     nonzero = squares[constants[:, -1].reshape(-1)[:rows] != 0]
     smallest = float(nonzero.min()) if len(nonzero) else np.inf
-    return Codes(high, low, rest, constants, rows, float(squares.max()), smallest, basis)
+    return Codes(high, low, rest, constants, fives, rows, float(squares.max()), smallest, basis)
 
 
 def candidates_of(k: int) -> int:
@@ -215,7 +232,8 @@ class Sieve:
         cap = candidates_of(k)
         places, lows = np.empty((count, cap), np.int64), np.empty((count, cap), np.float32)
         heaps, state = np.empty((count, k), np.float32), np.zeros((count, 2), np.int64)
-        memory = aligned(_SCRATCH if many is None else _SCRATCH_MANY + 32 * head)
+        many_bytes = _SCRATCH_MANY + 32 * head + (head // 8 + _EACH) * count
+        memory = aligned(_SCRATCH if many is None else many_bytes)
         kernel(
             self.table, len(self._entries), address(codes), count, codes.shape[1], head,
             address(numbers), k, address(heaps), metric, address(places), address(lows), cap,
@@ -300,7 +318,7 @@ class Nearest:
 
 
 def side_by_side(codes: np.ndarray) -> np.ndarray:
-    """Lay 16 queries at a time side by side, 64 bytes each, as the kernel of many wants them."""
+    """Lay 16 queries at a time side by side, 64 bytes each, as the kernels of many want them."""
     count, padded = codes.shape
     laid = aligned(codes.size).view(np.int8)
     laid.reshape(count // 16, padded // 64, 16, 64).transpose(0, 2, 1, 3)[...] = codes.reshape(

@@ -199,7 +199,14 @@ def _quantized(kind: str, chosen: str) -> Kernel:
 def _coded(kind: str, chosen: str) -> Kernel | None:
     import llvmlite.binding as llvm
 
-    from tarsdb.kernels.cpu import coded, coded_batch, coded_nearest, disk_cache, encode
+    from tarsdb.kernels.cpu import (
+        coded,
+        coded_batch,
+        coded_many,
+        coded_nearest,
+        disk_cache,
+        encode,
+    )
 
     if kind == "encode":
         return disk_cache.compiled(encode.make_encode(), encode.SIGNATURE)
@@ -213,7 +220,7 @@ def _coded(kind: str, chosen: str) -> Kernel | None:
         variant = coded.VNNI if has_vnni else coded.MADDUBS
         return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)
     if not has_vnni:
-        return None
+        return disk_cache.compiled(coded_many.make_sieve_many(), coded.SIEVE_SIGNATURE)
     has_amx = features.get("amx-int8") and tiles_allowed()
     variant = coded_batch.AMX if has_amx else coded.VNNI
     many = coded_batch.make_sieve_many(variant)

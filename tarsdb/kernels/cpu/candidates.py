@@ -183,7 +183,7 @@ def keep(low, high, place, limit_at, k, heap, places, lows, cap, state):  # type
     size = offer(heap, size, k, high)
     put_long(state, 0, size)
     put_long(state, 1, count + 1)
-    if size == k:
+    if size == k and read_real(heap, 0) < limit:
         put_real(limit_at, 0, read_real(heap, 0))
 
 

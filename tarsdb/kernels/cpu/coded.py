@@ -101,13 +101,14 @@ def dpbusd(b: Any, sums: Any, codes: Any, query: Any) -> Any:
     return call(b, "llvm.x86.avx512.vpdpbusd.512", _W16, sums, codes, query)
 
 
-def _maddubs(b: Any, codes: Any, query: Any) -> Any:
+def emit_maddubs(b: Any, codes: Any, query: Any) -> Any:
     """Return sums of two products of unsigned 4-bit numbers and signed bytes; at most 3810."""
     codes, query = b.bitcast(codes, _B32), b.bitcast(query, _B32)
     return call(b, "llvm.x86.avx2.pmadd.ub.sw", _H16, codes, query)
 
 
-def _widened(b: Any, halves: Any) -> Any:
+def emit_widened(b: Any, halves: Any) -> Any:
+    """Emit sums of two neighbours of 16 bits, in 32 bits."""
     return call(b, "llvm.x86.avx2.pmadd.wd", _W8, halves, ir.Constant(_H16, [1] * 16))
 
 
@@ -180,9 +181,9 @@ class _Sums:
                     for j, query in enumerate(self.queries):
                         word = self.word(query, at, 2 * step + half, 8)
                         for side, part in enumerate(parts):
-                            self.add(narrow[2 * j + side], _maddubs(b, part, word))
+                            self.add(narrow[2 * j + side], emit_maddubs(b, part, word))
             for total, few in zip(wide, narrow, strict=True):
-                self.add(total, _widened(b, b.load(few)))
+                self.add(total, emit_widened(b, b.load(few)))
         for number, total in enumerate(wide):
             store(b, b.load(total), out, 32 * number)
 
@@ -202,8 +203,11 @@ def _high_dots(typingctx, variant, several, tile, queries, padded, head, out):  
     return types.void(variant, several, *[types.int64] * 5), codegen
 
 
-def _dot(plane: bool) -> Any:
-    """Return the inner product of a row's bytes and a query; of 4-bit numbers if in a plane."""
+def _dot(plane: bool, of_five: bool = False) -> Any:
+    """Return the inner product of a row's bytes and a query; of 4-bit numbers if in a plane.
+
+    Or of what five bits, rounded, leave of these: -4 to 3, and 4 more.
+    """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         row, query, count, stride = args
@@ -215,6 +219,9 @@ def _dot(plane: bool) -> Any:
             lines = [load(b, b.add(query, b.mul(loop.index, stride)), _B32, at) for at in (0, 32)]
             if plane:
                 codes = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 5))), _W8)
+                if of_five:
+                    codes = b.xor(codes, ir.Constant(_W8, [0x44444444] * 8))
+                    codes = b.and_(codes, ir.Constant(_W8, [0x77777777] * 8))
                 pairs = [[(nibbles(b, codes, high=half == 1), lines[half]) for half in range(2)]]
             else:
                 at = b.add(row, b.shl(loop.index, ir.Constant(_I64, 6)))
@@ -227,8 +234,8 @@ def _dot(plane: bool) -> Any:
                     for high in (False, True)
                 ]
             for total, both in zip(totals, pairs, strict=False):
-                found = b.add(*(_maddubs(b, code, line) for code, line in both))
-                b.store(b.add(b.load(total), _widened(b, found)), total)
+                found = b.add(*(emit_maddubs(b, code, line) for code, line in both))
+                b.store(b.add(b.load(total), emit_widened(b, found)), total)
         low, high = (b.load(total) for total in totals)
         if not plane:
             low = b.add(low, b.shl(high, ir.Constant(_W8, [4] * 8)))
@@ -241,6 +248,12 @@ def _dot(plane: bool) -> Any:
 def low_dot(typingctx, row, query, head, stride):  # type: ignore[no-untyped-def]
     """Inner product of a row's low plane and a query, ``stride`` from 64 elements to the next."""
     return _dot(plane=True)
+
+
+@intrinsic
+def left_of_five(typingctx, row, query, head, stride):  # type: ignore[no-untyped-def]
+    """Inner product of a query and what five bits leave of a row's head, four more each."""
+    return _dot(plane=True, of_five=True)
 
 
 @intrinsic

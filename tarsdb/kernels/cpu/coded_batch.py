@@ -94,30 +94,37 @@ def _transposed(b: Any, rows: list[Any]) -> list[Any]:
     return lines
 
 
+def emit_whole_codes(b: Any, planes: tuple[Any, Any], head: Any, out: Any, changed: Any) -> None:
+    """Emit the putting together of a tile's planes, (head / 4, 16, 4) bytes, to ``out``.
+
+    ``changed`` is given each register of codes, 16 rows of four bytes, and returns what is stored.
+    """
+    row_bytes = b.lshr(head, ir.Constant(_I64, 1))
+    above = ir.Constant(_W16, [0xF0F0F0F0 - (1 << 32)] * 16)
+    four = ir.Constant(_W16, [4] * 16)
+    with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
+        at = b.add(planes[1], b.shl(loop.index, ir.Constant(_I64, 5)))
+        rows = [
+            load(b, b.add(at, b.mul(row_bytes, ir.Constant(_I64, row))), _W8) for row in range(TILE)
+        ]
+        line = b.add(planes[0], b.shl(loop.index, ir.Constant(_I64, 9)))
+        target = b.add(out, b.shl(loop.index, ir.Constant(_I64, 10)))
+        words = _transposed(b, rows)
+        for word in range(16):
+            upper = load(b, line, _W16, 64 * (word // 2))
+            if word % 2 == 0:
+                upper = b.shl(upper, four)
+            under = nibbles(b, words[word % 8], high=word >= 8)
+            store(b, changed(b.or_(b.and_(upper, above), under)), target, 64 * word)
+
+
 @intrinsic
 def _whole_codes(typingctx, high, low, head, out):  # type: ignore[no-untyped-def]
     """Put the planes of a tile together, (head / 4, 16, 4) bytes, to ``out``."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         high, low, head, out = args
-        row_bytes = b.lshr(head, ir.Constant(_I64, 1))
-        above = ir.Constant(_W16, [0xF0F0F0F0 - (1 << 32)] * 16)
-        four = ir.Constant(_W16, [4] * 16)
-        with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
-            at = b.add(low, b.shl(loop.index, ir.Constant(_I64, 5)))
-            rows = [
-                load(b, b.add(at, b.mul(row_bytes, ir.Constant(_I64, row))), _W8)
-                for row in range(TILE)
-            ]
-            line = b.add(high, b.shl(loop.index, ir.Constant(_I64, 9)))
-            target = b.add(out, b.shl(loop.index, ir.Constant(_I64, 10)))
-            words = _transposed(b, rows)
-            for word in range(16):
-                upper = load(b, line, _W16, 64 * (word // 2))
-                if word % 2 == 0:
-                    upper = b.shl(upper, four)
-                under = nibbles(b, words[word % 8], high=word >= 8)
-                store(b, b.or_(b.and_(upper, above), under), target, 64 * word)
+        emit_whole_codes(b, (high, low), head, out, lambda codes: codes)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen

@@ -41,7 +41,7 @@ TINY_SCALE = 2.0**-100  # below, a row is coded as zero and all of it is residua
 UNDERFLOW = 2.0**-125  # more than a product loses that is no normal float32
 HUGE = 1e36  # squares of distances beyond it are left to the float kernel
 UPWARD = 1 + 2.0**-18  # more than the rounding of a product to float32 takes
-SIGNATURE = types.int64(*[types.int64] * 10)
+SIGNATURE = types.int64(*[types.int64] * 11)
 QUERY_SIGNATURE = types.int64(*[types.int64] * 11)
 
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -204,24 +204,28 @@ class _Planes:
 
 
 @intrinsic
-def _encode_row(typingctx, row, rotated, width, head, high, low, rest, constants):  # type: ignore[no-untyped-def]
+def _encode_row(typingctx, row, rotated, width, head, high, low, rest, constants, fives):  # type: ignore[no-untyped-def]
     """Code one row: to each plane four bits, to ``rest`` bytes, a lane of its constants."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        row, rotated, width, head, high, low, rest, constants = args
+        row, rotated, width, head, high, low, rest, constants, fives = args
         coder, planes = _RowCoder(b, rotated, width), _Planes(b, high, low, rest, head)
         scale, inverse = _row_scale(coder)
         square = coder.square(row)
-        rough, tail = coder.sums(2)
+        rough, five, tail = coder.sums(3)
 
         def put(values: Any, x: Any, back: Any, done: Any) -> None:
             codes = b.add(values, ir.Constant(_W16, [ZERO] * TILE))
             small = b.trunc(codes, _B16)
             with b.if_else(b.icmp_unsigned("<", done, head)) as (in_head, behind):
                 with in_head:
-                    steps = b.and_(codes, ir.Constant(_W16, [-16] * TILE))
-                    middle = b.sub(steps, ir.Constant(_W16, [ZERO - 8] * TILE))
-                    coder.add_rest(rough, x, b.sitofp(middle, _D16), back)
+                    nearest = b.add(codes, ir.Constant(_W16, [4] * TILE))
+                    for sums, value, step, zero in (
+                        (rough, codes, 16, ZERO - 8), (five, nearest, 8, ZERO),
+                    ):  # fmt: skip
+                        steps = b.and_(value, ir.Constant(_W16, [-step] * TILE))
+                        middle = b.sub(steps, ir.Constant(_W16, [zero] * TILE))
+                        coder.add_rest(sums, x, b.sitofp(middle, _D16), back)
                     planes.put(small, done)
                 with behind:
                     coder.add_square(tail, x)
@@ -246,9 +250,10 @@ def _encode_row(typingctx, row, rotated, width, head, high, low, rest, constants
         )  # fmt: skip
         for line, value in enumerate(found):
             store(b, value, constants, 4 * TILE * line)
+        store(b, upward(root(coder.total(five))), fives)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
 @intrinsic
@@ -371,17 +376,18 @@ def make_encode() -> Any:
     high, low, rest : addresses of (tiles, head / 8, 16, 4), (rows, head / 2) and
         (rows, padded - head) bytes
     constants : address of (tiles, 7, 16) float32; lanes past the last row are left alone
+    fives : address of (rows,) float32, the residuals of five bits
     """
 
     @njit(nogil=True)
-    def encode(data, rotated, rows, width, padded, head, high, low, rest, constants):  # type: ignore[no-untyped-def]
+    def encode(data, rotated, rows, width, padded, head, high, low, rest, constants, fives):  # type: ignore[no-untyped-def]
         half = head // 2
         for row in range(rows):
             tile, lane = row // TILE, row % TILE
             place = constants + 4 * (tile * CONSTANTS * TILE + lane)
             _encode_row(data + 4 * width * row, rotated + 4 * width * row, width, head,
                         high + tile * half * TILE + 4 * lane, low + row * half,
-                        rest + row * (padded - head), place)  # fmt: skip
+                        rest + row * (padded - head), place, fives + 4 * row)  # fmt: skip
         return rows
 
     return encode

@@ -24,6 +24,8 @@ from tests.unit.index.levels import forced
 
 OPERATORS = {"<->": reference.L2, "<#>": reference.IP, "<=>": reference.COSINE}
 ROWS = 700
+FIVES = 7
+"""Number of the residuals of five bits, behind the lines of constants."""
 DIMS = (1, 2, 7, 33, 63, 64, 65, 255, 384, 1024)
 
 
@@ -274,6 +276,16 @@ def adversarial_to_rough(dim: int = 65) -> tuple[np.ndarray, np.ndarray]:
     return rows, query
 
 
+def adversarial_to_five(dim: int = 65) -> tuple[np.ndarray, np.ndarray]:
+    """The same for the higher five bits, of which 19 is the farthest above its 16."""
+    query = np.ones((1, dim), np.float32)
+    query[0, 0] = 0
+    rows = np.full((200, dim), 0.01, np.float32)
+    rows[-1], rows[1:21] = 19, 18
+    rows[[*range(1, 21), -1], 0] = 136
+    return rows, query
+
+
 def test_half_the_bound_is_noticed(
     level: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +312,8 @@ def test_half_the_bound_is_noticed(
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 @pytest.mark.parametrize(
-    ("line", "make", "nearest"), [(3, adversarial_to_rough, 199), (4, adversarial, 0)]
+    ("line", "make", "nearest"),
+    [(3, adversarial_to_rough, 199), (4, adversarial, 0), (FIVES, adversarial_to_five, 199)],
 )
 def test_half_a_residual_is_noticed(
     level: str,
@@ -316,10 +329,77 @@ def test_half_a_residual_is_noticed(
     assert_same(flat, right, queries, 1, "<#>")
     assert (right.search(queries, 1, "<#>")[0] == nearest).all()
     assert right._coded is not None
-    right._coded._sieve._held[0].constants[:, line] /= 2
+    codes = right._coded._sieve._held[0]
+    halved = codes.fives if line == FIVES else codes.constants[:, line]
+    halved /= 2
     found = right.search(queries, 1, "<#>")[0]
-    looks_at_whole_codes = line == 3 and count == 40 and dispatch.get("sieve_many") is not None
-    assert (found == nearest).all() if looks_at_whole_codes else (found != nearest).all()
+    read = {4, of_many(level) if count == 40 else 3}
+    assert (found != nearest).all() if line in read else (found == nearest).all()
+
+
+def of_many(level: str) -> int:
+    """Return the line of the residuals that the kernel of many queries reads first."""
+    import llvmlite.binding as llvm
+
+    has_vnni = level == "avx512" and llvm.get_host_cpu_features().get("avx512vnni")
+    return 4 if has_vnni else FIVES
+
+
+def near_in_sampled_tiles(dim: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of which six, each in a tile of the sample, are much nearer than all others."""
+    rng = np.random.default_rng(3)
+    query, rows = np.ones((1, dim)), rng.standard_normal((4096, dim))
+    rows[5 : 6 * 512 : 512] = query + 0.01 * rng.standard_normal((6, dim))
+    return rows.astype(np.float32), query.astype(np.float32)
+
+
+def test_a_wrong_guess_is_noticed(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba import njit
+
+    from tarsdb.kernels.cpu import coded_many
+    from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE
+
+    rows, query = near_in_sampled_tiles()
+    flat, right = pair([VectorBlock(np.arange(len(rows)), rows)], rows.shape[1])
+    queries = np.repeat(query, 20, axis=0)
+
+    def use_kernel() -> None:
+        kernel = coded_many.make_sieve_many()
+        kernel.compile(SIEVE_SIGNATURE)
+        monkeypatch.setitem(dispatch._kernels, ("sieve_many", level), kernel)
+
+    use_kernel()
+    before = counted("fallbacks")
+    assert_same(flat, right, queries, 3, "<->")
+    assert counted("fallbacks") == before
+    assert_same(flat, right, queries, 10, "<->")
+    assert counted("fallbacks") == before + 20
+    monkeypatch.setattr(coded_many, "_verify", njit(lambda *arguments: None))
+    use_kernel()
+    found = right.search(queries, 10, "<->")[0]
+    assert found.shape != (20, 10) or (found != flat.search(queries, 10, "<->")[0]).any()
+
+
+def test_dead_rows_make_no_guess(level: str) -> None:
+    rows, query = near_in_sampled_tiles()
+    live = np.ones(len(rows), bool)
+    live[5 : 6 * 512 : 512] = False
+    flat, right = pair([VectorBlock(np.arange(len(rows)), rows, live)], rows.shape[1])
+    before = counted("fallbacks")
+    assert_same(flat, right, np.repeat(query, 20, axis=0), 10, "<->")
+    assert counted("fallbacks") == before
+
+
+@pytest.mark.parametrize("count", [16, 33, 128])
+def test_guesses_among_many_rows_hold(level: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    rows = (rng.standard_normal((12_000, 96)) * 0.97 ** np.arange(96)).astype(np.float32)
+    flat, right = pair(blocks_of(rows, False), 96)
+    before = counted("fallbacks")
+    for op in OPERATORS:
+        for k in (1, 4, 10, 200):
+            assert_same(flat, right, rows[:count] + np.float32(0.1), k, op)
+    assert counted("fallbacks") == before
 
 
 def test_too_many_candidates_fall_back(level: str) -> None:
@@ -366,7 +446,7 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
     assert found is not None
     assert not again
     assert cache.get(data, data.shape, make)[0] is found
-    assert cache.nbytes == found.nbytes == 2000 * (64 + 28)
+    assert cache.nbytes == found.nbytes == 2000 * (64 + 32)
     assert cache.get(data[:], data.shape, make) == (None, True)  # another array
     del data, make
     gc.collect()
@@ -377,11 +457,11 @@ def test_codes_are_made_at_the_second_search_and_die_with_their_array(level: str
 def test_blocks_beyond_the_budget_are_scanned(level: str) -> None:
     rows = random(np.random.default_rng(0), 6000, 64).astype(np.float32)
     blocks, sql_type = blocks_of(rows, False), parse_type("VECTOR(64)")
-    cache = CodeCache(budget=2100 * 92)
+    cache = CodeCache(budget=2100 * 96)
     flat, limited = FlatIndex(blocks, sql_type), FlatIndex(blocks, sql_type, cache)
     for _ in range(3):
         assert_same(flat, limited, rows[:20], 10, "<->")
-    assert 0 < cache.nbytes <= 2100 * 92
+    assert 0 < cache.nbytes <= 2100 * 96
     assert limited._coded is not None
     assert limited._coded.coded == [True, False, False]
 

@@ -17,6 +17,7 @@ candidates = pytest.importorskip("tarsdb.kernels.cpu.candidates")
 coded = pytest.importorskip("tarsdb.kernels.cpu.coded")
 coded_batch = pytest.importorskip("tarsdb.kernels.cpu.coded_batch")
 coded_nearest = pytest.importorskip("tarsdb.kernels.cpu.coded_nearest")
+coded_many = pytest.importorskip("tarsdb.kernels.cpu.coded_many")
 encode = pytest.importorskip("tarsdb.kernels.cpu.encode")
 disk_cache = pytest.importorskip("tarsdb.kernels.cpu.disk_cache")
 emulation = pytest.importorskip("tests.unit.kernels.emulation")
@@ -36,6 +37,8 @@ def sieve(variant: str, many: bool) -> Any:
     }
     if lacking[variant]:
         pytest.skip(f"this processor has no {variant}")
+    if many and variant == coded.MADDUBS:
+        return disk_cache.compiled(coded_many.make_sieve_many(), coded.SIEVE_SIGNATURE)
     make = coded_batch.make_sieve_many if many else coded.make_sieve
     return disk_cache.compiled(make(variant), coded.SIEVE_SIGNATURE, variant if many else "")
 
@@ -90,8 +93,8 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int, whole: bool) -> N
     rows[6, 1:] = 0
     head = width if whole else heads_of(index_sieve.padded_width(width))[0]
     made = index_sieve.encode(rows, coder(), None if whole else as_it_is(width, head))
-    scale, square, norm, rough, residual, tail, inverse = made.constants.transpose(1, 0, 2).reshape(
-        7, -1)[:, :37]  # fmt: skip
+    scale, square, norm, rough, residual, tail, inverse = made.constants.transpose(
+        1, 0, 2).reshape(7, -1)[:, :37]  # fmt: skip
     codes = bytes_of(made)[:37, :width].astype(int)
     below, above = -rows.min(axis=1).clip(max=0), rows.max(axis=1).clip(min=0)
     low, high = np.float32(136), np.float32(119)
@@ -105,8 +108,10 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int, whole: bool) -> N
     wide = rows.astype(np.float64)
     back = scale[:, None].astype(np.float64) * (codes - 136)
     upper = scale[:, None].astype(np.float64) * ((codes & ~15) - 128)
+    eighths = scale[:, None].astype(np.float64) * ((codes + 4 & ~7) - 136)
     for rounded, exact in ((norm, wide), (residual, wide - back), (tail, wide[:, head:]),
-                           (rough, (wide - upper)[:, :head])):  # fmt: skip
+                           (rough, (wide - upper)[:, :head]),
+                           (made.fives[:37], (wide - eighths)[:, :head])):  # fmt: skip
         true = np.linalg.norm(exact, axis=1)
         assert (rounded >= true).all()
         assert (rounded <= true * 1.00001 + 1e-41).all()
@@ -131,7 +136,7 @@ def test_inner_products_are_exact(
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 65_536])
-@pytest.mark.parametrize("variant", [coded.VNNI, coded_batch.AMX])
+@pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS, coded_batch.AMX])
 def test_inner_products_of_many_are_exact(variant: str, width: int) -> None:
     assert_exact(sieve(variant, many=True), width, many=True)
 
@@ -176,7 +181,7 @@ def assert_exact_with(kernel: Any, width: int, head: int, many: bool) -> None:
     queries[:, :width] = rng.integers(-127, 128, (count, width))
     queries[:2, :width] = [[127], [-127]]
     high, low, rest = in_planes(codes, head)
-    constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
+    constants = np.zeros((5, candidates.CONSTANTS, 16), np.float32)  # four tiles, residuals
     constants[:, 0] = 1
     numbers = np.zeros((candidates.PARAMETERS, count), np.float32)
     numbers[0], numbers[5] = -1, np.inf  # the bound is the inner product itself
@@ -186,7 +191,7 @@ def assert_exact_with(kernel: Any, width: int, head: int, many: bool) -> None:
     table = np.array([[*map(address, (high, low, constants)), rows, 0, 1000, address(rest)]])
     places, lows = np.empty((count, 64), np.int64), np.empty((count, 64), np.float32)
     heaps, state = np.empty((count, 60), np.float32), np.zeros((count, 2), np.int64)
-    scratch = index_sieve.aligned(max(coded.SCRATCH, coded_batch.SCRATCH + 32 * padded))
+    scratch = index_sieve.aligned(memory_of(count, padded))
     for asked in (32,) if many else (32, 11, 1):
         state[:] = 0
         some = numbers[:, :asked].copy()
@@ -199,6 +204,12 @@ def assert_exact_with(kernel: Any, width: int, head: int, many: bool) -> None:
         np.testing.assert_array_equal(places[:asked, :rows], [np.arange(1000, 1053)] * asked)
         found, expected = np.sort(lows[:asked, :rows], axis=1), np.sort(expected, axis=1)
         np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+def memory_of(count: int, head: int) -> int:
+    """Return bytes that do for any sieve."""
+    many = index_sieve._SCRATCH_MANY + 32 * head + (head // 8 + index_sieve._EACH) * count
+    return max(index_sieve._SCRATCH, many)
 
 
 @pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
@@ -249,7 +260,9 @@ def test_constants_agree() -> None:
     assert index_sieve._AT_ONCE % candidates.TILE == 0
     assert coded.SCRATCH == index_sieve._SCRATCH
     assert coded_nearest.QUERY == index_sieve._SCRATCH_ONE
-    assert coded_batch.SCRATCH == index_sieve._SCRATCH_MANY
+    most_ranks = coded_many.RANKS + index_sieve.MAX_K // coded_many.RANKS_PER_K
+    assert 4 + 16 * most_ranks == index_sieve._EACH
+    assert max(coded_batch.SCRATCH, coded_many.SCRATCH) == index_sieve._SCRATCH_MANY
     assert list(index_sieve.METRICS) == [candidates.L2, candidates.IP, candidates.COSINE]
     assert index_sieve.HUGE == encode.HUGE
 
