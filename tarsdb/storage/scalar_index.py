@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tarsdb.columns import Column
 from tarsdb.schema import IndexDef
 from tarsdb.storage import keys
 from tarsdb.storage.own_rows import OwnRows
@@ -41,6 +42,25 @@ def find(
     return np.array(sorted(found), dtype=np.int64)
 
 
+def find_each(view: TableView, own: OwnRows | None, index: IndexDef, column: Column) -> np.ndarray:
+    """Return the rowid of the live row of each key of a unique index; -1 where there is none.
+
+    The index is of one column, without NULLs.
+    """
+    encoded = view.state.cache.codec(view.table, index).encode_columns([column])
+    prefix, get = keys.index_prefix(index.id), view.txn.get
+    hidden = own is not None and _is_rebuilt(own, index)
+    found = [None if hidden else get("index", prefix + key) for key in encoded]
+    joined = b"".join([_NOWHERE if raw is None else raw for raw in found])
+    rowids = np.frombuffer(joined, dtype=">i8").astype(np.int64)
+    if own is not None and not own.is_untouched:
+        for at, (key, rowid) in enumerate(zip(encoded, rowids.tolist(), strict=True)):
+            if rowid < 0 or own.ends_entry(index.id, rowid):
+                rowids[at] = next(iter(own.find_key(index.id, key)), -1)
+    return rowids
+
+
+_NOWHERE = b"\xff" * _ROWID
 _NONE = np.empty(0, dtype=np.int64)
 
 

@@ -280,6 +280,10 @@ class TableView:
         """Return the rowids of live rows with an index key, ascending."""
         return scalar_index.find(self, self._own(), index, key)
 
+    def find_each(self, index: IndexDef, column: Column) -> np.ndarray:
+        """Return the rowid of each key of a unique index of one column, -1 for none; int64 (n,)."""
+        return scalar_index.find_each(self, self._own(), index, column)
+
     def range(
         self,
         index: IndexDef,

@@ -6,6 +6,7 @@ sandboxed functions run here, before any lock is taken.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relational
-from tarsdb.types import to_storage
+from tarsdb.types import Kind, to_storage
 
 Columns = dict[int, Column]
+_INTEGERS = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT})
+_PLAIN = {int, type(None)}
 
 
 def bound(context: Context, table: TableDef, text: str) -> ex.Expr | Relational:
@@ -219,6 +222,9 @@ def convert(items: list[Any], column: ColumnDef) -> Column:
         stacked = _stack(items, column)
         if stacked is not None:
             return stacked
+    if column.type.kind in _INTEGERS and set(map(type, items)) <= _PLAIN:
+        with contextlib.suppress(OverflowError):  # to_storage names the value
+            return from_list(column.type, items)
     return from_list(column.type, [to_storage(item, column.type, column.name) for item in items])
 
 

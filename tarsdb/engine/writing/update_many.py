@@ -9,14 +9,14 @@ are gathered until a key repeats or there are many. Everything else runs one set
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from tarsdb.columns import from_list
+from tarsdb.columns import Column, from_list
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access
-from tarsdb.engine.writing import mutate
+from tarsdb.engine.writing import derive, mutate
+from tarsdb.errors import Error
 from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef
 from tarsdb.sql import expressions as ex
@@ -72,25 +72,63 @@ def update(context: Context, plan: Update, how: Keyed, many: Iterable[Any]) -> i
         A value does not fit its column or constraint.
     """
     changed = 0
+    sets = iter(many)
+    while block := list(islice(sets, MOST_ROWS)):
+        columns = _as_columns(context, plan, how, block)
+        if columns is None:
+            changed += _gathered(context, plan, how, block)
+        else:
+            changed += _write(context, plan, how, *columns)
+    return changed
+
+
+def _as_columns(
+    context: Context, plan: Update, how: Keyed, block: list[Any]
+) -> tuple[Column, list[Column]] | None:
+    """Return keys and new values of parameter sets; None unless all keys are distinct integers.
+
+    None also where something does not fit: what it is, is found set by set.
+    """
+    if not set(map(type, block)) <= {tuple, list}:
+        return None
+    try:
+        found = [each[how.key.key] for each in block]
+        if set(map(type, found)) != {int} or len(set(found)) < len(found):
+            return None
+        given = []
+        for node, column in zip(plan.assignments, plan.columns, strict=True):
+            if isinstance(node, ex.Parameter):
+                items = [each[node.key] for each in block]
+            else:
+                items = [context.constant(node)] * len(block)
+            given.append(derive.convert(items, column))
+        return from_list(how.column.column.type, found), given
+    except (Error, LookupError, TypeError, OverflowError):
+        return None
+
+
+def _gathered(context: Context, plan: Update, how: Keyed, block: list[Any]) -> int:
+    """Run parameter sets, as many together as have different keys."""
+    changed = 0
     sets: dict[int, list[Any]] = {}
-    for parameters in many:
+    for parameters in block:
         context.parameters = parameters
         try:
             key: int | None = access.exact_key(context.parameter(how.key.key), how.column)
         except access.NoKey:  # 7.0 equals 7, other types are compared with every row
-            changed += _write(context, plan, how, sets) + _one(context, plan, parameters)
+            changed += _write_sets(context, plan, how, sets) + _one(context, plan, parameters)
             sets = {}
             continue
         values = [
             to_storage(_value(context, node), column.type, column.name)
             for node, column in zip(plan.assignments, plan.columns, strict=True)
         ]
-        if key in sets or len(sets) == MOST_ROWS:
-            changed += _write(context, plan, how, sets)
+        if key in sets:
+            changed += _write_sets(context, plan, how, sets)
             sets = {}
         if key is not None:
             sets[key] = values
-    return changed + _write(context, plan, how, sets)
+    return changed + _write_sets(context, plan, how, sets)
 
 
 def _one(context: Context, plan: Update, parameters: Any) -> int:
@@ -102,20 +140,23 @@ def _value(context: Context, node: ex.Expr) -> Any:
     return context.parameter(node.key) if isinstance(node, ex.Parameter) else context.constant(node)
 
 
-def _write(context: Context, plan: Update, how: Keyed, sets: dict[int, list[Any]]) -> int:
-    view = context.view(plan.table)
-    rowids: list[int] = []
-    rows = []
-    for key, values in sets.items():
-        for rowid in view.find(how.index, (key,)).tolist():
-            rowids.append(rowid)
-            rows.append(values)
-    if not rowids:
+def _write_sets(context: Context, plan: Update, how: Keyed, sets: dict[int, list[Any]]) -> int:
+    if not sets:
         return 0
     given = [
         from_list(column.type, list(items))
-        for column, items in zip(plan.columns, zip(*rows, strict=True), strict=True)
+        for column, items in zip(plan.columns, zip(*sets.values(), strict=True), strict=True)
     ]
-    found = mutate.changes(context, plan, np.array(rowids, dtype=np.int64), list(given))
+    return _write(context, plan, how, from_list(how.column.column.type, list(sets)), given)
+
+
+def _write(context: Context, plan: Update, how: Keyed, key: Column, given: list[Column]) -> int:
+    rowids = context.view(plan.table).find_each(how.index, key)
+    there = rowids >= 0
+    if not there.all():
+        rowids, given = rowids[there], [column.take(there) for column in given]
+    if not len(rowids):
+        return 0
+    found = mutate.changes(context, plan, rowids, list(given))
     mutate.write(context, plan.table, [found])
     return len(rowids)

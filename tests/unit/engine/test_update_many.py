@@ -44,9 +44,16 @@ def _sets(rng: np.random.Generator) -> list[tuple[Any, Any]]:
     return list(zip(rng.integers(0, 1000, 2500).tolist(), keys, strict=True))
 
 
+def _distinct(rng: np.random.Generator) -> list[tuple[Any, Any]]:
+    """Keys that are integers, some absent, each once: sets that stay columns."""
+    keys = rng.permutation(ROWS + 50)[:2500].tolist()
+    return list(zip(rng.integers(0, 1000, 2500).tolist(), keys, strict=True))
+
+
 @pytest.mark.parametrize("in_transaction", [False, True])
-def test_same_rows_as_one_by_one(tmp_path: Path, in_transaction: bool) -> None:
-    sets = _sets(np.random.default_rng(1))
+@pytest.mark.parametrize("made", [_sets, _distinct])
+def test_same_rows_as_one_by_one(tmp_path: Path, in_transaction: bool, made: Any) -> None:
+    sets = made(np.random.default_rng(1))
     sql = "UPDATE t SET sel = ? WHERE id = ?"
     with _filled(tmp_path / "many.tars") as many, _filled(tmp_path / "each.tars") as each:
         if in_transaction:
@@ -54,6 +61,8 @@ def test_same_rows_as_one_by_one(tmp_path: Path, in_transaction: bool) -> None:
                 db.execute("BEGIN")
                 db.execute("INSERT INTO t (id, sel) VALUES (3001, 5), (3002, 6)")
                 db.execute("DELETE FROM t WHERE id BETWEEN 10 AND 20")
+                db.execute("UPDATE t SET id = id + 1 WHERE id BETWEEN 700 AND 3000")
+                db.execute("UPDATE t SET sel = 9 WHERE id BETWEEN 100 AND 300")
         else:
             each.execute("BEGIN")
         changed = many.executemany(sql, sets).rowcount
@@ -80,7 +89,20 @@ def test_vectors_and_constants(tmp_path: Path) -> None:
     assert rows[500][4] == [2000.0, 2001.0, 2002.0, 2003.0]
 
 
-@pytest.mark.parametrize(("value", "error"), [(1000, IntegrityError), ("x", DataError)])
+def test_distinct_keys_stay_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: Any) -> int:
+        raise AssertionError("one set after the other")
+
+    with _filled(tmp_path / "t.tars") as db:
+        monkeypatch.setattr(update_many, "_gathered", unexpected)
+        db.executemany("UPDATE t SET sel = ? WHERE id = ?", _distinct(np.random.default_rng(4)))
+        with pytest.raises(AssertionError):
+            db.executemany("UPDATE t SET sel = ? WHERE id = ?", _sets(np.random.default_rng(4)))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(1000, IntegrityError), ("x", DataError), (2**31, DataError)]
+)
 def test_an_error_leaves_nothing(tmp_path: Path, value: Any, error: type[Exception]) -> None:
     with _filled(tmp_path / "t.tars") as db:
         before = _content(db)
