@@ -23,7 +23,7 @@ META   := setup.cfg pyproject.toml
 # Test processes share the cores with each other, not with each process's own threads.
 test test-all: export OMP_NUM_THREADS ?= 1
 # Tests start hundreds of processes, each of which would compile our modules again.
-test test-all: export PYTHONDONTWRITEBYTECODE =
+test test-all crash: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-all test-hyperlight lint bench bench-churn crash docs clean
 .DELETE_ON_ERROR:

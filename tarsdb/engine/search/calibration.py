@@ -22,6 +22,8 @@ from tarsdb.index.navigation import NAVIGATIONS, as_numbers
 SAMPLE = 64
 ENOUGH = 0.9995
 """A recall after which no more effort is tried."""
+BESIDE = 8
+"""True neighbours known beyond those asked for, which may be as near as the last of these."""
 MOST_EFFORT = 1 << 20
 ROUNDING = 1e-5
 """Share by which two ways to compute a distance in float32 may differ."""
@@ -43,13 +45,9 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
     flat = FlatIndex([VectorBlock(rows.rowids, rows.vectors)], rows.type)
     sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
     queries, own = rows.vectors[sample].astype(query_dtype(rows.type)), rows.rowids[sample].tolist()
-    true = [
-        _defined(others(ids, distances, rowid, ks[-1]))
-        for ids, distances, rowid in zip(
-            *flat.search(queries, min(ks[-1] + 1, count), rows.op), own, strict=True
-        )
-    ]
-    totals = np.array([sum(len(each[:k]) for each in true) for k in ks])
+    near = flat.search(queries, min(ks[-1] + 1 + BESIDE, count), rows.op)
+    true = [Truth(*each, ks, count) for each in zip(*near, own, strict=True)]
+    totals = np.array([sum(len(each.distances[:k]) for each in true) for k in ks])
     is_loose = NAVIGATIONS[rows.op].is_loose
     compared = method.loosely if is_loose else method.candidates
     at = flat.positions(part.rowids)
@@ -59,21 +57,63 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
         settled = method.settled(effort, ks[0] + 1, [part])
         taken = [compared(part, k + 1, settled) for k in ks]
         hits = np.zeros(len(ks))
-        for query, near, rowid in zip(queries, true, own, strict=True):
+        for query, truth in zip(queries, true, strict=True):
             nodes = part.search(as_numbers(query), taken[-1], settled, None, settled)
             assert nodes is not None
             for column, k in enumerate(ks):
-                ids, distances = flat.search(
-                    query[np.newaxis], min(k + 1, count), rows.op,
-                    positions=at[nodes[: taken[column]]],
-                )  # fmt: skip
-                found = others(ids[0], distances[0], rowid, k)
-                hits[column] += count_right(found, near[:k])
+                found = nodes[: taken[column]]
+                right = truth.count(column, part.rowids[found])
+                if right is None:
+                    ids, distances = flat.search(
+                        query[np.newaxis], min(k + 1, count), rows.op, positions=at[found]
+                    )
+                    right = truth.compare(column, ids[0], distances[0])
+                hits[column] += right
         recalls = np.where(totals, hits / np.maximum(totals, 1), 1.0)
         steps.append((effort, *recalls.tolist()))
         if (recalls >= ENOUGH).all():
             break
     return np.array(steps, dtype=np.float64)
+
+
+class Truth:
+    """The true neighbours of a row, which is none of its own.
+
+    Parameters
+    ----------
+    rowids, distances : (m,)
+        The nearest rows, of all.
+    own : int
+    ks : tuple of int
+        Numbers of neighbours asked for.
+    count : int
+        How many rows there are.
+    """
+
+    def __init__(
+        self, rowids: np.ndarray, distances: np.ndarray, own: int, ks: tuple[int, ...], count: int
+    ) -> None:
+        self._own, self._ks = own, ks
+        nearest = others(rowids, distances, own, ks[-1])
+        self.distances: np.ndarray = nearest[np.isfinite(nearest)]  # no cosine of a zero vector
+        self._right: list[frozenset[int] | None] = []
+        for k in ks:
+            most = _farthest(self.distances[:k])
+            is_whole = len(rowids) == count or bool(distances[-1] > most)
+            right = frozenset(rowids[distances <= most].tolist()) - {own, -1}
+            self._right.append(right if is_whole else None)
+
+    def count(self, column: int, rowids: np.ndarray) -> int | None:
+        """Return how many of some rows are right, up to k; None if more may be than are known."""
+        right = self._right[column]
+        if right is None:
+            return None
+        return min(self._ks[column], len(right.intersection(rowids.tolist())))
+
+    def compare(self, column: int, rowids: np.ndarray, distances: np.ndarray) -> int:
+        """Return the same by the distances of the nearest k + 1 of these rows."""
+        k = self._ks[column]
+        return count_right(others(rowids, distances, self._own, k), self.distances[:k])
 
 
 def others(rowids: np.ndarray, distances: np.ndarray, own: int, k: int) -> np.ndarray:
@@ -82,10 +122,9 @@ def others(rowids: np.ndarray, distances: np.ndarray, own: int, k: int) -> np.nd
     return kept
 
 
-def _defined(distances: np.ndarray) -> np.ndarray:
-    """Return the finite ones: the cosine of a zero vector is none."""
-    finite: np.ndarray = distances[np.isfinite(distances)]
-    return finite
+def _farthest(true: np.ndarray) -> float:
+    """Return the distance up to which a row is right; NaN without true ones: none is."""
+    return float(true[-1] + ROUNDING * abs(true[-1])) if len(true) else math.nan
 
 
 def count_right(found: np.ndarray, true: np.ndarray) -> int:
@@ -93,10 +132,7 @@ def count_right(found: np.ndarray, true: np.ndarray) -> int:
 
     Aumueller, Bernhardsson & Faithfull 2020, "ANN-Benchmarks", section 2.1.
     """
-    if not len(true):
-        return 0
-    most = true[-1] + ROUNDING * abs(true[-1])
-    return int((found <= most).sum())
+    return int((found <= _farthest(true)).sum())
 
 
 class Calibration:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.search.calibration import Calibration, count_right, measured, others
+from tarsdb.engine.search.calibration import Calibration, Truth, count_right, measured, others
 from tarsdb.engine.search.index_methods import METHODS, Method, Part, Rows
 from tarsdb.errors import NotSupportedError
 from tarsdb.index import arrays
@@ -85,6 +85,30 @@ def test_any_of_equally_near_rows_counts(method: Method) -> None:
         method.name
     ]  # lists, like exact search, take the first of equals
     assert steps[-1, 1] >= same / (75 * 11) + apart
+
+
+@pytest.mark.parametrize("op", ["<->", "<#>", "<=>"])
+@pytest.mark.parametrize("data", ["plain", "pairs", "copies", "zeros", "lattice", "few"])
+def test_rows_known_to_be_right_are_those_compared(
+    method: Method, data: str, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {
+        "plain": gaussian(700), "pairs": np.repeat(gaussian(350), 2, axis=0),
+        "copies": np.repeat(gaussian(4), 175, axis=0),
+        "zeros": gaussian(700) * (np.arange(700) % 2)[:, None],
+        "lattice": np.rint(gaussian(700) / 2), "few": gaussian(9),
+    }[data]  # fmt: skip
+    part, steps = built(method, rows, op)
+    known = []
+
+    def unknown(self: Truth, column: int, rowids: np.ndarray) -> None:
+        known.append(self._right[column] is not None)
+
+    monkeypatch.setattr(Truth, "count", unknown)
+    compared = measured(part, method, source(rows, op), lambda: None)
+    np.testing.assert_allclose(steps, compared, atol=1e-3)
+    assert all(known) or data not in ("plain", "few")
+    assert not all(known) or data != "copies"
 
 
 def test_farther_rows_do_not_count() -> None:
