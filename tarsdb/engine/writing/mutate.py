@@ -15,7 +15,7 @@ from tarsdb.engine.reading import evaluate
 from tarsdb.engine.reading.compare import Constant
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import vector_search
-from tarsdb.engine.writing import derive, row_insert, triggers, upsert
+from tarsdb.engine.writing import derive, row_insert, triggers, upsert, upsert_many
 from tarsdb.errors import BindError, DataError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -60,6 +60,10 @@ def _store(
     """Write one batch; returns the rows as stored (for RETURNING) and their number."""
     table, writes = plan.table, context.require_writes()
     if plan.on_conflict is not None:
+        chosen = upsert_many.apply(context, plan, columns, rows)
+        if chosen is not None:
+            kept = {c: column.take(chosen) for c, column in columns.items()}
+            return kept, int(chosen.sum())
         stored = upsert.apply(context, plan, columns)
         return derive.as_columns(table, stored), len(stored)
     if rows <= ROW_WISE:
