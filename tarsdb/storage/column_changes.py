@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from tarsdb.storage.state import GroupState
     from tarsdb.storage.view import TableView
 
-MANY_ROWS = 24
-"""Rows from which a statement's rows are kept as columns."""
+MANY_ROWS = 256
+"""Rows from which a statement's rows are kept as columns: fewer make no segment, and gathering
+them from many segments costs more than reading each."""
 
 
 def update(
