@@ -27,6 +27,7 @@ from tarsdb.errors import (
     ProgrammingError,
     StatementTimeoutError,
 )
+from tarsdb.loading import collector_paused
 from tarsdb.metrics import Metrics
 from tarsdb.schema import FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -97,7 +98,8 @@ class Engines:
     def relational(self) -> RelationalEngine:
         """The relational engine, made on first use (imports duckdb)."""
         if self._relational is None:
-            from tarsdb.engine.by_duckdb.relational import RelationalEngine
+            with collector_paused():
+                from tarsdb.engine.by_duckdb.relational import RelationalEngine
 
             self._relational = RelationalEngine(
                 self.settings, self.interrupt.is_set, self._stop_functions

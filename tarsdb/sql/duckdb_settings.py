@@ -8,6 +8,7 @@ the library's.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 from sqlglot import exp, tokens
@@ -15,6 +16,8 @@ from sqlglot.dialects.dialect import Dialect, NormalizationStrategy, UsingColumn
 from sqlglot.parsers.duckdb import DuckDBParser
 from sqlglot.tokenizer_core import TokenType
 from sqlglot.typing import duckdb as typing_of_duckdb
+
+from tarsdb.loading import collector_paused
 
 
 class DuckDBSettings(Dialect):
@@ -104,6 +107,12 @@ class DuckDBSettings(Dialect):
 
     def generator(self, **options: Any) -> Any:
         """Return a writer of DuckDB's text."""
+        return _writer()(dialect=self, **options)
+
+
+@functools.cache
+def _writer() -> Any:
+    with collector_paused():
         from sqlglot.dialects.duckdb import DuckDB
 
-        return DuckDB.Generator(dialect=self, **options)
+    return DuckDB.Generator
