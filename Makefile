@@ -16,8 +16,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# One process more than the two cores that tests are made for: some wait for a disk or a child.
-JOBS   ?= 3
+JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest
 META   := setup.cfg pyproject.toml
 # Test processes share the cores with each other, not with each process's own threads.
