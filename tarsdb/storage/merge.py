@@ -3,7 +3,8 @@
 Versions keep their identity (rowid, created commit), so tombstones and indexes are not touched and
 readers are not held up: blocks are built from a short read transaction and written in one staging
 transaction, which gives up when another merge came first. A writer starts a short-lived background
-thread when the delta passes its limit, and merges itself at four times the limit.
+thread when the delta passes its limit or it made some segments, and merges itself at four times the
+limit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 THREAD = "merge"
 _PRESSURE = 4
 _SMALL_SEGMENTS = 4
+_NEW_SEGMENTS = 16
+"""Segments a process makes of a table before it looks whether small ones can be combined."""
 
 
 def merge(env: Environment, table: TableDef | None = None, force: bool = False) -> int:
@@ -195,13 +198,18 @@ def before_commit(env: Environment, tables: Iterable[int]) -> None:
 
 
 def after_commit(env: Environment, counters: Mapping[int, TableCounters]) -> None:
-    """Note the delta sizes after a commit and start a background merge when one is too big."""
+    """Note what a commit left and start a background merge where it is too much.
+
+    That is a delta beyond its limit, or many segments more than after the last merge.
+    """
     limit = env.options.delta_limit_rows
     known: dict[int, int] = env.caches.setdefault("delta rows", {})
+    merged: dict[int, int] = env.caches.setdefault("merged segments", {})
     over = []
     for table_id, each in counters.items():
         known[table_id] = each.delta_rows
-        if each.delta_rows > limit:
+        made = each.segments - merged.setdefault(table_id, each.segments)
+        if each.delta_rows > limit or made >= _NEW_SEGMENTS:
             over.append(table_id)
     if over and env.options.background_merge and not background.is_busy(env, THREAD):
         background.start(env, THREAD, lambda: _run(env, over))
@@ -220,6 +228,7 @@ def _merge_ids(env: Environment, tables: list[int]) -> None:
         if table.id in tables:
             merge(env, table)
             known.pop(table.id, None)
+            env.caches.get("merged segments", {}).pop(table.id, None)
 
 
 def wait_for_merge(env: Environment) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import tarsdb
 from tarsdb.errors import ConflictError
 from tarsdb.options import Durability, OpenOptions
 from tarsdb.schema import TableDef
@@ -273,3 +274,29 @@ def test_other_processes_commits_are_seen(env: Environment) -> None:
     assert held.table(table).count() == 1
     assert [c.rowids.tolist() for c in held.table(table).chunks([1])] == [[1]]
     held.close()
+
+
+@pytest.mark.parametrize("background_merge", [True, False])
+def test_segments_of_many_commits_are_combined(
+    tmp_path: pathlib.Path, background_merge: bool
+) -> None:
+    options = OpenOptions(background_merge=background_merge, durability=Durability.RELAXED)
+    with tarsdb.connect(tmp_path / "a.tars", options=options) as db:
+        db.execute("CREATE TABLE t (id INT PRIMARY KEY, n INT)")
+        db.execute("INSERT INTO t SELECT i, 0 FROM range(5000) r(i)")
+        env = db._require_session().env
+        most = 0
+        for step in range(1, 65):
+            if step % 2:
+                db.execute("UPDATE t SET n = ? WHERE id BETWEEN ? AND ?", (step, step, step + 399))
+            else:
+                first = 5000 + 300 * step
+                db.execute("INSERT INTO t SELECT i, 0 FROM range(?, ?) r(i)", (first, first + 300))
+            wait_for_merge(env)
+            most = max(most, stats(env)["segments"])
+        assert db.execute("SELECT count(*), max(n) FROM t").fetchall() == [(14_600, 63)]
+        assert db.execute("SELECT n FROM t WHERE id IN (1, 63, 64, 462)").fetchall() == [
+            (1,), (63,), (63,), (63,)
+        ]  # fmt: skip
+        assert check(env, full=True) == []
+    assert (most < 40) == background_merge
