@@ -50,6 +50,8 @@ class OneCall(Protocol):
         ...
 
 
+OFTEN = 8
+"""Searches that make a call one that is asked often: in their time a row can be coded."""
 Part = TypeVar("Part")
 
 

@@ -1,7 +1,7 @@
 """What sqlglot says of DuckDB's dialect, without what writes DuckDB's text.
 
 ``sqlglot.dialects.duckdb`` imports the generator of texts, which parses templates while it is
-imported: a quarter of what sqlglot costs a new process, and a native statement needs none of it.
+imported, which a new process waits for, and a native statement needs none of it.
 The settings stand here a second time instead; ``tests/unit/sql/test_dialect.py`` compares each with
 the library's.
 """

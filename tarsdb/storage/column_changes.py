@@ -6,7 +6,7 @@ as of the end of the statement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,6 @@ from tarsdb.storage.own_runs import OwnRun, RunKeys
 from tarsdb.storage.unique import IndexPlan, index_plans, require_moved_unique
 
 if TYPE_CHECKING:
-    from tarsdb.storage.state import GroupState
     from tarsdb.storage.view import TableView
 
 MANY_ROWS = 256
@@ -81,7 +80,8 @@ def _updated(
     if (places[0] < 0).any():
         raise row_changes.not_live(view)
     kept = [c for c in table.scalar_columns if c.id not in changed]
-    values = dict(zip([c.id for c in kept], _at(view, group, places, kept), strict=True))
+    read = gather.at_places(view.txn, group, places, kept)
+    values = dict(zip([c.id for c in kept], read, strict=True))
     values |= {c.id: changed[c.id].owned() for c in table.scalar_columns if c.id in changed}
     found = {}
     for plan in index_plans(view, table):
@@ -98,15 +98,6 @@ def _updated(
     return OwnRun(rowids, ended, block, others, found)
 
 
-def _at(
-    view: TableView,
-    group: GroupState,
-    places: tuple[np.ndarray, np.ndarray],
-    columns: Sequence[ColumnDef],
-) -> list[Column]:
-    return gather.at_places(view.txn, group, places, columns)
-
-
 def _moved_keys(
     own: OwnRows,
     view: TableView,
@@ -115,7 +106,7 @@ def _moved_keys(
     values: Mapping[int, Column],
 ) -> RunKeys:
     columns = [view.table.column_by_id(column_id) for column_id in plan.index.column_ids]
-    old = plan.codec.encode_columns(_at(view, view.scalars(), places, columns))
+    old = plan.codec.encode_columns(gather.at_places(view.txn, view.scalars(), places, columns))
     parts = [values[column.id] for column in columns]
     moved = RunKeys(old, plan.codec.encode_columns(parts), null_rows(parts))
     if plan.index.unique:
@@ -134,7 +125,7 @@ def _vectors(
     places = group.locate(view.txn, rowids)
     there = places[0] >= 0
     valid = np.ones(len(rowids), bool) if given.validity is None else given.validity
-    before = _at(view, group, places, [column])[0]
+    before = gather.at_places(view.txn, group, places, [column])[0]
     same = there & valid & _equal_rows(before.values, given.values)
     changed = ~same & (there | valid)
     made = np.where(changed & there, group.created(view.txn, *places), 0)
@@ -175,6 +166,6 @@ def _deleted(view: TableView, rowids: np.ndarray) -> OwnRun:
     found = {}
     for plan in index_plans(view, table):
         columns = [table.column_by_id(column_id) for column_id in plan.index.column_ids]
-        parts = _at(view, group, (sources, positions), columns)
+        parts = gather.at_places(view.txn, group, (sources, positions), columns)
         found[plan.index.id] = RunKeys(plan.codec.encode_columns(parts), [])
     return OwnRun(rowids, ended, None, {}, found)

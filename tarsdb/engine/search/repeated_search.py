@@ -19,6 +19,7 @@ from tarsdb.engine.reading.cells import Cells, kernels
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import vector_search
 from tarsdb.engine.search.vector_search import Shape
+from tarsdb.index.base import OFTEN
 from tarsdb.kernels import dispatch
 from tarsdb.kernels.native import address, scratch
 from tarsdb.metrics import METRICS
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 64
 """Rows of an answer up to which its columns are read in this way."""
-OFTEN = 8
-"""Searches after which a prepared one is told that it is asked often."""
 _FLOAT32 = np.dtype(np.float32)
 
 

@@ -18,6 +18,7 @@ from tarsdb.sql.plan import Insert, OnConflict
 from tarsdb.types import Kind
 
 LEAST_ROWS = 8
+"""Rows from which they are worth making columns of."""
 _KEYS = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.TEXT})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tarsdb.index import coded, sieve
-from tarsdb.index.base import Found, Look
+from tarsdb.index.base import OFTEN, Found, Look
 from tarsdb.index.flat import HEAP_LIMIT, FlatIndex
 from tarsdb.index.hnsw.graph import Graph, list_and_room
 from tarsdb.index.navigation import as_numbers
@@ -16,8 +16,6 @@ from tarsdb.kernels import dispatch
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.native import SCRATCH_ONE, address, scratch
 
-OFTEN = 8
-"""Queries after which fresh rows are coded: a row is coded in the time of so many comparisons."""
 _CODED = 11  # the word of kernels/cpu/graph_nearest.py; a test compares
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
@@ -56,7 +54,7 @@ class Nearest:
             k, address(self._held[1]), len(fresh), 0, SCRATCH_ONE, listed, len(looks),
         ]  # fmt: skip
         self._op, self._until_often = op, OFTEN if len(fresh) >= coded.MIN_CHOSEN else 0
-        self._coded: tuple[np.ndarray, sieve.Nearest] | None = None
+        self._coded: list[tuple[np.ndarray, sieve.Nearest]] = []
         memory = sieve.call_bytes(table.width, k)
         for look in looks:
             allowed = 0 if look.allowed is None else address(look.allowed)
@@ -127,9 +125,9 @@ class Nearest:
         by_codes = self._flat.by_codes(fresh, self.k, self._op)
         if by_codes is None:
             self._until_often = OFTEN  # kernels are being compiled
-        elif self._coded is None:
+        elif not self._coded:
             words = np.array([*by_codes.call[:2], by_codes.k], np.int64)
-            self._coded = words, by_codes
+            self._coded.append((words, by_codes))  # all are kept: another thread may be here too
             self._words[_CODED] = address(words)  # a search under way sees all of it or nothing
 
     def _ask(self, count: int, at: Sequence[int]) -> int:

@@ -53,8 +53,8 @@ def train(x: F32, count: int, rng: np.random.Generator, start: F32 | None = None
 
 def _themselves(x: F32, count: int) -> F32:
     """Return the rows, repeated; one of rows that are equal but for rounding, as of a rotation."""
-    apart = np.square(x[:, None] - x).sum(axis=2)
-    first = (apart <= 1e-10 * np.square(x).sum(axis=1)).argmax(axis=1)
+    most = 1e-10 * np.square(x).sum(axis=1)
+    first = [int((np.square(x - row).sum(axis=1) <= most).argmax()) for row in x]
     return np.array(np.resize(x[first], (count, x.shape[1])), np.float32)
 
 

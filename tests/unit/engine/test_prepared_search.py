@@ -48,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             assert one.tobytes() == other.tobytes()
         masks = sum(look.allowed is not None for look in scope.looks)
         short = sum(look.short < look.whole for look in scope.looks)
-        by_codes = int(prepared._coded is not None)
+        by_codes = int(bool(prepared._coded))
         seen.append((len(ask.queries), len(scope.looks), len(scope.fresh), masks, short, by_codes))
         return found
 

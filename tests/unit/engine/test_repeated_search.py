@@ -21,6 +21,7 @@ from tarsdb.engine.result import Result
 from tarsdb.engine.search import index_build, vector_search
 from tarsdb.engine.search.repeated_search import RepeatedSearch
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
+from tarsdb.index.hnsw.nearest import Nearest
 from tarsdb.kernels import dispatch, graph
 from tarsdb.kernels.cpu import answer
 from tarsdb.kernels.native import address
@@ -179,6 +180,35 @@ def test_own_writes_and_older_snapshots(
         assert ask(other)[0][0][2] == 5
         other.execute("ROLLBACK")
         assert ask(other) == ask(db)
+
+
+def test_what_is_asked_often_is_told(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(db, ROWS, 300, 2)
+    told: list[Nearest] = []
+    monkeypatch.setattr(Nearest, "asked_often", lambda self: told.append(self))
+    ask(db)
+    assert len(told) == 1  # ten searches were answered by what was kept, two the usual way
+
+
+def test_fresh_rows_are_compared_by_codes(
+    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(db, ROWS, 300, 2)
+    coded: list[bool] = []
+    real = Nearest.asked_often
+
+    def noted(self: Nearest) -> None:
+        real(self)
+        coded.append(bool(self._coded))
+
+    monkeypatch.setattr(Nearest, "asked_often", noted)
+    first = ask(db)
+    assert ask(db) == first
+    assert coded[-1]
+    assert used.count(True) == 22
+    assert any(row[0] >= ROWS for rows in first for row in rows)
 
 
 @pytest.mark.parametrize("what", ["id, word", "id, flag", "id, rare", "id, emb", "b + 1", "count"])
