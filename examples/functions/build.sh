@@ -4,7 +4,7 @@ set -e
 cd "$(dirname "$0")"
 cp ../../tarsdb/udf_sandbox/authoring/tars_udf.* .
 trap 'rm -f tars_udf.* *.o' EXIT
-for name in text_distance weighted_metric; do
+for name in text_distance weighted_metric code_words; do
   ${CC:-python -m ziglang cc -target wasm32-freestanding} -mcpu=generic+simd128+bulk_memory -O2 \
     -nostdlib -Wl,--no-entry -Wl,--export=tars_abi_v1 -Wl,-z,stack-size=65536 -g0 -o $name.wasm $name.c
 done

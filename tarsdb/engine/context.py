@@ -245,6 +245,10 @@ class Context:
         """Run a model function or another function over a batch of rows."""
         if call.kind == "model":
             return self.engines.models.call(self, call, arguments, rows)
+        if call.kind == "tokenizer":
+            from tarsdb.engine.udf import tokenizers
+
+            return tokenizers.call(self, call, arguments[0], rows)
         function = self.catalog.function(call.target)
         if function is None:
             return self.engines.functions.call_session(call.target, arguments, rows)

@@ -149,20 +149,19 @@ def mentioned(expression: ex.Expr | Relational, kind: str) -> set[str]:
     kind : str
         ``'function'`` (sandboxed) or ``'model'``.
     """
+    wanted = ("udf", "tokenizer") if kind == "function" else (kind,)
     if isinstance(expression, Relational):
-        if kind == "model":
-            found = [call.call.target for call in expression.calls]
-        else:
-            found = [function.name for function in expression.functions]
+        found = [call.call.target for call in expression.calls if call.call.kind in wanted]
+        if kind == "function":
+            found += [function.name for function in expression.functions]
         inside = [node for _, node in expression.constants]
         for relation in expression.relations:
             inside += [output.expr for output in relation.computed]
             inside += [] if relation.predicate is None else [relation.predicate]
         return set(map(str.lower, found)).union(*(mentioned(node, kind) for node in inside))
-    wanted = "udf" if kind == "function" else kind
     names: set[str] = set()
     for node in ex.walk(expression):
-        if isinstance(node, ex.Call) and node.kind == wanted and node.target:
+        if isinstance(node, ex.Call) and node.kind in wanted and node.target:
             names.add(node.target.lower())
         if isinstance(node, ex.Distance) and node.function and kind == "function":
             names.add(node.function.lower())

@@ -8,7 +8,7 @@ use.
 
 from __future__ import annotations
 
-from tarsdb.model_ops.chunking import chunk_text, chunk_tokens
+from tarsdb.model_ops.chunking import chunk_spans, chunk_text, chunk_tokens
 from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.decoder_forward import StepBatch
 from tarsdb.model_ops.directory import (
@@ -23,5 +23,5 @@ from tarsdb.model_ops.tasks import TASKS
 
 __all__ = [
     "TASKS", "Classifier", "Decoder", "Encoder", "KVCache", "ModelFiles", "StepBatch",
-    "chunk_text", "chunk_tokens", "read_adapter_directory", "read_model_directory",
+    "chunk_spans", "chunk_text", "chunk_tokens", "read_adapter_directory", "read_model_directory",
 ]  # fmt: skip

@@ -58,6 +58,15 @@ def chunk_tokens(tokenizer: TextTokenizer, text: str, size: int, overlap: int = 
     return [text[start:end] for start, end in pack(tokenizer.spans(text), size, overlap)]
 
 
+def chunk_spans(tokens: Sequence[Span], size: int, overlap: int = 0) -> list[Span]:
+    """Return where pieces of at most ``size`` tokens lie, given where tokens do.
+
+    Parameters and errors as of :func:`chunk_text`.
+    """
+    _check(size, overlap)
+    return pack([[token] for token in tokens], size, overlap)
+
+
 def pack(groups: Sequence[Sequence[Span]], size: int, overlap: int) -> list[Span]:
     """Return the spans of pieces of at most ``size`` units.
 

@@ -13,17 +13,20 @@ from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import Binding, where
 from tarsdb.sql.dialect import own_name
 from tarsdb.sql.function_calls import aggregate_arguments
-from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call
+from tarsdb.sql.model_calls import FUNCTIONS, resolve_model_call, resolve_tokenizer_call
 from tarsdb.types import TEXT, SqlType
 
 _LATER = ("tars_ab_report", "hybrid_search", "kmeans", "knn_graph")
+_IN_PLACE_OF_MODELS = {"rerank": "reranker", "tokenize": "tokenizer", "chunk": "tokenizer"}
+"""The role of functions that a model function may name instead of a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnCall:
     """A call that DuckDB does not know.
 
-    ``kind`` is 'model', 'udf' (a scalar function), 'aggregate', 'table' or 'session'.
+    ``kind`` is 'model', 'tokenizer' (a model function by a table function in the model's place),
+    'udf' (a scalar function), 'aggregate', 'table' or 'session'.
     """
 
     kind: str
@@ -50,9 +53,16 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
         return _sandboxed(function, node, tuple(node.expressions))
     if binding.catalog.has_session_function(name):
         return OwnCall("session", name, name, tuple(node.expressions), None)
-    reranker = _reranker(binding, name, node)
-    if reranker is not None:
-        return _sandboxed(reranker, node, tuple(node.expressions[1:]))
+    instead = _in_place_of_model(binding, name, node)
+    if instead is not None and instead.role == "reranker":
+        return _sandboxed(instead, node, tuple(node.expressions[1:]))
+    if instead is not None:
+        by_tokens = resolve_tokenizer_call(name, node)
+        if by_tokens is not None:
+            return OwnCall(
+                "tokenizer", name, instead.name, by_tokens.arguments, by_tokens.returns, None,
+                by_tokens.options,
+            )  # fmt: skip
     if name in FUNCTIONS:
         call = resolve_model_call(binding, name, node)
         target = call.model.name if call.model is not None else ""
@@ -64,13 +74,14 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     return None
 
 
-def _reranker(binding: Binding, name: str, node: Any) -> FunctionDef | None:
-    """Return the function that ``rerank('f', ...)`` names in place of a model."""
-    first = node.expressions[0] if name == "rerank" and node.expressions else None
+def _in_place_of_model(binding: Binding, name: str, node: Any) -> FunctionDef | None:
+    """Return the function that ``rerank('f', ...)`` and the like name in place of a model."""
+    role = _IN_PLACE_OF_MODELS.get(name)
+    first = node.expressions[0] if role and node.expressions else None
     if not isinstance(first, exp.Literal) or binding.catalog.model(first.this) is not None:
         return None
     function = binding.catalog.function(first.this)
-    return function if function is not None and function.role == "reranker" else None
+    return function if function is not None and function.role == role else None
 
 
 def _sandboxed(function: FunctionDef, node: Any, arguments: tuple[Any, ...]) -> OwnCall:

@@ -44,7 +44,8 @@ def _not(node: ex.Not) -> str:
 
 
 def _call(node: ex.Call) -> str:
-    parts = [f"'{node.target}'"] if node.kind == "model" and node.target else []
+    is_named = node.kind in ("model", "tokenizer") and node.target
+    parts = [f"'{node.target}'"] if is_named else []
     parts += [_list(node.args)] if node.args else []
     parts += [f"{name} => {expression(value)}" for name, value in node.options]
     return f"{node.name}({', '.join(parts)})"

@@ -122,11 +122,11 @@ class Distance:
 class Call:
     """Call of a model function (``embed``) or of a catalog or session function.
 
-    ``target`` is the catalog name for ``kind`` 'udf' and the model's name for ``kind`` 'model'
-    (empty for a function without a model). ``options`` are constants by name, of models only; a
-    value is a Literal (of a tuple for a list) or a Parameter. ``takes`` are the declared types of a
-    catalog function's arguments, which constants are converted to; ``is_volatile`` says that two
-    equal calls may differ.
+    ``target`` is the catalog name for ``kind`` 'udf' and 'tokenizer' and the model's name for
+    ``kind`` 'model' (empty for a function without a model). ``options`` are constants by name, of
+    models and tokenizers only; a value is a Literal (of a tuple for a list) or a Parameter.
+    ``takes`` are the declared types of a catalog function's arguments, which constants are
+    converted to; ``is_volatile`` says that two equal calls may differ.
     """
 
     kind: str

@@ -141,14 +141,10 @@ def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:
     BindError
         The model does not exist or does something else, or the arguments do not fit.
     """
-    positional = [item for item in node.expressions if not isinstance(item, _NAMED)]
-    named = node.expressions[len(positional) :]
-    if not all(isinstance(item, _NAMED) for item in named):
-        raise BindError(f"{name}: a positional argument follows a named one{where(node)}")
-    function = FUNCTIONS[name]
-    if name == "chunk" and len(positional) == 2 and "size" in map(_key, named):
+    positional, named = _divided(name, node)
+    function, model = FUNCTIONS[name], None
+    if name == "chunk" and _is_by_tokens(positional, named):
         function = _CHUNK_OF_MODEL
-    model = None
     if function.tasks:
         model = _model(binding, name, positional, node)
         _check_task(name, function, model, node)
@@ -156,6 +152,48 @@ def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:
         if name == model.task == "predict":  # a list of features for each of its inputs
             features = ("list of features",) * max(1, len(positional))
             function = replace(function, arguments=features, optional=0)
+    arguments, bound = _fitted(name, function, positional, named, node)
+    return ModelCall(
+        name, model, arguments, tuple(sorted(bound.items())), function.returns(model, bound)
+    )
+
+
+def resolve_tokenizer_call(name: str, node: Any) -> ModelCall | None:
+    """Return what ``tokenize`` or ``chunk`` by a function of role 'tokenizer' means.
+
+    None where the call names no model: ``chunk('five words of a text', 2)``.
+
+    Raises
+    ------
+    BindError
+        The arguments do not fit.
+    """
+    positional, named = _divided(name, node)
+    if name == "chunk" and not _is_by_tokens(positional, named):
+        return None
+    function = _CHUNK_OF_MODEL if name == "chunk" else FUNCTIONS[name]
+    arguments, bound = _fitted(name, function, positional[1:], named, node)
+    return ModelCall(name, None, arguments, tuple(sorted(bound.items())), _TEXTS)
+
+
+def _divided(name: str, node: Any) -> tuple[list[Any], list[Any]]:
+    """Return a call's positional arguments and its named ones."""
+    positional = [item for item in node.expressions if not isinstance(item, _NAMED)]
+    named = node.expressions[len(positional) :]
+    if not all(isinstance(item, _NAMED) for item in named):
+        raise BindError(f"{name}: a positional argument follows a named one{where(node)}")
+    return positional, named
+
+
+def _is_by_tokens(positional: list[Any], named: list[Any]) -> bool:
+    """Return whether a call of ``chunk`` begins with what makes the tokens."""
+    return len(positional) == 2 and "size" in map(_key, named)
+
+
+def _fitted(
+    name: str, function: ModelFunction, positional: list[Any], named: list[Any], node: Any
+) -> tuple[tuple[Any, ...], dict[str, ex.Expr]]:
+    """Return the arguments behind the model's name, and the bound options."""
     known = len(function.arguments)
     options = dict(zip(function.options[: function.in_order], positional[known:], strict=False))
     arguments = tuple(positional[:known])
@@ -174,10 +212,7 @@ def resolve_model_call(binding: Binding, name: str, node: Any) -> ModelCall:
                 hint=suggestion(key, function.options) or _known_options(function),
             )
         options[key] = item.expression
-    bound = {key: _constant(name, key, value) for key, value in options.items()}
-    return ModelCall(
-        name, model, arguments, tuple(sorted(bound.items())), function.returns(model, bound)
-    )
+    return arguments, {key: _constant(name, key, value) for key, value in options.items()}
 
 
 def _key(item: Any) -> str:

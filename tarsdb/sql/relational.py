@@ -353,7 +353,7 @@ class Rewriter:
         call = resolve_call(self.binding, node)
         if call is None:
             return self.visit_vectors(node, scope)
-        if call.kind == "model":
+        if call.kind in ("model", "tokenizer"):
             constant = Core(self.binding, lambda _: None).constant(node)
             if constant is not None:
                 node.replace(self.constant(constant))
@@ -385,7 +385,7 @@ class Rewriter:
         return f"__udf_{call.target}"
 
     def _rename_call(self, node: Any, call: OwnCall) -> None:
-        if call.kind == "model":
+        if call.kind in ("model", "tokenizer"):
             name = self._model_call(call)
         elif call.function is not None:
             name = self._function(call)

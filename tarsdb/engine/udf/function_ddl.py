@@ -193,14 +193,15 @@ def _check_role(function: FunctionDef) -> None:
     from tarsdb.udf_sandbox import check_metric
 
     role = function.role
-    if function.kind != "scalar" or not function.strict:
-        raise BindError(f"function {function.name}: role {role!r} is for STRICT scalar ones")
-    if role == "tokenizer":
-        raise NotSupportedError(
-            f"function {function.name}: role 'tokenizer' is not supported",
-            hint="there is no full text search that could call it",
+    kind = "table" if role == "tokenizer" else "scalar"
+    if function.kind != kind or not function.strict:
+        raise BindError(
+            f"function {function.name}: role {role!r} is for STRICT {kind} functions",
+            hint=_TOKENIZER if kind == "table" else None,
         )
-    if role == "metric":
+    if role == "tokenizer":
+        _check_tokenizer(function)
+    elif role == "metric":
         check_metric(function.name, [t for _, t in function.arguments], function.returns)
     elif function.returns.kind not in _RETURNS[role]:
         wanted = " or ".join(kind.value for kind in _RETURNS[role])
@@ -210,4 +211,19 @@ def _check_role(function: FunctionDef) -> None:
         )
 
 
+def _check_tokenizer(function: FunctionDef) -> None:
+    takes = [sql_type.kind for _, sql_type in function.arguments]
+    gives = [sql_type.kind for _, sql_type in function.columns]
+    if takes != [Kind.TEXT] or gives not in ([Kind.INT] * 2, [Kind.INT, Kind.INT, Kind.TEXT]):
+        raise UdfValidationError(
+            f"function {function.name}: role 'tokenizer' needs another signature", hint=_TOKENIZER
+        )
+    if function.volatility.upper() != "IMMUTABLE":
+        raise BindError(
+            f"function {function.name}: role 'tokenizer' is for IMMUTABLE functions, this is "
+            f"{function.volatility.upper()}"
+        )
+
+
+_TOKENIZER = "(body TEXT) RETURNS TABLE (first INT, behind INT), and a third column of TEXT at will"
 _RETURNS = {"filter": (Kind.BOOLEAN,), "reranker": (Kind.REAL, Kind.DOUBLE)}

@@ -290,7 +290,7 @@ def test_nan_names_the_row_and_a_trap_rolls_back(
         (create("m", metric("m", DIM, CHEBYSHEV)).replace("'metric'", "'oracle'"), errors.BindError,
          "role 'oracle' is not known"),
         (create("m", metric("m", DIM, CHEBYSHEV)).replace("'metric'", "'tokenizer'"),
-         errors.NotSupportedError, "role 'tokenizer' is not supported"),
+         errors.BindError, "role 'tokenizer' is for STRICT table functions"),
         (create("m", metric("m", DIM, CHEBYSHEV))
          .replace("LANGUAGE", "CALLED ON NULL INPUT LANGUAGE"),
          errors.BindError, "STRICT"),

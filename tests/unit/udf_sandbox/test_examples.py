@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tarsdb.cli import main
 from tarsdb.columns import Column, from_list
 from tarsdb.errors import UdfError
 from tarsdb.types import BOOLEAN, DOUBLE, INT, REAL, TEXT, Kind, SqlType, parse_type
-from tarsdb.udf_sandbox import AggregateFunction, ScalarFunction
+from tarsdb.udf_sandbox import AggregateFunction, ScalarFunction, TableFunction
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples" / "functions"
@@ -87,6 +88,23 @@ def test_reranker() -> None:
     asked, bodies, wanted = (list(part) for part in zip(*pairs, strict=True))
     columns = [from_list(TEXT, asked), from_list(TEXT, bodies)]
     assert function.call(columns, len(pairs)).to_list() == pytest.approx(wanted)
+
+
+def test_code_words() -> None:
+    function = TableFunction(code_of("code_words"), "code_words", [TEXT], [INT, INT, TEXT])
+    texts = [*TEXTS, "parseHTTPDate(x)", "parse_http_date", "utf8ToHTML2", " -- ", "ABC", "w " * 9]
+    (first, behind, terms), bounds = function.call([from_list(TEXT, texts)], len(texts))
+    words = [terms.to_list()[a:b] for a, b in pairwise(bounds.tolist())]
+    assert words[len(TEXTS) :] == [
+        ["parse", "http", "date", "x"], ["parse", "http", "date"], ["utf8", "to", "html2"], [],
+        ["abc"], ["w"] * 9,
+    ]  # fmt: skip
+    assert words[: len(TEXTS)] == [[text.lower()] if text else [] for text in TEXTS]
+    rows = np.repeat(np.arange(len(texts)), np.diff(bounds))
+    for row, start, stop, term in zip(
+        rows, first.values, behind.values, terms.to_list(), strict=True
+    ):
+        assert texts[row].encode()[start:stop].decode().lower() == term
 
 
 def test_geometric_mean() -> None:
