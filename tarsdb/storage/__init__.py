@@ -7,6 +7,7 @@ top. Knows no SQL, no kernels and no models; the other packages never see LMDB.
 
 from tarsdb.storage import background, inference, packed
 from tarsdb.storage.blobs import put_blob
+from tarsdb.storage.by_row import ByRow
 from tarsdb.storage.catalog import CatalogView
 from tarsdb.storage.check import check
 from tarsdb.storage.checkpoints import (
@@ -41,6 +42,7 @@ from tarsdb.storage.writes import WriteSet
 
 __all__ = [
     "PROVISIONAL",
+    "ByRow",
     "CatalogView",
     "Chunk",
     "CommitInfo",

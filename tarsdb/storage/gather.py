@@ -18,9 +18,10 @@ from tarsdb.storage.transaction import ReadTxn
 from tarsdb.types import Physical
 
 FEW = 64
-_NUMBERS = frozenset({
+NUMBERS = frozenset({
     Physical.INT16, Physical.INT32, Physical.INT64, Physical.FLOAT32, Physical.FLOAT64,
 })  # fmt: skip
+"""What is stored as a reader sees it."""
 
 
 def gather_scalars(
@@ -75,7 +76,7 @@ def plain_runs(
     runs = []
     for segment in segments:
         found = [segment.column(txn, column, group.name) for column in columns]
-        if any(c.validity is not None or c.type.physical not in _NUMBERS for c in found):
+        if any(c.validity is not None or c.type.physical not in NUMBERS for c in found):
             return None
         runs.append((segment.low, segment.live(group.commit), [c.values for c in found]))
     return runs

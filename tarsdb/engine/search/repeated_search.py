@@ -3,9 +3,10 @@
 Table, exact index, the rows a filter keeps, parts of the approximate index and how they are
 searched follow from the plan and the state of the file; so does where the columns of the answer
 lie. A plan that runs a second time in one state keeps them, and from then on a search is one
-compiled call: nearest rows and the values of their columns. Whatever is out of the ordinary (other
-parameters, distances that are not finite, rows that codes cannot tell apart) goes the way of every
-search, which has the checks and the errors.
+compiled call: nearest rows and the values of their columns. Where rows lie scattered, in the delta
+and in segments that overlap, the columns are copied first, once the state is asked often. Whatever
+is out of the ordinary (other parameters, distances that are not finite, rows that codes cannot tell
+apart) goes the way of every search, which has the checks and the errors.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 64
 """Rows of an answer up to which its columns are read in this way."""
+COPIED_ROWS = 4096
+"""Rows that are copied in the time that the usual way takes longer than the compiled one."""
+PLAIN, COPIED = "plain", "copied"
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -50,7 +54,7 @@ class RepeatedSearch:
         assert found is not None
         assert isinstance(node, ex.Parameter)
         self._kernel, gather = found
-        self._shape, self._counter, self._cells = Shape.of(plan), counter, cells
+        self._shape, self._counter, self.cells = Shape.of(plan), counter, cells
         self._query, self._dim = node.key, (plan.column.type.dim,)
         self._filter = vector_search.filtered_by(context, plan)
         self._prepared = weakref.ref(prepared)
@@ -74,6 +78,7 @@ class RepeatedSearch:
         prepared = self._prepared()
         return (
             prepared is not None
+            and self.cells.held() is not None
             and prepared.level == dispatch.level()
             and self._settings.version == self._version
             and self._filter == vector_search.filtered_by(context, plan)
@@ -81,9 +86,10 @@ class RepeatedSearch:
 
     def answer(self, parameters: Parameters) -> Result | None:
         """Return the answer of a statement; None where it is to be found in the usual way."""
-        prepared = self._prepared()
+        prepared, held = self._prepared(), self.cells.held()
         if (
             prepared is None
+            or held is None
             or prepared.level != dispatch.level()
             or self._settings.version != self._version
         ):
@@ -120,26 +126,50 @@ class RepeatedSearch:
 
 def keep(context: Context, plan: Knn) -> None:
     """Take note of a search; what the next one can use is kept when it is the second here."""
-    state = context.snapshot.txn.file_state()
-    if plan.memo.get("state") != state:
-        plan.memo["state"] = state
-        plan.memo.pop("repeated", None)
+    state, memo = context.snapshot.txn.file_state(), plan.memo
+    if memo.get("state") != state:
+        memo.update(state=state, usual=0, refused=set())
+        memo.pop("repeated", None)
         return
-    if plan.memo.get("scattered") == state or not _is_simple(context, plan) or kernels() is None:
-        return
-    known: RepeatedSearch | None = plan.memo.get("repeated")
-    if known is not None and known.stands(context, plan):
+    memo["usual"] += 1
+    if not _is_simple(context, plan) or kernels() is None:
         return
     view = context.view(plan.table)
+    known: RepeatedSearch | None = memo.get("repeated")
+    if known is not None and not known.stands(context, plan):
+        known = None
+    ways = _ways(context, plan, known)
+    if not ways:
+        return
     flat = vector_search.flat_index(context, view, plan.column.id, plan.column.type)
     found = vector_search.prepared(context, plan, view, flat)
     if found is None or not 0 < found[0].k <= MOST_ROWS:
         return
-    cells = Cells.of(context.snapshot.txn, view.scalars(), Shape.of(plan).stored, found[0].k)
-    if cells is None:  # so it stays in this state
-        plan.memo["scattered"] = state
-    else:
-        plan.memo["repeated"] = RepeatedSearch(context, plan, *found, cells)
+    columns, k = Shape.of(plan).stored, found[0].k
+    for way in ways:
+        if way is COPIED:
+            cells, memo["usual"] = Cells.copied(context.snapshot.env.caches, view, columns, k), 0
+        else:
+            cells = Cells.of(view, columns, k)
+        if cells is not None:
+            memo["repeated"] = RepeatedSearch(context, plan, *found, cells)
+            return
+        memo["refused"].add(way)  # so it stays in this state
+
+
+def _ways(context: Context, plan: Knn, known: RepeatedSearch | None) -> list[str]:
+    """Return the ways to have cells that are worth a try now, the better one first.
+
+    A copy is made when as many searches went the usual way as cost what it does.
+    """
+    view = context.view(plan.table)
+    if known is not None and (known.cells.is_copied or not view.scalars().count):
+        return []
+    ways = [] if known is not None else [PLAIN]
+    is_often = plan.memo["usual"] >= OFTEN + view.count() // COPIED_ROWS
+    if is_often or Cells.are_copied(context.snapshot.env.caches, view, Shape.of(plan).stored):
+        ways.insert(0, COPIED)
+    return [way for way in ways if way not in plan.memo["refused"]]
 
 
 def _is_simple(context: Context, plan: Knn) -> bool:
