@@ -6,8 +6,9 @@ column inside the engine holds the read transaction too, and ``take``/``concat``
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,14 @@ class Column:
         offsets = self.offsets[start : stop + 1] - self.offsets[start]
         return Column(self.type, self.values[low:high], offsets, validity)
 
+    def parts(self) -> list[Column]:
+        """Return the columns this is made of: itself."""
+        return [self]
+
+    def copy_rows(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write the values of rows ``start:stop`` to an array of as many; not of variable types."""
+        out[:] = self.values[start:stop]
+
     @property
     def nbytes(self) -> int:
         """Bytes of the value and offset buffers."""
@@ -163,7 +172,7 @@ def empty(sql_type: SqlType) -> Column:
 
 def concat(sql_type: SqlType, columns: Iterable[Column]) -> Column:
     """Concatenate columns of one type; always copies."""
-    parts = list(columns)
+    parts = [part for column in columns for part in column.parts()]
     if not parts:
         return empty(sql_type)
     validity = None
@@ -178,6 +187,73 @@ def concat(sql_type: SqlType, columns: Iterable[Column]) -> Column:
     offsets = np.zeros(sum(map(len, lengths)) + 1, dtype=np.int64)
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
     return Column(sql_type, values, _int32_offsets(offsets), validity)
+
+
+def joined(columns: Sequence[Column]) -> Column:
+    """Return columns of one type as one; copied only where somebody asks for it as a whole."""
+    return columns[0] if len(columns) == 1 else Joined(columns)
+
+
+class Joined(Column):
+    """Columns of one type, one behind the other, put together once somebody asks for the whole.
+
+    Who copies the rows elsewhere spares that. Until then the parts are what they were: views of the
+    memory map, maybe.
+    """
+
+    __slots__ = ("_bounds", "_parts", "_whole")
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        self.type = parts[0].type
+        self._parts = list(parts)
+        self._bounds = list(accumulate(map(len, parts), initial=0))
+        self._whole: Column | None = None
+
+    def parts(self) -> list[Column]:
+        """Return the columns this is made of."""
+        return self._parts
+
+    def _joined(self) -> Column:
+        if self._whole is None:
+            self._whole = concat(self.type, self._parts)
+            self._parts = [self._whole]
+            self._bounds = [0, len(self._whole)]
+        return self._whole
+
+    @property
+    def values(self) -> np.ndarray:  # type: ignore[override] # nobody assigns to what was read
+        """All values, one array."""
+        return self._joined().values
+
+    @property
+    def offsets(self) -> np.ndarray | None:  # type: ignore[override]
+        """Where values of variable types begin."""
+        return self._joined().offsets if self.type.is_variable else None
+
+    @property
+    def validity(self) -> np.ndarray | None:  # type: ignore[override]
+        """False where NULL."""
+        if all(part.validity is None for part in self._parts):
+            return None
+        return self._joined().validity
+
+    def __len__(self) -> int:
+        return self._bounds[-1]
+
+    def copy_rows(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write the values of rows ``start:stop`` to an array of as many; not of variable types."""
+        first = bisect_right(self._bounds, start) - 1
+        last = bisect_left(self._bounds, stop)
+        parts = [part.values for part in self._parts[first:last]]
+        if parts:
+            parts[-1] = parts[-1][: stop - self._bounds[last - 1]]
+            parts[0] = parts[0][start - self._bounds[first] :]
+            np.concatenate(parts, out=out)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the value and offset buffers."""
+        return sum(part.nbytes for part in self._parts)
 
 
 UNCOMMITTED = 1 << 62

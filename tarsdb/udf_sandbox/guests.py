@@ -121,7 +121,7 @@ class ScalarGuest(InstanceGuest):
         for start in range(0, rows, self._most):
             stop = min(start + self._most, rows)
             for view, column in zip(self._inputs, columns, strict=True):
-                view[: stop - start] = column.values[start:stop]
+                column.copy_rows(start, stop, view[: stop - start])
             self._rows[0] = stop - start
             self.instance.invoke("run", call)
             values[start:stop] = self._output[: stop - start]

@@ -1,8 +1,8 @@
 """The rows of a table that a predicate keeps, in batches of a size that suits what is computed.
 
-A chunk of a table has some 2,000 rows. Evaluating a predicate costs some twenty microseconds a
-batch and a call of a function as much, so the rows of several chunks are put together first. Where
-few rows may satisfy a statement the first batches are small.
+A chunk of a table has some 2,000 rows. Evaluating an expression costs some twenty microseconds a
+batch and a call of a function more, so several chunks are one batch, whose columns are put together
+when something needs them whole. Where few rows may satisfy a statement the first batches are small.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from tarsdb.columns import concat
+from tarsdb.columns import joined
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access, evaluate
 from tarsdb.schema import ColumnDef
@@ -21,7 +21,7 @@ from tarsdb.storage import Chunk, TableView
 FILTERED_BYTES = 4 << 20
 """Bytes of a batch, about, that a predicate is evaluated for: more gains nothing (measured)."""
 WHOLE_BYTES = 64 << 20
-"""Bytes of a batch, about, whose rows are all kept and passed to a function."""
+"""Bytes of a batch, about, whose rows are all kept."""
 FIRST_ROWS = 1 << 10
 """Rows of the first batch where LIMIT may be met early; the next has ``MORE`` times as many."""
 MORE = 4
@@ -67,16 +67,20 @@ def scanned(
 ) -> Iterator[evaluate.Batch]:
     """Yield the rows a predicate keeps, as :func:`passing` does, but from a look at all rows."""
     columns_read = evaluate.columns_of(predicate, *read)
-    ids, chunks = list(columns_read), view.chunks(list(columns_read))
-    if predicate is not None or ex.calls(*read):
-        size = WHOLE_BYTES if predicate is None else FILTERED_BYTES
-        most = max(1, size // _row_bytes(columns_read.values()))
-        grows = stops_early and predicate is not None
-        chunks = _sized(chunks, most, min(most, FIRST_ROWS) if grows else None)
-    for chunk in chunks:
+    ids = list(columns_read)
+    size = WHOLE_BYTES if predicate is None else FILTERED_BYTES
+    most = max(1, size // _row_bytes(columns_read.values()))
+    if stops_early and predicate is None and not ex.calls(*read):
+        most = 1
+    grows = stops_early and predicate is not None
+    groups = _sized(view.chunks(ids), most, min(most, FIRST_ROWS) if grows else None)
+    asks_rowids = any(isinstance(node, ex.RowidRef) for node in ex.walk(predicate, *read))
+    for group in groups:
         context.engines.interrupt.check()
-        columns = dict(zip(ids, chunk.columns, strict=True))
-        batch = evaluate.Batch(len(chunk.rowids), columns, context, chunk.rowids)
+        columns = {key: joined([c.columns[at] for c in group]) for at, key in enumerate(ids)}
+        rows = sum(len(chunk.rowids) for chunk in group)
+        rowids = np.concatenate([chunk.rowids for chunk in group]) if asks_rowids else None
+        batch = evaluate.Batch(rows, columns, context, rowids)
         yield evaluate.narrowed(batch, predicate, *read)
 
 
@@ -97,8 +101,8 @@ def _row_bytes(columns: Iterable[ColumnDef]) -> int:
     return sum(sizes, 8)
 
 
-def _sized(chunks: Iterable[Chunk], most: int, first: int | None) -> Iterator[Chunk]:
-    """Put small chunks together until they have ``most`` rows.
+def _sized(chunks: Iterable[Chunk], most: int, first: int | None) -> Iterator[list[Chunk]]:
+    """Yield chunks by groups that have ``most`` rows or some more.
 
     With ``first`` larger ones are cut too, and the pieces grow from that many rows.
     """
@@ -112,11 +116,11 @@ def _sized(chunks: Iterable[Chunk], most: int, first: int | None) -> Iterator[Ch
             rows += stop - start
             start = stop
             if rows >= size:
-                yield _together(waiting)
+                yield waiting
                 waiting, rows = [], 0
                 size = min(size * MORE, most)
     if waiting:
-        yield _together(waiting)
+        yield waiting
 
 
 def _part(chunk: Chunk, start: int, stop: int) -> Chunk:
@@ -124,12 +128,3 @@ def _part(chunk: Chunk, start: int, stop: int) -> Chunk:
         return chunk
     columns = [column.slice(start, stop) for column in chunk.columns]
     return Chunk(chunk.rowids[start:stop], columns)
-
-
-def _together(chunks: list[Chunk]) -> Chunk:
-    if len(chunks) == 1:
-        return chunks[0]
-    columns = [
-        concat(parts[0].type, parts) for parts in zip(*(c.columns for c in chunks), strict=True)
-    ]
-    return Chunk(np.concatenate([chunk.rowids for chunk in chunks]), columns)
