@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tarsdb.columns import Column, concat
+from tarsdb.columns import Column, concat, empty
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
 from tarsdb.engine.reading import evaluate
@@ -47,9 +47,9 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
             written += done[1]
             if plan.table.identity is not None and done[1]:
                 last_id = int(done[0][plan.table.identity.id].values[-1])
-            if plan.returning is not None or plan.returning_sql is not None:
+            if _returns(plan):
                 returned.append(_returning(context, plan, done[0], done[1]))
-    answer = _merge(returned, written)
+    answer = _merge(context, plan, returned, written)
     answer.last_id = last_id
     return answer
 
@@ -218,7 +218,7 @@ def update(context: Context, plan: Update) -> Result:
 
     A unique index holds at the end of the statement, so its rows are written at once.
     """
-    returns = plan.returning is not None or plan.returning_sql is not None
+    returns = _returns(plan)
     found: list[Changes] = []
     written = waiting = 0
     for rowids, given in _updates(context, plan):
@@ -234,7 +234,7 @@ def update(context: Context, plan: Update) -> Result:
         if returns
         else []
     )
-    return _merge(answers, written)
+    return _merge(context, plan, answers, written)
 
 
 def _is_unique(table: TableDef, changed: Collection[int]) -> bool:
@@ -354,12 +354,12 @@ def delete(context: Context, plan: Delete) -> Result:
     for rowids in batches:
         context.engines.interrupt.check()
         view = context.view(table)
-        if plan.returning is not None or plan.returning_sql is not None:
+        if _returns(plan):
             ids = [column.id for column in table.columns]
             columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
             returned.append(_returning(context, plan, columns, len(rowids), rowids))
         written += context.require_writes().delete(table, view, rowids)
-    return _merge(returned, written)
+    return _merge(context, plan, returned, written)
 
 
 def _returning(
@@ -380,8 +380,18 @@ def _returning(
     return Result(names, [answer.type for answer in answers], columns=answers)
 
 
-def _merge(parts: list[Result], written: int) -> Result:
-    if not parts:
+def _returns(plan: Insert | Update | Delete) -> bool:
+    return plan.returning is not None or plan.returning_sql is not None
+
+
+def _merge(
+    context: Context, plan: Insert | Update | Delete, parts: list[Result], written: int
+) -> Result:
+    """Return what a statement answers; a RETURNING that no row came to still has its columns."""
+    if not _returns(plan):
         return Result(changed=written)
+    if not parts:
+        nothing = {column.id: empty(column.type) for column in plan.table.columns}
+        parts = [_returning(context, plan, nothing, 0, np.empty(0, np.int64))]
     rows = [row for part in parts for row in part.rows()]
     return Result(parts[0].names, parts[0].types, rows=rows, changed=written)

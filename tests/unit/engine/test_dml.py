@@ -337,3 +337,31 @@ def test_a_constant_that_does_not_fit_names_its_column(column: str, value: str, 
             with pytest.raises(errors.DataError, match=words):
                 db.execute(f"INSERT INTO u VALUES {rows_text}")
         assert rows(db, "SELECT count(*) FROM u") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "names"),
+    [
+        ("UPDATE r SET n = 1 WHERE id = 5 RETURNING id, n + 1 AS m", ["id", "m"]),
+        ("UPDATE r SET n = 1 WHERE n = 5 RETURNING *", ["id", "n", "word"]),
+        ("UPDATE r SET n = k FROM (SELECT 7 AS k) s WHERE r.id = s.k RETURNING r.id", ["id"]),
+        ("UPDATE r SET n = 1 WHERE id = 5 RETURNING upper(word) AS w", ["w"]),
+        ("DELETE FROM r WHERE id = 5 RETURNING id", ["id"]),
+        ("DELETE FROM r WHERE n = 5 RETURNING *", ["id", "n", "word"]),
+        ("INSERT INTO r SELECT 5, 5, 'a' WHERE false RETURNING word", ["word"]),
+        ("INSERT INTO r VALUES (1, 1, 'a') ON CONFLICT DO NOTHING RETURNING id", ["id"]),
+    ],
+)
+def test_returning_of_no_rows(sql: str, names: list[str]) -> None:
+    """A statement that finds nothing answers with no rows, as one that finds some with rows."""
+    with tarsdb.connect(":memory:") as db:
+        db.execute("CREATE TABLE r (id INT PRIMARY KEY, n INT, word TEXT)")
+        db.execute("INSERT INTO r VALUES (1, 2, 'x')")
+        cursor = db.execute(sql)
+        assert cursor.description is not None
+        assert [column[0] for column in cursor.description] == names
+        assert cursor.rowcount == 0
+        assert cursor.fetchone() is None
+        assert cursor.fetchall() == []
+        with pytest.raises(tarsdb.InterfaceError, match="returned no rows"):
+            db.execute(sql[: sql.index(" RETURNING")]).fetchone()
