@@ -18,6 +18,7 @@ from tarsdb.sql.insert import bind_insert
 from tarsdb.sql.parser import parse_statement
 from tarsdb.sql.plan import Delete, Relational, Update
 from tarsdb.sql.relational import Rewriter
+from tarsdb.sql.rules.point_lookup import row_key
 from tarsdb.sql.select import TableSelect
 from tarsdb.sql.statements import Statement
 from tarsdb.sql.titles import select_titles
@@ -49,8 +50,9 @@ def bind_update(binding: Binding, statement: Statement) -> Update:
         if predicate is not None and all(value is not None for value in native):
             known = tuple(value for value in native if value is not None)
             return Update(
-                table, tuple(columns), known, conjunction(predicate), None, outputs, output_sql
-            )
+                table, tuple(columns), known, conjunction(predicate), None, outputs, output_sql,
+                row_key(table, predicate),
+            )  # fmt: skip
     source = _rows_query(binding, tree, alias, values, [tree.args.get("from_")])
     return Update(table, tuple(columns), (), None, source, outputs, output_sql)
 
@@ -67,7 +69,8 @@ def bind_delete(binding: Binding, statement: Statement) -> Delete:
     if not tree.args.get("using") and not tree.args.get("with_"):
         predicate = _native_predicate(row, tree)
         if predicate is not None:
-            return Delete(table, conjunction(predicate), None, outputs, output_sql)
+            key = row_key(table, predicate)
+            return Delete(table, conjunction(predicate), None, outputs, output_sql, key)
     source = _rows_query(binding, tree, alias, [], tree.args.get("using") or [])
     return Delete(table, None, source, outputs, output_sql)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tarsdb.schema import IndexDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql import plan as pl
 
@@ -106,10 +107,22 @@ def _outputs(outputs: Iterable[ex.Output]) -> Lines:
 
 
 def _point_lookup(plan: pl.PointLookup) -> Lines:
-    names = [plan.table.column_by_id(i).name for i in plan.index.column_ids]
-    key = ", ".join(f"{n} = {expression(v)}" for n, v in zip(names, plan.key, strict=True))
-    head = f"PointLookup {plan.table.name} using {plan.index.name} ({key})"
+    head = f"PointLookup {plan.table.name}{_using(plan.table, plan.index, plan.key)}"
     return [head, *_detail("filter", plan.predicate), *_outputs(plan.outputs)]
+
+
+def _using(table: TableDef, index: IndexDef, key: tuple[ex.Expr, ...]) -> str:
+    names = [table.column_by_id(i).name for i in index.column_ids]
+    pairs = ", ".join(f"{n} = {expression(v)}" for n, v in zip(names, key, strict=True))
+    return f" using {index.name} ({pairs})"
+
+
+def _found(plan: pl.Update | pl.Delete) -> tuple[str, Lines]:
+    """Return how the rows of a native plan are found: behind its name, and below."""
+    if plan.key is None:
+        return "", _detail("filter", plan.predicate)
+    using = _using(plan.table, plan.key.index, plan.key.key)
+    return using, _detail("filter", plan.key.rest)
 
 
 def _scan(plan: pl.Scan) -> Lines:
@@ -213,16 +226,18 @@ def _conflict(action: pl.OnConflict) -> Lines:
 def _update(plan: pl.Update) -> Lines:
     if plan.source is None:
         pairs = zip(plan.columns, plan.assignments, strict=True)
-        lines = [f"Update {plan.table.name}"]
+        using, filters = _found(plan)
+        lines = [f"Update {plan.table.name}{using}"]
         lines += [f"  set: {column.name} = {expression(value)}" for column, value in pairs]
-        return lines + _detail("filter", plan.predicate) + _returning(plan)
+        return lines + filters + _returning(plan)
     names = ", ".join(column.name for column in plan.columns)
     head = [f"Update {plan.table.name} ({names})", "  rows from:"]
     return head + _indent(_indent(_relational(plan.source))) + _returning(plan)
 
 
 def _delete(plan: pl.Delete) -> Lines:
-    lines = [f"Delete {plan.table.name}", *_detail("filter", plan.predicate)]
+    using, filters = _found(plan)
+    lines = [f"Delete {plan.table.name}{using}", *filters]
     if plan.source is not None:
         lines += ["  rows from:", *_indent(_indent(_relational(plan.source)))]
     return lines + _returning(plan)

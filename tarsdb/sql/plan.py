@@ -28,6 +28,15 @@ class PointLookup:
 
 
 @dataclass(frozen=True)
+class RowKey:
+    """Every column of a unique index = a parameter or literal, and what else WHERE asks."""
+
+    index: IndexDef
+    key: tuple[Expr, ...]
+    rest: Expr | None = None
+
+
+@dataclass(frozen=True)
 class OrderBy:
     """One column of ORDER BY."""
 
@@ -217,7 +226,10 @@ class Insert:
 
 @dataclass(frozen=True)
 class Update:
-    """Native: ``predicate`` and ``assignments``. Else ``source`` selects rowid and new values."""
+    """Native: ``predicate`` and ``assignments``. Else ``source`` selects rowid and new values.
+
+    ``key`` is set where the predicate fixes a unique key: it says the same.
+    """
 
     table: TableDef
     columns: tuple[ColumnDef, ...]
@@ -226,17 +238,24 @@ class Update:
     source: Relational | None = None
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None
+    key: RowKey | None = None
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)
 class Delete:
-    """Native: ``predicate`` (None: all rows). Else ``source`` selects the rowids."""
+    """Native: ``predicate`` (None: all rows). Else ``source`` selects the rowids.
+
+    ``key`` as in `Update`.
+    """
 
     table: TableDef
     predicate: Expr | None = None
     source: Relational | None = None
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None
+    key: RowKey | None = None
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ class OwnIndex:
     Attributes
     ----------
     new, old : dict
-        rowid -> Entry of own rows, and of committed rows that are hidden.
+        rowid -> Entry of own rows, and of committed ones whose entry ends. A row that is updated
+        and keeps its key is in neither.
     rebuilt : list of (key, rowid, unique) or None
         Entries of all committed rows when the index is being built anew.
     """
@@ -300,7 +301,8 @@ class OwnRows:
 
     def ends_entry(self, index_id: int, rowid: int) -> bool:
         """Return True when the committed entry of a row in an index counts no longer."""
-        if rowid in self.hidden:
+        own = self.indexes.get(index_id)
+        if own is not None and rowid in own.old:
             return True
         run = self.run_of.get(rowid)
         return run is not None and index_id in run.keys

@@ -15,6 +15,7 @@ from tarsdb.columns import from_list
 from tarsdb.errors import InternalError
 from tarsdb.schema import ColumnDef
 from tarsdb.storage import gather, keys
+from tarsdb.storage.blocks import missing_value
 from tarsdb.storage.index_keys import null_rows
 from tarsdb.storage.own_rows import Entry, OwnRows
 from tarsdb.storage.unique import IndexPlan, index_plans, is_taken, violation
@@ -54,14 +55,14 @@ def update(
     """Give columns of live rows new values, by column id a value for each row.
 
     A row's scalars are one version and are carried over. Vectors that are not named are neither
-    read nor compared; one that is given again as it was stays where it is.
+    read nor compared; one that is given again as it was stays where it is. So do the entries of
+    indexes of which no column is named.
     """
-    plans = index_plans(view, view.table)
     wanted = [int(rowid) for rowid in rowids]
-    _adopt(own, view, wanted, plans)
-    touched = [plan for plan in plans if not changed.keys().isdisjoint(plan.index.column_ids)]
+    _adopt(own, view, wanted)
+    touched = _touched(view, changed)
     for plan in touched:
-        own.index(plan.index.id).remove_all(wanted)
+        _end_entries(own, view, plan, wanted)
     scalars = {c.id: changed[c.id] for c in view.table.scalar_columns if c.id in changed}
     for at, rowid in enumerate(wanted):  # new dicts: an undo may put the ones before back
         own.rows[rowid] = {**own.rows[rowid], **{c: new[at] for c, new in scalars.items()}}
@@ -73,9 +74,67 @@ def update(
     own.touch()
 
 
-def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan]) -> None:
+def update_row(own: OwnRows, view: TableView, rowid: int, changed: Mapping[int, Any]) -> None:
+    """Give columns of one live row new values by column id: :func:`update`, without lists."""
+    if rowid in own.rows:
+        own.journal.append(own.save_row(rowid))
+    elif own.covers(rowid):
+        _adopt(own, view, [rowid])
+    else:
+        _adopt_base(own, view, rowid)
+    before, now = own.rows[rowid], {**own.rows[rowid]}
+    for column in view.table.scalar_columns:
+        if column.id in changed:
+            now[column.id] = changed[column.id]
+    own.rows[rowid] = now
+    for column in view.table.vector_columns:
+        if column.id in changed:
+            _set_vectors(own, view, column, [rowid], [changed[column.id]])
+    for plan in _touched(view, changed):
+        _move_entry(own, view, plan, rowid, before)
+    own.touch()
+
+
+def _touched(view: TableView, changed: Mapping[int, Any]) -> list[IndexPlan]:
+    """Return the plans of the indexes that have one of some columns."""
+    plans = index_plans(view, view.table)
+    return [plan for plan in plans if not changed.keys().isdisjoint(plan.index.column_ids)]
+
+
+def _adopt_base(own: OwnRows, view: TableView, rowid: int) -> None:
+    """Make a committed row the transaction's own, as it is."""
+    group, txn = view.scalars(), view.txn
+    hit = group.find(txn, rowid)
+    if hit is None:
+        raise not_live(view)
+    columns = view.table.scalar_columns
+    found = gather.values_at(txn, group, [hit], columns)
+    own.journal.append(_unhide(own, [rowid]))
+    own.rows[rowid] = {column.id: items[0] for column, items in zip(columns, found, strict=True)}
+    own.hidden[rowid] = {0: group.created_one(txn, *hit)}
+
+
+def _move_entry(
+    own: OwnRows, view: TableView, plan: IndexPlan, rowid: int, before: Mapping[int, Any]
+) -> None:
+    """Give an own row a new entry in an index, in place of the one of the values before."""
+    entries, table = own.index(plan.index.id), view.table
+    columns = [table.column_by_id(column_id) for column_id in plan.index.column_ids]
+    if rowid < keys.PROVISIONAL and rowid not in entries.old:
+        held = [before[c.id] if c.id in before else missing_value(c) for c in columns]
+        entries.old[rowid] = plan.entry_of(held)
+    entries.remove(rowid)
+    values = [own.value(rowid, column) for column in columns]
+    entry = plan.entry_of(values)
+    if entry[1] and is_taken(view, own, plan.index.id, entry[0]):
+        raise violation(table, plan.index, values)
+    entries.add(rowid, entry)
+
+
+def _adopt(own: OwnRows, view: TableView, rowids: list[int]) -> None:
     """Make rows the transaction's own, as they are; undone by what the journal then holds."""
     columns, in_blocks, in_runs = view.table.columns, [], []
+    plans = index_plans(view, view.table)
     for rowid in rowids:
         if own.covers(rowid):
             if not own.is_live(rowid):
@@ -95,9 +154,15 @@ def _adopt(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPl
     hidden, values = _hide_base(own, view, rowids, plans, whole=False)
     rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     own.rows.update(zip(hidden, rows or [{} for _ in hidden], strict=True))
-    for plan in plans:
-        entries = own.index(plan.index.id)
-        entries.add_all(hidden, [entries.old[rowid] for rowid in hidden])
+
+
+def _end_entries(own: OwnRows, view: TableView, plan: IndexPlan, rowids: list[int]) -> None:
+    """Take own rows, as they are, out of an index; committed entries end."""
+    entries = own.index(plan.index.id)
+    ends = [r for r in rowids if r < keys.PROVISIONAL and r not in entries.old]
+    if ends:
+        entries.old.update(zip(ends, _entries(own, view, plan, ends), strict=True))
+    entries.remove_all(rowids)
 
 
 def _leave_runs(own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan]) -> None:
@@ -108,13 +173,15 @@ def _leave_runs(own: OwnRows, view: TableView, rowids: list[int], plans: list[In
     for rowid in rowids:
         own.leave_run(rowid)
     for plan in plans:
-        entries, unique = own.index(plan.index.id), plan.index.unique
-        now = _entries(own, view, plan, rowids)
-        entries.add_all(rowids, now)
-        for rowid, run, entry in zip(rowids, runs, now, strict=True):
-            found = run.keys.get(plan.index.id)
-            old = entry if found is None else (found.old[run.position(rowid)], unique)
-            entries.old[rowid] = old
+        moved = [at for at, run in enumerate(runs) if plan.index.id in run.keys]
+        chosen = [rowids[at] for at in moved]
+        if not chosen:
+            continue
+        entries = own.index(plan.index.id)
+        entries.add_all(chosen, _entries(own, view, plan, chosen))
+        for at in moved:
+            old = runs[at].keys[plan.index.id].old[runs[at].position(rowids[at])]
+            entries.old[rowids[at]] = (old, plan.index.unique)
     own.touch()
 
 
@@ -193,8 +260,10 @@ def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
     own.journal.extend([own.save_row(rowid) for rowid in in_runs])
     _leave_runs(own, view, in_runs, plans)
     singles = [rowid for rowid in mine.tolist() if rowid in own.rows]
+    own.journal.extend([own.save_row(rowid) for rowid in singles])
+    for plan in plans if singles else ():
+        _end_entries(own, view, plan, singles)
     for rowid in singles:
-        own.journal.append(own.save_row(rowid))
         _forget(own, view, rowid)
     in_rows = set(singles)
     block_rows = [r for r in mine.tolist() if r not in in_rows and own.is_live(r)]
@@ -206,11 +275,18 @@ def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
     return total
 
 
+def delete_row(own: OwnRows, view: TableView, rowid: int) -> None:
+    """Delete one live row."""
+    if own.covers(rowid):
+        delete(own, view, np.array([rowid], dtype=np.int64))
+        return
+    _hide_base(own, view, [rowid], index_plans(view, view.table), whole=True)
+    own.change_live(-1)
+
+
 def _forget(own: OwnRows, view: TableView, rowid: int) -> None:
-    """Delete a row this transaction inserted or updated."""
+    """Delete a row this transaction inserted or updated; its entries are out already."""
     del own.rows[rowid]
-    for entries in own.indexes.values():
-        entries.remove(rowid)
     if rowid >= keys.PROVISIONAL:
         return
     groups = dict(own.hidden[rowid])
@@ -226,9 +302,10 @@ def _forget(own: OwnRows, view: TableView, rowid: int) -> None:
 def _hide_base(
     own: OwnRows, view: TableView, rowids: list[int], plans: list[IndexPlan], whole: bool
 ) -> tuple[list[int], dict[int, list[Any]]]:
-    """Hide committed rows not hidden yet: note their versions and old index keys.
+    """Hide committed rows not hidden yet: note their versions.
 
-    With ``whole`` every column group ends (DELETE), else only the scalars (UPDATE adds vectors).
+    With ``whole`` every column group and index entry ends (DELETE), else only the scalars: UPDATE
+    adds vectors and entries.
     Returns the rows hidden and values of them by column id: of all scalar columns for an UPDATE.
     """
     fresh = [r for r in rowids if r < keys.PROVISIONAL and r not in own.hidden]
@@ -247,7 +324,7 @@ def _hide_base(
     found = gather.values_at(view.txn, group, hits, read)
     values = {c.id: items for c, items in zip(read, found, strict=True)}
     own.journal.append(_unhide(own, fresh))
-    for plan in plans:
+    for plan in plans if whole else ():
         columns = [view.table.column_by_id(column_id) for column_id in plan.index.column_ids]
         old = _encoded(plan, columns, [values[c.id] for c in columns])
         own.index(plan.index.id).old.update(zip(fresh, old, strict=True))

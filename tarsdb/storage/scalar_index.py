@@ -42,6 +42,18 @@ def find(
     return np.array(sorted(found), dtype=np.int64)
 
 
+def find_one(view: TableView, own: OwnRows | None, index: IndexDef, key: tuple[Any, ...]) -> int:
+    """Return the rowid of the live row with a key of a unique index without NULLs; -1 for none."""
+    encoded = view.state.cache.codec(view.table, index).encode(key)
+    if own is not None and not own.is_untouched:
+        mine = own.find_key(index.id, encoded)
+        if mine or _is_rebuilt(own, index):
+            return mine[0] if mine else -1
+    raw = view.txn.get("index", keys.index_prefix(index.id) + encoded)
+    rowid = -1 if raw is None else keys.read_rowid(raw)
+    return -1 if own is not None and rowid >= 0 and own.ends_entry(index.id, rowid) else rowid
+
+
 def find_each(view: TableView, own: OwnRows | None, index: IndexDef, column: Column) -> np.ndarray:
     """Return the rowid of the live row of each key of a unique index; -1 where there is none.
 

@@ -264,6 +264,7 @@ class TableCache:
         self.states: OrderedDict[bytes, TableState] = OrderedDict()
         self._groups: dict[int, _GroupCache] = {}
         self._codecs: dict[int, KeyCodec] = {}
+        self.plans: tuple[TableDef, list[Any]] | None = None  # of `unique.index_plans`
 
     def state(self, raw: bytes, name: str) -> TableState:
         """Return the state for counters as stored; ``b""`` for a table without data."""

@@ -40,21 +40,29 @@ class IndexPlan:
 
     def entry(self, row: Sequence[Any]) -> Entry:
         """Return the entry of a row."""
-        values = [row[at] for at in self.ordinals]
+        return self.entry_of([row[at] for at in self.ordinals])
+
+    def entry_of(self, values: Sequence[Any]) -> Entry:
+        """Return the entry of the index's own values."""
         return self.codec.encode(values), self.index.unique and None not in values
 
 
 def index_plans(view: TableView, table: TableDef) -> list[IndexPlan]:
-    """Return the plans of a table's ordered indexes."""
-    return [
-        IndexPlan(
-            index,
-            view.state.cache.codec(table, index),
-            tuple(table.ordinals[column_id] for column_id in index.column_ids),
-        )
-        for index in table.indexes
-        if index.method == "btree"
-    ]
+    """Return the plans of a table's ordered indexes; kept for the definition asked for last."""
+    cache = view.state.cache
+    known = cache.plans
+    if known is None or known[0] is not table:
+        plans = [
+            IndexPlan(
+                index,
+                cache.codec(table, index),
+                tuple(table.ordinals[column_id] for column_id in index.column_ids),
+            )
+            for index in table.indexes
+            if index.method == "btree"
+        ]
+        known = cache.plans = table, plans
+    return known[1]
 
 
 def is_taken(view: TableView, own: OwnRows, index_id: int, key: bytes) -> bool:

@@ -280,6 +280,13 @@ class TableView:
         """Return the rowids of live rows with an index key, ascending."""
         return scalar_index.find(self, self._own(), index, key)
 
+    def find_one(self, index: IndexDef, key: tuple[Any, ...]) -> int:
+        """Return the rowid of the live row with a key of a unique index; -1 for none.
+
+        The key holds no NULL.
+        """
+        return scalar_index.find_one(self, self._own(), index, key)
+
     def find_each(self, index: IndexDef, column: Column) -> np.ndarray:
         """Return the rowid of each key of a unique index of one column, -1 for none; int64 (n,)."""
         return scalar_index.find_each(self, self._own(), index, column)

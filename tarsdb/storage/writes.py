@@ -127,6 +127,18 @@ class WriteSet:
         own = self.rows_of(table)
         self._atomically(lambda: row_changes.update(own, view, rowids, changed))
 
+    def update_row(
+        self, table: TableDef, view: TableView, rowid: int, changed: Mapping[int, Any]
+    ) -> None:
+        """Give columns of one live row new storage values, as :meth:`update` does.
+
+        Raises
+        ------
+        IntegrityError
+        """
+        own = self.rows_of(table)
+        self._atomically(lambda: row_changes.update_row(own, view, rowid, changed))
+
     def update_columns(
         self, table: TableDef, view: TableView, rowids: np.ndarray, changed: Mapping[int, Column]
     ) -> None:
@@ -152,6 +164,11 @@ class WriteSet:
         """Delete rows; return how many were live."""
         own = self.rows_of(table)
         return self._atomically(lambda: column_changes.delete(own, view, rowids))
+
+    def delete_row(self, table: TableDef, view: TableView, rowid: int) -> None:
+        """Delete one live row."""
+        own = self.rows_of(table)
+        self._atomically(lambda: row_changes.delete_row(own, view, rowid))
 
     def rebuild_index(self, table: TableDef, index: IndexDef, view: TableView) -> None:
         """Fill an index anew from all live rows when this commits (CREATE INDEX, repair).

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tarsdb.columns import Column, concat, empty
+from tarsdb.columns import Column
 from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
-from tarsdb.engine.reading import evaluate
 from tarsdb.engine.reading.compare import Constant
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import vector_search
-from tarsdb.engine.writing import derive, row_insert, triggers, upsert, upsert_many
+from tarsdb.engine.writing import derive, row_change, row_insert, triggers, upsert, upsert_many
+from tarsdb.engine.writing.changes import Changes, answer, changes, returning, returns, write
 from tarsdb.errors import BindError, DataError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -47,11 +47,11 @@ def insert(context: Context, plan: Insert, many: Iterable[Parameters] | None = N
             written += done[1]
             if plan.table.identity is not None and done[1]:
                 last_id = int(done[0][plan.table.identity.id].values[-1])
-            if _returns(plan):
-                returned.append(_returning(context, plan, done[0], done[1]))
-    answer = _merge(context, plan, returned, written)
-    answer.last_id = last_id
-    return answer
+            if returns(plan):
+                returned.append(returning(context, plan, done[0], done[1]))
+    result = answer(context, plan, returned, written)
+    result.last_id = last_id
+    return result
 
 
 def _store(
@@ -218,90 +218,33 @@ def update(context: Context, plan: Update) -> Result:
 
     A unique index holds at the end of the statement, so its rows are written at once.
     """
-    returns = _returns(plan)
+    done = row_change.update(context, plan)
+    if done is not None:
+        return done
     found: list[Changes] = []
     written = waiting = 0
     for rowids, given in _updates(context, plan):
         found.append(changes(context, plan, rowids, given))
         written += len(rowids)
         waiting += sum(found[-1].columns[c].nbytes for c in found[-1].changed)
-        if waiting >= LARGE_BYTES and not returns and not _is_unique(plan.table, found[-1].changed):
+        if (
+            waiting >= LARGE_BYTES
+            and not returns(plan)
+            and not _is_unique(plan.table, found[-1].changed)
+        ):
             write(context, plan.table, found)
             found, waiting = [], 0
     write(context, plan.table, found)
     answers = (
-        [_returning(context, plan, e.columns, len(e.rowids), e.rowids) for e in found]
-        if returns
+        [returning(context, plan, e.columns, len(e.rowids), e.rowids) for e in found]
+        if returns(plan)
         else []
     )
-    return _merge(context, plan, answers, written)
+    return answer(context, plan, answers, written)
 
 
 def _is_unique(table: TableDef, changed: Collection[int]) -> bool:
     return any(i.unique and not set(i.column_ids).isdisjoint(changed) for i in table.indexes)
-
-
-class Changes(NamedTuple):
-    """New values of some rows: what was read or changed of them, as it is to be, by column id."""
-
-    rowids: np.ndarray
-    columns: derive.Columns
-    changed: set[int]
-
-
-def changes(
-    context: Context, plan: Update, rowids: np.ndarray, given: list[Column | Constant] | None
-) -> Changes:
-    """Return the new values of rows, computed from the assignments where none are given.
-
-    Parameters
-    ----------
-    rowids : ndarray
-        int64 (rows,), each once.
-    given : list, optional
-        New values of the plan's columns.
-
-    Returns
-    -------
-    Changes
-        With RETURNING of all columns.
-    """
-    context.engines.interrupt.check()
-    table, count = plan.table, len(rowids)
-    read = _columns_read(context, plan, given is None)
-    columns = dict(zip(read, context.view(table).rows(rowids, read), strict=True))
-    if given is None:
-        batch = evaluate.Batch(count, dict(columns), context, rowids)
-        given = [evaluate.value(node, batch) for node in plan.assignments]
-    for column, answer in zip(plan.columns, given, strict=True):
-        columns[column.id] = derive.cast_column(answer, column, count)
-    changed = {column.id for column in plan.columns}
-    changed |= derive.generate(context, table, columns, count, changed)
-    derive.check(context, table, columns, count, changed)
-    return Changes(rowids, columns, changed)
-
-
-def write(context: Context, table: TableDef, found: Sequence[Changes]) -> None:
-    """Give rows their new values."""
-    if not found:
-        return
-    rowids, columns, changed = found[0]
-    values = {c: columns[c] for c in changed}
-    if len(found) > 1:
-        rowids = np.concatenate([each.rowids for each in found])
-        values = {c: concat(v.type, [e.columns[c] for e in found]) for c, v in values.items()}
-    context.require_writes().update_columns(table, context.view(table), rowids, values)
-
-
-def _columns_read(context: Context, plan: Update, evaluates: bool) -> list[int]:
-    """Return the ids of the columns an UPDATE needs of the rows as they are."""
-    if plan.returning is not None or plan.returning_sql is not None:
-        return [column.id for column in plan.table.columns]
-    changed = {column.id for column in plan.columns}
-    read = derive.inputs(context, plan.table, changed)
-    if evaluates:
-        read |= evaluate.columns_of(*plan.assignments).keys()
-    return sorted(read)
 
 
 def _updates(
@@ -343,6 +286,9 @@ def _matching(context: Context, table: TableDef, predicate: ex.Expr | None) -> I
 
 def delete(context: Context, plan: Delete) -> Result:
     """Delete the rows that match."""
+    done = row_change.delete(context, plan)
+    if done is not None:
+        return done
     table = plan.table
     if plan.source is None:
         batches = list(_matching(context, table, plan.predicate))
@@ -354,44 +300,9 @@ def delete(context: Context, plan: Delete) -> Result:
     for rowids in batches:
         context.engines.interrupt.check()
         view = context.view(table)
-        if _returns(plan):
+        if returns(plan):
             ids = [column.id for column in table.columns]
             columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-            returned.append(_returning(context, plan, columns, len(rowids), rowids))
+            returned.append(returning(context, plan, columns, len(rowids), rowids))
         written += context.require_writes().delete(table, view, rowids)
-    return _merge(context, plan, returned, written)
-
-
-def _returning(
-    context: Context,
-    plan: Insert | Update | Delete,
-    columns: derive.Columns,
-    rows: int,
-    rowids: np.ndarray | None = None,
-) -> Result:
-    if plan.returning_sql is not None:
-        return derive.relational_over(context, plan.returning_sql, plan.table, columns, rows)
-    assert plan.returning is not None
-    batch = evaluate.Batch(rows, columns, context, rowids)
-    answers = [
-        evaluate.materialise(evaluate.value(o.expr, batch), rows, o.type) for o in plan.returning
-    ]
-    names = [output.name for output in plan.returning]
-    return Result(names, [answer.type for answer in answers], columns=answers)
-
-
-def _returns(plan: Insert | Update | Delete) -> bool:
-    return plan.returning is not None or plan.returning_sql is not None
-
-
-def _merge(
-    context: Context, plan: Insert | Update | Delete, parts: list[Result], written: int
-) -> Result:
-    """Return what a statement answers; a RETURNING that no row came to still has its columns."""
-    if not _returns(plan):
-        return Result(changed=written)
-    if not parts:
-        nothing = {column.id: empty(column.type) for column in plan.table.columns}
-        parts = [_returning(context, plan, nothing, 0, np.empty(0, np.int64))]
-    rows = [row for part in parts for row in part.rows()]
-    return Result(parts[0].names, parts[0].types, rows=rows, changed=written)
+    return answer(context, plan, returned, written)

@@ -16,6 +16,7 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access
 from tarsdb.engine.writing import derive, mutate
+from tarsdb.engine.writing.changes import changes, write
 from tarsdb.errors import Error
 from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef
@@ -157,6 +158,6 @@ def _write(context: Context, plan: Update, how: Keyed, key: Column, given: list[
         rowids, given = rowids[there], [column.take(there) for column in given]
     if not len(rowids):
         return 0
-    found = mutate.changes(context, plan, rowids, list(given))
-    mutate.write(context, plan.table, [found])
+    found = changes(context, plan, rowids, list(given))
+    write(context, plan.table, [found])
     return len(rowids)

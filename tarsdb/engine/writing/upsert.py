@@ -26,35 +26,38 @@ def apply(context: Context, plan: Insert, columns: derive.Columns) -> list[Row]:
     inserted: list[Row] = []
     for row in derive.as_rows(table, columns):
         view = context.view(table)
-        rowid = _existing(table, rule.index, view, row)
+        rowid = existing(table, rule.index, view, row)
         if rowid is None:
             context.require_writes().insert(table, view, [row])
             stored.append(row)
             inserted.append(row)
         elif rule.assignments is not None or rule.relational is not None:
-            updated = _update(context, table, rule, (rowid, row))
+            updated = update(context, table, rule, (rowid, row))
             if updated is not None:
                 stored.append(updated)
     triggers.after_insert(context, table, derive.as_columns(table, inserted), len(inserted))
     return stored
 
 
-def _existing(table: TableDef, index: IndexDef | None, view: TableView, row: Row) -> int | None:
+def existing(table: TableDef, index: IndexDef | None, view: TableView, row: Row) -> int | None:
     """Return the row id an index already holds for the row's key."""
     candidates = [index] if index is not None else [i for i in table.indexes if i.unique]
     for candidate in candidates:
         key = tuple(row[table.ordinals[column_id]] for column_id in candidate.column_ids)
-        if None in [None if item is None else True for item in key]:
-            continue
-        found = view.find(candidate, key)
-        if len(found):
-            return int(found[0])
+        if None not in key:
+            found = view.find_one(candidate, key)
+            if found >= 0:
+                return found
     return None
 
 
-def _update(
+def update(
     context: Context, table: TableDef, rule: OnConflict, conflict: tuple[int, Row]
 ) -> Row | None:
+    """Change the row of a rowid as a rule says, with the row that met it; return it as it is then.
+
+    None where WHERE rejects it.
+    """
     rowid, row = conflict
     view = context.view(table)
     ids = [column.id for column in table.columns]

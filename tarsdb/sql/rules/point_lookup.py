@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import decimal
+from collections.abc import Sequence
 
-from tarsdb.schema import ColumnDef, IndexDef
+from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.core import conjunction
 from tarsdb.sql.kinds import type_category
-from tarsdb.sql.plan import PointLookup
+from tarsdb.sql.plan import PointLookup, RowKey
 from tarsdb.sql.select import TableSelect
 
 
@@ -24,16 +25,23 @@ def match(select: TableSelect) -> PointLookup | None:
     outputs = select.outputs() if terms is not None else None
     if terms is None or outputs is None:
         return None
-    for index in select.table.indexes:
-        found = fixed_key(select, index, terms) if index.unique else None
+    found = row_key(select.table, terms)
+    if found is None:
+        return None
+    return PointLookup(select.table, found.index, found.key, outputs, found.rest)
+
+
+def row_key(table: TableDef, terms: Sequence[ex.Expr]) -> RowKey | None:
+    """Return the key of one row that terms joined by AND fix, or None."""
+    for index in table.indexes:
+        found = _fixed_key(table, index, terms) if index.unique else None
         if found is not None:
-            key, rest = found
-            return PointLookup(select.table, index, key, outputs, conjunction(rest))
+            return RowKey(index, found[0], conjunction(found[1]))
     return None
 
 
-def fixed_key(
-    select: TableSelect, index: IndexDef, terms: list[ex.Expr]
+def _fixed_key(
+    table: TableDef, index: IndexDef, terms: Sequence[ex.Expr]
 ) -> tuple[tuple[ex.Expr, ...], list[ex.Expr]] | None:
     """Return the key that equalities fix and the terms left over, or None."""
     rest: list[ex.Expr] = []
@@ -41,7 +49,7 @@ def fixed_key(
         rest += conjunct.terms if isinstance(conjunct, ex.And) else (conjunct,)
     key: list[ex.Expr] = []
     for column_id in index.column_ids:
-        column = select.table.column_by_id(column_id)
+        column = table.column_by_id(column_id)
         term = next((t for t in rest if _fixes(t, column)), None)
         if not isinstance(term, ex.Compare):
             return None
