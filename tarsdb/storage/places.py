@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,16 +30,16 @@ class Places:
     ----------
     rowids : int64 (n,)
         Ascending.
-    numbers, positions : int64 (n,)
-        Number of the segment, position in it.
+    numbers, positions, created : int64 (n,)
+        Number of the segment, position in it, creating commit of the version there.
     segments : dict
         Number -> Segment.
     """
 
-    __slots__ = ("numbers", "positions", "rowids", "segments")
+    __slots__ = ("created", "numbers", "positions", "rowids", "segments")
 
     def __init__(self) -> None:
-        self.rowids = self.numbers = self.positions = _NONE
+        self.rowids = self.numbers = self.positions = self.created = _NONE
         self.segments: dict[int, Segment] = {}
 
     @staticmethod
@@ -49,15 +50,16 @@ class Places:
         known = {} if before is None else before.segments
         new = [s for s in segments if known.get(s.id) is not s]
         parts = [_live_rows(txn, name, segment) for segment in new]
-        rowids = np.concatenate([part[0] for part in parts]) if parts else _NONE
-        positions = np.concatenate([part[1] for part in parts]) if parts else _NONE
+        rowids, positions, commits = (
+            np.concatenate([part[at] for part in parts]) if parts else _NONE for at in range(3)
+        )
         numbers = np.repeat([s.id for s in new], [len(part[0]) for part in parts]).astype(np.int64)
         order = np.argsort(rowids, kind="stable")
-        added = rowids[order], numbers[order], positions[order]
+        added = rowids[order], numbers[order], positions[order], commits[order]
         if before is not None:
             gone = [number for number in known if made.segments.get(number) is not known[number]]
             added = _merged(before, ~np.isin(before.numbers, gone) if gone else None, added)
-        made.rowids, made.numbers, made.positions = added
+        made.rowids, made.numbers, made.positions, made.created = added
         return made
 
     def find(self, rowids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,20 +72,23 @@ class Places:
         return np.where(hit, self.numbers[at], -1), np.where(hit, self.positions[at], -1)
 
 
-def _live_rows(txn: ReadTxn, name: str, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+def _live_rows(
+    txn: ReadTxn, name: str, segment: Segment
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row ids, positions and creating commits of rows that are live now."""
     deleted = segment.deleted
     live = np.arange(segment.rows) if deleted is None else np.flatnonzero(deleted == ALIVE)
-    return segment.rowids(txn, name)[live], live
+    return segment.rowids(txn, name)[live], live, segment.created_at(txn, name, live)
 
 
-_Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _merged(before: Places, kept: np.ndarray | None, added: _Rows) -> _Rows:
     """Put rows that were added over the ones kept."""
-    known: _Rows = before.rowids, before.numbers, before.positions
+    known: _Rows = before.rowids, before.numbers, before.positions, before.created
     if kept is not None:
-        known = known[0][kept], known[1][kept], known[2][kept]
+        known = known[0][kept], known[1][kept], known[2][kept], known[3][kept]
     if not len(known[0]) or not len(added[0]):
         return known if len(known[0]) else added
     at = known[0].searchsorted(added[0])
@@ -93,7 +98,7 @@ def _merged(before: Places, kept: np.ndarray | None, added: _Rows) -> _Rows:
         values = old.copy()
         values[at[same]] = new[same]
         merged.append(np.insert(values, at[~same], new[~same]))
-    return merged[0], merged[1], merged[2]
+    return merged[0], merged[1], merged[2], merged[3]
 
 
 class SegmentList:
@@ -229,6 +234,8 @@ class SegmentList:
 
     def _mark(self, txn: ReadTxn, name: str, tombs: np.ndarray, chosen: np.ndarray | None) -> None:
         """Apply tombstones to the segments that hold rows and commits they name."""
+        if chosen is None:
+            tombs = self._mark_placed(tombs)
         if not len(tombs):
             return
         tombs = tombs[np.argsort(tombs[:, 2], kind="stable")]
@@ -241,6 +248,23 @@ class SegmentList:
         for at in np.flatnonzero(named & (last > first)).tolist():
             segment = self.items[at if chosen is None else chosen[at]]
             segment.apply_tombstones(txn, name, tombs[first[at] : last[at]])
+
+    def _mark_placed(self, tombs: np.ndarray) -> np.ndarray:
+        """Apply tombstones of versions whose places are known; return the others."""
+        places = self._places
+        if places is None or not len(places.rowids):
+            return tombs
+        at = np.minimum(places.rowids.searchsorted(tombs[:, 1]), len(places.rowids) - 1)
+        hit = (places.rowids[at] == tombs[:, 1]) & (places.created[at] == tombs[:, 2])
+        at, ended = at[hit], tombs[hit, 0]
+        order = np.argsort(places.numbers[at], kind="stable")
+        at, ended = at[order], ended[order]
+        apart, starts = np.unique(places.numbers[at], return_index=True)
+        bounds = [*starts.tolist(), len(at)]
+        for number, (start, stop) in zip(apart.tolist(), pairwise(bounds), strict=True):
+            places.segments[number].end(places.positions[at[start:stop]], ended[start:stop])
+        others: np.ndarray = tombs[~hit]
+        return others
 
     def _hand_on(self) -> None:
         """Note in the segments how far they are, for the list that comes next."""

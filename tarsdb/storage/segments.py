@@ -273,14 +273,29 @@ class Segment:
         inside = (tombs[:, 1] >= self.low) & (tombs[:, 1] <= self.high)
         if not inside.any():
             return
-        positions, commits = match_versions(
-            self.rowids(txn, name), self.created(txn, name), tombs[inside]
-        )
-        if len(positions):
-            # a copy, because another thread may be comparing the array right now
-            deleted = self._fresh_deleted() if self.deleted is None else self.deleted.copy()
-            deleted[positions] = np.minimum(deleted[positions], commits)
-            self.deleted = deleted
+        tombs, created = tombs[inside], self.created(txn, name)
+        if self.base is None:
+            positions, commits = match_versions(self.rowids(txn, name), created, tombs)
+        else:
+            positions = tombs[:, 1] - self.base
+            hit = (created if isinstance(created, int) else created[positions]) == tombs[:, 2]
+            positions, commits = positions[hit], tombs[hit, 0]
+        self.end(positions, commits)
+
+    def end(self, positions: np.ndarray, commits: np.ndarray) -> None:
+        """Note the deleting commits of rows; int64 (n,) each."""
+        if not len(positions):
+            return
+        before, known = self.deleted, self._live
+        # a copy, because another thread may be comparing the array right now
+        deleted = self._fresh_deleted() if before is None else before.copy()
+        deleted[positions] = np.minimum(deleted[positions], commits)
+        if before is None or (known is not None and known[0] is before):
+            newest, alive = (0, None) if before is None or known is None else known[1:]
+            alive = np.ones(self.rows, dtype=np.bool_) if alive is None else alive.copy()
+            alive[positions] = False
+            self._live = deleted, max(newest, int(commits.max())), alive
+        self.deleted = deleted
 
     def load_holes(self, txn: ReadTxn, name: str) -> None:
         """Mark rows that were never live."""

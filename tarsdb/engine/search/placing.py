@@ -86,8 +86,9 @@ class Placement:
         if not len(offsets):
             return _NONE, _NONE, _NONE
         block = self._blocks[number]
-        created = np.broadcast_to(np.asarray(block.created), block.rowids.shape)
-        return offsets + self._starts[number], block.rowids[offsets], created[offsets]
+        made = block.created
+        created = np.full(len(offsets), made) if isinstance(made, int) else made[offsets]
+        return offsets + self._starts[number], block.rowids[offsets], created
 
     def _move(self, before: Placement, found: Sequence[int | None]) -> None:
         """Give nodes and fresh rows their new positions; what has none any more is not live.
@@ -147,7 +148,10 @@ def _changes(old: VectorBlock | None, new: VectorBlock) -> tuple[np.ndarray, np.
     if old is not None and old.live is not new.live:
         was = np.ones(known, dtype=bool) if old.live is None else old.live[:known]
         now = np.ones(known, dtype=bool) if new.live is None else new.live[:known]
-        ended, begun = np.flatnonzero(was & ~now), np.flatnonzero(now & ~was)
+        changed = np.flatnonzero(was != now)
+        ended, begun = changed[was[changed]], changed[now[changed]]
+    if known == rows:
+        return ended, begun
     added = np.arange(known, rows)
     if new.live is not None:
         added = added[new.live[known:]]

@@ -13,9 +13,20 @@ import pytest
 import tarsdb
 from tarsdb.options import Durability, OpenOptions
 from tarsdb.schema import TableDef
-from tarsdb.storage import Environment, Snapshot, WriteSet, check, merge, places, rewrite, vacuum
+from tarsdb.storage import (
+    Environment,
+    GroupState,
+    Snapshot,
+    WriteSet,
+    check,
+    keys,
+    merge,
+    places,
+    rewrite,
+    vacuum,
+)  # fmt: skip
 from tarsdb.storage.segments import Segment
-from tarsdb.storage.tombstones import ALIVE, match_versions
+from tarsdb.storage.tombstones import ALIVE, decode_tombstones, match_versions
 from tests.unit.storage import tables
 
 Row = tuple[Any, ...]
@@ -129,15 +140,65 @@ def test_rows_are_found_in_any_snapshot(
 def test_a_wrong_place_is_noticed(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     right = places._live_rows
 
-    def wrong(txn: Any, name: str, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
-        rowids, positions = right(txn, name, segment)
-        return rowids, np.roll(positions, 1)
+    def wrong(txn: Any, name: str, segment: Segment) -> tuple[np.ndarray, ...]:
+        rowids, positions, created = right(txn, name, segment)
+        return rowids, np.roll(positions, 1), created
 
     monkeypatch.setattr(places, "FEW", 0)
     monkeypatch.setattr(places, "_live_rows", wrong)
     monkeypatch.setattr(rewrite, "combine_small", lambda *given: 0)
     with pytest.raises(AssertionError):
         run(env, 1)
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+def test_tombstones_of_known_places_are_those_of_each_segment(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, by_place: bool
+) -> None:
+    """What all segments hold as deleted, and as live, against a match of all tombstones."""
+    monkeypatch.setattr(places, "FEW", 0)
+    monkeypatch.setattr(rewrite, "combine_small", lambda *given: 0)
+    placed, real = [], places.SegmentList._mark_placed
+
+    def noted(self: places.SegmentList, tombs: np.ndarray) -> np.ndarray:
+        others = real(self, tombs) if by_place else tombs
+        placed.append(len(tombs) - len(others))
+        return others
+
+    monkeypatch.setattr(places.SegmentList, "_mark_placed", noted)
+    history, compared = History(env, 5), 0
+    for _ in range(60):
+        history.step()
+        with Snapshot(env) as snapshot:
+            history.check(snapshot, history.model)
+            view = snapshot.table(history.table)
+            for group in (view.scalars(), view.vector_group(history.table.column_by_id(3))):
+                compared += _compare_deleted(snapshot, group)
+    history.close()
+    assert compared > 100
+    assert (sum(placed) > 50) == by_place
+
+
+def _compare_deleted(snapshot: Snapshot, group: GroupState) -> int:
+    """Compare what segments know of tombstones with the stored ones; return how many rows died."""
+    died = 0
+    for segment in group.segments:
+        start, stop = keys.commits_after(segment.table, segment.group, 0)
+        found = b"".join(bytes(key) for key, _ in snapshot.txn.range("tombs", start, stop))
+        log = decode_tombstones(found)
+        log = log[log[:, 0] <= group.commit]
+        created = segment.created(snapshot.txn, group.name)
+        at, commits = match_versions(segment.rowids(snapshot.txn, group.name), created, log)
+        expected = np.full(segment.rows, ALIVE)
+        np.minimum.at(expected, at, commits)
+        deleted = np.full(segment.rows, ALIVE) if segment.deleted is None else segment.deleted
+        assert np.array_equal(deleted, expected)
+        for commit in (group.commit, group.commit - 1):
+            live = segment.live(commit)
+            whole = np.ones(segment.rows, bool) if live is None else live
+            assert np.array_equal(whole, expected > commit)
+        died += len(at)
+    return died
 
 
 def test_an_update_is_found_without_looking_everywhere(
