@@ -196,6 +196,9 @@ class Core:
         if operator is not None:
             return self.distance(node, operator)
         call = resolve_call(self.binding, node)
+        if call is None and node.name.lower() == "inner_product":
+            negative = self.distance(node, "<#>")
+            return ex.Arithmetic("*", ex.Literal(-1), negative) if negative is not None else None
         if call is not None and call.function is not None and call.function.role == "metric":
             metric = self.metric(call.function, call.arguments)
             if metric is not None:

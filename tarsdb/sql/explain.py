@@ -167,7 +167,7 @@ def _knn(plan: pl.Knn) -> Lines:
         lines.append(f"  filter candidates by: {' AND '.join(map(expression, plan.filters))}")
     if plan.needs_filter_sql is not None:
         lines += ["  filter rows by:", *_indent(_indent(_relational(plan.needs_filter_sql)))]
-    return [*lines, "  search: exact scan", *_outputs(plan.outputs)]
+    return [*lines, *_outputs(plan.outputs)]
 
 
 def _relational(plan: pl.Relational) -> Lines:

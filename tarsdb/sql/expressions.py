@@ -181,11 +181,13 @@ def children(node: Expr) -> Sequence[Expr]:
             return ()
 
 
-def walk(*expressions: Expr | None) -> Iterator[Expr]:
-    """Yield every node of some expressions, each before its operands."""
+def walk(*expressions: Expr | None, known: Expr | None = None) -> Iterator[Expr]:
+    """Yield every node of some expressions, each before its operands; not what is ``known``."""
     stack = [expression for expression in expressions if expression is not None]
     while stack:
         node = stack.pop()
+        if known is not None and node == known:
+            continue
         yield node
         stack.extend(children(node))
 

@@ -91,7 +91,9 @@ def common_number(
         wide = max(_WHOLE[first.kind], _WHOLE[second.kind])
         return INT if wide == 1 else BIGINT if wide == 2 else None
     kinds = {first.kind, second.kind}
-    return DOUBLE if Kind.DOUBLE in kinds and kinds <= {Kind.DOUBLE, *_WHOLE} else None
+    if Kind.DOUBLE in kinds:
+        return DOUBLE if kinds <= {Kind.DOUBLE, Kind.REAL, *_WHOLE} else None
+    return REAL if Kind.REAL in kinds and kinds <= {Kind.REAL, Kind.DECIMAL, *_WHOLE} else None
 
 
 def _literal_type(expr: ex.Expr) -> SqlType | None:
@@ -99,6 +101,9 @@ def _literal_type(expr: ex.Expr) -> SqlType | None:
         return None
     if isinstance(expr.value, int) and not isinstance(expr.value, bool):
         return INT if abs(expr.value) < 2**31 else BIGINT
+    if isinstance(expr.value, decimal.Decimal):
+        digits = len(expr.value.as_tuple().digits)
+        return SqlType(Kind.DECIMAL, digits, 0) if digits <= _EXACT_DIGITS else None
     return DOUBLE if isinstance(expr.value, float) else None
 
 

@@ -1,4 +1,7 @@
-"""Recognises ``ORDER BY column <op> q LIMIT k`` and range search ``WHERE column <op> q < r``."""
+"""Recognises ``ORDER BY column <op> q LIMIT k`` and range search ``WHERE column <op> q < r``.
+
+A similarity counts as the distance it is made of: ``ORDER BY 1 - (emb <=> q) DESC`` too.
+"""
 
 from __future__ import annotations
 
@@ -71,12 +74,76 @@ def _ordering(select: TableSelect) -> tuple[ex.Distance, bool] | None:
         column = select.core.expr(other.this) if isinstance(other.this, exp.Column) else None
         if not isinstance(column, ex.RowidRef) or other.args.get("desc"):
             return None
-    distance = select.core.expr(ordered_node(select, first))
-    if not isinstance(distance, ex.Distance) or not is_query(distance.right):
+    found = _distance_of(select, ordered_node(select, first))
+    if found is None or not is_query(found[0].right) or first.args.get("nulls_first"):
         return None
-    if first.args.get("nulls_first"):
+    distance, falls = found
+    return distance, bool(first.args.get("desc")) != falls
+
+
+def _distance_of(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+    """Return the distance a key rises with, and whether it falls with it instead; None for others.
+
+    Understood are a distance and what adding, subtracting, multiplying and dividing by numbers
+    make of it, and ``number / (number + distance)`` where no distance is negative.
+    """
+    match node:
+        case exp.Paren():
+            return _distance_of(select, node.this)
+        case exp.Neg():
+            return _turned(_distance_of(select, node.this), True)
+        case exp.Add() | exp.Sub() | exp.Mul() | exp.Div():
+            return _distance_beside(select, node)
+    match select.core.expr(node):
+        case ex.Distance() as distance:
+            return distance, False
+        case ex.Arithmetic("*", ex.Literal(-1), ex.Distance() as distance):  # inner_product
+            return distance, True
+    return None
+
+
+def _distance_beside(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+    left, right = _number(node.this), _number(node.expression)
+    if (left is None) == (right is None):
         return None
-    return distance, bool(first.args.get("desc"))
+    if right is not None:
+        found = _distance_of(select, node.this)
+        scale = right if isinstance(node, (exp.Mul, exp.Div)) else 1
+        return None if scale == 0 else _turned(found, scale < 0)
+    assert left is not None
+    if isinstance(node, exp.Div):
+        return _turned(_above_zero(select, node.expression), left > 0) if left else None
+    found = _distance_of(select, node.expression)
+    if isinstance(node, exp.Mul):
+        return None if left == 0 else _turned(found, left < 0)
+    return _turned(found, isinstance(node, exp.Sub))
+
+
+def _above_zero(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+    """Return the distance in ``number + distance`` where that is always above zero."""
+    node = node.unnest()
+    if not isinstance(node, exp.Add):
+        return None
+    number = _number(node.this)
+    inner = node.expression if number is not None else node.this
+    number = number if number is not None else _number(node.expression)
+    distance = select.core.expr(inner.unnest())
+    if not isinstance(distance, ex.Distance) or distance.function or distance.op == "<#>":
+        return None
+    return (distance, False) if number is not None and number > 0 else None
+
+
+def _turned(found: tuple[ex.Distance, bool] | None, turns: bool) -> tuple[ex.Distance, bool] | None:
+    return None if found is None else (found[0], found[1] != turns)
+
+
+def _number(node: Any) -> float | None:
+    """Return a number that is written out; None for anything else."""
+    node = node.unnest()
+    if isinstance(node, exp.Neg):
+        inner = _number(node.this)
+        return None if inner is None else -inner
+    return float(node.this) if isinstance(node, exp.Literal) and not node.is_string else None
 
 
 def ordered_node(select: TableSelect, ordered: Any) -> Any:

@@ -59,14 +59,17 @@ class TableSelect:
             self._items = list(self._expand())
         return self._items
 
-    def outputs(self) -> tuple[Output, ...] | None:
-        """Return the SELECT list as native outputs, or None when part of it is outside."""
+    def outputs(self, known: ex.Distance | None = None) -> tuple[Output, ...] | None:
+        """Return the SELECT list as native outputs, or None when part of it is outside.
+
+        A distance that is ``known`` for each row may be part of a larger expression.
+        """
         found = []
         for item in self.items:
             if item.expr is None:
                 return None
             sql_type = output_type(item.expr)
-            if sql_type is None or _nested_distance(item.expr):
+            if sql_type is None or _nested_distance(item.expr, known):
                 return None
             found.append(Output(item.name, item.expr, sql_type))
         return tuple(found)
@@ -150,11 +153,12 @@ class TableSelect:
         return titles[position] if known else f"column{position}"
 
 
-def _nested_distance(expr: ex.Expr) -> bool:
+def _nested_distance(expr: ex.Expr, known: ex.Distance | None) -> bool:
     """Return True for a distance inside an expression: the relational engine computes that."""
     if isinstance(expr, (ex.Distance, ex.ColumnRef, ex.RowidRef, ex.Call)):
         return False
-    return any(isinstance(node, (ex.Distance, ex.Parameter)) for node in ex.walk(expr))
+    nodes = ex.walk(expr, known=known)
+    return any(isinstance(node, (ex.Distance, ex.Parameter)) for node in nodes)
 
 
 def take_apart(

@@ -43,7 +43,8 @@ class Calls(Protocol):
 class Batch:
     """Rows an expression is evaluated over: columns by column id.
 
-    ``called`` are values of functions that were called for these rows already.
+    ``called`` are values of functions that were called for these rows already, and distances that
+    are known.
     """
 
     rows: int
@@ -51,7 +52,7 @@ class Batch:
     calls: Calls
     rowids: np.ndarray | None = None
     excluded: dict[int, Column] = field(default_factory=dict)
-    called: dict[ex.Call, Column] = field(default_factory=dict)
+    called: dict[ex.Call | ex.Distance, Column] = field(default_factory=dict)
 
     def where(self, mask: np.ndarray, *read: ex.Expr | None) -> Batch:
         """Return the rows of a bool mask, with what some expressions read of them."""
@@ -63,8 +64,9 @@ class Batch:
         columns = {key: self.columns[key].take(rows) for key in wanted}
         excluded = {key: column.take(rows) for key, column in self.excluded.items()}
         rowids = None if self.rowids is None else self.rowids[rows]
-        known = {node for node in nodes if isinstance(node, ex.Call) and node in self.called}
-        called = {call: self.called[call].take(rows) for call in known}
+        kinds = (ex.Call, ex.Distance)
+        known = {node for node in nodes if isinstance(node, kinds) and node in self.called}
+        called = {node: self.called[node].take(rows) for node in known}
         return Batch(len(rows), columns, self.calls, rowids, excluded, called)
 
 
@@ -306,7 +308,10 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _arithmetic(op: str, left: Column | Constant, right: Column | Constant) -> Column | Constant:
-    """Compute in DuckDB's common type: INT, BIGINT, DECIMAL or DOUBLE; overflow is an error."""
+    """Compute in DuckDB's common type: whole numbers, DECIMAL, REAL or DOUBLE.
+
+    Overflow of exact numbers is an error.
+    """
     operate = _ARITHMETIC[op]
     a, b = _operand(left), _operand(right)
     if isinstance(left, Constant) and isinstance(right, Constant):
@@ -318,12 +323,13 @@ def _arithmetic(op: str, left: Column | Constant, right: Column | Constant) -> C
         return Constant(to_storage(result, BIGINT, op) if isinstance(result, int) else result)
     rows = len(left) if isinstance(left, Column) else len(right)  # type: ignore[arg-type]
     validity = both_valid(_validity(left, rows), _validity(right, rows))
-    if _is_double(a) or _is_double(b):
+    wanted = DOUBLE if _is_double(a) or _is_double(b) else REAL
+    if wanted is DOUBLE or _is_real(a) or _is_real(b):
         with np.errstate(all="ignore"):
-            answer = operate(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+            answer = operate(np.asarray(a, dtype=wanted.dtype), np.asarray(b, dtype=wanted.dtype))
         if validity is not None:
-            answer = np.where(validity, answer, 0)
-        return Column(DOUBLE, np.broadcast_to(answer, (rows,)), None, validity)
+            answer = np.where(validity, answer, wanted.dtype.type(0))
+        return Column(wanted, np.broadcast_to(answer, (rows,)), None, validity)
     return _exact_column(op, (a, b), rows, validity)
 
 
@@ -364,6 +370,10 @@ def _is_double(operand: Any) -> bool:
     return isinstance(operand, float) or getattr(operand, "dtype", None) == np.float64
 
 
+def _is_real(operand: Any) -> bool:
+    return getattr(operand, "dtype", None) == np.float32
+
+
 def _plain(item: Any) -> Any:
     if isinstance(item, np.generic):
         item = item.item()
@@ -381,7 +391,7 @@ def _operand(operand: Column | Constant) -> Any:
     sql_type = operand.type
     if sql_type.kind not in (Kind.SMALLINT, Kind.INT, Kind.BIGINT, Kind.REAL, Kind.DOUBLE):
         raise BindError(f"{sql_type} is not a number")
-    return operand.values.astype(np.float64) if sql_type.kind is Kind.REAL else operand.values
+    return operand.values
 
 
 def _validity(operand: Column | Constant, rows: int) -> np.ndarray | None:
@@ -391,6 +401,9 @@ def _validity(operand: Column | Constant, rows: int) -> np.ndarray | None:
 
 
 def _distance(node: ex.Distance, batch: Batch) -> Column:
+    known = batch.called.get(node) if batch.called else None
+    if known is not None:
+        return known
     op, left, right = node.op, value(node.left, batch), value(node.right, batch)
     if node.function:
         return _metric(node, left, right, batch.calls)

@@ -70,8 +70,7 @@ class RepeatedSearch:
             count, columns, sizes, to,
         ], np.int64)  # fmt: skip
         self._words, self._held = address(words), (words, ids, distances)
-        values = iter(cells.values)
-        self._values = [distances if node is None else next(values) for node in self._shape.nodes]
+        self._distances = distances
 
     def stands(self, context: Context, plan: Knn) -> bool:
         """Return whether it serves searches like this one, if not this query or these rows."""
@@ -120,7 +119,11 @@ class RepeatedSearch:
         self._asked += 1
         if self._asked == OFTEN:
             prepared.asked_often()
-        shape, stored = self._shape, [values.tolist() for values in self._values]
+        shape, values = self._shape, iter(self.cells.values)
+        stored = [
+            (shape.made_of_distance(n, self._distances) if c is None else next(values)).tolist()
+            for n, c in enumerate(shape.plain or ())
+        ]
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
 
 

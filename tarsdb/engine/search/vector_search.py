@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -418,23 +418,23 @@ class Shape:
     """What a search plan alone decides: columns to fetch, names, types; kept with the plan."""
 
     def __init__(self, plan: Knn) -> None:
-        computed = [output.expr != plan.distance for output in plan.outputs]
-        read = [
-            o.expr for o, is_computed in zip(plan.outputs, computed, strict=True) if is_computed
+        self._distance = plan.distance
+        self.nodes = [output.expr for output in plan.outputs]
+        beside = [
+            {n.column for n in ex.walk(node, known=plan.distance) if isinstance(n, ex.ColumnRef)}
+            for node in self.nodes
         ]
-        self.columns = list(evaluate.columns_of(*read))
+        self.columns = [column.id for column in dict.fromkeys(c for each in beside for c in each)]
         self.parameters = None if plan.predicate is None else evaluate.parameters_of(plan.predicate)
+        self._is_distance = [node == plan.distance for node in self.nodes]
         names, types = project.header(plan.outputs)
         self.names = tuple(names)
         self.types = tuple(
-            t if is_computed else REAL for t, is_computed in zip(types, computed, strict=True)
+            REAL if is_distance else sql_type
+            for is_distance, sql_type in zip(self._is_distance, types, strict=True)
         )
-        # per output: None for the distance, else its expression
-        self.nodes = [
-            output.expr if is_computed else None
-            for output, is_computed in zip(plan.outputs, computed, strict=True)
-        ]
-        self.plain = _plain_columns(self.nodes)
+        # per output its scalar column, None for what the distance alone gives; None: others, too
+        self.plain = _plain_columns(self.nodes, plan.distance)
         self.stored = [column for column in self.plain or () if column is not None]
         self.is_filtered = plan.predicate is not None or plan.needs_filter_sql is not None
         self.window = _fixed_window(plan)
@@ -453,6 +453,16 @@ class Shape:
             for values, show in zip(stored, self.shows, strict=True)
         ]
         return list(zip(*columns, strict=True))
+
+    def made_of_distance(self, number: int, distances: np.ndarray) -> np.ndarray:
+        """Return the values of an output that only the distance is needed for."""
+        if self._is_distance[number]:
+            return distances
+        batch = evaluate.Batch(len(distances), {}, cast(Any, None))  # it has no calls
+        batch.called[self._distance] = Column(REAL, distances)
+        value = evaluate.value(self.nodes[number], batch)
+        assert isinstance(value, Column)
+        return value.values
 
     @staticmethod
     def of(plan: Knn) -> Shape:
@@ -474,17 +484,23 @@ def _fixed_window(plan: Knn) -> tuple[int, int] | None:
     return found[0], found[1]
 
 
-def _plain_columns(nodes: list[ex.Expr | None]) -> list[ColumnDef | None] | None:
-    """Return per output its scalar column, None for the distance; None where others are asked."""
+def _plain_columns(nodes: list[ex.Expr], distance: ex.Distance) -> list[ColumnDef | None] | None:
     found: list[ColumnDef | None] = []
     for node in nodes:
-        if node is None:
-            found.append(None)
-        elif isinstance(node, ex.ColumnRef) and not node.column.type.is_vector:
+        if isinstance(node, ex.ColumnRef) and not node.column.type.is_vector:
             found.append(node.column)
+        elif node == distance or _is_made_of(node, distance):
+            found.append(None)
         else:
             return None
     return found
+
+
+def _is_made_of(node: ex.Expr, distance: ex.Distance) -> bool:
+    """Return whether an output is computed from the distance and numbers."""
+    if not isinstance(node, ex.Arithmetic) or distance not in ex.walk(node):
+        return False
+    return all(isinstance(n, (ex.Arithmetic, ex.Literal)) for n in ex.walk(node, known=distance))
 
 
 def few_values(context: Context, plan: Knn, found: Neighbors) -> list[list[Any]] | None:
@@ -500,7 +516,12 @@ def few_values(context: Context, plan: Knn, found: Neighbors) -> list[list[Any]]
     if values is None:
         return None
     columns = iter(values)
-    return [found.distances.tolist() if node is None else next(columns) for node in shape.nodes]
+    return [
+        shape.made_of_distance(number, found.distances).tolist()
+        if column is None
+        else next(columns)
+        for number, column in enumerate(shape.plain)
+    ]
 
 
 def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:
@@ -510,16 +531,14 @@ def outputs(context: Context, plan: Knn, found: Neighbors) -> list[Column]:
     columns = {}
     if ids:
         columns = dict(zip(ids, context.view(plan.table).rows(found.rowids, ids), strict=True))
-    batch = evaluate.Batch(len(found.rowids), columns, context, found.rowids)
-    answer = []
-    for node, sql_type in zip(shape.nodes, shape.types, strict=True):
-        if node is None:
-            answer.append(Column(REAL, found.distances))
-        elif isinstance(node, ex.ColumnRef):
-            answer.append(columns[node.column.id])
-        else:
-            value = evaluate.value(node, batch)
-            answer.append(evaluate.materialise(value, batch.rows, sql_type))
+    distances = Column(REAL, found.distances)
+    batch = evaluate.Batch(
+        len(found.rowids), columns, context, found.rowids, called={plan.distance: distances}
+    )
+    answer = [
+        evaluate.materialise(evaluate.value(node, batch), batch.rows, sql_type)
+        for node, sql_type in zip(shape.nodes, shape.types, strict=True)
+    ]
     if found.query_no is not None:
         answer.insert(0, Column(BIGINT, found.query_no))
     return answer

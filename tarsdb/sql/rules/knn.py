@@ -12,7 +12,7 @@ from tarsdb.sql.select import TableSelect
 def match(select: TableSelect) -> Knn | None:
     """Return the plan when the SELECT list is native, or None."""
     shape = find(select)
-    outputs = select.outputs() if shape is not None else None
+    outputs = select.outputs(shape.distance) if shape is not None else None
     if shape is None or outputs is None or ex.calls(*(output.expr for output in outputs)):
         return None
     residue = filter_query(select, shape.residue) if shape.residue else None

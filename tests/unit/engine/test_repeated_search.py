@@ -130,6 +130,16 @@ def test_the_third_search_and_those_after_it(db: tarsdb.Connection, used: list[b
     assert known.arrow().column("c").to_pylist() == [row[3] for row in known.fetchall()]
 
 
+def test_what_is_made_of_the_distance(db: tarsdb.Connection, used: list[bool]) -> None:
+    sql = "SELECT id, 1 - (emb <-> ?) AS s, b FROM t ORDER BY s DESC LIMIT 10"
+    found = ask(db, sql)
+    assert used == [False, False, *[True] * 10]
+    plain = ask(db, "SELECT id, emb <-> ? AS far, b FROM t ORDER BY far LIMIT 10")
+    for rows, near in zip(found, plain, strict=True):
+        near = [(i, float(np.float32(1) - np.float32(far)), b) for i, far, b in near]
+        assert rows == near
+
+
 @pytest.mark.parametrize(
     "change",
     [
