@@ -215,7 +215,11 @@ class SegmentList:
         if self._done == done:
             return
         if self._done is not None and self._done[0] == generation:
-            self._mark(txn, name, log.since(self._done[1]), None)
+            tombs = log.since(self._done[1])
+            if len(tombs) <= FEW and len(self.overlapping) <= FEW:
+                self._mark_few(txn, name, tombs)
+            else:
+                self._mark(txn, name, tombs, None)
         else:
             self._mark_each(txn, name, log, generation)
         self._done = done
@@ -232,22 +236,31 @@ class SegmentList:
         for start, chosen in behind.items():
             self._mark(txn, name, log.since(start), np.array(chosen))
 
+    def _mark_few(self, txn: ReadTxn, name: str, tombs: np.ndarray) -> None:
+        """Apply tombstones one by one, where no more than a look tells the segments they name."""
+        for at, (_, rowid, created) in enumerate(tombs.tolist()):
+            for segment in (self.apart_at(rowid), *self.overlapping):
+                if (
+                    segment is not None
+                    and segment.low <= rowid <= segment.high
+                    and segment.created_low <= created <= segment.created_high
+                ):
+                    segment.apply_tombstones(txn, name, tombs[at : at + 1])
+
     def _mark(self, txn: ReadTxn, name: str, tombs: np.ndarray, chosen: np.ndarray | None) -> None:
         """Apply tombstones to the segments that hold rows and commits they name."""
         if chosen is None:
             tombs = self._mark_placed(tombs)
         if not len(tombs):
             return
-        tombs = tombs[np.argsort(tombs[:, 2], kind="stable")]
-        made = np.ascontiguousarray(tombs[:, 2])
-        low, high = self._commits if chosen is None else self._commits[:, chosen]
-        first, last = made.searchsorted(low, "left"), made.searchsorted(high, "right")
-        rows = np.sort(tombs[:, 1])
-        low, high = self._rowids if chosen is None else self._rowids[:, chosen]
-        named = rows.searchsorted(high, "right") > rows.searchsorted(low, "left")
-        for at in np.flatnonzero(named & (last > first)).tolist():
+        by_commit, *commits = _slices(tombs, 2, self._commits, chosen)
+        by_row, *rows = _slices(tombs, 1, self._rowids, chosen)
+        named = np.minimum(commits[1] - commits[0], rows[1] - rows[0]) > 0
+        for at in np.flatnonzero(named).tolist():
             segment = self.items[at if chosen is None else chosen[at]]
-            segment.apply_tombstones(txn, name, tombs[first[at] : last[at]])
+            part = by_commit[commits[0][at] : commits[1][at]]
+            other = by_row[rows[0][at] : rows[1][at]]
+            segment.apply_tombstones(txn, name, part if len(part) <= len(other) else other)
 
     def _mark_placed(self, tombs: np.ndarray) -> np.ndarray:
         """Apply tombstones of versions whose places are known; return the others."""
@@ -271,6 +284,16 @@ class SegmentList:
         if self._done is not None:
             for segment in self.items:
                 segment.tombs = self._done
+
+
+def _slices(
+    tombs: np.ndarray, field: int, bounds: np.ndarray, chosen: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort tombstones by a field; return them and the slice inside the bounds of each segment."""
+    ordered = tombs[np.argsort(tombs[:, field], kind="stable")]
+    known = np.ascontiguousarray(ordered[:, field])
+    low, high = bounds if chosen is None else bounds[:, chosen]
+    return ordered, known.searchsorted(low, "left"), known.searchsorted(high, "right")
 
 
 def _pairs(rows: list[list[int]]) -> np.ndarray:

@@ -60,11 +60,12 @@ def find_each(view: TableView, own: OwnRows | None, index: IndexDef, column: Col
     The index is of one column, without NULLs.
     """
     encoded = view.state.cache.codec(view.table, index).encode_columns([column])
-    prefix, get = keys.index_prefix(index.id), view.txn.get
-    hidden = own is not None and _is_rebuilt(own, index)
-    found = [None if hidden else get("index", prefix + key) for key in encoded]
-    joined = b"".join([_NOWHERE if raw is None else raw for raw in found])
-    rowids = np.frombuffer(joined, dtype=">i8").astype(np.int64)
+    if own is not None and _is_rebuilt(own, index):
+        rowids = np.full(len(encoded), -1, dtype=np.int64)
+    else:
+        prefix = keys.index_prefix(index.id)
+        found = view.txn.each("index", [prefix + key for key in encoded], _NOWHERE)
+        rowids = np.frombuffer(found, dtype=">i8").astype(np.int64)
     if own is not None and not own.is_untouched:
         for at, (key, rowid) in enumerate(zip(encoded, rowids.tolist(), strict=True)):
             if rowid < 0 or own.ends_entry(index.id, rowid):

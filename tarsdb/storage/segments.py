@@ -20,7 +20,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.storage import blocks, keys
-from tarsdb.storage.tombstones import ALIVE, match_versions
+from tarsdb.storage.tombstones import ALIVE, match_run, match_versions
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack, unpack
 from tarsdb.types import BIGINT, BOOLEAN, Physical
@@ -270,16 +270,12 @@ class Segment:
 
     def apply_tombstones(self, txn: ReadTxn, name: str, tombs: np.ndarray) -> None:
         """Note deletions; rows ``(deleted, rowid, created)`` may name other segments' rows too."""
-        inside = (tombs[:, 1] >= self.low) & (tombs[:, 1] <= self.high)
-        if not inside.any():
-            return
-        tombs, created = tombs[inside], self.created(txn, name)
-        if self.base is None:
-            positions, commits = match_versions(self.rowids(txn, name), created, tombs)
+        created = self.created(txn, name)
+        if self.base is not None:
+            positions, commits = match_run(self.base, self.rows, created, tombs)
         else:
-            positions = tombs[:, 1] - self.base
-            hit = (created if isinstance(created, int) else created[positions]) == tombs[:, 2]
-            positions, commits = positions[hit], tombs[hit, 0]
+            inside = (tombs[:, 1] >= self.low) & (tombs[:, 1] <= self.high)
+            positions, commits = match_versions(self.rowids(txn, name), created, tombs[inside])
         self.end(positions, commits)
 
     def end(self, positions: np.ndarray, commits: np.ndarray) -> None:

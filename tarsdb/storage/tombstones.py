@@ -112,32 +112,53 @@ def match_versions(
     """
     if len(tombs) <= _FEW:
         return _match_each(rowids, created, tombs)
-    first = np.searchsorted(rowids, tombs[:, 1], side="left")
-    last = np.searchsorted(rowids, tombs[:, 1], side="right")
     positions, deleted = [], []
-    offset = 0
-    while True:  # rows of one rowid are few: one round per version
-        candidates = first + offset
-        open_rows = candidates < last
-        if not open_rows.any():
-            break
-        at = candidates[open_rows]
-        rows = tombs[open_rows]
-        hit = (created if isinstance(created, int) else created[at]) == rows[:, 2]
+    at = rowids.searchsorted(tombs[:, 1])
+    while len(at):  # rows of one rowid are few: one round per version
+        there = rowids.take(at, mode="clip") == tombs[:, 1]
+        there &= at < len(rowids)
+        at, tombs = at[there], tombs[there]
+        hit = (created if isinstance(created, int) else created[at]) == tombs[:, 2]
         positions.append(at[hit])
-        deleted.append(rows[hit, 0])
-        offset += 1
-    if not positions:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        deleted.append(tombs[hit, 0])
+        at, tombs = at[~hit] + 1, tombs[~hit]
+    if len(positions) == 1:
+        return positions[0], deleted[0]
     return np.concatenate(positions), np.concatenate(deleted)
+
+
+def match_run(
+    base: int, rows: int, created: np.ndarray | int, tombs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the stored versions that tombstones name: :func:`match_versions` of consecutive rowids.
+
+    Parameters
+    ----------
+    base, rows : int
+        The first rowid, and how many there are.
+    """
+    if len(tombs) > _FEW:
+        at = tombs[:, 1] - base
+        inside = (at >= 0) & (at < rows)
+        at, tombs = at[inside], tombs[inside]
+        hit = tombs[:, 2] == (created if isinstance(created, int) else created[at])
+        return at[hit], tombs[hit, 0]
+    found = [
+        (rowid - base, deleted)
+        for deleted, rowid, made in tombs.tolist()
+        if 0 <= rowid - base < rows
+        and made == (created if isinstance(created, int) else created[rowid - base])
+    ]
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _match_each(
     rowids: np.ndarray, created: np.ndarray | int, tombs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     positions, found = [], []
-    for deleted, rowid, made in tombs.tolist():
-        at = int(rowids.searchsorted(rowid))
+    places = rowids.searchsorted(tombs[:, 1]).tolist()
+    for (deleted, rowid, made), at in zip(tombs.tolist(), places, strict=True):
         while at < len(rowids) and rowids[at] == rowid:
             if (created if isinstance(created, int) else created[at]) == made:
                 positions.append(at)

@@ -157,6 +157,17 @@ class ReadTxn:
             raise convert(error, self._env.path) from error
         return b"".join(parts)
 
+    def each(self, db: str, keys: list[bytes], none: bytes) -> bytes:
+        """Return the one value of each key, joined; ``none`` where there is none.
+
+        For databases whose keys can hold several values, all of the size of ``none``.
+        """
+        if len(set(map(len, keys))) == 1:  # else `values` is no faster
+            found = self.values(db, keys, len(none))
+            if len(found) == len(keys) * len(none):
+                return found
+        return b"".join([none if raw is None else raw for raw in [self.get(db, k) for k in keys]])
+
     def keys(self, db: str, start: bytes, stop: bytes) -> Iterator[list[bytes]]:
         """Yield the keys with start <= key < stop, each once, in growing lists."""
         if self._slot.expired:

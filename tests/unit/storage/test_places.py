@@ -26,7 +26,7 @@ from tarsdb.storage import (
     vacuum,
 )  # fmt: skip
 from tarsdb.storage.segments import Segment
-from tarsdb.storage.tombstones import ALIVE, decode_tombstones, match_versions
+from tarsdb.storage.tombstones import ALIVE, decode_tombstones, match_run, match_versions
 from tests.unit.storage import tables
 
 Row = tuple[Any, ...]
@@ -228,16 +228,30 @@ def test_few_and_many_tombstones_match_the_same_versions(seed: int) -> None:
     named = [*rng.choice(pairs, 30).tolist(), *rng.integers(1, 31, (30, 2)).tolist()]
     named += [[r, 7] for r, _ in named[:10]]
     tombs = np.array([(100 + i, r, c) for i, (r, c) in enumerate(named)], dtype=np.int64)
-    for commits in (created, 7):
-        whole = np.full(len(rowids), ALIVE)
-        positions, deleted = match_versions(rowids, commits, tombs)
+    for known, commits in ((rowids, created), (np.unique(rowids), 7)):
+        whole = np.full(len(known), ALIVE)
+        positions, deleted = match_versions(known, commits, tombs)
         np.minimum.at(whole, positions, deleted)
-        apart = np.full(len(rowids), ALIVE)
+        apart = np.full(len(known), ALIVE)
         for tomb in tombs:
-            positions, deleted = match_versions(rowids, commits, tomb[np.newaxis])
+            positions, deleted = match_versions(known, commits, tomb[np.newaxis])
             np.minimum.at(apart, positions, deleted)
         assert np.array_equal(whole, apart)
         assert (whole < ALIVE).any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_consecutive_rows_match_the_same_versions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rowids, created = np.arange(5, 45), rng.integers(1, 4, 40)
+    pairs = np.stack([rng.permutation(60)[:30], rng.integers(1, 4, 30)], axis=1)
+    tombs = np.array([(100 + i, *pair) for i, pair in enumerate(pairs)], dtype=np.int64)
+    for commits in (created, 2):
+        for named in (tombs, tombs[:6], tombs[:0]):
+            found = match_run(5, 40, commits, named)
+            expected = match_versions(rowids, commits, named)
+            assert dict(zip(*found, strict=True)) == dict(zip(*expected, strict=True))
+        assert len(match_run(5, 40, commits, tombs)[0])
 
 
 def test_a_deleted_row_concerns_the_segment_it_is_in(
