@@ -49,6 +49,7 @@ class CommitChange:
         self.counters: dict[int, TableCounters] = {}
         self.shifts: dict[int, int] = {}
         self._log: list[dict[str, Any]] = []
+        self._before: dict[int, TableCounters] = {}
 
     @property
     def frees_space(self) -> bool:
@@ -74,12 +75,13 @@ class CommitChange:
     def validate(self, txn: WriteTxn) -> None:
         """Raise ConflictError or IntegrityError; write nothing."""
         writes = self._writes
+        self._before = {}
         if txn.catalog_version > writes.base_commit:
             self._check_catalog(txn)
         for table_id, own in writes.tables.items():
             if own.is_untouched:
                 continue
-            counters = read_counters(txn, table_id, own.table.name)
+            counters = self._before[table_id] = read_counters(txn, table_id, own.table.name)
             if counters.last_commit > writes.base_commit:
                 self._check_rows(txn, own, counters)
             elif (own.hidden or own.run_of) and counters.purged > writes.base_commit:
@@ -182,7 +184,7 @@ class CommitChange:
             if own.is_untouched or table_id in writes.dropped:
                 continue
             table = definitions.get(table_id, own.table)
-            counters = read_counters(txn, table_id, table.name)
+            counters = self._before.pop(table_id)  # nothing was written since they were read
             self.shifts[table_id] = counters.next_rowid - keys.PROVISIONAL
             # entries first: many small values go in faster before large ones
             _write_index_entries(txn, table, own, self.shifts[table_id])

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 T = TypeVar("T")
+_TO_JSON = json.JSONEncoder(separators=(",", ":")).encode
 GROUP_ROWS = 1000
 """Rows of the commits that share a transaction: the writer is held some 10 ms for so many."""
 
@@ -389,7 +390,7 @@ class Committer:
             change.apply(txn)
             entry = {"time": info.timestamp_us, "changes": change.log()}
             key = info.number.to_bytes(8, "big")
-            payload = json.dumps(entry, separators=(",", ":")).encode()
+            payload = _TO_JSON(entry).encode()
             value = pack(ValueType.COMMIT, key, payload, 1, info.number)
             txn.put("commits", key, value, append=True)
             failpoints.hit("commit.after_apply")

@@ -372,6 +372,10 @@ class WriteTxn(ReadTxn):
 
     def put_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
         """Store many small values under keys that hold no large one, in key order."""
+        if len(found) < 2:  # without a cursor
+            for key, value in zip(found, values, strict=True):
+                self.put(db, key, value)
+            return
         order = key_order(found)
         if order is not None:
             chosen = operator.itemgetter(*order)
@@ -396,6 +400,8 @@ class WriteTxn(ReadTxn):
 
     def delete_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
         """Delete one value each of many keys that have several, in key order."""
+        if not found:
+            return
         order = key_order(found)
         database, delete = self._databases[db], self._delete
         try:
