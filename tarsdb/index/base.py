@@ -45,6 +45,10 @@ class OneCall(Protocol):
     k: int
     call: tuple[int, int, int]
 
+    def search(self, queries: np.ndarray, /) -> Found | None:
+        """Return row ids and distances (1, k) for float32 (1, width); None: to find otherwise."""
+        ...
+
     def asked_often(self) -> None:
         """Take note that it is: what pays from some searches on is made now."""
         ...

@@ -20,7 +20,7 @@ from tarsdb.engine.context import Context, Engines, Parameters
 from tarsdb.engine.reading import cells
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import index_build, vector_search
-from tarsdb.engine.search.repeated_search import RepeatedSearch
+from tarsdb.engine.search.repeated_search import COPIED_ROWS, RepeatedSearch
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import OFTEN
 from tarsdb.index.hnsw.nearest import Nearest
@@ -49,10 +49,19 @@ def compiled() -> None:
     dispatch.wait()
 
 
+class Ways(list[bool]):
+    """Whether searches were one compiled call or went the usual way.
+
+    ``looked_up``: of those in between, by what was kept but with values looked up row by row.
+    """
+
+    looked_up = 0
+
+
 @pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def used(monkeypatch: pytest.MonkeyPatch) -> Ways:
     """Tell which searches were answered by what was kept; each is compared with the usual way."""
-    seen: list[bool] = []
+    seen = Ways()
     made: dict[RepeatedSearch, tuple[Engines, Knn]] = {}
     init, real, usual_way = RepeatedSearch.__init__, RepeatedSearch.answer, executor._knn
 
@@ -63,7 +72,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     def compared(self: RepeatedSearch, parameters: Parameters) -> Result | None:
         found = real(self, parameters)
         if found is not None:
-            seen.append(True)
+            if self.is_compiled:
+                seen.append(True)
+            else:
+                seen.looked_up += 1
             engines, plan = made[self]
             with Snapshot(engines.env) as snapshot:
                 context = Context(engines, snapshot, None, parameters)
@@ -119,7 +131,7 @@ def ask(db: tarsdb.Connection, sql: str = SQL) -> list[list[tuple[object, ...]]]
     return [db.execute(sql, (query,)).fetchall() for query in QUERIES]
 
 
-def test_the_third_search_and_those_after_it(db: tarsdb.Connection, used: list[bool]) -> None:
+def test_the_third_search_and_those_after_it(db: tarsdb.Connection, used: Ways) -> None:
     ask(db)
     assert used == [False, False, *[True] * 10]
     used.clear()
@@ -130,7 +142,7 @@ def test_the_third_search_and_those_after_it(db: tarsdb.Connection, used: list[b
     assert known.arrow().column("c").to_pylist() == [row[3] for row in known.fetchall()]
 
 
-def test_what_is_made_of_the_distance(db: tarsdb.Connection, used: list[bool]) -> None:
+def test_what_is_made_of_the_distance(db: tarsdb.Connection, used: Ways) -> None:
     sql = "SELECT id, 1 - (emb <-> ?) AS s, b FROM t ORDER BY s DESC LIMIT 10"
     found = ask(db, sql)
     assert used == [False, False, *[True] * 10]
@@ -148,7 +160,7 @@ def test_what_is_made_of_the_distance(db: tarsdb.Connection, used: list[bool]) -
         "ALTER TABLE t ADD COLUMN more INT",
     ],
 )  # fmt: skip
-def test_every_change_is_seen(db: tarsdb.Connection, used: list[bool], change: str) -> None:
+def test_every_change_is_seen(db: tarsdb.Connection, used: Ways, change: str) -> None:
     insert(db, ROWS, 90, 2)
     before = ask(db)
     db.execute(change)
@@ -161,7 +173,7 @@ def test_every_change_is_seen(db: tarsdb.Connection, used: list[bool], change: s
 
 
 def test_other_connections_and_processes(
-    db: tarsdb.Connection, used: list[bool], tmp_path: pathlib.Path
+    db: tarsdb.Connection, used: Ways, tmp_path: pathlib.Path
 ) -> None:
     ask(db)
     with tarsdb.connect(tmp_path / "a.tars") as other:
@@ -177,7 +189,7 @@ def test_other_connections_and_processes(
 
 
 def test_own_writes_and_older_snapshots(
-    db: tarsdb.Connection, used: list[bool], tmp_path: pathlib.Path
+    db: tarsdb.Connection, used: Ways, tmp_path: pathlib.Path
 ) -> None:
     before = ask(db)
     ask(db)
@@ -205,7 +217,7 @@ def test_what_is_asked_often_is_told(
 
 
 def test_fresh_rows_are_compared_by_codes(
-    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+    db: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(db, ROWS, 300, 2)
     coded: list[bool] = []
@@ -223,16 +235,101 @@ def test_fresh_rows_are_compared_by_codes(
     assert any(row[0] >= ROWS for rows in first for row in rows)
 
 
-@pytest.mark.parametrize("what", ["id, word", "id, flag", "id, rare", "id, emb", "b + 1", "count"])
-def test_other_columns_go_the_usual_way(db: tarsdb.Connection, used: list[bool], what: str) -> None:
+@pytest.mark.parametrize("what", ["id, emb", "b + 1", "count"])
+def test_other_columns_go_the_usual_way(db: tarsdb.Connection, used: Ways, what: str) -> None:
     sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 0"
     if what != "count":
         sql = f"SELECT {what} FROM t ORDER BY emb <-> ? LIMIT 10"
     assert repr(ask(db, sql)) == repr(ask(db, sql))
     assert not any(used)
+    assert not used.looked_up
 
 
-def test_other_parameters_go_the_usual_way(db: tarsdb.Connection, used: list[bool]) -> None:
+# --- values that are no numbers, or NULL: looked up row by row ---
+
+LOOKED_UP = "SELECT word, rare, flag, emb <-> ? AS far, id FROM t ORDER BY far LIMIT 10"
+
+
+@pytest.mark.parametrize("is_scattered", [False, True])
+def test_texts_booleans_and_nulls_are_looked_up(
+    request: pytest.FixtureRequest, used: Ways, is_scattered: bool
+) -> None:
+    db = request.getfixturevalue("scattered" if is_scattered else "db")
+    first = ask(db, LOOKED_UP)
+    assert ask(db, LOOKED_UP) == first
+    assert used == [False] * 3  # two at first, and one that tries a copy
+    assert used.looked_up == 21
+    assert {type(value) for rows in first for row in rows for value in row} == {
+        str, int, float, bool, type(None),
+    }  # fmt: skip
+    known = repeated(db, LOOKED_UP)
+    assert not known.is_compiled
+
+
+def test_what_is_made_of_the_distance_beside_a_text(db: tarsdb.Connection, used: Ways) -> None:
+    found = ask(db, "SELECT word, 1 - (emb <-> ?) AS s, id FROM t ORDER BY s DESC LIMIT 10")
+    assert used == [False] * 3
+    assert used.looked_up == 9
+    plain = ask(db, "SELECT word, emb <-> ? AS far, id FROM t ORDER BY far LIMIT 10")
+    for rows, near in zip(found, plain, strict=True):
+        far = [float(np.float32(1) - np.float32(row[1])) for row in near]
+        assert rows == [(row[0], s, row[2]) for row, s in zip(near, far, strict=True)]
+
+
+@pytest.mark.parametrize("op", ["<#>", "<=>"])
+def test_texts_of_a_filter_are_looked_up(unindexed: tarsdb.Connection, used: Ways, op: str) -> None:
+    sql = f"SELECT id, word FROM t WHERE a < 300 AND id < 900 ORDER BY emb {op} ? LIMIT 10"
+    first = ask(unindexed, sql)
+    assert ask(unindexed, sql) == first
+    assert used.looked_up >= 18
+    assert not any(used)
+
+
+def test_what_is_looked_up_is_of_the_newest_state(
+    db: tarsdb.Connection, used: Ways, tmp_path: pathlib.Path
+) -> None:
+    before = ask(db, LOOKED_UP)
+    gone = before[0][0][4]
+    code = "import sys, tarsdb\nwith tarsdb.connect(sys.argv[1]) as db: db.execute(sys.argv[2])"
+    statement = f"UPDATE t SET word = 'new', rare = NULL WHERE id = {gone}"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.tars", statement], check=True)
+    assert ask(db, LOOKED_UP)[0][0][:2] == ("new", None)
+    ask(db, LOOKED_UP)
+    with tarsdb.connect(tmp_path / "a.tars") as other:
+        other.execute("DELETE FROM t WHERE id = ?", (gone,))
+    after = ask(db, LOOKED_UP)
+    assert after[0][0][4] != gone
+    used.looked_up = 0
+    db.execute("BEGIN")
+    db.execute("UPDATE t SET word = 'own' WHERE id = ?", (after[0][0][4],))
+    assert ask(db, LOOKED_UP)[0][0][0] == "own"
+    assert not used.looked_up
+    db.execute("ROLLBACK")
+    assert ask(db, LOOKED_UP) == after
+
+
+def test_a_stale_look_up_would_be_noticed(db: tarsdb.Connection, used: Ways) -> None:
+    """Control: one that takes another state for its own finds rows that are gone."""
+    gone = ask(db, LOOKED_UP)[0][0][4]
+    held = list(db._require_session().env.caches["placed"].values())
+    db.execute("DELETE FROM t WHERE id = ?", (gone,))
+    with Snapshot(db._require_session().env) as snapshot:
+        repeated(db, LOOKED_UP)._state = snapshot.txn.file_state()
+    with pytest.raises(AssertionError):
+        ask(db, LOOKED_UP)
+    assert held
+
+
+def repeated(db: tarsdb.Connection, sql: str) -> RepeatedSearch:
+    prepared = db._require_session()._prepared[sql]
+    assert not isinstance(prepared, list)
+    assert isinstance(prepared.plan, Knn)
+    found = prepared.plan.memo["repeated"]
+    assert isinstance(found, RepeatedSearch)
+    return found
+
+
+def test_other_parameters_go_the_usual_way(db: tarsdb.Connection, used: Ways) -> None:
     expected = ask(db)
     used.clear()
     for n, query in enumerate(QUERIES):
@@ -255,7 +352,7 @@ def test_other_parameters_go_the_usual_way(db: tarsdb.Connection, used: list[boo
 
 
 def test_fresh_rows_and_several_parts(
-    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+    db: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
     monkeypatch.setattr(index_build, "TIER", 0)
@@ -269,7 +366,7 @@ def test_fresh_rows_and_several_parts(
     assert sum(used) > 10
 
 
-def test_answers_without_rows_of_a_short_delta(db: tarsdb.Connection, used: list[bool]) -> None:
+def test_answers_without_rows_of_a_short_delta(db: tarsdb.Connection, used: Ways) -> None:
     db.execute("UPDATE t SET b = 77 WHERE id % 100 = 0")
     insert(db, ROWS, 20, 5)
     rows = ask(db)
@@ -304,14 +401,15 @@ def scattered(db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch) -> tarsdb.
 
 
 def test_scattered_rows_are_copied_when_asked_often(
-    scattered: tarsdb.Connection, used: list[bool]
+    scattered: tarsdb.Connection, used: Ways
 ) -> None:
     group = scalars(scattered)
     assert group.overlapping
     assert group.count
     first = ask(scattered)
     assert ask(scattered) == first
-    assert used == [False] * (OFTEN + 1) + [True] * (len(used) - OFTEN - 1)
+    assert used == [False] * 3 + [True] * (len(used) - 3)
+    assert used.looked_up == OFTEN + ROWS // COPIED_ROWS - 2
     ids = {int(str(row[0])) for rows in first for row in rows}
     assert any(i % 20 == 0 for i in ids) and any(i >= ROWS for i in ids)
     assert not any(i % 11 == 0 for i in ids)
@@ -319,19 +417,18 @@ def test_scattered_rows_are_copied_when_asked_often(
     assert near[:5] == (420, 10, -417, 63, 0.5)
 
 
-def test_a_short_delta_that_answers_are_in_is_copied(
-    db: tarsdb.Connection, used: list[bool]
-) -> None:
+def test_a_short_delta_that_answers_are_in_is_copied(db: tarsdb.Connection, used: Ways) -> None:
     insert(db, ROWS, 20, 5)
     query = vectors(20, 5)[0]
     found = [db.execute(SQL, (query,)).fetchall() for _ in range(20)]
     assert found == found[:1] * 20
-    assert used == [False] * (OFTEN + 1) + [True] * (19 - OFTEN)
+    often = OFTEN + ROWS // COPIED_ROWS
+    assert used == [False] * (often + 1) + [True] * (19 - often)
 
 
 @pytest.mark.parametrize("other_process", [False, True])
 def test_copies_end_with_their_state(
-    scattered: tarsdb.Connection, used: list[bool], tmp_path: pathlib.Path, other_process: bool
+    scattered: tarsdb.Connection, used: Ways, tmp_path: pathlib.Path, other_process: bool
 ) -> None:
     ask(scattered)
     before = ask(scattered)
@@ -354,7 +451,7 @@ def test_copies_end_with_their_state(
     assert copies() is None
 
 
-def test_copies_in_a_transaction(scattered: tarsdb.Connection, used: list[bool]) -> None:
+def test_copies_in_a_transaction(scattered: tarsdb.Connection, used: Ways) -> None:
     ask(scattered)
     before = ask(scattered)
     scattered.execute("BEGIN")
@@ -367,7 +464,7 @@ def test_copies_in_a_transaction(scattered: tarsdb.Connection, used: list[bool])
 
 
 def test_copies_are_shared_and_bounded(
-    scattered: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch,
+    scattered: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch,
     tmp_path: pathlib.Path,
 ) -> None:  # fmt: skip
     ask(scattered)
@@ -396,7 +493,7 @@ def test_copies_are_shared_and_bounded(
 
 
 def test_copies_of_tables_make_room(
-    scattered: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+    scattered: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sql = "SELECT id FROM t ORDER BY emb <-> ? LIMIT 10"
     ask(scattered, sql)
@@ -418,7 +515,7 @@ def test_copies_of_tables_make_room(
 
 @pytest.mark.parametrize("what", ["id, word", "id, flag", "id, rare"])
 def test_what_cannot_be_copied(
-    scattered: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch, what: str
+    scattered: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     tried: list[bool] = []
     real = cells.Cells.copied
@@ -432,7 +529,7 @@ def test_what_cannot_be_copied(
     assert not copied(scattered)
 
 
-def test_nulls_of_rows_that_are_gone_do_not_count(db: tarsdb.Connection, used: list[bool]) -> None:
+def test_nulls_of_rows_that_are_gone_do_not_count(db: tarsdb.Connection, used: Ways) -> None:
     db.execute("UPDATE t SET rare = 5 WHERE rare IS NULL")
     sql = "SELECT id, rare FROM t ORDER BY emb <-> ? LIMIT 10"
     assert ask(db, sql) == ask(db, sql)
@@ -440,7 +537,7 @@ def test_nulls_of_rows_that_are_gone_do_not_count(db: tarsdb.Connection, used: l
 
 
 def test_a_copy_with_a_wrong_value_would_be_noticed(
-    scattered: tarsdb.Connection, used: list[bool]
+    scattered: tarsdb.Connection, used: Ways
 ) -> None:
     """Control: the comparison of each answer with the usual way fails."""
     ask(scattered)
@@ -462,7 +559,7 @@ def copied(db: tarsdb.Connection) -> list[ByRow]:
     return [copies for _, copies in kept.values()]
 
 
-def test_a_level_changed(db: tarsdb.Connection, used: list[bool]) -> None:
+def test_a_level_changed(db: tarsdb.Connection, used: Ways) -> None:
     ask(db)
     try:
         dispatch.use("portable")
@@ -511,7 +608,7 @@ def unindexed(db: tarsdb.Connection) -> tarsdb.Connection:
 
 
 @pytest.mark.parametrize("op", ["<->", "<#>", "<=>"])
-def test_a_filter_asked_again(unindexed: tarsdb.Connection, used: list[bool], op: str) -> None:
+def test_a_filter_asked_again(unindexed: tarsdb.Connection, used: Ways, op: str) -> None:
     sql = FILTERED.replace("<->", op)
     first = ask(unindexed, sql)
     assert ask(unindexed, sql) == first
@@ -522,7 +619,7 @@ def test_a_filter_asked_again(unindexed: tarsdb.Connection, used: list[bool], op
     assert op != "<->" or [row[0] for row in first[0]] == kept[near].tolist()
 
 
-def test_the_constants_of_a_filter_count(unindexed: tarsdb.Connection, used: list[bool]) -> None:
+def test_the_constants_of_a_filter_count(unindexed: tarsdb.Connection, used: Ways) -> None:
     def find(most: object) -> list[tuple[int, ...]]:
         return unindexed.execute(BOUND, {"q": QUERIES[3], "most": most}).fetchall()
 
@@ -546,9 +643,7 @@ def test_the_constants_of_a_filter_count(unindexed: tarsdb.Connection, used: lis
         "UPDATE t SET emb = NULL WHERE id % 5 = 0", "VACUUM",
     ],
 )  # fmt: skip
-def test_a_filter_sees_every_change(
-    unindexed: tarsdb.Connection, used: list[bool], change: str
-) -> None:
+def test_a_filter_sees_every_change(unindexed: tarsdb.Connection, used: Ways, change: str) -> None:
     before = ask(unindexed, FILTERED)
     unindexed.execute(change)
     used.clear()
@@ -569,9 +664,7 @@ def test_rows_asked_for_once_are_not_coded(unindexed: tarsdb.Connection) -> None
     assert codes.nbytes
 
 
-def test_few_rows_and_rows_alike_go_the_usual_way(
-    unindexed: tarsdb.Connection, used: list[bool]
-) -> None:
+def test_few_rows_and_rows_alike_go_the_usual_way(unindexed: tarsdb.Connection, used: Ways) -> None:
     few = FILTERED.replace("id < 900", "id < 100")
     assert ask(unindexed, few) == ask(unindexed, few)
     assert not any(used)
@@ -582,7 +675,7 @@ def test_few_rows_and_rows_alike_go_the_usual_way(
 
 
 def test_a_stale_answer_would_be_noticed(
-    db: tarsdb.Connection, used: list[bool], monkeypatch: pytest.MonkeyPatch
+    db: tarsdb.Connection, used: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: without a look at the state of the file the comparison above fails."""
     ask(db)
