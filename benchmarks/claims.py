@@ -100,6 +100,8 @@ CLAIMS = (
           path("group", "commits_per_sync")),
     Claim("one_row_insert", "16 threads, times the commits/s of one thread", ">= 5", _group_speed,
           "where fdatasync takes 1 ms or more"),
+    Claim("one_row_changes", "UPDATE of one row by its key in a transaction, CPU us", "<= 100",
+          path("figures", "update", "transaction", "cpu_us")),
     Claim("concurrent_embed", "8 threads and 3 processes, lock errors", "== 0",
           path("lock_errors")),
     Claim("concurrent_embed", "point write beside them, p99 ms", "<= 100",
