@@ -6,7 +6,6 @@ log belongs to one delta generation: merging removes records and starts a new lo
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,8 +61,8 @@ class DeltaLog:
             return
         rowids, created, payloads = [], [], []
         start, stop = keys.commits_after(self._table, self._group, self.loaded)
-        for view, value in chain.from_iterable(txn.entries("delta", start, stop)):
-            key = bytes(view)
+        # not by lists of entries: they would touch the pages of other groups behind the end
+        for key, value in txn.range("delta", start, stop):
             _, _, made, rowid = keys.read_delta_key(key)
             where = f"table {name}, row {rowid} in the delta"
             payload, _, _ = unpack(ValueType.DELTA, key, value, where)

@@ -234,7 +234,10 @@ class SegmentList:
             if start < log.count:
                 behind.setdefault(start, []).append(at)
         for start, chosen in behind.items():
-            self._mark(txn, name, log.since(start), np.array(chosen))
+            tombs = log.since(start)
+            if len(chosen) > FEW:  # what these know of was handed on by the list before
+                tombs = self._mark_placed(tombs)
+            self._mark(txn, name, tombs, np.array(chosen))
 
     def _mark_few(self, txn: ReadTxn, name: str, tombs: np.ndarray) -> None:
         """Apply tombstones one by one, where no more than a look tells the segments they name."""
@@ -264,18 +267,22 @@ class SegmentList:
 
     def _mark_placed(self, tombs: np.ndarray) -> np.ndarray:
         """Apply tombstones of versions whose places are known; return the others."""
-        places = self._places
+        places = self._places or self._before
         if places is None or not len(places.rowids):
             return tombs
         at = np.minimum(places.rowids.searchsorted(tombs[:, 1]), len(places.rowids) - 1)
         hit = (places.rowids[at] == tombs[:, 1]) & (places.created[at] == tombs[:, 2])
-        at, ended = at[hit], tombs[hit, 0]
-        order = np.argsort(places.numbers[at], kind="stable")
-        at, ended = at[order], ended[order]
-        apart, starts = np.unique(places.numbers[at], return_index=True)
-        bounds = [*starts.tolist(), len(at)]
+        rows = np.flatnonzero(hit)
+        rows = rows[np.argsort(places.numbers[at[rows]], kind="stable")]
+        apart, starts = np.unique(places.numbers[at[rows]], return_index=True)
+        bounds = [*starts.tolist(), len(rows)]
         for number, (start, stop) in zip(apart.tolist(), pairwise(bounds), strict=True):
-            places.segments[number].end(places.positions[at[start:stop]], ended[start:stop])
+            segment, chosen = places.segments[number], rows[start:stop]
+            index = self._index.get(number)
+            if index is not None and self.items[index] is segment:
+                segment.end(places.positions[at[chosen]], tombs[chosen, 0])
+            else:  # the list before had it; its rows are in another one now
+                hit[chosen] = False
         others: np.ndarray = tombs[~hit]
         return others
 

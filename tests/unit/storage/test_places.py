@@ -179,6 +179,38 @@ def test_tombstones_of_known_places_are_those_of_each_segment(
     assert (sum(placed) > 50) == by_place
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_places_of_a_list_before_count_only_where_they_still_are(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Small segments are combined meanwhile, and rows are seldom looked up."""
+    monkeypatch.setattr(places, "FEW", 0)
+    before, real = [], places.SegmentList._mark_placed
+
+    def noted(self: places.SegmentList, tombs: np.ndarray) -> np.ndarray:
+        others = real(self, tombs)
+        if self._places is None and len(others) < len(tombs):
+            before.append(self)
+        return others
+
+    monkeypatch.setattr(places.SegmentList, "_mark_placed", noted)
+    history, combine = History(env, seed), rewrite.combine_small
+    for number in range(80):
+        combines = number % 10 == 9
+        monkeypatch.setattr(rewrite, "combine_small", combine if combines else lambda *given: 0)
+        history.step()
+        if combines:
+            merge(env, force=True)
+        with Snapshot(env) as snapshot:
+            if number % 10 == 8:
+                history.check(snapshot, history.model)
+            view = snapshot.table(history.table)
+            for group in (view.scalars(), view.vector_group(history.table.column_by_id(3))):
+                _compare_deleted(snapshot, group)
+    history.close()
+    assert before
+
+
 def _compare_deleted(snapshot: Snapshot, group: GroupState) -> int:
     """Compare what segments know of tombstones with the stored ones; return how many rows died."""
     died = 0
