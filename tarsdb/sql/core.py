@@ -1,6 +1,6 @@
 """sqlglot expressions to bound expressions of the native core; None for what lies outside it.
 
-Outside is anything whose meaning could differ from DuckDB's: division, casts, LIKE, functions,
+Outside is anything whose meaning could differ from DuckDB's: division, casts, functions,
 comparisons across kinds of types. Those stay SQL text.
 """
 
@@ -133,6 +133,17 @@ class Core:
             if make_compare("=", operand, item) is None:
                 return None
         return ex.InList(operand, tuple(item for item in converted if item is not None))
+
+    def like(self, node: Any) -> ex.Expr | None:
+        """Convert [NOT] LIKE of a column and a constant pattern."""
+        operand, pattern = self.expr(node.this), self.expr(node.expression)
+        if not isinstance(operand, (ex.ColumnRef, ex.Excluded)) or category(operand) != "text":
+            return None
+        is_text = isinstance(pattern, ex.Literal) and isinstance(pattern.value, str)
+        if pattern is None or not (is_text or isinstance(pattern, ex.Parameter)):
+            return None
+        found = ex.Like(operand, pattern)
+        return ex.Not(found) if node.args.get("negate") else found
 
     def arithmetic(self, node: Any) -> ex.Expr | None:
         """Convert + - * of plain numbers."""
@@ -369,6 +380,7 @@ _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {
     exp.Is: Core.is_null,
     exp.In: Core.in_list,
     exp.Between: Core.between,
+    exp.Like: Core.like,
     exp.Neg: Core.negative,
     exp.Cast: Core.cast,
     exp.Array: Core.array,

@@ -66,6 +66,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Or: lambda node: " OR ".join(_operand(term) for term in node.terms),
     ex.Not: _not,
     ex.IsNull: lambda node: f"{_operand(node.operand)} IS NULL",
+    ex.Like: lambda node: f"{_operand(node.operand)} LIKE {_operand(node.pattern)}",
     ex.InList: lambda node: f"{_operand(node.operand)} IN ({_list(node.items)})",
     ex.Call: _call,
 }

@@ -95,6 +95,14 @@ class InList:
 
 
 @dataclass(frozen=True, slots=True)
+class Like:
+    """``operand LIKE pattern``: a column of texts, and a text for all rows."""
+
+    operand: Expr
+    pattern: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Arithmetic:
     """``left op right`` of numbers; op is one of ``+ - *``. Integer overflow is a DataError."""
 
@@ -149,7 +157,7 @@ class Guarded:
 
 Expr = (
     Literal | Parameter | ColumnRef | RowidRef | Excluded | Compare | And | Or | Not | IsNull
-    | InList | Arithmetic | Distance | Call | Guarded
+    | InList | Like | Arithmetic | Distance | Call | Guarded
 )  # fmt: skip
 
 
@@ -173,6 +181,8 @@ def children(node: Expr) -> Sequence[Expr]:
             return (node.operand,)
         case InList():
             return (node.operand, *node.items)
+        case Like():
+            return (node.operand, node.pattern)
         case Call():
             return node.args
         case Guarded():

@@ -21,7 +21,7 @@ _EXACT_BITS = {
     Kind.SMALLINT: 15, Kind.INT: 31, Kind.BIGINT: 63, Kind.REAL: 24, Kind.DOUBLE: 53,
 }  # fmt: skip
 _EXACT_DIGITS = 15  # of a decimal literal whose nearest float64 every way of converting finds
-BOOLEAN_NODES = (ex.Compare, ex.And, ex.Or, ex.Not, ex.IsNull, ex.InList)
+BOOLEAN_NODES = (ex.Compare, ex.And, ex.Or, ex.Not, ex.IsNull, ex.InList, ex.Like)
 
 
 def type_category(sql_type: SqlType | None) -> str:

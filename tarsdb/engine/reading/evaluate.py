@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tarsdb.columns import Column, concat, from_list
+from tarsdb.engine.reading import like
 from tarsdb.engine.reading.compare import Constant, Truth, both_valid, compare
 from tarsdb.errors import BindError, InternalError, ProgrammingError
 from tarsdb.index.flat import distances, prepare_query
@@ -123,7 +124,8 @@ def _stages(terms: Sequence[ex.Expr]) -> list[ex.Expr]:
         if ex.calls(term):
             groups.append([term])
         else:
-            groups[any(isinstance(node, ex.Arithmetic) for node in ex.walk(term))].append(term)
+            computes = any(isinstance(node, (ex.Arithmetic, ex.Like)) for node in ex.walk(term))
+            groups[computes].append(term)
     return [group[0] if len(group) == 1 else ex.And(tuple(group)) for group in groups if group]
 
 
@@ -144,8 +146,22 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
             operand = value(node.operand, batch)
             tests = [compare("=", operand, value(i, batch), batch.rows) for i in node.items]
             return _negate(_all([_negate(test) for test in tests]))
+        case ex.Like():
+            return _like(value(node.operand, batch), value(node.pattern, batch), batch.rows)
         case _:
             return _as_truth(value(node, batch), batch.rows)
+
+
+def _like(texts: Column | Constant, pattern: Column | Constant, rows: int) -> Truth:
+    assert isinstance(texts, Column)  # the binder says so
+    assert isinstance(pattern, Constant)
+    if pattern.value is None:
+        return Truth(np.zeros(rows, bool), np.ones(rows, bool))
+    if not isinstance(pattern.value, str):
+        found = f"{pattern.value!r:.40} ({type(pattern.value).__name__})"
+        raise BindError(f"LIKE needs a pattern of TEXT, not {found}")
+    true = like.matches(texts, pattern.value)
+    return Truth(true) if texts.validity is None else Truth(true & texts.validity, ~texts.validity)
 
 
 def _conjunction(terms: Sequence[ex.Expr], batch: Batch) -> Truth:
