@@ -161,7 +161,7 @@ def test_conditions_are_native_where_the_core_has_all_of_them(db: tarsdb.Connect
         if "half(8)" not in condition:
             head = plan(db, f"SELECT id FROM t WHERE {condition}")[0]
             assert head.startswith(("Scan t", "PointLookup t")), condition
-    for condition in ("half(x) > 1 AND s LIKE 'row%'", "half(s) > 1", "half('7') > x"):
+    for condition in ("half(x) > 1 AND s ILIKE 'row%'", "half(s) > 1", "half('7') > x"):
         assert plan(db, f"SELECT id FROM t WHERE {condition}")[0].startswith("Relational")
 
 
@@ -227,6 +227,7 @@ GROUPED = (
     "SELECT a.id FROM {} JOIN u ON u.x = half(t.x) JOIN t AS a ON a.id = t.id ORDER BY a.id",
     "SELECT id FROM {} WHERE half(x) > 360 UNION ALL SELECT id FROM t WHERE odd(n) AND id < 9",
     "SELECT id FROM {} WHERE half(x) > (SELECT max(x) FROM u) AND half(x) < 50 ORDER BY id",
+    "SELECT count(*) FROM {} WHERE half(x) > 1 AND s ILIKE 'row%'",
     "SELECT count(*) FROM {} WHERE half(x) > 1 AND s LIKE 'row%'",
     "SELECT id, CASE WHEN n > 40 THEN inverse(n) WHEN n > 9 THEN inverse(n - 9) ELSE half(x) END"
     " FROM {} ORDER BY id",
