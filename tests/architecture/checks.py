@@ -171,9 +171,9 @@ def _function_findings(
 
 
 def is_kernel(node: ast.AST) -> bool:
-    """Return True for a function that a jit decorator compiles."""
+    """Return True for a function that a decorator of Numba's, or ours of its kind, compiles."""
     return isinstance(node, ast.FunctionDef) and any(
-        "jit" in ast.unparse(decorator) for decorator in node.decorator_list
+        re.search("jit|linked", ast.unparse(decorator)) for decorator in node.decorator_list
     )
 
 

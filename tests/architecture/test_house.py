@@ -74,6 +74,12 @@ BAD: list[tuple[Callable[[checks.Sources], list[str]], str, str, str]] = [
         "from tarsdb.kernels.heap import push\n@njit(cache=True)\ndef f(a):\n    push(a)\n",
         "kernel f uses push",
     ),
+    (
+        checks.check_kernel_cache,
+        "tarsdb.kernels.cpu.topk",
+        "from tarsdb.kernels.heap import push\n@linked\ndef f(a):\n    push(a)\n",
+        "kernel f uses push",
+    ),
     (checks.check_documented, "tarsdb.sql.parser", '"""Doc."""\ndef parse(): ...', "no docstring"),
     (checks.check_documented, "tarsdb.sql.parser", "x = 1", "no docstring"),
     (checks.check_vocabulary, "tarsdb.storage.file_utils", "", "names nothing"),

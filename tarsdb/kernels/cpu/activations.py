@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -31,6 +31,7 @@ from tarsdb.kernels.cpu.emit import (
     splat,
     store,
 )
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import put_real
 from tarsdb.kernels.cpu.vector_math import from_bfloat16, to_bfloat16, tree
 
@@ -179,7 +180,7 @@ def _dequantize(typingctx, offset, sums, sums_stride, rows, scales, constants): 
     return types.void(offset, *[types.int64] * 5), codegen
 
 
-@njit(nogil=True)
+@linked
 def dequantize(offset, sums, sums_stride, rows, scales, constants):  # type: ignore[no-untyped-def]
     """Turn int32 sums of 16 columns into float32 in place: (sum * row's scale) * column's.
 
@@ -203,7 +204,7 @@ def make_quantize(target: str | None) -> Any:
     """
     if target == "groups":
 
-        @njit(nogil=True)
+        @linked
         def quantize_groups(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
             for r in range(rows):
                 for group in range((depth + 31) // 32):
@@ -214,7 +215,7 @@ def make_quantize(target: str | None) -> Any:
     if target in ("bfloat16", "rounded"):
         bytes_each = 2 if target == "bfloat16" else 4
 
-        @njit(nogil=True)
+        @linked
         def round_rows(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
             for r in range(rows):
                 _halves(bytes_each, a + r * a_stride, depth, codes_stride // bytes_each,
@@ -223,7 +224,7 @@ def make_quantize(target: str | None) -> Any:
         return round_rows
     size, offset = (1, 128) if target == "uint8" else (2, 0)
 
-    @njit(nogil=True, error_model="numpy")
+    @linked(error_model="numpy")
     def quantize(a, a_stride, rows, depth, codes, codes_stride, scales):  # type: ignore[no-untyped-def]
         for r in range(rows):
             row = a + r * a_stride

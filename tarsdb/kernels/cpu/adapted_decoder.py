@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from tarsdb.kernels.cpu.decoder import (
     ADAPTED,
     ADAPTED_GATE_UP,
@@ -39,17 +37,16 @@ from tarsdb.kernels.cpu.decoder import (
 from tarsdb.kernels.cpu.epilogue import LINEAR, RESIDUAL, finish
 from tarsdb.kernels.cpu.gemm import make_gemm
 from tarsdb.kernels.cpu.gemm_forms import form_of
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import read_long
 
 __all__ = ["SIGNATURES", "make_kernels"]
-
-_kernel = njit(nogil=True, error_model="numpy")
 
 
 def _make_adapt(variant: str) -> Any:
     product = make_gemm(variant, "f32")
 
-    @_kernel
+    @linked(error_model="numpy")
     def adapt(  # type: ignore[no-untyped-def]
         part, parts, model, batch, number, matrix, a, depth, columns, width, out, stride, scratch
     ):
@@ -81,7 +78,7 @@ def _make_adapted_gate(kind: str, variant: str, adapt: Any) -> Any:
     product, form = make_gemm(variant, kind), form_of(kind, variant)
     padding, per_line, line, tail = form.padding, form.per_line, form.line_bytes, form.tail_bytes
 
-    @_kernel
+    @linked(error_model="numpy")
     def adapted_gate(part, parts, model, layer, batch, number, out, scratch):  # type: ignore[no-untyped-def]
         """Make gate and up apart, 16 columns of each in turn, so that adapters can add to them."""
         depth, inner, count = (

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import FLOAT, I32, I64, LANES, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import keep_apart, put_real, read_real
 from tarsdb.kernels.cpu.vector_math import exp2, greatest, largest, total
 
@@ -34,7 +35,7 @@ _F16, _W16 = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
 _NEGATIVE = ir.Constant(_F16, [float("-inf")] * LANES)
 
 
-@njit(nogil=True)
+@linked
 def transpose_keys(keys, stride, count, size, tiles):  # type: ignore[no-untyped-def]
     """Write ``count`` rows of ``size`` floats as tiles (size, 16), the last filled with zeros."""
     for first in range(0, count, 16):
@@ -140,7 +141,7 @@ def make_attention(multiply: Any) -> Any:
         4 * QUERIES bytes.
     """
 
-    @njit(nogil=True)
+    @linked
     def attention(qkv, stride, tokens, heads, size, bias, bias_step, reach, keys, scores, factors):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         part, reach = 4 * heads * size, reach if reach else tokens

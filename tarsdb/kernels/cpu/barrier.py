@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import I32, I64, pointer
+from tarsdb.kernels.cpu.linked import linked
 
 BARRIER_BYTES = 128
 """Of a barrier: how many have arrived, and how often all have."""
@@ -78,7 +79,7 @@ def _call(typingctx, function):  # type: ignore[no-untyped-def]
     return types.void(types.int64), codegen
 
 
-@njit(nogil=True)
+@linked
 def wait_for_all(memory, parts, yielding):  # type: ignore[no-untyped-def]
     """Return when ``parts`` threads have called this.
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import fma, load, splat, store
 from tarsdb.kernels.cpu.heap import order
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import put_long, put_real, read_byte, read_long, read_real
 
 L2, IP, COSINE = range(3)  # as in reference.py
@@ -114,7 +115,7 @@ def passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-un
     return types.int64(*[types.int64] * 5), codegen
 
 
-@njit(nogil=True)
+@linked
 def offer(heap, size, k, value):  # type: ignore[no-untyped-def]
     """Offer an upper bound to the max-heap of the k smallest; returns the heap's size."""
     if size < k:
@@ -146,7 +147,7 @@ def offer(heap, size, k, value):  # type: ignore[no-untyped-def]
     return size
 
 
-@njit(nogil=True)
+@linked
 def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
     """Drop candidates whose lower bound is beyond the limit; returns how many stay."""
     stay = 0
@@ -159,14 +160,14 @@ def _kept(places, lows, count, limit):  # type: ignore[no-untyped-def]
     return stay
 
 
-@njit(nogil=True)
+@linked
 def is_live(row, block):  # type: ignore[no-untyped-def]
     """Tell whether a block has a row of this number, and it is live."""
     live = read_long(block, 4)
     return row < read_long(block, 3) and (live == 0 or read_byte(live, row) != 0)
 
 
-@njit(nogil=True)
+@linked
 def keep(low, high, place, limit_at, k, heap, places, lows, cap, state):  # type: ignore[no-untyped-def]
     """Take a row among a query's candidates, if its bounds allow, and lower the query's limit."""
     size, count, limit = read_long(state, 0), read_long(state, 1), read_real(limit_at, 0)
@@ -187,7 +188,7 @@ def keep(low, high, place, limit_at, k, heap, places, lows, cap, state):  # type
         put_real(limit_at, 0, read_real(heap, 0))
 
 
-@njit(nogil=True)
+@linked
 def finish(limits, count, places, lows, cap, state):  # type: ignore[no-untyped-def]
     """Drop the candidates that the last limits leave out, and put the others in order."""
     for q in range(count):

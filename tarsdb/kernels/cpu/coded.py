@@ -52,6 +52,7 @@ from tarsdb.kernels.cpu.candidates import (
     prepare,
 )
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     emit_prefetch,
     lowest_bit,
@@ -262,7 +263,7 @@ def rest_dot(typingctx, row, query, count, stride):  # type: ignore[no-untyped-d
     return _dot(plane=False)
 
 
-@njit(nogil=True)
+@linked
 def _remaining(block, row, query, head, padded):  # type: ignore[no-untyped-def]
     """Return the inner product of what the high plane leaves of a row's code and a query."""
     found = low_dot(read_long(block, 1) + row * (head // 2), query, head, 64)
@@ -307,7 +308,7 @@ def _rough_passing(typingctx, prepared, dots, query, pitch, out):  # type: ignor
     return types.int64(*[types.int64] * 5), codegen
 
 
-@njit(nogil=True)
+@linked
 def _enqueue(bits, query, row, block, dots, lines, queue, waiting):  # type: ignore[no-untyped-def]
     """Let the marked rows of a tile wait for their low plane and rest; returns how many wait."""
     while bits:
@@ -325,7 +326,7 @@ def _enqueue(bits, query, row, block, dots, lines, queue, waiting):  # type: ign
     return waiting
 
 
-@njit(nogil=True)
+@linked
 def _pivot(queue, waiting, k, heap):  # type: ignore[no-untyped-def]
     """Return the k-th smallest rough bound of the waiting rows of one query."""
     size = 0
@@ -334,7 +335,7 @@ def _pivot(queue, waiting, k, heap):  # type: ignore[no-untyped-def]
     return read_real(heap, 0)
 
 
-@njit(nogil=True)
+@linked
 def _pick(queue, at, waiting, most, limits, low_plane, head, picked):  # type: ignore[no-untyped-def]
     """List some waiting rows within the limits and ask for their low plane.
 
@@ -355,7 +356,7 @@ def _pick(queue, at, waiting, most, limits, low_plane, head, picked):  # type: i
     return found, at
 
 
-@njit(nogil=True)
+@linked
 def _narrow(found, picked, block, queries, padded, head, numbers, pitch):  # type: ignore[no-untyped-def]
     """Keep of the picked rows those that the whole head lets pass, and ask for their rest.
 
@@ -380,7 +381,7 @@ def _narrow(found, picked, block, queries, padded, head, numbers, pitch):  # typ
     return stay
 
 
-@njit(nogil=True)
+@linked
 def _settle(queue, waiting, most, block, queries, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, picked):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound waiting rows, of rough bounds up to ``most``, by whole codes; keep the candidates.
 
@@ -405,7 +406,7 @@ def _settle(queue, waiting, most, block, queries, padded, head, numbers, pitch, 
     return looked
 
 
-@njit(nogil=True)
+@linked
 def _settle_all(queue, waiting, block, queries, count, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Settle all that wait, of one query the most promising first; returns how many looked at."""
     looked, picked, infinite = 0, scratch + _PICKED, np.float32(np.inf)
@@ -417,7 +418,7 @@ def _settle_all(queue, waiting, block, queries, count, padded, head, numbers, pi
                             k, heaps, places, lows, cap, state, picked)  # fmt: skip
 
 
-@njit(nogil=True)
+@linked
 def _look_at_all(query, q, row, block, padded, head, prepared, dots, bounds, numbers, pitch, k, heaps, places, lows, cap, state):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound all rows of a tile by their whole codes and keep the candidates."""
     first, rows = read_long(block, 5), read_long(block, 3)

@@ -43,6 +43,7 @@ from tarsdb.kernels.cpu.candidates import (
 )
 from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles, rest_dot
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     lowest_bit,
     prefetch,
@@ -284,7 +285,7 @@ def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limit
 # --- the sieve -------------------------------------------------------------------------------
 
 
-@njit(nogil=True)
+@linked
 def _by_tile_registers(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next 32 queries; returns how many are marked."""
     dots = scratch + _DOTS
@@ -294,7 +295,7 @@ def _by_tile_registers(codes, queries, done, padded, head, numbers, pitch, scrat
     return _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS, scratch + _HITS)
 
 
-@njit(nogil=True)
+@linked
 def _by_vectors(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next eight queries."""
     laid = queries + done // TILE * TILE * padded + done % TILE * 64
@@ -328,7 +329,7 @@ def make_sieve_many(variant: str) -> Any:
     return sieve_many
 
 
-@njit(nogil=True)
+@linked
 def _add_rests(bits, dots, row, block, queries, q, padded, head):  # type: ignore[no-untyped-def]
     """Add what is behind the heads to the products of the marked rows of a tile."""
     left, rows = padded - head, read_long(block, 3)
@@ -342,7 +343,7 @@ def _add_rests(bits, dots, row, block, queries, q, padded, head):  # type: ignor
             put_int(dots, lane, read_int(dots, lane) + more)
 
 
-@njit(nogil=True)
+@linked
 def _keep_marked(marked, row, here, block, queries, done, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound the marked rows one by one and keep the candidates."""
     hits, bounds, first = scratch + _HITS, scratch + _BOUNDS, read_long(block, 5)

@@ -48,6 +48,7 @@ from tarsdb.kernels.cpu.candidates import (
 from tarsdb.kernels.cpu.coded import emit_maddubs, emit_widened, left_of_five, rest_dot
 from tarsdb.kernels.cpu.coded_batch import emit_whole_codes
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     lowest_bit,
     prefetch,
@@ -126,7 +127,7 @@ def _summarise(typingctx, metric, constants, fives, scratch):  # type: ignore[no
     return types.void(*[types.int64] * 4), codegen
 
 
-@njit(nogil=True)
+@linked
 def _centre(queries, count, padded, head, out):  # type: ignore[no-untyped-def]
     """Write what the middle takes from sums of 32 elements: two of 16 bits for each query.
 
@@ -262,7 +263,7 @@ def _mark(typingctx, codes, queries, head, centres, numbers, pitch, scratch):  #
 # --- rows that may pass ----------------------------------------------------------------------
 
 
-@njit(nogil=True)
+@linked
 def _half(number, pitch, here):  # type: ignore[no-untyped-def]
     """Return how wide a query's bounds of a row are on either side, but for the residual."""
     half = read_real(number + pitch, 0) * read_real(here, NORM * TILE)
@@ -270,7 +271,7 @@ def _half(number, pitch, here):  # type: ignore[no-untyped-def]
     return half + read_real(number + 4 * pitch, 0)
 
 
-@njit(nogil=True)
+@linked
 def _of_head(dot, row, block, query, head, number, pitch):  # type: ignore[no-untyped-def]
     """Return the product of the whole head, from that of five bits."""
     before = read_int(number + HEAD_CORRECTION * pitch, 0) // _BYTE
@@ -278,7 +279,7 @@ def _of_head(dot, row, block, query, head, number, pitch):  # type: ignore[no-un
     return 8 * dot + left_of_five(line, query, head, 64 * TILE) - 4 * before
 
 
-@njit(nogil=True)
+@linked
 def _of_rest(row, block, query, padded, head, number, pitch):  # type: ignore[no-untyped-def]
     """Return the product of what is behind the head."""
     line = read_long(block, 6) + row * (padded - head)
@@ -287,7 +288,7 @@ def _of_rest(row, block, query, padded, head, number, pitch):  # type: ignore[no
     return rest_dot(line, query + head * TILE, padded - head, 64 * TILE) - behind
 
 
-@njit(nogil=True)
+@linked
 def _keep_marked(bits, at, q, row, block, query, padded, head, number, pitch, k, heap, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
     """Bound the marked rows of a tile by the whole head, then by whole codes; keep candidates."""
     dots, limit_at = scratch + _DOTS + 64 * at, number + LIMIT * pitch
@@ -334,7 +335,7 @@ def _nearest(typingctx, number, at, scratch):  # type: ignore[no-untyped-def]
     return types.float32(*[types.int64] * 3), codegen
 
 
-@njit(nogil=True)
+@linked
 def _remember(items, ranks, about, at, row, number, scratch):  # type: ignore[no-untyped-def]
     """Put the nearest row of a tile among the nearest so far, in the place of the farthest."""
     farthest = items
@@ -353,7 +354,7 @@ def _remember(items, ranks, about, at, row, number, scratch):  # type: ignore[no
     put_int(farthest, _BLOCK, number)
 
 
-@njit(nogil=True)
+@linked
 def _guess(items, ranks, table, query, padded, head, number, pitch, metric, scratch):  # type: ignore[no-untyped-def]
     """Lower a limit to the largest upper bound of the sample's nearest rows, by whole codes."""
     guess = read_real(items, _ABOUT)
@@ -378,7 +379,7 @@ def _guess(items, ranks, table, query, padded, head, number, pitch, metric, scra
         put_real(number + LIMIT * pitch, 0, guess)
 
 
-@njit(nogil=True)
+@linked
 def _verify(asked, items, ranks, k, heaps, state):  # type: ignore[no-untyped-def]
     """Give up queries of which fewer than k rows are known to be within the guess."""
     for q in range(asked):
@@ -391,7 +392,7 @@ def _verify(asked, items, ranks, k, heaps, state):  # type: ignore[no-untyped-de
 # --- the sieve -------------------------------------------------------------------------------
 
 
-@njit(nogil=True)
+@linked
 def _lay(block, tile, metric, head, codes, scratch, is_sample):  # type: ignore[no-untyped-def]
     """Put a tile's codes and constants together; of a sample, dead rows are infinitely far."""
     at = tile * head * TILE // 2
@@ -406,7 +407,7 @@ def _lay(block, tile, metric, head, codes, scratch, is_sample):  # type: ignore[
             put_real(scratch, BASE * TILE + lane, np.float32(np.inf))
 
 
-@njit(nogil=True)
+@linked
 def _prefetch_part(block, tile, turn, turns, padded, head):  # type: ignore[no-untyped-def]
     """Ask for one of so many parts of a tile."""
     tile_bytes, rest_bytes = head * TILE // 2, (padded - head) * TILE

@@ -20,6 +20,7 @@ from tarsdb.kernels.cpu.barrier import BARRIER_BYTES, fetch_add, wait_for_all
 from tarsdb.kernels.cpu.epilogue import GATED, LINEAR, RESIDUAL
 from tarsdb.kernels.cpu.gemm import make_gemm
 from tarsdb.kernels.cpu.gemm_forms import form_of
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import read_int, read_long, read_real
 from tarsdb.kernels.cpu.paged_attention import QUERIES, make_attend, piece
 from tarsdb.kernels.cpu.rows import (
@@ -68,9 +69,8 @@ ADAPTED = ("qkv", "context", "gate_up", "down")
 ADAPTED_QKV, ADAPTED_CONTEXT, ADAPTED_GATE_UP, ADAPTED_DOWN = range(len(ADAPTED))
 
 _ONE = np.float32(1.0)
-_kernel = njit(nogil=True, error_model="numpy")
 # Each function that is called is optimised once more with each of its callers: few are.
-_inlined = njit(nogil=True, error_model="numpy", inline="always")
+_inlined = linked(error_model="numpy", inline="always")
 
 
 def cache_bytes(kind: str) -> int:
@@ -128,7 +128,7 @@ def _make_store_heads(size: int) -> Any:
     """Return what fills the cache, whose elements take ``size`` bytes: float32 or bfloat16."""
     is_narrow, line = size == 2, 16 * size
 
-    @_kernel
+    @linked(error_model="numpy")
     def store_heads(part, parts, model, layer, batch, number):  # type: ignore[no-untyped-def]
         """Normalise and turn queries and keys where they lie; write the cache."""
         heads, kv_heads, head_dim, width = (
@@ -354,7 +354,7 @@ def make_step(variant: str, adapt: Any, make_gate: Any) -> Any:
     attention_part = _make_attention_part(linear, form, cache_bytes(kind), adapt)
     mlp_part = _make_mlp_part(linear, adapt, make_gate(linear))
 
-    @_kernel
+    @njit(nogil=True, error_model="numpy")
     def step(part, parts, model, batch):  # type: ignore[no-untyped-def]
         sync, yielding = read_long(batch, SYNC), read_long(batch, YIELDING)
         scratch = read_long(batch, SCRATCH) + part * read_long(batch, SCRATCH_BYTES)

@@ -24,6 +24,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import bytecode, caching
 
+from tarsdb.kernels.cpu import linked
 from tarsdb.user_cache import private_folder
 
 
@@ -38,7 +39,13 @@ def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[...
         with contextlib.suppress(Exception):  # Numba's cache classes are not public; we compile
             dispatcher._cache = _KernelCache(dispatcher.py_func, folder, variant)
     _name_apart()
-    dispatcher.compile(signature)
+    try:
+        dispatcher.compile(signature)
+    except Exception:  # perhaps for what Numba changed
+        if not linked.give_up():
+            raise
+        dispatcher._compiler._failed_cache.clear()
+        dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Callable[..., int] = dispatcher
     return kernel

@@ -21,6 +21,7 @@ from tarsdb.kernels.cpu.attention import make_attention
 from tarsdb.kernels.cpu.epilogue import LINEAR
 from tarsdb.kernels.cpu.gemm import make_gemm, make_multiply
 from tarsdb.kernels.cpu.layer_norm import add_and_norm
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import read_long, read_real
 from tarsdb.kernels.cpu.rows import rotate, scale
 
@@ -54,7 +55,7 @@ def make_encode(variant: str, kind: str) -> Any:
     """
     gemm, attention = make_gemm(variant, kind), make_attention(make_multiply(variant))
 
-    @njit(nogil=True)
+    @linked
     def rest_of_layer(model, layer, memory, normed, first, rows, qkv_stride):  # type: ignore[no-untyped-def]
         """Context, feed-forward network and norms of a block of rows."""
         hidden, intermediate = read_long(model, HIDDEN), read_long(model, INTERMEDIATE)
@@ -78,7 +79,7 @@ def make_encode(variant: str, kind: str) -> Any:
         add_and_norm(values, update, read, stride, rows, hidden, read_long(layer, OUTPUT_SCALE),
                      read_long(layer, OUTPUT_SHIFT), epsilon)  # fmt: skip
 
-    @njit(nogil=True)
+    @linked
     def turn(qkv, qkv_stride, rows, heads, size, angles, turned):  # type: ignore[no-untyped-def]
         """Turn queries and keys of all heads by the angles of their rows."""
         for row in range(rows):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -27,6 +27,7 @@ from tarsdb.kernels.cpu.emit import (
     store,
     store_some,
 )
+from tarsdb.kernels.cpu.linked import linked
 
 LINEAR, GELU, GELU_TANH, RELU, SILU, RESIDUAL = range(6)
 GATED = 8
@@ -101,7 +102,7 @@ def _finish(typingctx, epilogue, sums, sums_stride, rows, bias, residual, out, o
     return types.void(*[types.int64] * 9), codegen
 
 
-@njit(nogil=True)
+@linked
 def finish(epilogue, sums, sums_stride, rows, bias, residual, out, out_stride, lanes):  # type: ignore[no-untyped-def]
     """Turn sums of 16 columns (of gate and up, 32) into results.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     prefetch,
     put_byte,
@@ -26,7 +27,7 @@ all are live), then of each column the address of its values."""
 SIGNATURE = types.int64(*[types.int64] * 7)
 
 
-@njit(nogil=True)
+@linked
 def _run_of(table, runs, step, rowid):  # type: ignore[no-untyped-def]
     """Return the run of a live row, or 0."""
     low, high = 0, runs - 1

@@ -25,6 +25,7 @@ from tarsdb.kernels.cpu.activations import dequantize, make_quantize
 from tarsdb.kernels.cpu.emit import I64, load, store
 from tarsdb.kernels.cpu.epilogue import GATED, finish
 from tarsdb.kernels.cpu.gemm_forms import AMX, AVX2, AVX512, FORMS, TILE_KINDS, Form, form_of
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import emit_prefetch, keep_apart, put_real
 from tarsdb.kernels.cpu.tile_registers import close_tiles, multiply_tiles, open_tiles
 
@@ -139,7 +140,7 @@ def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
     """
     has_few = few is not None
 
-    @njit(nogil=True)
+    @linked
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
         if has_few and rows < 4:
             few(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh)
@@ -185,7 +186,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
     streams = form.streams
 
-    @njit(nogil=True)
+    @linked
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         done = 0
@@ -245,7 +246,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
     offset, has_scales, width = form.offset, form.tail_bytes > 0, form.shape(variant)[1]
     at_once = _TILE_BYTES // line * per_line
 
-    @njit(nogil=True)
+    @linked
     def gemm(  # type: ignore[no-untyped-def]
         a, a_stride, rows, weights, depth, columns, epilogue, bias, residual, out, out_stride,
         scratch,
@@ -298,4 +299,4 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
 def make_kernels(variant: str) -> dict[str, Any]:
     """Return the kernels of SIGNATURES, not yet compiled; ``variant`` is KIND/VARIANT."""
     kind, form = variant.split("/")
-    return {"gemm": make_gemm(form, kind)}
+    return {"gemm": njit(nogil=True)(make_gemm(form, kind).py_func)}

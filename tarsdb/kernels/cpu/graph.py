@@ -20,6 +20,7 @@ from numba import njit, types
 from tarsdb.kernels.cpu.graph_nearest import make_nearest
 from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
 from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     address_of,
     put_byte,
@@ -51,7 +52,7 @@ SIGNATURES = {
 }  # fmt: skip
 
 
-@njit(nogil=True)
+@linked
 def _turn(rows, node, width, turned, number):  # type: ignore[no-untyped-def]
     """Bring a row's code into the form of a query; return its offset and twice its scale."""
     codes, numbers, lines, stride, padded, bits = rows
@@ -71,7 +72,7 @@ def _turn(rows, node, width, turned, number):  # type: ignore[no-untyped-def]
     return offset, np.float32(2) * read_real(numbers + node * stride, 1)
 
 
-@njit(nogil=True)
+@linked
 def _square(rows, node):  # type: ignore[no-untyped-def]
     """Return the squared norm of a row."""
     return read_real(rows[1] + node * rows[3], 0)
@@ -126,7 +127,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             put_real(at, 2, factor)
             put_real(at, 3, spread)
 
-    @njit(nogil=True)
+    @linked
     def prune(rows, width, node, found, count, degree, alpha, chosen, turned, offsets, factors):  # type: ignore[no-untyped-def]
         """Choose at most ``degree`` of sorted candidates; return how many.
 

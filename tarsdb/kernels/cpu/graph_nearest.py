@@ -18,6 +18,7 @@ from typing import Any
 from numba import njit
 
 from tarsdb.kernels.cpu.calls import call_at
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import put_long, put_real, read_long, read_real
 
 (
@@ -36,7 +37,7 @@ MANY = 3
 """A part that gave more than one in so many of the answers is searched with the whole list."""
 
 
-@njit(nogil=True)
+@linked
 def _row_id(table, blocks, place):  # type: ignore[no-untyped-def]
     """Return the row id at a position."""
     low, high = 0, blocks - 1
@@ -49,7 +50,7 @@ def _row_id(table, blocks, place):  # type: ignore[no-untyped-def]
     return read_long(read_long(table, 4 * low + 1), place - read_long(table, 4 * low + 3))
 
 
-@njit(nogil=True)
+@linked
 def _compare(words, query, slots, counts, fresh, places, ids, values, scratch):  # type: ignore[no-untyped-def]
     """Compare the candidates of all parts and ``fresh`` fresh rows; return how many are nearest."""
     size, slot = 0, slots
@@ -69,7 +70,7 @@ def _compare(words, query, slots, counts, fresh, places, ids, values, scratch): 
     )) if size else 0  # fmt: skip
 
 
-@njit(nogil=True)
+@linked
 def _merge(ids, values, size, k, more, farther, count):  # type: ignore[no-untyped-def]
     """Put ``count`` rows among ``size`` of at most k, in order of (distance, id); return the size.
 
@@ -98,7 +99,7 @@ def _merge(ids, values, size, k, more, farther, count):  # type: ignore[no-untyp
     return size
 
 
-@njit(nogil=True)
+@linked
 def _gave_many(words, slot, count, ids):  # type: ignore[no-untyped-def]
     """Return whether many of the answers are among candidates."""
     k, hits = read_long(words, K), 0
@@ -114,7 +115,7 @@ def _gave_many(words, slot, count, ids):  # type: ignore[no-untyped-def]
 def make_nearest(search: Any) -> Any:
     """Return ``nearest``; see ``graph.py``."""
 
-    @njit(nogil=True)
+    @linked
     def look(line, size, numbers, slot, memory):  # type: ignore[no-untyped-def]
         """Search one part with the list of a word (SHORT or WHOLE); return how many it gave."""
         return search(

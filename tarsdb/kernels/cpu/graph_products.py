@@ -15,11 +15,12 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import call, load
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import read_byte, read_signed
 
 VARIANTS = ("vnni", "avx2", "plain")
@@ -161,20 +162,20 @@ def make_products(variant: str) -> tuple[Any, Any]:
         return _plain_dot, _plain_pick
     number = VARIANTS.index(variant)
 
-    @njit(nogil=True)
+    @linked
     def dot(row, query, padded, bits):  # type: ignore[no-untyped-def]
         if bits == 4:
             return 2 * _simd_halves(number, row, query, padded)
         return _simd_dot(number, row, query, padded)
 
-    @njit(nogil=True)
+    @linked
     def pick(bits, query, padded):  # type: ignore[no-untyped-def]
         return _simd_pick(number, bits, query, padded)
 
     return dot, pick
 
 
-@njit(nogil=True)
+@linked
 def code_of(row, i, bits):  # type: ignore[no-untyped-def]
     """Return element i of a row's code: -128..127, or an odd number of -15..15."""
     if bits == 8:
@@ -183,7 +184,7 @@ def code_of(row, i, bits):  # type: ignore[no-untyped-def]
     return 2 * (byte >> 4 if i & 64 else byte & 15) - 15
 
 
-@njit(nogil=True)
+@linked
 def offset_of(query, padded, bits):  # type: ignore[no-untyped-def]
     """Return what ``dot`` is too large by: codes stand in memory without a sign."""
     total = np.int64(0)
@@ -192,7 +193,7 @@ def offset_of(query, padded, bits):  # type: ignore[no-untyped-def]
     return (15 if bits == 4 else 128) * total
 
 
-@njit(nogil=True)
+@linked
 def _plain_dot(row, query, padded, bits):  # type: ignore[no-untyped-def]
     total, offset = np.int64(0), 15 if bits == 4 else 128
     for i in range(padded):
@@ -200,7 +201,7 @@ def _plain_dot(row, query, padded, bits):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(nogil=True)
+@linked
 def _plain_pick(bits, query, padded):  # type: ignore[no-untyped-def]
     total = np.int64(0)
     for i in range(padded):

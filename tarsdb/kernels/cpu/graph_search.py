@@ -24,6 +24,7 @@ import numpy as np
 from numba import njit
 
 from tarsdb.kernels.cpu.graph_products import make_products, offset_of
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     bits_of,
     float_of,
@@ -63,7 +64,7 @@ TOGETHER = 3
 """Nodes expanded at a time."""
 
 
-@njit(nogil=True)
+@linked
 def _norm(query, padded):  # type: ignore[no-untyped-def]
     """Return the norm of a coded query, float32."""
     square = np.int64(0)
@@ -72,7 +73,7 @@ def _norm(query, padded):  # type: ignore[no-untyped-def]
     return np.float32(np.sqrt(np.float64(square)))
 
 
-@njit(nogil=True)
+@linked
 def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
     """Code a query as ``index/hnsw/codes.py`` says; return twice its scale."""
     mean, width, kind = read_long(graph, MEAN), read_long(graph, WIDTH), read_long(graph, KIND)
@@ -101,7 +102,7 @@ def _code_query(query, graph, code):  # type: ignore[no-untyped-def]
     return np.float32(2) * scale
 
 
-@njit(nogil=True)
+@linked
 def rows_of(graph):  # type: ignore[no-untyped-def]
     """Return where codes and their numbers lie, their steps, elements of a code and their bits."""
     padded, bits = read_long(graph, PADDED), read_long(graph, BITS)
@@ -113,7 +114,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
     """Return ``search``, and ``traverse`` and ``apart`` it is made of; see ``graph.py``."""
     dot, pick = make_products(variant)
 
-    @njit(nogil=True)
+    @linked
     def apart(rows, node, query, factor, offset):  # type: ignore[no-untyped-def]
         """Return the distance of a node and a coded query; ``rows`` is of :func:`rows_of`."""
         codes, numbers, lines, stride, padded, bits = rows
@@ -121,7 +122,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
         place = numbers + node * stride
         return read_real(place, 0) - factor * read_real(place, 1) * np.float32(product)
 
-    @njit(nogil=True)
+    @linked
     def traverse(  # type: ignore[no-untyped-def]
         graph, limit, query, factor, offset, allowed, wanted, beam, room, visited, near
     ):

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import put_long, read_long
 
 
-@njit(nogil=True)
+@linked
 def sift(heap, size, entry):  # type: ignore[no-untyped-def]
     """Put an entry at the root and restore the heap."""
     at = 0
@@ -27,7 +26,7 @@ def sift(heap, size, entry):  # type: ignore[no-untyped-def]
     put_long(heap, at, entry)
 
 
-@njit(nogil=True)
+@linked
 def offer(heap, size, limit, entry):  # type: ignore[no-untyped-def]
     """Offer an entry to the heap of the ``limit`` smallest; returns the heap's size."""
     if size == limit:
@@ -42,7 +41,7 @@ def offer(heap, size, limit, entry):  # type: ignore[no-untyped-def]
     return size + 1
 
 
-@njit(nogil=True)
+@linked
 def sort(heap, size):  # type: ignore[no-untyped-def]
     """Turn a heap into ascending entries."""
     for end in range(size - 1, 0, -1):
@@ -51,7 +50,7 @@ def sort(heap, size):  # type: ignore[no-untyped-def]
         sift(heap, end, entry)
 
 
-@njit(nogil=True)
+@linked
 def order(entries, size):  # type: ignore[no-untyped-def]
     """Put entries in ascending order; those that are so already stay as they are."""
     at = 1

@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit, types
 
 from tarsdb.kernels.cpu.heap import offer, sort
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     bits_of,
     float_of,
@@ -57,7 +58,7 @@ BYTES, FLOATS, BITS, SETS = range(4)
 """Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
 
 
-@njit(nogil=True)
+@linked
 def _plain_dots(tile, query, padded, out, ahead):  # type: ignore[no-untyped-def]
     for row in range(TILE):
         total = np.int64(0)
@@ -67,7 +68,7 @@ def _plain_dots(tile, query, padded, out, ahead):  # type: ignore[no-untyped-def
         put_int(out, row, total)
 
 
-@njit(nogil=True)
+@linked
 def _sum_of(code, padded):  # type: ignore[no-untyped-def]
     """Return what codes + 128 add to every inner product with a query."""
     total = np.int64(0)
@@ -76,7 +77,7 @@ def _sum_of(code, padded):  # type: ignore[no-untyped-def]
     return 128 * total
 
 
-@njit(nogil=True)
+@linked
 def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
     """Code float32 (width,); return scale and sum of squared codes."""
     top = np.int64(0)  # as bits: they order as the numbers do
@@ -95,7 +96,7 @@ def _code(row, width, padded, code):  # type: ignore[no-untyped-def]
     return scale, squares
 
 
-@njit(nogil=True)
+@linked
 def _move(query, width, mean, kind, norm, moved):  # type: ignore[no-untyped-def]
     """Bring a query into the index's space, as ``index/hnsw/codes.py`` says."""
     given = width - 1 if kind == 1 else width
@@ -249,7 +250,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             put_long(out, at, read_long(places, node) if places else node)
         return size
 
-    @njit(nogil=True)
+    @linked
     def scan(  # type: ignore[no-untyped-def]
         plan, list_, following, moved, factor, correction, wanted, allowed, best, size, scratch
     ):
@@ -301,14 +302,14 @@ def make_kernels(variant: str) -> dict[str, Any]:
 
 
 def _make_dots(number: int, several: int) -> Any:
-    @njit(nogil=True)
+    @linked
     def dots(tile, queries, padded, out, ahead):  # type: ignore[no-untyped-def]
         tile_dots(number, several, tile, queries, padded, out, ahead)
 
     return dots
 
 
-@njit(nogil=True)
+@linked
 def _any(allowed, count):  # type: ignore[no-untyped-def]
     """Tell whether one of some bytes is not 0."""
     if count == TILE:
@@ -319,7 +320,7 @@ def _any(allowed, count):  # type: ignore[no-untyped-def]
     return found != 0
 
 
-@njit(nogil=True)
+@linked
 def _limit(entries, size, limit):  # type: ignore[no-untyped-def]
     """Return the key above which nothing enters a list, or a heap if it is longer than short."""
     if size < limit:
@@ -327,14 +328,14 @@ def _limit(entries, size, limit):  # type: ignore[no-untyped-def]
     return key_of(read_long(entries, size - 1 if limit <= _SHORT else 0))
 
 
-@njit(nogil=True)
+@linked
 def _ordered(entries, size, limit):  # type: ignore[no-untyped-def]
     """Make entries ascend."""
     if limit > _SHORT:
         sort(entries, size)
 
 
-@njit(nogil=True)
+@linked
 def _keep(bits, keys, first, allowed, stop, entries, size, limit):  # type: ignore[no-untyped-def]
     """Put the marked rows of a tile that exist and are allowed into a list; returns its size."""
     while bits:

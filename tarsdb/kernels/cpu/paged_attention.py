@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tarsdb.kernels.cpu.gemm import make_multiply
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import keep_apart, put_real, read_int, read_real
 from tarsdb.kernels.cpu.rows import fill, scale, soft_cap, softmax_terms
 
@@ -30,7 +30,7 @@ _TILE = np.int64(1)  # no literal: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
-@njit(nogil=True)
+@linked
 def piece(head, kv_heads, block):  # type: ignore[no-untyped-def]
     """Return the number of a head's block among the pieces of all heads, see ``KVCache``.
 
@@ -64,7 +64,7 @@ def make_attend(variant: str, size: int) -> Any:
     multiply = make_multiply(variant, "f32" if size == 4 else "halves")
     line_bytes = np.int64(16 * size)
 
-    @njit(nogil=True)
+    @linked
     def soften(scores, lines, first, position, window, scaling, cap):  # type: ignore[no-untyped-def]
         """Turn a query's scores into weights; return their sum. ``first``: position of a score."""
         if cap != _ZERO:
@@ -76,7 +76,7 @@ def make_attend(variant: str, size: int) -> Any:
         fill(scores + 4 * behind, _HIDDEN, 16 * lines - behind)
         return softmax_terms(scores, lines, scaling)
 
-    @njit(nogil=True)
+    @linked
     def neighbours(table, first, most):  # type: ignore[no-untyped-def]
         """Return how far apart the next blocks of a group lie, and how many of them lie so."""
         group, apart, alike = read_int(table, first) // GROUP, 0, 1
@@ -89,7 +89,7 @@ def make_attend(variant: str, size: int) -> Any:
             alike += 1
         return apart, alike
 
-    @njit(nogil=True, error_model="numpy")
+    @linked(error_model="numpy")
     def attend(queries, stride, count, position, step, table, keys, values, kv_heads, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
         keep_apart()
         last = position + (count - 1) * step
@@ -122,7 +122,7 @@ def make_attend(variant: str, size: int) -> Any:
     return attend
 
 
-@njit(nogil=True)
+@linked
 def scratch_bytes(blocks, width):  # type: ignore[no-untyped-def]
     """Return the bytes of scratch memory for sequences of at most so many blocks."""
     return 4 * QUERIES * (1 + width) + 64 * QUERIES * blocks

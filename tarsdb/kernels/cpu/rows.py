@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import FLOAT, I64, LANES, fma, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.vector_math import (
     LOG2E,
     constant,
@@ -143,7 +144,7 @@ def sum_of_squares(typingctx, row, count):  # type: ignore[no-untyped-def]
     return types.float32(types.int64, types.int64), codegen
 
 
-@njit(nogil=True, error_model="numpy")
+@linked(error_model="numpy")
 def norm_factor(row, count, epsilon):  # type: ignore[no-untyped-def]
     """Return what scales a row to mean square 1."""
     mean = sum_of_squares(row, count) / np.float32(count)

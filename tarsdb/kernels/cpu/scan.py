@@ -22,6 +22,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     emit_prefetch,
     prefetch,
@@ -303,7 +304,7 @@ def _tile(typingctx, shape, metric, rows, queries, stride, width, out, pitch, ah
 _WORST = 0x7FFFFFFF  # key of NaN: after every distance in either direction
 
 
-@njit(nogil=True)
+@linked
 def _sift_down(keys, ids, size, key, rowid):  # type: ignore[no-untyped-def]
     """Put an entry at the root and restore the heap."""
     at = 0
@@ -326,7 +327,7 @@ def _sift_down(keys, ids, size, key, rowid):  # type: ignore[no-untyped-def]
     put_long(ids, at, rowid)
 
 
-@njit(nogil=True)
+@linked
 def _offer(keys, ids, size, k, key, rowid):  # type: ignore[no-untyped-def]
     """Offer an entry to the heap of the k smallest; returns the heap's size."""
     if size == k:
@@ -348,7 +349,7 @@ def _offer(keys, ids, size, k, key, rowid):  # type: ignore[no-untyped-def]
     return size + 1
 
 
-@njit(nogil=True)
+@linked
 def _sort(keys, ids, size, flip):  # type: ignore[no-untyped-def]
     """Turn a heap into distances (float32 bits) in order."""
     for end in range(size - 1, 0, -1):
@@ -365,7 +366,7 @@ def _sort(keys, ids, size, flip):  # type: ignore[no-untyped-def]
             put_int(keys, at, key ^ ((key >> 31) & 0x7FFFFFFF))
 
 
-@njit(nogil=True)
+@linked
 def _select(bits, rowid_at, n, keys, ids, size, k, flip):  # type: ignore[no-untyped-def]
     """Offer n distances (float32 bits) to a heap; returns the heap's size."""
     bound = read_int(keys, 0) if size == k else _WORST

@@ -17,11 +17,12 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import call, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import emit_prefetch, put_real, read_byte, read_real
 from tarsdb.kernels.cpu.tiles import emit_vnni
 
@@ -230,7 +231,7 @@ def tabulate(typingctx, numbers, lines, tables):  # type: ignore[no-untyped-def]
     return types.void(*[types.int64] * 3), codegen
 
 
-@njit(nogil=True)
+@linked
 def rotate(row, signs, padded, scratch):  # type: ignore[no-untyped-def]
     """Rotate float32 (padded,) in place; ``signs`` are float32 (ROUNDS, padded).
 
@@ -247,7 +248,7 @@ def rotate(row, signs, padded, scratch):  # type: ignore[no-untyped-def]
                 put_real(row, at * blocks + block, read_real(scratch, BLOCK * block + at))
 
 
-@njit(nogil=True)
+@linked
 def number(turned, padded, out, numbers, scratch):  # type: ignore[no-untyped-def]
     """Cut a rotated query to whole numbers, bytes (padded,); write what keys want of it."""
     spread(turned, padded, scratch)

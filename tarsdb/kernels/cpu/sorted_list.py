@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from tarsdb.kernels.cpu.emit import call, load, splat, store
+from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import bits_of, float_of, put_long, read_long
 
 _LANES = 8
@@ -28,20 +29,20 @@ _LEAST, MOST = -(2**63), 2**63 - 1
 """MOST stands behind the last entry."""
 
 
-@njit(nogil=True)
+@linked
 def pack(key, node):  # type: ignore[no-untyped-def]
     """Return an entry that orders by distance, then node; the lowest bit says expanded."""
     bits = bits_of(key)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (np.int64(node) << 1)
 
 
-@njit(nogil=True)
+@linked
 def node_of(entry):  # type: ignore[no-untyped-def]
     """Return the node of an entry."""
     return (entry & 0xFFFFFFFF) >> 1
 
 
-@njit(nogil=True)
+@linked
 def key_of(entry):  # type: ignore[no-untyped-def]
     """Return the distance of an entry."""
     bits = entry >> 32
@@ -65,13 +66,13 @@ def _merge(typingctx, place, entry):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@linked
 def room_for(limit):  # type: ignore[no-untyped-def]
     """Return the bytes of a list."""
     return 8 * (limit + 2 * _LANES + 1)
 
 
-@njit(nogil=True)
+@linked
 def start_list(memory, limit):  # type: ignore[no-untyped-def]
     """Make an empty list of memory; return its address."""
     put_long(memory, 0, _LEAST)
@@ -80,7 +81,7 @@ def start_list(memory, limit):  # type: ignore[no-untyped-def]
     return memory + 8
 
 
-@njit(nogil=True)
+@linked
 def insert_into(entries, size, limit, entry):  # type: ignore[no-untyped-def]
     """Put an entry into a list; return where, or ``limit`` when all are smaller and it is full."""
     if size == limit and entry >= read_long(entries, size - 1):
