@@ -36,13 +36,8 @@ class _Way:
             pairs = zip(plan.columns, plan.assignments, strict=True)
             assignments = row_values.Assignments(pairs)
             ids = {column.id for column in plan.columns}
-            if assignments.is_plain and not depends(context, plan.table, ids):
+            if assignments.is_plain and not derive.inputs(context, plan.table, ids):
                 self.assignments = assignments
-
-
-def depends(context: Context, table: TableDef, changed: set[int]) -> bool:
-    """Return whether a generated column or a CHECK reads one of some columns."""
-    return bool(derive.inputs(context, table, changed))
 
 
 def _way(context: Context, plan: Update | Delete) -> _Way | None:
@@ -54,37 +49,28 @@ def _way(context: Context, plan: Update | Delete) -> _Way | None:
 
 def update(context: Context, plan: Update) -> Result | None:
     """Update the row; None where it is to be looked for in the usual way."""
-    way = _way(context, plan)
-    if way is None:
-        return None
-    table, view = plan.table, context.view(plan.table)
-    try:
-        rowid = _rowid(context, way, view)
-    except access.NoKey:
+    way, table = _way(context, plan), plan.table
+    rowid = None if way is None else _rowid(context, way, context.view(table))
+    if way is None or rowid is None:
         return None
     if rowid < 0:
         return answer(context, plan, [], 0)
-    values = _plain_values(context, way, table, view, rowid)
-    if values is not None:
-        context.require_writes().update_row(table, view, rowid, values)
-        return Result(changed=1)
-    found = changes(context, plan, np.array([rowid], dtype=np.int64), None)
-    values = {column_id: found.columns[column_id].to_list()[0] for column_id in found.changed}
-    context.require_writes().update_row(table, view, rowid, values)
-    if not returns(plan):
+    values = _plain_values(context, way, table, rowid)
+    found = None
+    if values is None:
+        found = changes(context, plan, np.array([rowid], dtype=np.int64), None)
+        values = {column_id: found.columns[column_id].to_list()[0] for column_id in found.changed}
+    context.require_writes().update_row(table, context.view(table), rowid, values)
+    if found is None or not returns(plan):
         return Result(changed=1)
     return answer(context, plan, [returning(context, plan, found.columns, 1, found.rowids)], 1)
 
 
 def delete(context: Context, plan: Delete) -> Result | None:
     """Delete the row; None where it is to be looked for in the usual way."""
-    way = _way(context, plan)
-    if way is None:
-        return None
-    table, view = plan.table, context.view(plan.table)
-    try:
-        rowid = _rowid(context, way, view)
-    except access.NoKey:
+    way, table, view = _way(context, plan), plan.table, context.view(plan.table)
+    rowid = None if way is None else _rowid(context, way, view)
+    if rowid is None:
         return None
     if rowid < 0:
         return answer(context, plan, [], 0)
@@ -97,10 +83,16 @@ def delete(context: Context, plan: Delete) -> Result | None:
     return answer(context, plan, answers, 1)
 
 
-def _rowid(context: Context, way: _Way, view: TableView) -> int:
-    """Return the rowid of the row that WHERE keeps; -1 for none."""
+def _rowid(context: Context, way: _Way, view: TableView) -> int | None:
+    """Return the rowid of the row that WHERE keeps; -1 for none.
+
+    None where the key is to be compared with every row.
+    """
     context.engines.interrupt.check()
-    rowid = way.lookup.rowid(context, view)
+    try:
+        rowid = way.lookup.rowid(context, view)
+    except access.NoKey:
+        return None
     if rowid < 0 or way.rest is None:
         return rowid
     rowids = np.array([rowid], dtype=np.int64)
@@ -110,7 +102,7 @@ def _rowid(context: Context, way: _Way, view: TableView) -> int:
 
 
 def _plain_values(
-    context: Context, way: _Way, table: TableDef, view: TableView, rowid: int
+    context: Context, way: _Way, table: TableDef, rowid: int
 ) -> dict[int, Any] | None:
     """Return new storage values by column id; None where they are computed as columns."""
     assignments = way.assignments
@@ -118,7 +110,7 @@ def _plain_values(
         return None
     old: row_values.Row = {}
     if assignments.columns:
-        row = view.row(rowid, assignments.columns)
+        row = context.view(table).row(rowid, assignments.columns)
         assert row is not None  # an index names live rows
         old = dict(zip(assignments.columns, row, strict=True))
     try:
