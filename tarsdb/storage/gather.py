@@ -41,7 +41,8 @@ def at_places(
     columns: Sequence[ColumnDef],
 ) -> list[Column]:
     """Return columns of versions from ``locate`` in their order; missing ones are NULL."""
-    return [_gather(txn, group, *places, column) for column in columns]
+    parts = _parts(*places)
+    return [_gather(txn, group, parts, column) for column in columns]
 
 
 def few_values(
@@ -113,24 +114,40 @@ def _getter(txn: ReadTxn, group: GroupState, segment: Segment, column: ColumnDef
     return segment.getter(txn, column, group.name) if found is None else found
 
 
-def _gather(
-    txn: ReadTxn, group: GroupState, sources: np.ndarray, positions: np.ndarray, column: ColumnDef
-) -> Column:
-    if len(sources) and sources[0] >= 0 and bool((sources == sources[0]).all()):
-        return _source_column(txn, group, int(sources[0]), column).take(positions)
+_Part = tuple[int, np.ndarray, np.ndarray]
+"""A source, the rows that lie in it, and their positions there."""
+
+
+def _parts(sources: np.ndarray, positions: np.ndarray) -> list[_Part]:
     order = np.argsort(sources, kind="stable")
-    sorted_sources = sources[order]
+    found, starts = np.unique(sources[order], return_index=True)
+    bounds = [*starts.tolist(), len(order)]
     parts = []
-    for at in np.unique(sorted_sources).tolist():
-        low, high = np.searchsorted(sorted_sources, [at, at + 1])
-        rows = positions[order[low:high]]
-        if at < 0:
-            parts.append(from_list(column.type, [None] * len(rows)))
-        else:
-            parts.append(_source_column(txn, group, at, column).take(rows))
-    back = np.empty(len(order), dtype=np.int64)
-    back[order] = np.arange(len(order))
-    return concat(column.type, parts).take(back)
+    for at, source in enumerate(found.tolist()):
+        rows = order[bounds[at] : bounds[at + 1]]
+        parts.append((source, rows, positions[rows]))
+    return parts
+
+
+def _gather(txn: ReadTxn, group: GroupState, parts: list[_Part], column: ColumnDef) -> Column:
+    held = [None if s < 0 else _source_column(txn, group, s, column) for s, _, _ in parts]
+    if len(held) == 1 and held[0] is not None:
+        return held[0].take(parts[0][2])
+    count = sum(len(rows) for _, rows, _ in parts)
+    if held and all(c is not None and c.offsets is None and c.validity is None for c in held):
+        known = [c.values for c in held if c is not None]
+        values = np.empty((count, *known[0].shape[1:]), dtype=known[0].dtype)
+        for each, (_, rows, positions) in zip(known, parts, strict=True):
+            values[rows] = each[positions]
+        return Column(column.type, values)
+    taken = [
+        from_list(column.type, [None] * len(rows)) if c is None else c.take(positions)
+        for c, (_, rows, positions) in zip(held, parts, strict=True)
+    ]
+    back = np.empty(count, dtype=np.int64)
+    if parts:
+        back[np.concatenate([rows for _, rows, _ in parts])] = np.arange(count)
+    return concat(column.type, taken).take(back)
 
 
 def _source_column(txn: ReadTxn, group: GroupState, source: int, column: ColumnDef) -> Column:
