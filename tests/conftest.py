@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import signal
@@ -28,3 +29,9 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look only at what tests make: what is collected stays."""
+    gc.collect()
+    gc.freeze()

@@ -22,6 +22,7 @@ from tarsdb.cli.running import interruptibly
 from tarsdb.cli.shell import Shell, duration
 from tarsdb.database import Connection, connect
 from tarsdb.errors import DataError, OperationalError, ReadOnlyError
+from tarsdb.loading import collector_paused
 from tarsdb.sql.names import quoted
 
 
@@ -173,15 +174,16 @@ def warmup(arguments: argparse.Namespace) -> int:
     needed = {(room, "f32") for room in rooms} | _kinds_of(arguments.file)
     start = time.perf_counter()
     sys.stderr.write("compiling kernels ...\n")
-    dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
-    waits: dict[str, Callable[[], object]] = {
-        f"{room} {kind}": functools.partial(rooms[room], kind) for room, kind in sorted(needed)
-    }
-    waits.update(graph=graph.wait, lists=ivf.wait)
-    for name, wait in waits.items():
-        began = time.perf_counter()
-        wait()
-        sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
+    with collector_paused():
+        dispatch.warmup(lambda line: print(f"  {line}", file=sys.stderr))
+        waits: dict[str, Callable[[], object]] = {
+            f"{room} {kind}": functools.partial(rooms[room], kind) for room, kind in sorted(needed)
+        }
+        waits.update(graph=graph.wait, lists=ivf.wait)
+        for name, wait in waits.items():
+            began = time.perf_counter()
+            wait()
+            sys.stderr.write(f"  {name}: {duration(time.perf_counter() - began)}\n")
     if arguments.file is not None:
         _pack_models(arguments.file)
     sys.stderr.write(f"done in {duration(time.perf_counter() - start)}\n")

@@ -15,10 +15,13 @@ from tarsdb.loading import collector_paused
 
 @pytest.fixture(autouse=True)
 def running() -> Iterator[None]:
-    was_running = gc.isenabled()
+    was_running, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.unfreeze()
     gc.enable()
     yield
     gc.unfreeze()
+    if was_frozen:
+        gc.freeze()
     (gc.enable if was_running else gc.disable)()
 
 
