@@ -21,6 +21,40 @@ except (ImportError, AttributeError):  # another wasmtime-py than the tested ran
     _call_unchecked = None
 
 
+try:
+    from wasmtime import _ffi
+
+    _export_get: Any = c_api._wasmtime_instance_export_get
+    _KINDS: dict[int, Any] = {
+        _ffi.WASMTIME_EXTERN_FUNC.value: lambda item: wasmtime.Func._from_raw(item.of.func),
+        _ffi.WASMTIME_EXTERN_MEMORY.value: lambda item: wasmtime.Memory._from_raw(item.of.memory),
+    }
+except (ImportError, AttributeError):
+    _export_get = None
+
+
+class Exports:
+    """The functions and memories of one instance by name, each found when it is asked for.
+
+    wasmtime-py's own mapping wraps all of them first, which takes as long as making the instance.
+    """
+
+    def __init__(self, store: wasmtime.Store, instance: wasmtime.Instance) -> None:
+        self._store = store
+        self._instance = instance
+
+    def __getitem__(self, name: str) -> Any:
+        if _export_get is None or not hasattr(self._instance, "_instance"):
+            return self._instance.exports(self._store)[name]
+        code, item = name.encode(), c_api.wasmtime_extern_t()
+        place = ctypes.byref(self._instance._instance), code, len(code), ctypes.byref(item)
+        found = _export_get(self._store._context(), *place)
+        wrap = _KINDS.get(int(item.kind)) if found else None
+        if wrap is None:
+            raise KeyError(name)
+        return wrap(item)
+
+
 class Export:
     """One function of one instance.
 

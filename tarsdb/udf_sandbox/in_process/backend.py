@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import wasmtime
@@ -12,7 +12,7 @@ import wasmtime
 from tarsdb.options import SandboxLimits
 from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.backends import Guest, Program
-from tarsdb.udf_sandbox.exports import Export
+from tarsdb.udf_sandbox.exports import Export, Exports
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.in_process import stacks
 from tarsdb.udf_sandbox.in_process.wasmtime_backend import Store, runtime
@@ -100,17 +100,17 @@ class InProcessInstance:
             raise
         self._memory = self._exports["memory"]
 
-    def _start(self, compiled: InProcessProgram, limits: SandboxLimits, call: Call) -> Any:
+    def _start(self, compiled: InProcessProgram, limits: SandboxLimits, call: Call) -> Exports:
         store = self._store
         fused = compiled.program.driver is not None and compiled.driver is None
         if fused:
             store.set_memory_limit(MAX_MEMORY_BYTES)  # the driver's, of fixed size
         imports = [store.host_function(each.name or "") for each in compiled.module.imports]
-        exports = store.instantiate(compiled.module, imports, call).exports(store.raw)
+        exports = Exports(store.raw, store.instantiate(compiled.module, imports, call))
         if compiled.driver is not None:
             store.set_memory_limit(MAX_MEMORY_BYTES)
             function = exports[compiled.program.export]
-            exports = store.instantiate(compiled.driver, [function], call).exports(store.raw)
+            exports = Exports(store.raw, store.instantiate(compiled.driver, [function], call))
         store.set_memory_limit(limits.max_memory_bytes)
         return exports
 

@@ -172,6 +172,7 @@ class Store:
 
     def __init__(self, limits: SandboxLimits, watched: bool, canonical: bool = True) -> None:
         self.limits = limits
+        self._memory_limit = 0
         self.watched = watched and _set_callback is not None
         self.raw = wasmtime.Store(runtime().engines[canonical])
         self.key = next(_ids)
@@ -183,6 +184,9 @@ class Store:
 
     def set_memory_limit(self, size: int) -> None:
         """Bound every memory of the store, for instances made and growth asked from now on."""
+        if size == self._memory_limit:
+            return
+        self._memory_limit = size
         self.raw.set_limits(
             memory_size=size, table_elements=MAX_TABLE_ELEMENTS, instances=2, tables=16, memories=2
         )
