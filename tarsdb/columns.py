@@ -252,8 +252,9 @@ class Joined(Column):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the value and offset buffers."""
-        return sum(part.nbytes for part in self._parts)
+        """Bytes of the value and offset buffers that the whole has."""
+        spare = 4 * (len(self._parts) - 1) if self.type.is_variable else 0
+        return sum(part.nbytes for part in self._parts) - spare
 
 
 UNCOMMITTED = 1 << 62

@@ -11,12 +11,13 @@ import re
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.engine.arrow import to_arrow
 
 
 def matches(texts: Column, pattern: str) -> np.ndarray:
     """Return which rows of a TEXT column match, bool (rows,); False where NULL."""
-    import pyarrow.compute as pc  # most statements need none of it
+    import pyarrow.compute as pc  # most processes need none of it
+
+    from tarsdb.engine.arrow import to_arrow
 
     array = to_arrow(texts)
     if "\\" in pattern:
