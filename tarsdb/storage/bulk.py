@@ -39,7 +39,7 @@ def insert(
     base = own.next_rowid
     fresh = [
         staging.make_block(base, table, columns, index_keys, part)
-        for part in staging.cut_rows(columns, options.segment_rows)
+        for part in staging.cut_rows(columns, staging.SegmentLimits(options.segment_rows))
     ]
     own.next_rowid += count
     own.add_blocks(fresh)

@@ -55,7 +55,9 @@ def update(
     run = _updated(own, view, rowids, changed)
     assert run.block is not None
     values = list((run.block.columns or {}).values())
-    parts = staging.cut_rows(values, segment_rows) if values else [(0, len(run))]
+    parts = (
+        staging.cut_rows(values, staging.SegmentLimits(segment_rows)) if values else [(0, len(run))]
+    )
     for start, stop in parts:
         own.add_run(run if len(parts) == 1 else run.part(start, stop))
 

@@ -27,6 +27,7 @@ from tarsdb.storage.blocks import missing_value
 from tarsdb.storage.catalog import CatalogView, current_table, load_objects
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.rewrite import Versions
+from tarsdb.storage.staging import SegmentLimits
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, unpack
@@ -169,8 +170,9 @@ def _write(txn: WriteTxn, env: Environment, prepared: _Prepared) -> bool:
     if counters.delta_generation != prepared.generation or not counters.delta_records:
         return False
     failpoints.hit("merge.before_write")
+    limits = SegmentLimits(env.options.segment_rows)
     for group, versions in prepared.versions.items():
-        rewrite.write_segments(txn, table, group, versions, counters, env.options.segment_rows)
+        rewrite.write_segments(txn, table, group, versions, counters, limits)
     for key in prepared.doomed:
         txn.delete("delta", key)
     counters.delta_records -= len(prepared.doomed)

@@ -20,6 +20,7 @@ from tarsdb.storage import failpoints, keys, staging
 from tarsdb.storage.catalog import current_table
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.segments import Segment, delete_segment, publish, write_blocks
+from tarsdb.storage.staging import SegmentLimits
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 REWRITE_BYTES = 24 << 20
-_LEAST_BYTES = 64 << 10
+_LEAST_BYTES = 8 << 10
 
 
 @dataclass
@@ -63,13 +64,13 @@ def write_segments(
     group: int,
     versions: Versions,
     counters: TableCounters,
-    segment_rows: int,
+    limits: SegmentLimits,
 ) -> None:
     """Store versions as published segments and count them."""
     if not len(versions):
         return
     columns = versions.columns or {keys.HOLES_COLUMN: staging.no_holes(len(versions))}
-    for start, stop in staging.cut_rows(list(columns.values()), segment_rows):
+    for start, stop in staging.cut_rows(list(columns.values()), limits):
         part = {c: column.slice(start, stop) for c, column in columns.items()}
         written = write_blocks(txn, table.id, group, counters.next_segment, part)
         counters.next_segment += 1
@@ -118,14 +119,14 @@ _ALIVE = np.iinfo(np.int64).max
 
 def replace_segments(
     txn: WriteTxn,
-    env: Environment,
     table: TableDef,
     old: Sequence[Segment],
     new: Versions,
     counters: TableCounters,
+    limits: SegmentLimits,
 ) -> None:
     """Put versions in the place of segments; the caller stores the counters."""
-    write_segments(txn, table, old[0].group, new, counters, env.options.segment_rows)
+    write_segments(txn, table, old[0].group, new, counters, limits)
     for segment in old:
         delete_segment(txn, table.id, segment.group, segment.id)
         counters.remove_segment(segment.digest)
@@ -135,7 +136,9 @@ def replace_segments(
 def within_space(step: Callable[[int], int]) -> int:
     """Run a rewriting step with a limit on its bytes, a smaller one while space is short.
 
-    A step needs room for what it writes before it gives back what it replaces.
+    A step needs room for what it writes before it gives back what it replaces. Its segments must
+    keep to the limit too: LMDB stores a block in consecutive pages, and the free ones may be many
+    without many of them in a row.
     """
     limit = REWRITE_BYTES
     while True:
@@ -195,7 +198,8 @@ def _combine(env: Environment, table_id: int, small: list[Segment]) -> int:
         if counters.layout != layout:
             return 0
         failpoints.hit("merge.before_write")
-        replace_segments(txn, env, table, current, versions, counters)
+        limits = SegmentLimits(env.options.segment_rows)
+        replace_segments(txn, table, current, versions, counters, limits)
         write_counters(txn, table.id, counters)
         failpoints.hit("merge.before_commit")
         return len(current)

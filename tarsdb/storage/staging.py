@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,11 +30,18 @@ SEGMENT_BYTES = 16 << 20
 HOLD = b"segment/"
 
 
-def cut_rows(columns: Sequence[Column], rows_limit: int) -> list[tuple[int, int]]:
-    """Return row ranges of even size within the limits on rows and bytes of a segment."""
+class SegmentLimits(NamedTuple):
+    """How large a segment may become."""
+
+    rows: int
+    nbytes: int = SEGMENT_BYTES
+
+
+def cut_rows(columns: Sequence[Column], limits: SegmentLimits) -> list[tuple[int, int]]:
+    """Return row ranges of even size within the limits of a segment."""
     rows = len(columns[0])
     nbytes = sum(column.nbytes for column in columns)
-    pieces = max(-(-rows // rows_limit), -(-nbytes // SEGMENT_BYTES), 1)
+    pieces = max(-(-rows // limits.rows), -(-nbytes // limits.nbytes), 1)
     bounds = np.linspace(0, rows, pieces + 1).astype(int).tolist()
     return [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 

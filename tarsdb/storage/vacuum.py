@@ -32,7 +32,7 @@ from tarsdb.storage import (
 from tarsdb.storage.catalog import current_table, load_objects
 from tarsdb.storage.checkpoints import forget_old_checkpoints
 from tarsdb.storage.index_parts import all_digests
-from tarsdb.storage.merge import merge, tables_of, wait_for_merge
+from tarsdb.storage.merge import merge, tables_of
 from tarsdb.storage.segments import Segment, delete_segment
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.tombstones import decode_tombstones
@@ -52,7 +52,6 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
     int
         Row versions, blocks and bytes of blobs removed, summed: 0 means nothing to do.
     """
-    wait_for_merge(env)  # its snapshot keeps pages that a file near its limit needs
     removed = 0
     if table is None:
         removed += garbage.collect(env)
@@ -83,7 +82,7 @@ def _vacuum_table(env: Environment, table: TableDef) -> int:
 def _remove_dead(env: Environment, table: TableDef) -> int:
     removed = 0
     for group in _groups(env, table.id):
-        step = functools.partial(_patient_step, env, table.id, group)
+        step = functools.partial(_vacuum_step, env, table.id, group)
         while gone := rewrite.within_space(step):
             removed += gone
     return removed
@@ -106,15 +105,6 @@ class _Step:
     purged: int = 0
 
 
-def _patient_step(env: Environment, table_id: int, group: int, nbytes: int) -> int:
-    """Take a step; once more where a merge that began meanwhile kept the pages it needs."""
-    try:
-        return _vacuum_step(env, table_id, group, nbytes)
-    except StorageFullError:
-        wait_for_merge(env)
-        return _vacuum_step(env, table_id, group, nbytes)
-
-
 def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> int:
     with env.read() as txn:
         table = current_table(txn, env.caches, table_id)
@@ -130,7 +120,10 @@ def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> in
             return 0
         failpoints.hit("vacuum.before_write")
         if step.segments and step.kept is not None:
-            rewrite.replace_segments(txn, env, table, step.segments, step.kept, counters)
+            limits = staging.SegmentLimits(
+                env.options.segment_rows, min(staging.SEGMENT_BYTES, nbytes)
+            )
+            rewrite.replace_segments(txn, table, step.segments, step.kept, counters, limits)
         for key in step.tombs:
             txn.delete("tombs", key)
         counters.tombstones -= len(step.tombs)
