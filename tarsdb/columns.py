@@ -221,17 +221,17 @@ class Joined(Column):
         return self._whole
 
     @property
-    def values(self) -> np.ndarray:  # type: ignore[override] # nobody assigns to what was read
+    def values(self) -> np.ndarray:  # type: ignore[override] # read only: of what was read
         """All values, one array."""
         return self._joined().values
 
     @property
-    def offsets(self) -> np.ndarray | None:  # type: ignore[override]
+    def offsets(self) -> np.ndarray | None:  # type: ignore[override] # likewise
         """Where values of variable types begin."""
         return self._joined().offsets if self.type.is_variable else None
 
     @property
-    def validity(self) -> np.ndarray | None:  # type: ignore[override]
+    def validity(self) -> np.ndarray | None:  # type: ignore[override] # likewise
         """False where NULL."""
         if all(part.validity is None for part in self._parts):
             return None

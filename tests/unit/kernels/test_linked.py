@@ -45,16 +45,16 @@ def make(number: int, mark: Any = linked.linked) -> tuple[Any, Any, Any]:
     """Return a kernel, what it calls out of line, and what both call."""
 
     @mark
-    def added(x):  # type: ignore[no-untyped-def]
+    def added(x):  # type: ignore[no-untyped-def] # Numba types it
         return x + number
 
     @mark
-    def doubled(x):  # type: ignore[no-untyped-def]
+    def doubled(x):  # type: ignore[no-untyped-def] # Numba types it
         keep_apart()
         return added(x) * 2
 
     @njit
-    def kernel(x):  # type: ignore[no-untyped-def]
+    def kernel(x):  # type: ignore[no-untyped-def] # Numba types it
         return doubled(x) + added(x)
 
     return kernel, doubled, added
