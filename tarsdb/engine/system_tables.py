@@ -1,4 +1,4 @@
-"""The ``tars_*`` tables: what a database holds and how it does, as relations."""
+"""System tables: what a database holds and how it does, as relations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tarsdb.engine import definitions
 from tarsdb.engine.context import Context
 from tarsdb.engine.inference import inference_figures, model_device
 from tarsdb.engine.inference.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.standard_tables import STANDARD_TABLES
 from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
@@ -231,6 +232,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_settings": ((("name", TEXT), ("value", TEXT), ("about", TEXT)), _settings),
     "tars_commits": (
         (("number", BIGINT), ("time", TIMESTAMP), ("changes", TEXT)), _commits),
+    **STANDARD_TABLES,
 }  # fmt: skip
 
 

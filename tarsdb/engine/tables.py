@@ -14,6 +14,7 @@ from tarsdb.engine.result import Result
 from tarsdb.engine.search import index_build
 from tarsdb.engine.search.index_choice import AUTO
 from tarsdb.engine.search.index_methods import METHODS
+from tarsdb.engine.standard_tables import STANDARD_TABLES
 from tarsdb.engine.writing import derive, triggers
 from tarsdb.engine.writing.identity import check_identity, numbered
 from tarsdb.engine.writing.mutate import arrow_batches
@@ -128,6 +129,8 @@ def refuse_reserved(name: str) -> None:
         raise CatalogError(
             f"a table cannot be called {name}: names that begin with tars_ are the system's"
         )
+    if name.lower() in STANDARD_TABLES:
+        raise CatalogError(f"a table cannot be called {name}: the system's table is")
     if _INTERNAL.fullmatch(name.lower()):
         raise CatalogError(f"a table cannot be called {name}: queries use that name inside")
 

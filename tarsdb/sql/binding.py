@@ -17,7 +17,8 @@ from tarsdb.sql.catalog import Catalog
 SYSTEM_TABLES = (
     "tars_tables", "tars_indexes", "tars_columns", "tars_models", "tars_model_versions",
     "tars_functions", "tars_modules", "tars_metrics", "tars_commits", "tars_settings",
-    "tars_recall_stats", "tars_triggers", "tars_views",
+    "tars_recall_stats", "tars_triggers", "tars_views", "sqlite_master", "sqlite_schema",
+    "information_schema.tables", "information_schema.columns",
 )  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class Binding:
         view = self.catalog.view(name)
         if view is not None:
             return BindError(f"{view.name} is a view, its rows cannot be changed{where(node)}")
+        if name.lower() in SYSTEM_TABLES:
+            return BindError(f"{name} is a system table, its rows cannot be changed{where(node)}")
         near = suggestion(name, [*self.catalog.table_names(), *SYSTEM_TABLES])
         return BindError(f"table {name!r} does not exist{where(node)}", hint=near)
 
@@ -56,17 +59,23 @@ class Binding:
 
 
 def table_name(node: Any) -> str:
-    """Return the bare name of a sqlglot Table; schemas other than main are refused."""
+    """Return the bare name of a sqlglot Table in main, the whole one of a system table elsewhere.
+
+    Other schemas are refused.
+    """
     schema = node.args.get("db")
-    if schema is not None and schema.name.lower() != "main":
-        if schema.name.lower() in ("information_schema", "pg_catalog"):
-            raise NotSupportedError(
-                f"schema {schema.name} is not supported{where(node)}",
-                hint=f"the system tables are {', '.join(SYSTEM_TABLES)}",
-            )
-        raise BindError(f"schema {schema.name!r} does not exist{where(node)}", hint="say main")
     name: str = node.name
-    return name
+    if schema is None or schema.name.lower() == "main":
+        return name
+    whole = f"{schema.name}.{name}".lower()
+    if whole in SYSTEM_TABLES:
+        return whole
+    if schema.name.lower() in ("information_schema", "pg_catalog"):
+        raise NotSupportedError(
+            f"{whole} is not supported{where(node)}",
+            hint=f"the system tables are {', '.join(SYSTEM_TABLES)}",
+        )
+    raise BindError(f"schema {schema.name!r} does not exist{where(node)}", hint="say main")
 
 
 def distance_sides(node: Any) -> tuple[Any, Any]:

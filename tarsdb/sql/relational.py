@@ -236,7 +236,7 @@ class Rewriter:
         else:
             raise self.binding.no_table(node)
         scope.sources.append(source)
-        self.rename(node, source, name)
+        self.rename(node, source, node.name)
         if node.args["alias"].args.get("columns"):
             source.use_all()
             scope.sources.append(Source(""))  # its columns have other names now

@@ -93,6 +93,7 @@ def _query(catalog: Catalog, view: ViewDef, within: tuple[str, ...]) -> Any:
         node._meta = None  # positions are those of a text the user does not see
     for node in query.find_all(exp.Table):
         known = isinstance(node.this, exp.Identifier) and not _is_hidden(node)
+        known = known and node.args.get("db") is None
         if known and (catalog.table(node.name) or node.name.lower() in SYSTEM_TABLES):
             node.set("db", exp.to_identifier("main"))
     expand(catalog, query, within)
