@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tarsdb.engine import references, tables
+from tarsdb.engine.alter import alter_table
 from tarsdb.engine.context import Context
 from tarsdb.engine.inference.loaded_models import ADAPTER_OF
 from tarsdb.engine.inference.model_import import import_adapter, import_model
@@ -71,7 +72,7 @@ def _drop(context: Context, plan: Drop) -> Result:
 
 
 _ACTIONS: dict[type, Any] = {
-    CreateTable: tables.create_table, AlterTable: tables.alter_table,
+    CreateTable: tables.create_table, AlterTable: alter_table,
     CreateIndex: tables.create_index, CreateModel: _create_model, CreateModule: create_module,
     CreateFunction: create_function, CreateTrigger: create_trigger,
     CreateView: create_view, Drop: _drop, Truncate: tables.truncate,

@@ -15,15 +15,14 @@ from tarsdb.engine.search import index_build
 from tarsdb.engine.search.index_choice import AUTO
 from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.engine.standard_tables import STANDARD_TABLES
-from tarsdb.engine.writing import derive, triggers
+from tarsdb.engine.writing import derive
 from tarsdb.engine.writing.identity import check_identity, numbered
 from tarsdb.engine.writing.mutate import arrow_batches
-from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
+from tarsdb.errors import BindError, CatalogError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
-    AlterTable,
     ColumnSpec,
     CreateIndex,
     CreateTable,
@@ -31,7 +30,7 @@ from tarsdb.sql.plan import (
     Relational,
     Truncate,
 )
-from tarsdb.types import parse_type, to_storage
+from tarsdb.types import parse_type
 
 DONE = Result()
 _INTERNAL = re.compile(r"__(r\d+|v\d+|no|rowid|distance|batch|new|old)")
@@ -46,11 +45,11 @@ def create_table(context: Context, plan: CreateTable) -> Result:
         if not plan.or_replace:
             raise CatalogError(f"table {plan.name!r} exists already")
         drop_table(context, existing)
-    _refuse_view(context, plan.name)
+    refuse_view(context, plan.name)
     answer = None if plan.query is None else run(context, plan.query)
     specs = plan.columns if answer is None else _specs_of(answer, plan.columns)
     table = _define_table(context, plan, specs)
-    _publish(context, table)
+    publish(context, table)
     if answer is None:
         return DONE
     written = 0
@@ -92,10 +91,10 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
             hint=f"for a key of several columns write PRIMARY KEY ({', '.join(marked)}) once",
         )
     key = plan.primary_key or marked
-    columns = tuple(_column(i + 1, numbered(spec, key)) for i, spec in enumerate(specs))
+    columns = tuple(define_column(i + 1, numbered(spec, key)) for i, spec in enumerate(specs))
     table = TableDef(writes.new_id(), plan.name, columns, next_column_id=len(columns) + 1)
     key_ids = _column_ids(table, key, "PRIMARY KEY")
-    table = replace(table, primary_key=key_ids, checks=_checks(plan.name, specs, plan.checks))
+    table = replace(table, primary_key=key_ids, checks=named_checks(plan.name, specs, plan.checks))
     uniques = [(None, (spec.name,)) for spec in specs if spec.unique and not spec.primary_key]
     indexes = []
     if key:
@@ -106,19 +105,21 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
         indexes.append(_index(context, table, (label, ids, "unique")))
     table = replace(table, indexes=tuple(indexes))
     check_identity(table)
-    _validate_expressions(context, table)
+    validate_expressions(context, table)
     return table
 
 
-def _column(column_id: int, spec: ColumnSpec) -> ColumnDef:
-    _refuse_reserved_column(spec.name)
+def define_column(column_id: int, spec: ColumnSpec) -> ColumnDef:
+    """Return the column that a specification asks for."""
+    refuse_reserved_column(spec.name)
     return ColumnDef(
         column_id, spec.name, parse_type(spec.type), spec.not_null or bool(spec.identity),
         spec.default, spec.generated, identity=spec.identity,
     )  # fmt: skip
 
 
-def _refuse_view(context: Context, name: str) -> None:
+def refuse_view(context: Context, name: str) -> None:
+    """Raise CatalogError where a view has that name."""
     if context.catalog.view(name) is not None:
         raise CatalogError(f"view {name!r} exists already")
 
@@ -135,16 +136,18 @@ def refuse_reserved(name: str) -> None:
         raise CatalogError(f"a table cannot be called {name}: queries use that name inside")
 
 
-def _refuse_reserved_column(name: str) -> None:
+def refuse_reserved_column(name: str) -> None:
+    """Raise CatalogError for a name that no column can have."""
     if name.lower() == ex.ROWID:
         raise CatalogError("a column cannot be called rowid: every table has that one already")
     if _INTERNAL.fullmatch(name.lower()):
         raise CatalogError(f"a column cannot be called {name}: queries use that name inside")
 
 
-def _checks(
+def named_checks(
     table: str, specs: tuple[ColumnSpec, ...], given: tuple[tuple[str | None, str], ...]
 ) -> tuple[tuple[str, str], ...]:
+    """Return the CHECKs of columns and of a table, each with a name."""
     named = [(f"{table}_{spec.name}_check", text) for spec in specs for text in spec.checks]
     for name, text in given:
         named.append((name or f"{table}_check{len(named) + 1}", text))
@@ -173,7 +176,7 @@ def _index(context: Context, table: TableDef, what: tuple[str, tuple[int, ...], 
     return IndexDef(number, name, table.name, column_ids, unique=True, origin=origin)
 
 
-def _validate_expressions(context: Context, table: TableDef) -> None:
+def validate_expressions(context: Context, table: TableDef) -> None:
     """Bind every expression once, so that a mistake is found now."""
     generated = {column.id for column in table.columns if column.generated is not None}
     for column in table.columns:
@@ -223,140 +226,10 @@ def _validate_generated(
         )
 
 
-def _publish(context: Context, table: TableDef) -> None:
+def publish(context: Context, table: TableDef) -> None:
+    """Put a table's definition in the write set and have the statement see it."""
     context.require_writes().put_object("table", table.name, table)
     context.refresh()
-
-
-def alter_table(context: Context, plan: AlterTable) -> Result:
-    """Run one ALTER TABLE action."""
-    table = _require_table(context, plan.table)
-    action = {
-        "add_column": _add_column, "drop_column": _drop_column,
-        "rename_column": _rename_column, "rename": _rename,
-    }[plan.action]  # fmt: skip
-    action(context, table, plan)
-    return DONE
-
-
-def _add_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    spec = plan.spec
-    assert spec is not None
-    if table.column(spec.name) is not None:
-        if plan.if_exists:
-            return
-        raise CatalogError(f"table {table.name} has a column {spec.name!r} already")
-    if spec.identity:
-        raise NotSupportedError(
-            "ADD COLUMN cannot add an IDENTITY column", hint="every row has the column rowid"
-        )
-    if spec.primary_key or spec.unique:
-        raise NotSupportedError(
-            "ADD COLUMN cannot add a key", hint="add the column, then CREATE UNIQUE INDEX"
-        )
-    column = _column(table.next_column_id, spec)
-    column, backfill = _missing_value(context, table, column)
-    changed = replace(
-        table,
-        columns=(*table.columns, column),
-        next_column_id=table.next_column_id + 1,
-        checks=(*table.checks, *_checks(table.name, (spec,), ())),
-    )
-    if column.not_null and column.missing is None and not backfill and context.view(table).count():
-        raise IntegrityError(
-            f"ADD COLUMN {column.name} NOT NULL: table {table.name} has rows",
-            hint="give the column a DEFAULT",
-        )
-    _validate_expressions(context, changed)
-    _publish(context, changed)
-    if backfill or spec.checks:
-        _rewrite(context, changed, column)
-
-
-def _missing_value(context: Context, table: TableDef, column: ColumnDef) -> tuple[ColumnDef, bool]:
-    """Return the column with what older rows hold, and whether each row must be computed."""
-    if column.generated is not None:
-        return column, True
-    if column.default is None:
-        return column, False
-    expression = bind_expression(column.default, table, context.catalog)
-    if not isinstance(expression, ex.Literal) or column.type.is_vector:
-        return column, True
-    stored = to_storage(expression.value, column.type, column.name)
-    plain = stored.hex() if isinstance(stored, bytes) else stored
-    return replace(column, missing=plain), False
-
-
-def _rewrite(context: Context, table: TableDef, column: ColumnDef) -> None:
-    """Compute a new column for all rows."""
-    view = context.view(table)
-    ids = [c.id for c in table.columns]
-    for chunk in list(view.chunks([])):
-        rowids = chunk.rowids
-        columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-        if column.default is not None:
-            expression = derive.bound(context, table, column.default)
-            answer = derive.evaluate_bound(context, expression, table, {}, len(rowids))
-            columns[column.id] = derive.cast_column(answer, column, len(rowids))
-        changed = {column.id} | derive.generate(context, table, columns, len(rowids))
-        derive.check(context, table, columns, len(rowids))
-        values = {column_id: columns[column_id].to_list() for column_id in changed}
-        context.require_writes().update(table, view, rowids.tolist(), values)
-
-
-def _drop_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    column = table.column(plan.column or "")
-    if column is None:
-        if plan.if_exists:
-            return
-        raise CatalogError(f"table {table.name} has no column {plan.column!r}")
-    _refuse_users(context, table, column, "drop")
-    if len(table.columns) == 1:
-        raise CatalogError(f"{column.name} is the only column of table {table.name}")
-    kept = tuple(c for c in table.columns if c.id != column.id)
-    _publish(context, replace(table, columns=kept))
-
-
-def _refuse_users(context: Context, table: TableDef, column: ColumnDef, verb: str) -> None:
-    index = next((i for i in table.indexes if column.id in i.column_ids), None)
-    if index is not None and verb == "drop":
-        raise CatalogError(
-            f"cannot {verb} {table.name}.{column.name}: index {index.name} uses it",
-            hint=f"DROP INDEX {index.name} first",
-        )
-    texts = [(f"generated column {c.name}", c.generated) for c in table.columns if c.generated]
-    texts += [(f"CHECK {name}", text) for name, text in table.checks]
-    if column.id in triggers.columns_of(context, table):
-        raise CatalogError(f"cannot {verb} {table.name}.{column.name}: a trigger reads it")
-    for label, text in texts:
-        if column.id in derive.sources(bind_expression(text, table, context.catalog)):
-            raise CatalogError(f"cannot {verb} {table.name}.{column.name}: {label} uses it")
-
-
-def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
-    column = table.column(plan.column or "")
-    new_name = plan.new_name or ""
-    if column is None:
-        raise CatalogError(f"table {table.name} has no column {plan.column!r}")
-    if table.column(new_name) not in (None, column):
-        raise CatalogError(f"table {table.name} has a column {new_name!r} already")
-    _refuse_reserved_column(new_name)
-    _refuse_users(context, table, column, "rename")
-    renamed = replace(column, name=new_name)
-    columns = tuple(renamed if c.id == column.id else c for c in table.columns)
-    _publish(context, replace(table, columns=columns))
-
-
-def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
-    new_name = plan.new_name or ""
-    refuse_reserved(new_name)
-    if context.catalog.table(new_name) not in (None, table):
-        raise CatalogError(f"table {new_name!r} exists already")
-    _refuse_view(context, new_name)
-    writes = context.require_writes()
-    indexes = tuple(replace(index, table=new_name) for index in table.indexes)
-    writes.delete_object("table", table.name)
-    _publish(context, replace(table, name=new_name, indexes=indexes))
 
 
 def create_index(context: Context, plan: CreateIndex) -> Result:
@@ -366,7 +239,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
             f"CREATE INDEX ... USING {plan.method} is not built yet",
             hint=f"USING {', '.join((*METHODS, AUTO))}; without one, searches are exact",
         )
-    table = _require_table(context, plan.table)
+    table = require_table(context, plan.table)
     ids = _column_ids(table, plan.columns, "CREATE INDEX", vectors=plan.method != "btree")
     name = plan.name or "_".join((table.name, *plan.columns, "idx"))
     if _find_index(context, name) is not None:
@@ -379,7 +252,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
         index = _vector_index(context, table, index, dict(plan.options))
     view = context.view(table)
     changed = replace(table, indexes=(*table.indexes, index))
-    _publish(context, changed)
+    publish(context, changed)
     if plan.method == "btree":
         writes.rebuild_index(changed, index, view)
         return DONE
@@ -428,12 +301,12 @@ def drop_table(context: Context, table: TableDef) -> None:
 
 def truncate(context: Context, plan: Truncate) -> Result:
     """Remove all rows of a table at once: another table of the same definition takes its place."""
-    table = _require_table(context, plan.name)
+    table = require_table(context, plan.name)
     rows = context.view(table).count()
     drop_table(context, table)
     writes = context.require_writes()
     indexes = tuple(replace(index, id=writes.new_id()) for index in table.indexes)
-    _publish(context, replace(table, id=writes.new_id(), indexes=indexes))
+    publish(context, replace(table, id=writes.new_id(), indexes=indexes))
     return Result(changed=rows)
 
 
@@ -449,11 +322,12 @@ def drop_index(context: Context, plan: Drop) -> Result:
         raise CatalogError(f"cannot drop index {index.name}: it is the primary key of {table.name}")
     kept = tuple(i for i in table.indexes if i.id != index.id)
     context.require_writes().set_parts(index.id, None)
-    _publish(context, replace(table, indexes=kept))
+    publish(context, replace(table, indexes=kept))
     return DONE
 
 
-def _require_table(context: Context, name: str) -> TableDef:
+def require_table(context: Context, name: str) -> TableDef:
+    """Return a table by its name, or raise CatalogError."""
     table = context.catalog.table(name)
     if table is None:
         raise CatalogError(

@@ -191,12 +191,9 @@ def alter_table(stream: TokenStream) -> AlterTable:
     elif stream.accept("RENAME"):
         plan = _rename(stream, table)
     elif stream.accept("ALTER"):
-        raise NotSupportedError(
-            "ALTER TABLE ... ALTER COLUMN is not supported",
-            hint="add a column, UPDATE it from the old one, drop the old one",
-        )
+        plan = _alter_column(stream, table)
     else:
-        stream.fail("expected ADD, DROP or RENAME")
+        stream.fail("expected ADD, ALTER, DROP or RENAME")
     stream.finish()
     return plan
 
@@ -209,6 +206,28 @@ def _add(stream: TokenStream, table: str) -> AlterTable:
     spec = column_spec(stream)
     stream.finish()
     return AlterTable(table, "add_column", column=spec.name, spec=spec, if_exists=exists_ok)
+
+
+def _alter_column(stream: TokenStream, table: str) -> AlterTable:
+    """Parse ``[COLUMN] name`` and SET or DROP of DEFAULT or NOT NULL, or its new type."""
+    stream.accept("COLUMN")
+    column = stream.name("a column name")
+    verb = stream.accept_any("SET", "DROP")
+    if verb == "SET" and stream.peek() == "MODEL":
+        raise NotSupportedError("ALTER TABLE ... ALTER COLUMN ... SET MODEL is not supported")
+    if verb and stream.accept("NOT", "NULL"):
+        return AlterTable(table, f"{verb.lower()}_not_null", column=column)
+    if verb and stream.accept("DEFAULT"):
+        text = stream.until() if verb == "SET" else None
+        return AlterTable(table, f"{verb.lower()}_default", column=column, expression=text)
+    if verb == "SET":
+        stream.expect("DATA")
+    elif verb:
+        stream.fail("expected DEFAULT or NOT NULL")
+    stream.expect("TYPE")
+    spec = ColumnSpec(column, type_text(stream))
+    using = stream.until() if stream.accept("USING") else None
+    return AlterTable(table, "set_type", column=column, spec=spec, expression=using)
 
 
 def _rename(stream: TokenStream, table: str) -> AlterTable:

@@ -289,7 +289,11 @@ class CreateTable:
 
 @dataclass(frozen=True)
 class AlterTable:
-    """One ALTER TABLE action: add_column, drop_column, rename_column, rename."""
+    """One ALTER TABLE action.
+
+    It is add_column, drop_column, rename_column, rename, or of a column set_default, drop_default,
+    set_not_null, drop_not_null, set_type.
+    """
 
     table: str
     action: str
@@ -297,6 +301,7 @@ class AlterTable:
     spec: ColumnSpec | None = None
     new_name: str | None = None
     if_exists: bool = False  # IF [NOT] EXISTS of the column
+    expression: str | None = None  # of SET DEFAULT or USING
 
 
 @dataclass(frozen=True)

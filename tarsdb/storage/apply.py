@@ -78,6 +78,9 @@ class CommitChange:
         self._before = {}
         if txn.catalog_version > writes.base_commit:
             self._check_catalog(txn)
+        for table_id, (table, what) in writes.whole.items():
+            if table_id not in writes.dropped:
+                self._check_whole(txn, table, what)
         for table_id, own in writes.tables.items():
             if own.is_untouched:
                 continue
@@ -110,14 +113,16 @@ class CommitChange:
         )  # its old name is deleted in this transaction and checked there
         return definition.version != 0 and not renamed
 
-    def _check_rows(self, txn: WriteTxn, own: OwnRows, counters: TableCounters) -> None:
-        base, table = self._writes.base_commit, own.table
-        if table.id in self._writes.rebuilt:
+    def _check_whole(self, txn: WriteTxn, table: TableDef, what: str) -> None:
+        last, base = read_counters(txn, table.id, table.name).last_commit, self._writes.base_commit
+        if last > base:
             raise ConflictError(
-                f"table {table.name}: commit {counters.last_commit} changed rows while an index "
-                f"was built on commit {base}",
+                f"table {table.name}: commit {last} changed rows while {what} on commit {base}",
                 hint=_AGAIN,
             )
+
+    def _check_rows(self, txn: WriteTxn, own: OwnRows, counters: TableCounters) -> None:
+        base, table = self._writes.base_commit, own.table
         if own.hidden or own.run_of:
             if counters.purged > base:
                 raise self._purged(table)

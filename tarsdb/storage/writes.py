@@ -51,7 +51,7 @@ class WriteSet:
         self.dropped: dict[int, TableDef] = {}
         self.parts: dict[int, tuple[IndexPart, ...]] = {}
         self.dependencies: dict[tuple[str, str], int] = {}
-        self.rebuilt: set[int] = set()
+        self.whole: dict[int, tuple[TableDef, str]] = {}
         self.blobs: list[str] = []
         self._lease: leases.Lease | None = None
         self._readers: list[ReadTxn] = []
@@ -180,9 +180,16 @@ class WriteSet:
         """
         own = self.rows_of(table)
         self._atomically(lambda: bulk.rebuild_index(own, view, index))
-        if table.id not in self.rebuilt:
-            self.rebuilt.add(table.id)
-            self.journal.append(lambda: self.rebuilt.discard(table.id))
+        self.depend_on_rows(table, "an index was built")
+
+    def depend_on_rows(self, table: TableDef, what: str) -> None:
+        """Make the commit conflict when another one changed any row of a table meanwhile.
+
+        For what has to hold of every row, and was made of those this transaction reads.
+        """
+        if table.id not in self.whole:
+            self.whole[table.id] = table, what
+            self.journal.append(lambda: self.whole.__delitem__(table.id))
 
     def _atomically(self, work: Callable[[], T]) -> T:
         mark = len(self.journal)

@@ -121,6 +121,18 @@ PLANS: list[tuple[str, pl.Plan]] = [
     ("ALTER TABLE docs DROP COLUMN IF EXISTS z", pl.AlterTable("docs", "drop_column", "z", None, None, True)),
     ("ALTER TABLE docs DROP z", pl.AlterTable("docs", "drop_column", "z")),
     ("ALTER TABLE docs RENAME COLUMN a TO b", pl.AlterTable("docs", "rename_column", "a", None, "b")),
+    ("ALTER TABLE docs ALTER a SET DEFAULT 1 + 2", pl.AlterTable("docs", "set_default", "a", expression="1 + 2")),
+    ("ALTER TABLE docs ALTER COLUMN a DROP DEFAULT", pl.AlterTable("docs", "drop_default", "a")),
+    ("ALTER TABLE docs ALTER COLUMN a SET NOT NULL", pl.AlterTable("docs", "set_not_null", "a")),
+    ("ALTER TABLE docs ALTER a DROP NOT NULL", pl.AlterTable("docs", "drop_not_null", "a")),
+    (
+        "ALTER TABLE docs ALTER a TYPE DECIMAL(10, 2)",
+        pl.AlterTable("docs", "set_type", "a", pl.ColumnSpec("a", "DECIMAL(10, 2)")),
+    ),
+    (
+        "ALTER TABLE docs ALTER COLUMN a SET DATA TYPE TEXT USING upper(a)",
+        pl.AlterTable("docs", "set_type", "a", pl.ColumnSpec("a", "TEXT"), expression="upper(a)"),
+    ),
     ("ALTER TABLE docs RENAME TO papers", pl.AlterTable("docs", "rename", None, None, "papers")),
 ]  # fmt: skip
 
