@@ -31,12 +31,10 @@ class EncodeFigures:
 
     def tokenized(self, lengths: npt.NDArray[np.int64], seconds: float) -> None:
         """Note texts of these lengths in tokens."""
-        padded = sum(
-            int(batch.max()) * len(batch)
-            for start in range(0, len(lengths), PADDED_BATCH)
-            if len(batch := lengths[start : start + PADDED_BATCH])
-        )
-        tokens = int(lengths.sum())
+        counts = lengths.tolist()
+        batches = (counts[at : at + PADDED_BATCH] for at in range(0, len(counts), PADDED_BATCH))
+        padded = sum(max(batch) * len(batch) for batch in batches)
+        tokens = sum(counts)
         with self._lock:
             self._counts["texts"] += len(lengths)
             self._counts["tokens"] += tokens
@@ -57,10 +55,9 @@ class EncodeFigures:
 
     def report(self) -> None:
         """Add everything to the counters, from the thread that asked."""
-        for name, count in self._counts.items():
-            METRICS.add(f"encode.{name}", count)
+        found: dict[str, float] = {f"encode.{name}": n for name, n in self._counts.items()}
+        found |= {f"encode.{name}_seconds": spent for name, spent in self._seconds.items()}
+        found["encode.seconds"] = time.perf_counter() - self._start
         if self._on_device:
-            METRICS.add("encode.device_batches", self._counts["batches"])
-        for name, seconds in self._seconds.items():
-            METRICS.add(f"encode.{name}_seconds", seconds)
-        METRICS.add("encode.seconds", time.perf_counter() - self._start)
+            found["encode.device_batches"] = self._counts["batches"]
+        METRICS.add_all(found)

@@ -45,6 +45,7 @@ from tarsdb.model_ops.weights import check_tensors, load_weights
 F32 = npt.NDArray[np.float32]
 Text = str | tuple[str, str]
 
+_CORES = os.cpu_count() or 1
 _WINDOW = 4096  # texts tokenised at a time: bounds the memory of ids
 
 
@@ -167,9 +168,8 @@ class Encoder:
         watch = Watch(len(texts), progress, interrupted)
         workers = 1 if self._is_on_device else _threads(threads)
         figures = EncodeFigures(self._is_on_device)
-        with blas_threads.single_threaded():
-            for start in range(0, len(batch.unique), _WINDOW):
-                self._encode_window(batch, start, workers, watch, figures)
+        for start in range(0, len(batch.unique), _WINDOW):
+            self._encode_window(batch, start, workers, watch, figures)
         figures.report()
         return batch.vectors if len(batch.unique) == len(texts) else batch.vectors[batch.places]
 
@@ -234,7 +234,7 @@ class Encoder:
         began = time.perf_counter()
         tokens = self._tokens(batch.unique[start : start + _WINDOW])
         self._check(tokens, batch, start)
-        lengths = np.diff(tokens.offsets)
+        lengths = tokens.offsets[1:] - tokens.offsets[:-1]
         figures.tokenized(lengths, time.perf_counter() - began)
         vectors, repeats = batch.vectors[start:], batch.repeats[start:]
 
@@ -263,32 +263,21 @@ class Encoder:
         self, tokens: TokenizedTexts, rows: npt.NDArray[np.int64], figures: EncodeFigures
     ) -> F32:
         """Compute the vectors of some tokenised texts together."""
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(np.diff(tokens.offsets)[rows], out=offsets[1:])
-        panel = Panel(
-            tokens.take(rows, tokens.ids), offsets,
-            None if tokens.types is None else tokens.take(rows, tokens.types),
-        )  # fmt: skip
+        panel = _gathered(tokens, rows)
         began = time.perf_counter()
         if self._adapter is not None and isinstance(self._transformer, Transformer):
             hidden = self._transformer.forward(panel, self._adapter)
         else:
             hidden = self._transformer.forward(panel)
         middle = time.perf_counter()
-        vectors = pool(hidden, offsets, self._settings)
+        vectors = pool(hidden, panel.offsets, self._settings)
         figures.computed(middle - began, time.perf_counter() - middle)
         return vectors
 
     def _check(self, tokens: TokenizedTexts, batch: _Batch, start: int) -> None:
         """Refuse long texts where the model is told to, and ids the model has no row for."""
-        long = np.flatnonzero(tokens.found > self.max_length)
-        if len(long) and self._settings.refuse_long:
-            text = int(long[0])
-            raise DataError(
-                f"text {batch.place(start + text)} has {tokens.found[text]} tokens or more, "
-                f"the model reads {self.max_length}",
-                "shorten or chunk the text, or set overflow = 'truncate'",
-            )
+        if tokens.found.max(initial=0) > self.max_length:
+            self._truncate(tokens, batch, start)
         highest = int(tokens.ids.max(initial=0))
         if highest >= self._spec.vocabulary:
             raise ModelFormatError(
@@ -301,8 +290,29 @@ class Encoder:
                 f"{self._spec.token_types}",
                 "tokenizer.json and config.json belong to different models",
             )
+
+    def _truncate(self, tokens: TokenizedTexts, batch: _Batch, start: int) -> None:
+        """Count the texts that were cut, or refuse them."""
+        long = np.flatnonzero(tokens.found > self.max_length)
+        if self._settings.refuse_long:
+            text = int(long[0])
+            raise DataError(
+                f"text {batch.place(start + text)} has {tokens.found[text]} tokens or more, "
+                f"the model reads {self.max_length}",
+                "shorten or chunk the text, or set overflow = 'truncate'",
+            )
         with self._count_lock:
             self.truncated += int(batch.repeats[start + long].sum())
+
+
+def _gathered(tokens: TokenizedTexts, rows: npt.NDArray[np.int64]) -> Panel:
+    """Return some texts one after another."""
+    if len(rows) == len(tokens.offsets) - 1 == 1:
+        return Panel(tokens.ids, tokens.offsets, tokens.types)
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum((tokens.offsets[1:] - tokens.offsets[:-1])[rows], out=offsets[1:])
+    types = None if tokens.types is None else tokens.take(rows, tokens.types)
+    return Panel(tokens.take(rows, tokens.ids), offsets, types)
 
 
 def _transformer(
@@ -368,5 +378,4 @@ def _threads(wanted: int | None) -> int:
     """Return how many threads to use: one where BLAS brings its own and cannot be told not to."""
     if not blas_threads.controllable():
         return 1
-    cores = os.cpu_count() or 1
-    return cores if wanted is None else max(1, min(int(wanted), cores))
+    return _CORES if wanted is None else max(1, min(int(wanted), _CORES))

@@ -49,6 +49,8 @@ def cut_panels(
     No panel exceeds ``limit`` tokens unless a single text does, and there are at least ``threads``
     panels of about equal size when there are that many texts.
     """
+    if len(lengths) == 1:
+        return [np.zeros(1, np.int64)]
     order = np.argsort(-lengths, kind="stable")
     total = int(lengths.sum())
     target = max(1, min(limit, -(-total // max(1, threads))))

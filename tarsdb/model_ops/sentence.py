@@ -219,7 +219,7 @@ def _pool(
         return hidden[offsets[1:] - 1]
     if mode == "max":
         return np.maximum.reduceat(hidden, offsets[:-1], axis=0)
-    lengths = np.diff(offsets).astype(np.float32)
+    lengths = (offsets[1:] - offsets[:-1]).astype(np.float32)
     sums = np.add.reduceat(hidden, offsets[:-1], axis=0)
     sums /= (lengths if mode == "mean" else np.sqrt(lengths))[:, None]
     return sums

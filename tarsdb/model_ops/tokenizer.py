@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,14 +77,12 @@ class TextTokenizer:
         for row, text in enumerate(prepared):
             if len(text) > self._enough and len(rows[row]) <= self.max_length + _CUT_MARGIN:
                 rows[row] = self._long_ids(text)
-        found = np.array([len(ids) for ids in rows], np.int64)
-        for row in np.flatnonzero(found > self.max_length).tolist():
-            ids = rows[row]
-            rows[row] = ids[: self.max_length - self._suffix] + ids[len(ids) - self._suffix :]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(np.minimum(found, self.max_length), out=offsets[1:])
-        packed = np.fromiter(chain(*rows), np.int32, int(offsets[-1]))
-        return TokenizedTexts(packed, offsets, found)
+        found = [len(ids) for ids in rows]
+        for row, count in enumerate(found):
+            if count > self.max_length:
+                ids = rows[row]
+                rows[row] = ids[: self.max_length - self._suffix] + ids[count - self._suffix :]
+        return _packed(rows, found)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> TokenizedTexts:
         """Tokenise pairs the way the model's template joins them, e.g. [CLS] a [SEP] b [SEP].
@@ -106,10 +104,7 @@ class TextTokenizer:
             joined = self._tokenizer.post_process(first, second)
             rows.append(joined.ids)
             types.append(joined.type_ids)
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(ids) for ids in rows], out=offsets[1:])
-        packed = [np.fromiter(chain(*lists), np.int32, int(offsets[-1])) for lists in (rows, types)]
-        return TokenizedTexts(packed[0], offsets, np.array(found, np.int64), packed[1])
+        return _packed(rows, found, types)
 
     def tokens(self, text: str) -> list[int]:
         """Return all token ids of a text, special tokens included, nothing cut."""
@@ -197,6 +192,18 @@ class TextTokenizer:
         while common < len(empty.ids) and empty.ids[common] == some.ids[common]:
             common += 1
         return len(empty.ids) - common
+
+
+def _packed(
+    rows: list[list[int]], found: list[int], types: list[list[int]] | None = None
+) -> TokenizedTexts:
+    offsets = list(accumulate(map(len, rows), initial=0))
+    ids, marks = (
+        None if lists is None else np.fromiter(chain.from_iterable(lists), np.int32, offsets[-1])
+        for lists in (rows, types)
+    )
+    assert ids is not None
+    return TokenizedTexts(ids, np.array(offsets, np.int64), np.array(found, np.int64), marks)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from tarsdb.kernels import gemm_reference
 from tarsdb.kernels import transformer_reference as reference
 from tarsdb.kernels.decoder_reference import rotate
 from tarsdb.kernels.forms import form_of
-from tarsdb.model_ops import proofs
+from tarsdb.model_ops import blas_threads, proofs
 from tarsdb.model_ops.architecture import EncoderSpec, tensor_shapes
 from tarsdb.model_ops.encoder_adapter import AdaptedProducts, EncoderAdapter
 from tarsdb.model_ops.encoder_rotary import Rotary
@@ -112,11 +112,13 @@ class Transformer:
         """Return the last layer's token vectors of a panel, float32 (n, hidden)."""
         if adapter is not None:
             products = AdaptedProducts(self._weights, adapter)
-            return forward(self._spec, self._weights, panel, products)
+            with blas_threads.single_threaded():
+                return forward(self._spec, self._weights, panel, products)
         kernel = None if self._form is None else kernels.current(self._kind)
         usable = kernel is not None and kernel.variant == self._form and is_proven(kernel)
         if kernel is None or self._model is None or not usable:
-            return forward(self._spec, self._weights, panel)
+            with blas_threads.single_threaded():
+                return forward(self._spec, self._weights, panel)
         memory = self._borrow(self._model, kernel.variant, len(panel.ids))
         try:
             return compiled_forward(kernel, self._model, self._spec, self._weights, panel, memory)
@@ -229,8 +231,10 @@ def _embed(weights: EncoderWeights, panel: Panel, hidden: F32, update: F32) -> N
 
 def _places(panel: Panel) -> I64:
     """Return the position of each token in its text."""
-    starts = np.repeat(panel.offsets[:-1], np.diff(panel.offsets))
-    return np.arange(len(panel.ids)) - starts
+    places = np.arange(len(panel.ids))
+    if len(panel.offsets) > 2:
+        places -= np.repeat(panel.offsets[:-1], panel.offsets[1:] - panel.offsets[:-1])
+    return places
 
 
 def _angles(spec: EncoderSpec, weights: EncoderWeights, panel: Panel) -> F32:
