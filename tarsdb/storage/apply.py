@@ -19,6 +19,7 @@ from tarsdb.storage import failpoints, garbage, keys, staging
 from tarsdb.storage.apply_rows import write_rows
 from tarsdb.storage.catalog import read_object, remove_object, write_object
 from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.fresh import FreshVersions
 from tarsdb.storage.index_parts import write_parts
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.own_runs import OwnRun, RunKeys
@@ -41,6 +42,8 @@ class CommitChange:
         Table id -> counters after the commit.
     shifts : dict
         Table id -> what to add to a provisional rowid.
+    fresh : dict
+        Table id -> what went to its delta, where that is worth keeping.
     """
 
     def __init__(self, writes: WriteSet, token: bytes | None) -> None:
@@ -48,6 +51,7 @@ class CommitChange:
         self._token = token
         self.counters: dict[int, TableCounters] = {}
         self.shifts: dict[int, int] = {}
+        self.fresh: dict[int, FreshVersions] = {}
         self._log: list[dict[str, Any]] = []
         self._before: dict[int, TableCounters] = {}
 
@@ -174,7 +178,7 @@ class CommitChange:
     def apply(self, txn: WriteTxn) -> None:
         """Write everything; ``txn.commit_number`` is the commit being made."""
         writes = self._writes
-        self.counters, self.shifts, self._log = {}, {}, []
+        self.counters, self.shifts, self._log, self.fresh = {}, {}, [], {}
         definitions = {d.id: d for d in writes.objects.values() if isinstance(d, TableDef)}
         for (kind, name), definition in writes.objects.items():
             self._apply_object(txn, kind, name, definition)
@@ -193,7 +197,9 @@ class CommitChange:
             self.shifts[table_id] = counters.next_rowid - keys.PROVISIONAL
             # entries first: many small values go in faster before large ones
             _write_index_entries(txn, table, own, self.shifts[table_id])
-            changed = write_rows(txn, table, own, counters, self.shifts[table_id])
+            changed, fresh = write_rows(txn, table, own, counters, self.shifts[table_id])
+            if fresh.is_small:
+                self.fresh[table_id] = fresh
             write_counters(txn, table_id, counters)
             self.counters[table_id] = counters
             self._log.append({"table": table.name, **changed})

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.schema import ColumnDef, TableDef
+from tarsdb.schema import TableDef
 from tarsdb.storage import keys, staging
 from tarsdb.storage.blocks import missing_value
 from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.fresh import FreshVersions
 from tarsdb.storage.own_rows import OwnBlock, OwnRows
 from tarsdb.storage.records import shape_of
 from tarsdb.storage.segments import publish
 from tarsdb.storage.transaction import WriteTxn
-from tarsdb.storage.values import ValueType, pack
+from tarsdb.storage.values import ValueType, pack_each
 
 MIN_SEGMENT_ROWS = 256
 MIN_SEGMENT_BYTES = 1 << 20
@@ -23,16 +24,22 @@ MIN_SEGMENT_BYTES = 1 << 20
 
 def write_rows(
     txn: WriteTxn, table: TableDef, own: OwnRows, counters: TableCounters, shift: int
-) -> dict[str, int]:
+) -> tuple[dict[str, int], FreshVersions]:
     """Write all versions of one table and bring its counters up to date.
 
     Returns
     -------
-    dict
+    log : dict
         Rows written and ended, for the commit log.
+    fresh : FreshVersions
+        What went to the delta.
     """
+    fresh = FreshVersions(counters.delta_generation, counters.last_commit, txn.commit_number)
+    rows = own.rows
+    if shift:
+        rows = {r + shift if r >= keys.PROVISIONAL else r: row for r, row in rows.items()}
     _write_tombstones(txn, table, own, counters)
-    _write_singles(txn, table, own.rows, counters, shift)
+    _write_singles(txn, table, rows, counters, fresh)
     published, written = 0, len(own.rows)
     bulk = [(block, block.rowids() + shift) for block in own.blocks]
     for run in own.runs:
@@ -42,13 +49,13 @@ def write_rows(
             bulk.append((block, run.rowids))
     for block, rowids in bulk:
         if live := block.live_count():
-            published += _write_block(txn, table, block, rowids, counters)
+            published += _write_block(txn, table, (block, rowids), counters, fresh)
             written += live
     counters.layout += 1 if published else 0
     counters.next_rowid += own.inserted
     counters.live_rows += own.live_change
     counters.last_commit = txn.commit_number
-    return {"written": written, "ended": len(own.hidden) + len(own.run_of)}
+    return {"written": written, "ended": len(own.hidden) + len(own.run_of)}, fresh
 
 
 def _write_tombstones(
@@ -78,46 +85,64 @@ def _write_singles(
     table: TableDef,
     rows: dict[int, dict[int, Any]],
     counters: TableCounters,
-    shift: int,
+    fresh: FreshVersions,
 ) -> None:
-    scalars, vectors = table.scalar_columns, table.vector_columns
-    shape, commit = shape_of(scalars), txn.commit_number
-    items: list[tuple[bytes, bytes]] = []
-    for rowid, row in rows.items():
-        final = rowid + shift if rowid >= keys.PROVISIONAL else rowid
-        record = shape.encode([row[c.id] if c.id in row else missing_value(c) for c in scalars])
-        items.append(_version(keys.delta_key(table.id, 0, commit, final), record, commit))
-        for column in vectors:
-            value = row.get(column.id)
-            if value is not None:
-                key = keys.delta_key(table.id, column.id, commit, final)
-                items.append(_version(key, _vector_bytes(value, column), commit))
-    if len(items) == 1:  # without a cursor
-        txn.put("delta", *items[0])
-    else:
-        txn.put_many("delta", items)
-    counters.delta_records += len(items)
-    counters.delta_bytes += sum(len(value) for _, value in items)
+    """Add versions of rows to the delta, by final rowid what is new of each by column id."""
+    if not rows:
+        return
+    scalars, rowids = table.scalar_columns, sorted(rows)
+    shape = shape_of(scalars)
+    records = [
+        shape.encode([row[c.id] if c.id in row else missing_value(c) for c in scalars])
+        for row in map(rows.__getitem__, rowids)
+    ]
+    _write_versions(txn, (table.id, 0), rowids, records, counters, fresh)
+    for column in table.vector_columns:
+        column_id, dtype = column.id, column.type.dtype
+        chosen = [rowid for rowid in rowids if rows[rowid].get(column_id) is not None]
+        vectors = [
+            np.ascontiguousarray(rows[rowid][column_id], dtype=dtype).tobytes() for rowid in chosen
+        ]
+        _write_versions(txn, (table.id, column_id), chosen, vectors, counters, fresh)
     counters.delta_rows += len(rows)
 
 
-def _vector_bytes(value: Any, column: ColumnDef) -> bytes:
-    return np.ascontiguousarray(value, dtype=column.type.dtype).tobytes()
-
-
-def _version(key: bytes, payload: bytes, commit: int) -> tuple[bytes, bytes]:
-    return key, pack(ValueType.DELTA, key, payload, 1, commit)
+def _write_versions(
+    txn: WriteTxn,
+    whose: tuple[int, int],
+    rowids: list[int],
+    payloads: list[bytes],
+    counters: TableCounters,
+    fresh: FreshVersions,
+) -> None:
+    """Add versions of one column group, given as table and group, to the delta."""
+    commit = txn.commit_number
+    found = [keys.delta_key(*whose, commit, rowid) for rowid in rowids]
+    values = pack_each(ValueType.DELTA, found, payloads, commit)
+    if len(found) == 1:  # without a cursor
+        txn.put("delta", found[0], values[0])
+    else:
+        txn.put_many("delta", list(zip(found, values, strict=True)))
+    counters.delta_records += len(found)
+    counters.delta_bytes += sum(map(len, values))
+    fresh.add(whose[1], rowids, payloads)
 
 
 def _write_block(
-    txn: WriteTxn, table: TableDef, block: OwnBlock, rowids: np.ndarray, counters: TableCounters
+    txn: WriteTxn,
+    table: TableDef,
+    rows: tuple[OwnBlock, np.ndarray],
+    counters: TableCounters,
+    fresh: FreshVersions,
 ) -> int:
-    """Publish one bulk block; returns the segments made. A small one goes to the delta."""
+    """Publish a block of rows with these rowids; returns the segments made, 0 for the delta."""
+    block, rowids = rows
     if block.columns is not None:
         columns = block.columns
         positions = None if block.dead is None else np.flatnonzero(~block.dead)
         if block.live_count() < MIN_SEGMENT_ROWS and block.nbytes < MIN_SEGMENT_BYTES:
-            _write_singles(txn, table, _block_rows(table, block, rowids, positions), counters, 0)
+            single = _block_rows(table, block, rowids, positions)
+            _write_singles(txn, table, single, counters, fresh)
             return 0
         if positions is not None:
             columns = {c: column.take(positions) for c, column in columns.items()}

@@ -55,10 +55,35 @@ class DeltaLog:
         """Return how many versions read so far commits up to this one created."""
         return int(np.searchsorted(self.created.prefix(self.count), commit, "right"))
 
-    def extend(self, txn: ReadTxn, commit: int, name: str, vector: ColumnDef | None) -> None:
-        """Read the versions of commits up to ``commit`` that are not here yet."""
+    def extend(
+        self,
+        txn: ReadTxn,
+        commit: int,
+        name: str,
+        vector: ColumnDef | None,
+        known: tuple[list[int], list[bytes]] | None = None,
+    ) -> None:
+        """Read the versions of commits up to ``commit`` that are not here yet.
+
+        ``known`` are all of them, rowids and payloads, where ``commit`` made them.
+        """
         if commit <= self.loaded:
             return
+        if known is None:
+            rowids, created, payloads = self._read(txn, name)
+        else:
+            rowids, payloads = known
+            created = [commit] * len(rowids)
+        if rowids:
+            self._decode(payloads, rowids, name, vector)
+            self._link(rowids)
+            self.created.extend(np.array(created, dtype=np.int64))
+            self.deleted.extend(np.full(len(rowids), ALIVE, dtype=np.int64))
+            self.rowids.extend(np.array(rowids, dtype=np.int64))
+        self.loaded = commit
+
+    def _read(self, txn: ReadTxn, name: str) -> tuple[list[int], list[int], list[bytes]]:
+        """Return row ids, creating commits and payloads of the versions not here yet."""
         rowids, created, payloads = [], [], []
         start, stop = keys.commits_after(self._table, self._group, self.loaded)
         # not by lists of entries: they would touch the pages of other groups behind the end
@@ -69,13 +94,7 @@ class DeltaLog:
             payloads.append(bytes(payload))
             rowids.append(rowid)
             created.append(made)
-        if rowids:
-            self._decode(payloads, rowids, name, vector)
-            self._link(rowids)
-            self.created.extend(np.array(created, dtype=np.int64))
-            self.deleted.extend(np.full(len(rowids), ALIVE, dtype=np.int64))
-            self.rowids.extend(np.array(rowids, dtype=np.int64))
-        self.loaded = commit
+        return rowids, created, payloads
 
     def _decode(
         self, payloads: list[bytes], rowids: list[int], name: str, vector: ColumnDef | None

@@ -58,6 +58,18 @@ def tomb_keys(
     return found
 
 
+_DELTA_DTYPE = np.dtype([("table", ">u4"), ("group", ">u4"), ("created", ">u8"), ("rowid", ">u8")])
+
+
+def delta_keys(table: int, group: int, created: np.ndarray, rowids: np.ndarray) -> list[bytes]:
+    """Return the ``delta`` keys of many versions."""
+    fields = np.empty(len(rowids), dtype=_DELTA_DTYPE)
+    fields["table"], fields["group"] = table, group
+    fields["created"], fields["rowid"] = created, rowids
+    found: list[bytes] = fields.view(f"V{_DELTA_DTYPE.itemsize}").tolist()
+    return found
+
+
 def read_rowid(value: bytes | memoryview) -> int:
     """Return the rowid of 8 bytes as an index entry stores them."""
     rowid: int = _U64.unpack(value)[0]

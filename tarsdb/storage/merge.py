@@ -28,6 +28,7 @@ from tarsdb.storage.catalog import CatalogView, current_table, load_objects
 from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.rewrite import Versions
 from tarsdb.storage.staging import SegmentLimits
+from tarsdb.storage.state import table_cache
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, unpack
@@ -93,7 +94,11 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
                 return 0
             if not moved and counters.delta_rows <= limit:
                 return 0
-            prepared = _prepare(txn, now, counters, nbytes)
+            prepared = None
+            if counters.delta_bytes <= nbytes:
+                prepared = _known(txn, env, now, counters)
+            if prepared is None:
+                prepared = _prepare(txn, now, counters, nbytes)
         failpoints.hit("merge.before_stage")
         frees_space = limit < 0  # asked for: the delta's pages are free afterwards
         work = functools.partial(_write, env=env, prepared=prepared)
@@ -105,6 +110,35 @@ def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
     while rewrite.within_space(step):
         pass
     return moved
+
+
+def _known(
+    txn: ReadTxn, env: Environment, table: TableDef, counters: TableCounters
+) -> _Prepared | None:
+    """Return the whole delta as this process has decoded it already; None where it has not."""
+    cache = table_cache(env.caches, table.id)
+    if not cache.has_read(counters.delta_generation):
+        return None
+    raw = txn.get("meta", keys.table_key(table.id))
+    state = cache.state(b"" if raw is None else bytes(raw), table.name)
+    prepared = _Prepared(table, counters.delta_generation, nbytes=counters.delta_bytes)
+    for column in (None, *table.vector_columns):
+        number = 0 if column is None else column.id
+        group = state.group(txn, number, column)
+        log, count = group.delta, group.count
+        if not count:
+            continue
+        rowids, created = log.rowids.prefix(count), log.created.prefix(count)
+        order = np.lexsort((created, rowids))
+        if column is None:
+            prepared.rows = count
+            columns = {c.id: log.column(c, count).take(order) for c in table.scalar_columns}
+        else:
+            columns = {column.id: Column(column.type, log.vectors(count)[order])}
+        prepared.versions[number] = Versions(rowids[order], created[order], columns)
+        prepared.doomed += keys.delta_keys(table.id, number, created, rowids)
+    # records of a column that was dropped are known to nobody
+    return prepared if len(prepared.doomed) == counters.delta_records else None
 
 
 def _prepare(txn: ReadTxn, table: TableDef, counters: TableCounters, nbytes: int) -> _Prepared:

@@ -118,8 +118,8 @@ class SegmentList:
         The others.
     """
 
-    __slots__ = ("_before", "_commits", "_done", "_index", "_places", "_rowids", "apart", "items",
-                 "lows", "overlapping", "ranges", "starts")  # fmt: skip
+    __slots__ = ("_before", "_commits", "_done", "_index", "_places", "_rowids", "_runs", "apart",
+                 "items", "lows", "overlapping", "ranges", "starts")  # fmt: skip
 
     def __init__(self, items: list[Segment], before: SegmentList | None = None) -> None:
         self.items = sorted(items, key=lambda segment: (segment.low, segment.id))
@@ -129,6 +129,7 @@ class SegmentList:
         chosen = {segment.id for segment in self.apart}
         self.overlapping = [segment for segment in self.items if segment.id not in chosen]
         self.ranges = _pairs([[s.low, s.high] for s in self.apart])
+        self._runs = np.array([_commit_of_run(s) for s in self.apart], dtype=np.int64)
         self._commits = _pairs([[s.created_low, s.created_high] for s in self.items])
         self._rowids = _pairs([[s.low, s.high] for s in self.items])
         self._index = {segment.id: at for at, segment in enumerate(self.items)}
@@ -254,6 +255,7 @@ class SegmentList:
         """Apply tombstones to the segments that hold rows and commits they name."""
         if chosen is None:
             tombs = self._mark_placed(tombs)
+            tombs = self._mark_runs(tombs)
         if not len(tombs):
             return
         by_commit, *commits = _slices(tombs, 2, self._commits, chosen)
@@ -286,6 +288,24 @@ class SegmentList:
         others: np.ndarray = tombs[~hit]
         return others
 
+    def _mark_runs(self, tombs: np.ndarray) -> np.ndarray:
+        """Apply tombstones of consecutive rows that one commit loaded; return the others."""
+        if not len(tombs) or not len(self.apart):
+            return tombs
+        at = self.ranges[0].searchsorted(tombs[:, 1], "right") - 1
+        hit = (at >= 0) & (tombs[:, 1] <= self.ranges[1][at]) & (tombs[:, 2] == self._runs[at])
+        rows = np.flatnonzero(hit)
+        if not len(rows):
+            return tombs
+        rows = rows[np.argsort(at[rows], kind="stable")]
+        found = at[rows]
+        positions, commits = tombs[rows, 1] - self.ranges[0][found], tombs[rows, 0]
+        bounds = np.flatnonzero(np.diff(found, prepend=-1, append=len(self.apart))).tolist()
+        for start, stop in pairwise(bounds):
+            self.apart[found[start]].end(positions[start:stop], commits[start:stop])
+        others: np.ndarray = tombs[~hit]
+        return others
+
     def _hand_on(self) -> None:
         """Note in the segments how far they are, for the list that comes next."""
         if self._done is not None:
@@ -301,6 +321,12 @@ def _slices(
     known = np.ascontiguousarray(ordered[:, field])
     low, high = bounds if chosen is None else bounds[:, chosen]
     return ordered, known.searchsorted(low, "left"), known.searchsorted(high, "right")
+
+
+def _commit_of_run(segment: Segment) -> int:
+    """Return the commit that made all rows of a segment with consecutive rowids; else -1."""
+    is_run = segment.base is not None and segment.created_low == segment.created_high
+    return segment.created_low if is_run else -1
 
 
 def _pairs(rows: list[list[int]]) -> np.ndarray:

@@ -28,6 +28,7 @@ from tarsdb.types import BIGINT, BOOLEAN, Physical
 # Values below this may share a page that moves; they are copied. LMDB puts a value into a shared
 # page when it is below half a page, and pages have at most 32 KiB.
 _INLINE = 1 << 14
+_FEW = 8  # rows that end one by one
 
 
 @dataclass(slots=True)
@@ -163,7 +164,7 @@ class Segment:
     """
 
     __slots__ = (
-        "_live", "_parsed", "base", "columns", "created_high", "created_low", "deleted",
+        "_ends", "_live", "_parsed", "base", "columns", "created_high", "created_low", "deleted",
         "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs",
         "verify",
     )  # fmt: skip
@@ -182,8 +183,9 @@ class Segment:
         self.deleted: np.ndarray | None = None
         self.tombs = (-1, 0)  # tombstone generation and how many of its log are in `deleted`
         self.verify = check
-        # `deleted`, the newest number in it, which rows none deleted
-        self._live: tuple[np.ndarray, int, np.ndarray | None] | None = None
+        self._ends = 0  # rises after each change of `deleted`
+        # `_ends`, the newest number in `deleted`, which rows none deleted
+        self._live: tuple[int, int, np.ndarray | None] | None = None
         self._parsed: dict[int, Column] = {}
         self.getters: dict[int, Callable[[int], Any]] = {}
 
@@ -279,18 +281,25 @@ class Segment:
         self.end(positions, commits)
 
     def end(self, positions: np.ndarray, commits: np.ndarray) -> None:
-        """Note the deleting commits of rows; int64 (n,) each."""
+        """Note the deleting commits of rows; int64 (n,) each. One thread at a time."""
         if not len(positions):
             return
-        before, known = self.deleted, self._live
-        # a copy, because another thread may be comparing the array right now
-        deleted = self._fresh_deleted() if before is None else before.copy()
-        deleted[positions] = np.minimum(deleted[positions], commits)
-        if before is None or (known is not None and known[0] is before):
+        before, known, ends = self.deleted, self._live, self._ends
+        # In place: whoever compares the array right now shows an older commit than these are, and
+        # to that a row is live before and after. What they make of it meanwhile is not kept.
+        deleted = self._fresh_deleted() if before is None else before
+        if len(positions) <= _FEW:
+            for position, commit in zip(positions.tolist(), commits.tolist(), strict=True):
+                if commit < deleted.item(position):
+                    deleted[position] = commit
+        else:
+            deleted[positions] = np.minimum(deleted[positions], commits)
+        self._ends = ends + 1
+        if before is None or (known is not None and known[0] == ends):
             newest, alive = (0, None) if before is None or known is None else known[1:]
             alive = np.ones(self.rows, dtype=np.bool_) if alive is None else alive.copy()
             alive[positions] = False
-            self._live = deleted, max(newest, int(commits.max())), alive
+            self._live = ends + 1, max(newest, *commits.tolist()), alive
         self.deleted = deleted
 
     def load_holes(self, txn: ReadTxn, name: str) -> None:
@@ -314,11 +323,11 @@ class Segment:
         deleted = self.deleted
         if deleted is None:
             return None
-        known = self._live
-        if known is None or known[0] is not deleted:
+        known, ends = self._live, self._ends
+        if known is None or known[0] != ends:
             alive = deleted == ALIVE
             newest = 0 if alive.all() else int(deleted[~alive].max())
-            known = self._live = (deleted, newest, None if alive.all() else alive)
+            known = self._live = (ends, newest, None if alive.all() else alive)
         if commit >= known[1]:
             return known[2]
         mask: np.ndarray = deleted > commit

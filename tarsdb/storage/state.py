@@ -22,6 +22,7 @@ from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import keys
 from tarsdb.storage.delta import DeltaLog
 from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.fresh import FreshVersions
 from tarsdb.storage.index_keys import KeyCodec
 from tarsdb.storage.places import SegmentList
 from tarsdb.storage.segments import Segment
@@ -264,6 +265,7 @@ class TableCache:
         self.states: OrderedDict[bytes, TableState] = OrderedDict()
         self._groups: dict[int, _GroupCache] = {}
         self._codecs: dict[int, KeyCodec] = {}
+        self.fresh: FreshVersions | None = None  # of the last commit of this process
         self.plans: tuple[TableDef, list[Any]] | None = None  # of `unique.index_plans`
 
     def state(self, raw: bytes, name: str) -> TableState:
@@ -285,6 +287,11 @@ class TableCache:
             self._codecs[index.id] = codec
         return codec
 
+    def has_read(self, generation: int) -> bool:
+        """Return whether this process has decoded rows of a delta."""
+        cache = self._groups.get(0)
+        return cache is not None and generation in cache.deltas
+
     def build_group(
         self, txn: ReadTxn, counters: TableCounters, group: int, column: ColumnDef | None, name: str
     ) -> GroupState:
@@ -303,7 +310,11 @@ class TableCache:
             commit = counters.last_commit
             try:
                 if counters.delta_records:
-                    delta.extend(txn, commit, name, column)
+                    known = None
+                    if self.fresh is not None:
+                        generation = counters.delta_generation
+                        known = self.fresh.after(group, generation, delta.loaded, commit)
+                    delta.extend(txn, commit, name, column, known)
                 if counters.tombstones:
                     tombs.extend(txn, commit)
                 segments.apply_tombstones(txn, name, tombs, counters.tomb_generation)

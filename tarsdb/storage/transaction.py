@@ -389,11 +389,13 @@ class WriteTxn(ReadTxn):
         """Store many values; small ones faster than `put` in a loop."""
         if not items:
             return
-        if self._large or max(len(value) for _, value in items) > _LARGE:
-            for key, value in items:
-                self.put(db, key, value)
-            return
         try:
+            if self._large or max(len(value) for _, value in items) > _LARGE:
+                put, database = self._put, self._databases[db]
+                for key, value in items:
+                    self._before_large_put(db, key, value)
+                    put(key, value, True, True, False, database)
+                return
             self._cursor(db).putmulti(items)
         except lmdb.Error as error:
             raise convert_write(error, self._env.path) from error

@@ -98,6 +98,22 @@ def pack(
     return b"".join((fields, seal, *payload))
 
 
+def pack_each(
+    value_type: int, keys: Sequence[bytes], payloads: Sequence[bytes], commit: int
+) -> list[bytes]:
+    """Put headers in front of many payloads of one row each: :func:`pack` of every one."""
+    values, known = [], dict[int, bytes]()
+    for key, payload in zip(keys, payloads, strict=True):
+        size = len(payload)
+        fields = known.get(size)
+        if fields is None:
+            fields = _FIELDS.pack(MAGIC, FORMAT_VERSION, value_type, size, 1, commit)
+            known[size] = fields
+        seal = _SEAL.pack(_digest(key, fields, (payload,), size), 0)
+        values.append(b"".join((fields, seal, payload)))
+    return values
+
+
 def unpack(
     value_type: int,
     key: bytes,

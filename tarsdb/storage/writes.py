@@ -26,6 +26,7 @@ from tarsdb.storage.keys import PROVISIONAL
 from tarsdb.storage.merge import after_commit, before_commit
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.spill import Spill
+from tarsdb.storage.state import table_cache
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.view import TableView
 
@@ -350,6 +351,8 @@ class WriteSet:
         self._change = change
         self._close_readers()
         self._lease = None
+        for table_id, fresh in change.fresh.items():
+            table_cache(self.env.caches, table_id).fresh = fresh
         after_commit(self.env, change.counters)
         return info
 
