@@ -33,7 +33,15 @@ from tarsdb.kernels.cpu.memory import (
     read_real,
     read_signed,
 )
-from tarsdb.kernels.cpu.sign_bits import bit_passing, cut, has_tables, number, rotate, tabulate
+from tarsdb.kernels.cpu.sign_bits import (
+    PLANES_OF_QUERY,
+    bit_passing,
+    cut,
+    number,
+    rotate,
+    tabulate,
+    way_of,
+)
 from tarsdb.kernels.cpu.sorted_list import insert_into, key_of, node_of, pack, start_list
 from tarsdb.kernels.cpu.tiles import float_dots, float_passing, improve, passing, tile_dots
 
@@ -145,7 +153,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         and ``best``, room for lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
     """
     number_of, several = VARIANTS.index(variant), SEVERAL[variant]
-    by_tables = int(variant == "vnni" and has_tables())
+    way = way_of(variant)
     one_dots = _plain_dots if variant == "plain" else _make_dots(number_of, 1)
     many_dots = one_dots if several == 1 else _make_dots(number_of, several)
 
@@ -215,7 +223,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             number(turned, padded, bytes_of, numbers, dots)
             if form == SETS:  # what counts is neither half the bits nor the centroid
                 put_real(numbers, 2, np.float32(0))
-            if by_tables:
+            if way != PLANES_OF_QUERY:
                 tabulate(bytes_of, padded >> 5, small)
             else:
                 cut(bytes_of, padded >> 5, small)
@@ -274,7 +282,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 for at in range(0, lines, 64):
                     prefetch(constants + constants_ahead + at)
                 if form >= BITS:
-                    bits = bit_passing(by_tables, line, constants, small, padded >> 5,
+                    bits = bit_passing(way, line, constants, small, padded >> 5,
                                        scratch + _NUMBERS, limit, scratch, ahead)  # fmt: skip
                 elif form == FLOATS:
                     float_dots(line, moved, width, dots)

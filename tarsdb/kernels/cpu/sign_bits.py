@@ -2,8 +2,8 @@
 
 RaBitQ (Gao & Long 2024) wants the sum of a rotated query's elements, cut to six bits, where a
 row's bits are set. The bits lie in tiles of 16 rows, 32 of a row beside those of the next. The sum
-is made of bit planes of the query, or, where a register is a table of bytes, by looking up four
-bits at a time; both are exact. The rotation is one of few additions. Arguments are addresses and
+is made of bit planes of the query, or, where bytes of a register can be looked up, four bits at a
+time; all are exact. The rotation is one of few additions. Arguments are addresses and
 counts. Knows no list and no index.
 """
 
@@ -35,25 +35,34 @@ _PARTS = range(0, 4 * BLOCK, 64)
 _FLOAT = ir.FloatType()
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _W16, _B64 = (ir.VectorType(kind, n) for kind, n in ((_FLOAT, 16), (_I32, 16), (_I8, 64)))
-_B16 = ir.VectorType(_I8, 16)
+_B16, _B32, _H16, _W8, _L4 = (
+    ir.VectorType(kind, n) for kind, n in ((_I8, 16), (_I8, 32), (_I16, 16), (_I32, 8), (_I64, 4))
+)
+PLANES_OF_QUERY, TABLES, WIDE_TABLES = range(3)
+"""Ways to sums: by bit planes, by tables of 16 bytes in 256-bit registers, of 64 in one of 512."""
+_CHUNK = 128
+_ORDER = [*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]
+_BY_PLACE = [[16 * lane + 4 * row + at for row in range(4)] for lane in (0, 1) for at in range(4)]
 
 
-def has_tables() -> bool:
-    """Return whether a 512-bit register can be a table of bytes here."""
-    return bool(llvm.get_host_cpu_features().get("avx512vbmi"))
+def way_of(variant: str) -> int:
+    """Return the fastest way to sums that a variant of kernels has on this processor."""
+    if variant == "vnni" and llvm.get_host_cpu_features().get("avx512vbmi"):
+        return WIDE_TABLES
+    return PLANES_OF_QUERY if variant == "plain" else TABLES
 
 
 @intrinsic(prefer_literal=True)
 def bit_passing(  # type: ignore[no-untyped-def]
-    typingctx, by_tables, tile, constants, query, lines, numbers, limit, keys, ahead
+    typingctx, way, tile, constants, query, lines, numbers, limit, keys, ahead
 ):
     """Write the keys of 16 rows of sign bits; return a bit for each that is at most ``limit``.
 
-    ``query`` is :func:`tabulate`'s or :func:`cut`'s, ``numbers`` float32 (4,): step and least
-    element of the rotated query, minus half the sum of its elements, and the key of the rows'
+    ``query`` is :func:`tabulate`'s, by bit planes :func:`cut`'s, ``numbers`` float32 (4,): step and
+    least element of the rotated query, minus half the sum of its elements, and the key of the rows'
     centroid. What lies ``ahead`` bytes behind the tile is asked for.
     """
-    common_bits = _by_tables if by_tables.literal_value else _by_planes
+    common_bits = (_by_planes, _by_tables, _by_wide_tables)[way.literal_value]
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         _, tile, constants, query, lines, numbers, limit, keys, ahead = args
@@ -67,7 +76,7 @@ def bit_passing(  # type: ignore[no-untyped-def]
         return b.zext(bits, _I64)
 
     kinds = [*[types.int64] * 5, types.float32, *[types.int64] * 2]
-    return types.int64(by_tables, *kinds), codegen
+    return types.int64(way, *kinds), codegen
 
 
 def _by_planes(b: Any, tile: Any, planes: Any, lines: Any, ahead: Any) -> Any:
@@ -91,7 +100,76 @@ def _by_planes(b: Any, tile: Any, planes: Any, lines: Any, ahead: Any) -> Any:
 
 
 def _by_tables(b: Any, tile: Any, tables: Any, lines: Any, ahead: Any) -> Any:
-    """Emit the same sums, four bits at a time looked up, as Andre et al. 2015 do in registers."""
+    """Emit the same sums, four bits at a time looked up, as Andre et al. 2015 do in registers.
+
+    Two bytes of each row are looked up at once, each in its half of a register. Sums of 16 bits
+    hold those of two rows: the later one's, in the upper half, are summed apart and taken away.
+    """
+    whole = cgutils.alloca_once_value(b, ir.Constant(_W16, None))
+    b.store(ir.Constant(_W16, None), whole)
+    pairs = [cgutils.alloca_once_value(b, ir.Constant(_H16, None)) for _ in range(2)]
+    later = [cgutils.alloca_once_value(b, ir.Constant(_H16, None)) for _ in range(2)]
+    eight = ir.Constant(_H16, [8] * 16)
+    chunks = b.lshr(b.add(lines, ir.Constant(_I64, _CHUNK - 1)), ir.Constant(_I64, 7))
+    with cgutils.for_range(b, chunks) as chunk:  # of as many lines as 16 bits have room for
+        for each in (*pairs, *later):
+            b.store(ir.Constant(_H16, None), each)
+        first = b.shl(chunk.index, ir.Constant(_I64, 7))
+        left, most = b.sub(lines, first), ir.Constant(_I64, _CHUNK)
+        taken = b.select(b.icmp_signed("<", left, most), left, most)
+        with cgutils.for_range(b, taken) as loop:
+            at = b.add(first, loop.index)
+            line = b.add(tile, b.shl(at, ir.Constant(_I64, 6)))
+            emit_prefetch(b, b.add(line, ahead))
+            table = b.add(tables, b.shl(at, ir.Constant(_I64, 7)))
+            for half, codes in enumerate(_two_bytes_of_each(b, line)):
+                for upper, places in enumerate(_nibbles(b, codes)):
+                    entries = load(b, table, _B32, 64 * upper + 32 * half)
+                    found = call(b, "llvm.x86.avx2.pshuf.b", _B32, entries, places)
+                    found = b.bitcast(found, _H16)
+                    b.store(b.add(b.load(pairs[half]), found), pairs[half])
+                    b.store(b.add(b.load(later[half]), b.lshr(found, eight)), later[half])
+        total = b.load(whole)
+        for pair, odd in zip(map(b.load, pairs), map(b.load, later), strict=True):
+            total = b.add(total, _by_row(b, b.sub(pair, b.shl(odd, eight)), odd))
+        b.store(total, whole)
+    return b.load(whole)
+
+
+def _two_bytes_of_each(b: Any, line: Any) -> list[Any]:
+    """Emit a line's bytes 0 and 1 of each of 16 rows, then 2 and 3, the rows as in ``_ORDER``."""
+    order = ir.Constant(ir.VectorType(_I32, 32), [at for four in _BY_PLACE for at in four])
+    rows = [load(b, line, _B32, at) for at in (0, 32)]
+    low, high = (b.bitcast(b.shuffle_vector(part, part, order), _W8) for part in rows)
+    found = []
+    for places in ([0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]):
+        four = b.bitcast(b.shuffle_vector(low, high, ir.Constant(_W8, places)), _L4)
+        apart = b.shuffle_vector(four, four, ir.Constant(ir.VectorType(_I32, 4), [0, 2, 1, 3]))
+        found.append(b.bitcast(apart, _B32))
+    return found
+
+
+def _nibbles(b: Any, codes: Any) -> tuple[Any, Any]:
+    low, words = ir.Constant(_B32, [15] * 32), b.bitcast(codes, _H16)
+    upper = b.bitcast(b.lshr(words, ir.Constant(_H16, [4] * 16)), _B32)
+    return b.and_(codes, low), b.and_(upper, low)
+
+
+def _by_row(b: Any, even: Any, odd: Any) -> Any:
+    """Emit the sums of both bytes, 32 bits each, of what ``_by_tables`` has of every second row."""
+    parts = []
+    for sums in (even, odd):
+        ends = (
+            b.shuffle_vector(sums, sums, ir.Constant(_W8, list(range(at, at + 8)))) for at in (0, 8)
+        )
+        first, second = (b.zext(end, _W8) for end in ends)
+        parts.append(b.add(first, second))
+    places = [8 * (_ORDER.index(row) % 2) + _ORDER.index(row) // 2 for row in range(16)]
+    return b.shuffle_vector(*parts, ir.Constant(_W16, places))
+
+
+def _by_wide_tables(b: Any, tile: Any, tables: Any, lines: Any, ahead: Any) -> Any:
+    """Emit the same, four bytes of each row looked up at once in a register of 64 entries."""
     zero, ones = ir.Constant(_W16, None), ir.Constant(_I32, 0x01010101)
     groups = ir.Constant(_B64, [16 * (at & 3) for at in range(64)])
     low = ir.Constant(_B64, [15] * 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,29 @@ import pytest
 
 pytest.importorskip("numba")
 
+import llvmlite.binding as llvm
 from numba import njit
 
 from tarsdb.index.ivf.build import _signs, rotation_matrix
 from tarsdb.kernels.cpu import sign_bits
 from tarsdb.kernels.native import address
 
-TABLES = pytest.mark.skipif(not sign_bits.has_tables(), reason="registers are no tables here")
+FEATURES = llvm.get_host_cpu_features()
+WAYS = [
+    pytest.param(way, id=name, marks=pytest.mark.skipif(absent, reason="not on this processor"))
+    for way, name, absent in (
+        (sign_bits.PLANES_OF_QUERY, "planes", False),
+        (sign_bits.TABLES, "tables", not FEATURES.get("avx2")),
+        (sign_bits.WIDE_TABLES, "wide tables", sign_bits.way_of("vnni") != sign_bits.WIDE_TABLES),
+    )
+]
 
 
-def _passing(by_tables: bool) -> Any:
-    """Return keys of a tile by one of the two ways, compiled."""
-    literal, write = int(by_tables), sign_bits.tabulate if by_tables else sign_bits.cut
+@functools.cache
+def _passing(way: int) -> Any:
+    """Return keys of a tile by one of the ways, compiled."""
+    literal = way
+    write = sign_bits.cut if way == sign_bits.PLANES_OF_QUERY else sign_bits.tabulate
 
     @njit
     def run(places, lines, limit):  # type: ignore[no-untyped-def]
@@ -72,14 +84,15 @@ def test_whole_numbers_of_a_query(width: int) -> None:
     assert out.max() <= 63
 
 
-@pytest.mark.parametrize("by_tables", [False, pytest.param(True, marks=TABLES)])
-@pytest.mark.parametrize("width", [64, 192, 384, 4096])
-def test_keys_are_those_of_the_formula(width: int, by_tables: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("large", [8, 10_000])
+@pytest.mark.parametrize("width", [64, 192, 384, 4096, 4160, 16_384])
+def test_keys_are_those_of_the_formula(width: int, large: int, way: int) -> None:
     rng = np.random.default_rng(width)
     bits = rng.integers(0, 2, (16, width)).astype(np.uint8)
-    bits[3], bits[4] = 1, 0
+    bits[3], bits[4], bits[14:] = 1, 0, 1
     small = rng.integers(0, 64, width).astype(np.uint8)
-    small[:8] = 63  # the largest sums
+    small[:large] = 63  # the largest sums
     constants = rng.standard_normal((3, 16)).astype(np.float32)
     numbers = rng.standard_normal(4).astype(np.float32)
     words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
@@ -88,7 +101,7 @@ def test_keys_are_those_of_the_formula(width: int, by_tables: bool) -> None:
     product = (numbers[0] * common + numbers[1] * constants[2]) + numbers[2]
     want = (constants[0] + numbers[3]) + constants[1] * product
     keys, room = np.empty(16, np.float32), np.empty(4 * width, np.uint8)
-    run, limit = _passing(by_tables), np.sort(want)[7]
+    run, limit = _passing(way), np.sort(want)[7]
 
     def passing() -> int:
         places = tuple(map(address, (tile, constants, small, room, numbers, keys)))
