@@ -358,10 +358,15 @@ def coded_blocks(
     return CodedBlocks(blocks, table, codes), unsettled
 
 
-def coded_rows(cache: CodeCache, positions: np.ndarray, flat: Vectors) -> CodedRows | None:
-    """Return the codes of a filter's rows, by the identity of ``positions``; None when not yet."""
+def coded_rows(
+    cache: CodeCache, positions: np.ndarray, flat: Vectors, least: int = MIN_CHOSEN
+) -> CodedRows | None:
+    """Return the codes of some rows, by the identity of ``positions``; None when not yet.
+
+    ``least`` is how many rows are worth it.
+    """
     rows = len(positions)
-    if not MIN_CHOSEN <= rows <= MAX_CHOSEN or not is_compact(flat.width):
+    if not least <= rows <= MAX_CHOSEN or not is_compact(flat.width):
         return None
     encoder = ready()
     if encoder is None:

@@ -201,11 +201,11 @@ class FlatIndex:
         rows = None if self._codes is None else self._codes.known(positions)
         return None if rows is None or scan is None else rows.nearest(scan, k)
 
-    def code(self, positions: np.ndarray) -> None:
-        """Code rows that are searched often, where that pays; :meth:`by_codes` finds them."""
+    def code(self, positions: np.ndarray, least: int = MIN_CHOSEN) -> None:
+        """Code rows that are searched often, if so many; :meth:`by_codes` finds them."""
         if self._codes is not None:
             for _ in range(2):  # the cache codes what it is asked for again
-                coded_rows(self._codes, positions, self)
+                coded_rows(self._codes, positions, self, least)
 
     def search_by(
         self,

@@ -298,13 +298,21 @@ class Nearest:
         ], np.int64)  # fmt: skip
         self.call = dispatch.entry(kernel), address(self._words), call_bytes(table.width, k)
 
+    @property
+    def within(self) -> tuple[int, int]:
+        """The call of one query of which k rows are known elsewhere: its entry, and its words."""
+        kernel = dispatch.get("coded_within")
+        assert kernel is not None
+        return dispatch.entry(kernel), self.call[1]
+
     def asked_often(self) -> None:
         """Do nothing: all is made."""
 
     @staticmethod
     def is_ready() -> bool:
         """Return whether its kernels are compiled."""
-        return None not in map(dispatch.get, ("coded_nearest", "code_queries", "sieve"))
+        needed = "coded_nearest", "coded_within", "code_queries", "sieve"
+        return None not in map(dispatch.get, needed)
 
     def search(self, query: np.ndarray) -> Found | None:
         """Return row ids and distances (1, k) for float32 (1, width); None: bounds cannot tell."""

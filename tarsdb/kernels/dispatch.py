@@ -21,7 +21,9 @@ AMX = "amx"
 """Of TARSDB_ISA: ``avx512`` and tile registers, which ``avx512`` itself leaves out."""
 LEVEL_VARIABLE = "TARSDB_ISA"
 KINDS = ("f32", "f16", "i8", "bit")
-CODED = ("encode", "code_queries", "sieve", "coded_nearest", "sieve_many")
+CODED = (
+    "encode", "code_queries", "sieve", "coded_nearest", "coded_within", "sieve_many",
+)  # fmt: skip
 """Kernels of int8 codes; a processor may lack the last."""
 QUANTIZED = ("rabitq", "fastscan")
 """Scans of quantised rows."""
@@ -216,6 +218,8 @@ def _coded(kind: str, chosen: str) -> Kernel | None:
         return disk_cache.compiled(coded_nearest.make_coded_nearest(), coded_nearest.SIGNATURE)
     features = llvm.get_host_cpu_features()
     has_vnni = chosen == "avx512" and features.get("avx512vnni")
+    if kind == "coded_within":
+        return disk_cache.compiled(coded_nearest.make_coded_within(), coded_nearest.SIGNATURE)
     if kind == "sieve":
         variant = coded.VNNI if has_vnni else coded.MADDUBS
         return disk_cache.compiled(coded.make_sieve(variant), coded.SIEVE_SIGNATURE)

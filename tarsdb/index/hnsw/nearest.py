@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tarsdb.index import coded, sieve
+from tarsdb.index import sieve
 from tarsdb.index.base import OFTEN, Found, Look
 from tarsdb.index.flat import HEAP_LIMIT, FlatIndex
 from tarsdb.index.hnsw.graph import Graph, list_and_room
@@ -17,6 +17,8 @@ from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.native import SCRATCH_ONE, address, scratch
 
 _CODED = 11  # the word of kernels/cpu/graph_nearest.py; a test compares
+CODED_ROWS = 64
+"""Fresh rows from which their codes are worth it: fewer than of a filter, as a limit is known."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
 
@@ -53,7 +55,7 @@ class Nearest:
             table.width, table.width * flat.query_dtype.itemsize, 4 * flat.elements, scan.metric,
             k, address(self._held[1]), len(fresh), 0, SCRATCH_ONE, listed, len(looks),
         ]  # fmt: skip
-        self._op, self._until_often = op, OFTEN if len(fresh) >= coded.MIN_CHOSEN else 0
+        self._op, self._until_often = op, OFTEN if len(fresh) >= CODED_ROWS else 0
         self._coded: list[tuple[np.ndarray, sieve.Nearest]] = []
         memory = sieve.call_bytes(table.width, k)
         for look in looks:
@@ -121,12 +123,12 @@ class Nearest:
     def asked_often(self) -> None:
         """Have the fresh rows compared by their codes first, where that pays."""
         fresh = self._held[1]
-        self._flat.code(fresh)
+        self._flat.code(fresh, CODED_ROWS)
         by_codes = self._flat.by_codes(fresh, self.k, self._op)
         if by_codes is None:
             self._until_often = OFTEN  # kernels are being compiled
         elif not self._coded:
-            words = np.array([*by_codes.call[:2], by_codes.k], np.int64)
+            words = np.array(by_codes.within, np.int64)
             self._coded.append((words, by_codes))  # all are kept: another thread may be here too
             self._words[_CODED] = address(words)  # a search under way sees all of it or nothing
 

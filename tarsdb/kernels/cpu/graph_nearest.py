@@ -3,7 +3,8 @@
 A graph names candidates by codes; the scan of the vectors' type compares them, and the fresh rows
 no graph has, where their vectors lie. The scan is called by its address, so every type of vector
 has the very distances of exact search. Small graphs are searched with a short list first, and with
-the whole list where they gave many of the nearest; fresh rows are compared once.
+the whole list where they gave many of the nearest; fresh rows are compared once, those with codes
+as far as they may be nearer than the k-th of the others.
 
 All arguments are addresses and counts; memory belongs to the caller.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from tarsdb.kernels.cpu.calls import call_at
@@ -27,9 +29,9 @@ from tarsdb.kernels.cpu.memory import put_long, put_real, read_long, read_real
 ) = range(15)  # fmt: skip
 """The words of a search: address of the scan, table of blocks and their number (see ``scan.py``),
 bytes and elements of a row, bytes of a query as stored and as float32 numbers, metric, rows wanted,
-address and number of the positions of fresh rows, address of the search of their codes (its entry,
-the address of its words, the rows it finds; 0: none), scratch memory of the scan, candidates of all
-parts at most, number of parts. Then of each part:"""
+address and number of the positions of fresh rows, address of the search of their codes (entry of
+``coded_within`` and the address of its words; 0: none), scratch memory of the scan, candidates of
+all parts at most, number of parts. Then of each part:"""
 GRAPH, SHORT, SHORT_ROOM, WHOLE, WHOLE_ROOM, ALLOWED, PLACES, TAKEN, PART = range(9)
 """its table, list size and room (see ``graph.py``) at first and where it matters, ``allowed``, the
 positions of its nodes, candidates to take of it; the number of these words."""
@@ -132,7 +134,8 @@ def make_nearest(search: Any) -> Any:
         places = counts + 8 * parts
         more = places + 8 * (read_long(words, LISTED) + read_long(words, FRESH_ROWS))
         farther = more + 8 * k
-        memory = farther + 4 * k
+        limit = farther + 4 * k
+        memory = limit + 8
         memory += -memory % 64
         for number in range(rows):
             slot = slots
@@ -143,13 +146,19 @@ def make_nearest(search: Any) -> Any:
                     return number
                 put_long(counts, part, taken)
                 slot += 8 * read_long(line, TAKEN)
-            fresh, coded, count = read_long(words, FRESH_ROWS), read_long(words, CODED), 0
-            if coded and call_at(read_long(coded, 0), (
-                read_long(coded, 1), queries, queries, 1, more, farther, memory,
-            )):  # fmt: skip
-                fresh, count = 0, read_long(coded, 2)
-            size = _compare(words, queries, slots, counts, fresh, places, ids, values, scratch)
-            if k > _merge(ids, values, size, k, more, farther, count):
+            fresh, coded = read_long(words, FRESH_ROWS), read_long(words, CODED)
+            size = _compare(words, queries, slots, counts, 0 if coded else fresh, places, ids,
+                            values, scratch)  # fmt: skip
+            if coded:
+                put_real(limit, 0, read_real(values, k - 1) if size == k else np.float32(np.inf))
+                count = call_at(read_long(coded, 0), (
+                    read_long(coded, 1), queries, queries, limit, more, farther, memory,
+                ))  # fmt: skip
+                if count < 0:  # bounds cannot tell
+                    size = _compare(words, queries, slots, counts, fresh, places, ids, values,
+                                    scratch)  # fmt: skip
+                size = _merge(ids, values, size, k, more, farther, count)
+            if size < k:
                 return number
             again, slot = 0, slots
             for part in range(parts):

@@ -11,7 +11,6 @@ import pytest
 import tarsdb
 from tarsdb.engine.search import index_build, vector_index
 from tarsdb.engine.search.index_methods import Hnsw
-from tarsdb.index import coded
 from tarsdb.index.base import Found
 from tarsdb.index.hnsw import nearest
 from tarsdb.index.hnsw.nearest import Nearest
@@ -55,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(vector_index, "_answer", both)
     monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
     monkeypatch.setattr(index_build, "TIER", 0)  # parts stay apart
-    monkeypatch.setattr(coded, "MIN_CHOSEN", 40)
+    monkeypatch.setattr(nearest, "CODED_ROWS", 40)
     return seen
 
 

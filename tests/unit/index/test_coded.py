@@ -516,3 +516,46 @@ def test_rows_of_a_filter_are_certified_and_forgotten_with_it(level: str) -> Non
     del positions
     gc.collect()
     assert cache.nbytes == empty
+
+
+@pytest.mark.parametrize("maker", KINDS, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("dim", [60, 64, 384])
+def test_rows_within_a_distance_are_found(
+    level: str, small_blocks: None, dim: int, op: str, maker: Maker
+) -> None:
+    """All of the k nearest that are no farther, to the last bit, those just as far among them."""
+    rng, k = np.random.default_rng(dim), 10
+    data = maker(rng, ROWS, dim).astype(np.float32)
+    queries = np.vstack([maker(rng, 6, dim), data[:2]]).astype(np.float32)
+    flat = FlatIndex(
+        [VectorBlock(np.arange(ROWS), data)], parse_type(f"VECTOR({dim})"), CodeCache()
+    )
+    positions = np.arange(0, ROWS, 3)
+    flat.code(positions, 64)
+    found = flat.by_codes(positions, k, op)
+    kernel = dispatch.get("coded_within")
+    assert found is not None
+    assert kernel is not None
+    _, words = found.within
+    memory, left, told = sieve.aligned(found.call[2]), 0, 0
+    for query in queries:
+        ids, distances = flat.search(query[np.newaxis], k, op, positions=positions)
+        right, apart = ids[0], distances[0]
+        for limit in (apart[0], apart[k // 2], apart[-1], np.nextafter(apart[0], -np.inf), np.inf):
+            given = np.array([limit], np.float32)
+            got, values = np.full(k, -1), np.full(k, np.nan, np.float32)
+            count = kernel(
+                words, address(query), address(query), address(given), address(got),
+                address(values), address(memory),
+            )  # fmt: skip
+            if count < 0:
+                continue
+            told += 1
+            wanted = int((apart <= limit).sum()) if np.isfinite(limit) else k
+            assert count >= wanted
+            left += k - count
+            np.testing.assert_array_equal(got[:wanted], right[:wanted])
+            assert values[:wanted].tobytes() == apart[:wanted].tobytes()
+    assert told or maker in (outlier, tiny, zeros)
+    assert left or maker is not random
