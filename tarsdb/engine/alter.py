@@ -14,6 +14,7 @@ from tarsdb.engine.tables import (
     refuse_reserved,
     refuse_reserved_column,
     refuse_view,
+    require_room,
     require_table,
     validate_expressions,
 )
@@ -49,12 +50,13 @@ def _add_column(context: Context, table: TableDef, plan: AlterTable) -> None:
         raise NotSupportedError(
             "ADD COLUMN cannot add a key", hint="add the column, then CREATE UNIQUE INDEX"
         )
-    column = define_column(table.next_column_id, spec)
+    require_room(table.name, len(table.columns) + 1)
+    column = define_column(_new_column_id(context), spec)
     column, backfill = _missing_value(context, table, column)
     changed = replace(
         table,
         columns=(*table.columns, column),
-        next_column_id=table.next_column_id + 1,
+        next_column_id=column.id + 1,
         checks=(*table.checks, *named_checks(table.name, (spec,), ())),
     )
     if column.not_null and column.missing is None and not backfill and context.view(table).count():
@@ -69,6 +71,14 @@ def _add_column(context: Context, table: TableDef, plan: AlterTable) -> None:
         _compute(context, changed, column, text)
     elif column.not_null and column.missing is None:
         context.require_writes().depend_on_rows(table, _CHANGED)  # it has none
+
+
+def _new_column_id(context: Context) -> int:
+    """Return a number that no column of any transaction had, one that was rolled back included.
+
+    What caches know of a column they know by its number.
+    """
+    return _FIRST_ADDED + context.require_writes().new_id()
 
 
 def _missing_value(context: Context, table: TableDef, column: ColumnDef) -> tuple[ColumnDef, bool]:
@@ -209,12 +219,12 @@ def _set_type(context: Context, table: TableDef, plan: AlterTable) -> None:
             f"cannot change the type of generated column {table.name}.{old.name}",
             hint="drop it and add it again",
         )
-    new = replace(old, id=table.next_column_id, type=parse_type(plan.spec.type), missing=None)
+    new = replace(old, id=_new_column_id(context), type=parse_type(plan.spec.type), missing=None)
     changed = _exchanged(context, table, old, new)
     check_identity(changed)
     _require_default(context, changed, new)
     beside = replace(new, name=_BESIDE, not_null=False, default=None, identity="")
-    both = replace(table, columns=(*table.columns, beside), next_column_id=table.next_column_id + 1)
+    both = replace(table, columns=(*table.columns, beside), next_column_id=new.id + 1)
     publish(context, both)
     name = quoted(old.name)
     of_vectors = old.type.is_vector and new.type.is_vector
@@ -246,7 +256,7 @@ def _exchanged(context: Context, table: TableDef, old: ColumnDef, new: ColumnDef
     return replace(
         table, columns=tuple(new if c.id == old.id else c for c in table.columns),
         primary_key=ids(table.primary_key), indexes=indexes,
-        next_column_id=table.next_column_id + 1,
+        next_column_id=new.id + 1,
     )  # fmt: skip
 
 
@@ -266,6 +276,7 @@ def _no_column(table: TableDef, plan: AlterTable) -> CatalogError:
     return CatalogError(f"table {table.name} has no column {plan.column!r}")
 
 
+_FIRST_ADDED = 1 << 20  # those of CREATE TABLE have numbers from 1 on
 _CHANGED = "its definition was changed"
 _BESIDE = "__new"  # no user's column can be called that
 _ACTIONS = {

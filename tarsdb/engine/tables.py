@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from tarsdb.sql.plan import (
 from tarsdb.types import parse_type
 
 DONE = Result()
+MOST_COLUMNS = 32_767
 _INTERNAL = re.compile(r"__(r\d+|v\d+|no|rowid|distance|batch|new|old)")
 
 
@@ -76,9 +78,10 @@ def _specs_of(answer: Result, given: tuple[ColumnSpec, ...]) -> tuple[ColumnSpec
 def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, ...]) -> TableDef:
     writes = context.require_writes()
     refuse_reserved(plan.name)
-    names = [spec.name.lower() for spec in specs]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None or not names:
+    counted = Counter(spec.name.lower() for spec in specs)
+    require_room(plan.name, len(specs))
+    doubled = next((name for name, count in counted.items() if count > 1), None)
+    if doubled is not None or not counted:
         raise CatalogError(
             f"table {plan.name}: column {doubled!r} is named twice"
             if doubled
@@ -107,6 +110,12 @@ def _define_table(context: Context, plan: CreateTable, specs: tuple[ColumnSpec, 
     check_identity(table)
     validate_expressions(context, table)
     return table
+
+
+def require_room(table: str, columns: int) -> None:
+    """Raise CatalogError for more columns than a table can have."""
+    if columns > MOST_COLUMNS:
+        raise CatalogError(f"table {table}: {columns} columns, the most is {MOST_COLUMNS}")
 
 
 def define_column(column_id: int, spec: ColumnSpec) -> ColumnDef:

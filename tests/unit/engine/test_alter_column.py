@@ -262,3 +262,15 @@ def test_many_rows(db: tarsdb.Connection) -> None:
     total = int(ids.sum()) + 21
     assert answer(db, "SELECT sum(a) FROM t") == [(total,)]
     assert answer(db, "SELECT id FROM t WHERE a = 15000") == [(15_000,)]
+
+
+def test_a_table_has_room_for_so_many_columns(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ", ".join(f"c{i} INT" for i in range(32_768))
+    with pytest.raises(CatalogError, match="wide: 32768 columns, the most is 32767"):
+        db.execute(f"CREATE TABLE wide ({many})")
+    monkeypatch.setattr("tarsdb.engine.tables.MOST_COLUMNS", 5)
+    db.execute("ALTER TABLE t ADD COLUMN fifth INT")
+    with pytest.raises(CatalogError, match="t: 6 columns, the most is 5"):
+        db.execute("ALTER TABLE t ADD COLUMN sixth INT")
