@@ -12,6 +12,6 @@ for name in geometric_mean json_field; do
   python -m ziglang build-exe $name.zig -target wasm32-freestanding -O ReleaseSmall -fno-entry \
     -rdynamic --stack 65536 -femit-bin=$name.wasm
 done
-npx --package assemblyscript asc geo_filter.ts -o geo_filter.wasm --runtime stub --noAssert -O3
+npx --yes --package assemblyscript asc geo_filter.ts -o geo_filter.wasm --runtime stub --noAssert -O3
 rustc --target wasm32-unknown-unknown --crate-type cdylib --edition 2021 -O -C panic=abort \
   -C strip=symbols -C link-arg=-zstack-size=65536 -o reranker.wasm reranker.rs

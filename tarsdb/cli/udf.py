@@ -22,7 +22,7 @@ python -m ziglang build-exe NAME.zig -target wasm32-freestanding -O ReleaseSmall
   -rdynamic --stack 65536 -femit-bin=NAME.wasm
 """
 _AS = """\
-npx --package assemblyscript asc NAME.ts -o NAME.wasm --runtime stub --noAssert -O3
+npx --yes --package assemblyscript asc NAME.ts -o NAME.wasm --runtime stub --noAssert -O3
 """
 _RUST = """\
 rustc --target wasm32-unknown-unknown --crate-type cdylib --edition 2021 -O -C panic=abort \\

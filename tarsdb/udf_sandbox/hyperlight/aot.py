@@ -25,6 +25,7 @@ from importlib import resources
 
 from tarsdb.errors import InterruptError, UdfBackendError, UdfValidationError
 from tarsdb.udf_sandbox.stopping import stop_asked
+from tarsdb.udf_sandbox.worker import confinement
 
 COMPILER_VERSION = "36.0.0"
 LIBRARY_SHA256 = "203ac7c7fcb61ea3030283fc297d66f302e83878c86533db5905e71a582793b4"
@@ -36,6 +37,7 @@ CPU_SECONDS = 20
 TICK_S = 0.05
 
 _CHILD = pathlib.Path(__file__).with_name("compiler_child.py")
+_CONFINEMENT = str(pathlib.Path(confinement.__file__))
 _LIBRARY = pathlib.Path("wasmtime", "linux-x86_64", "_libwasmtime.so")
 _RECORD_SECTION = b".wasmtime.engine"
 _checked: set[tuple[str, int, int]] = set()
@@ -107,7 +109,7 @@ def compile_component(component: bytes, name: str) -> bytes:
     InterruptError
         The statement was asked to stop; the child is killed.
     """
-    command = [sys.executable, "-I", "-S", str(_CHILD), str(compiler_library()),
+    command = [sys.executable, "-I", "-S", str(_CHILD), str(compiler_library()), _CONFINEMENT,
                str(MEMORY_BYTES), str(CPU_SECONDS)]  # fmt: skip
     exit_code, made, errors = _run(command, component, name)
     if exit_code:
