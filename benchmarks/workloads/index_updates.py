@@ -6,7 +6,8 @@ durable transactions of 100 rows for as long as ``--seconds`` says, scalars in t
 ``OPTIMIZE`` runs in another thread, and after deletes, always with the list size that reached the
 target recall at first. What churn and deletes lose is counted from the first rows (``fresh``);
 beside it stands what is lost after that ``OPTIMIZE`` (``optimised``): updated vectors lie near
-others, where neighbours are harder to tell apart.
+others, where neighbours are harder to tell apart. ``by_target`` is the same with the effort that
+the index chooses for the target recall, measured whenever a part of it is built.
 Writes ``results/index_updates.LEVEL.json``.
 """
 
@@ -113,6 +114,7 @@ def run(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     table = Table(data, folder, given.source)
     size = _tune(table, queries)
     record: dict[str, Any] = {"ef_search": size, "recall": {"fresh": table.recall(queries)}}
+    record["by_target"] = {"fresh": _by_target(table, queries, size)}
     record["idle"] = _searched(table, queries)
     print(f"  idle: {record['idle']}", flush=True)
     record["vector_updates"] = _updates(table, given.seconds)
@@ -120,10 +122,12 @@ def run(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     record["churn"] = _churn(table, queries)
     record["churn_over_idle"] = record["churn"]["cpu_us"] / record["idle"]["cpu_us"]
     record["recall"]["churn"] = table.recall(queries)
+    record["by_target"]["churn"] = _by_target(table, queries, size)
     record["scalar_updates"] = _scalars(table, given.seconds / 4)
     record["merge"] = _during_merge(table, queries, size)
     record["recall"]["optimised"] = table.recall(queries)
-    for name in ("churn", "scalar_updates", "merge"):
+    record["by_target"]["optimised"] = _by_target(table, queries, size)
+    for name in ("churn", "scalar_updates", "merge", "by_target"):
         print(f"  {name}: {record[name]}", flush=True)
     for share in DELETED:
         table.delete_until(share)
@@ -157,6 +161,15 @@ def _searched(table: Table, queries: np.ndarray, repeats: int = 5) -> dict[str, 
             wall.append(time.perf_counter() - start)
         cpu.append((time.thread_time() - began) / len(queries))
     return {"cpu_us": 1e6 * statistics.median(cpu), "p50_us": 1e6 * statistics.median(wall)}
+
+
+def _by_target(table: Table, queries: np.ndarray, size: int) -> dict[str, float]:
+    """Return recall and CPU microseconds of a query with the effort chosen for the target."""
+    table.db.execute("SET ef_search = 0")
+    table.db.execute(f"SET target_recall = {TARGET}")
+    found = {"recall": table.recall(queries), "cpu_us": _searched(table, queries)["cpu_us"]}
+    table.store.tune(size)
+    return found
 
 
 def _updates(table: Table, seconds: float) -> dict[str, float]:
