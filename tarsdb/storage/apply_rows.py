@@ -62,15 +62,13 @@ def _write_tombstones(
     txn: WriteTxn, table: TableDef, own: OwnRows, counters: TableCounters
 ) -> None:
     commit = txn.commit_number
-    items = [
-        (keys.tomb_key(table.id, group, commit, rowid, created), b"")
+    ended = [
+        keys.tomb_key(table.id, group, commit, rowid, created)
         for rowid, groups in own.hidden.items()
         for group, created in groups.items()
     ]
-    if items:
-        items.sort()
-        txn.put_many("tombs", items)
-        counters.tombstones += len(items)
+    txn.put_pairs("tombs", ended, [b""] * len(ended))
+    counters.tombstones += len(ended)
     for run in own.runs:
         kept = own.kept(run)
         for group, created in run.ended.items():
@@ -119,10 +117,7 @@ def _write_versions(
     commit = txn.commit_number
     found = [keys.delta_key(*whose, commit, rowid) for rowid in rowids]
     values = pack_each(ValueType.DELTA, found, payloads, commit)
-    if len(found) == 1:  # without a cursor
-        txn.put("delta", found[0], values[0])
-    else:
-        txn.put_many("delta", list(zip(found, values, strict=True)))
+    txn.put_pairs("delta", found, values)
     counters.delta_records += len(found)
     counters.delta_bytes += sum(map(len, values))
     fresh.add(whose[1], rowids, payloads)

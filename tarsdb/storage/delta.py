@@ -108,7 +108,8 @@ class DeltaLog:
                 self._rows.append((shape.index, values))
             return
         size = vector.type.width * vector.type.dtype.itemsize
-        for payload, rowid in zip(payloads, rowids, strict=True):
+        sizes = set(map(len, payloads))
+        for payload, rowid in zip(payloads, rowids, strict=True) if sizes != {size} else ():
             if len(payload) != size:
                 raise CorruptionError(
                     f"table {name}, column {vector.name}, row {rowid}: "

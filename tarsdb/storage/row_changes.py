@@ -230,7 +230,8 @@ def _set_vectors(
         else:
             in_base.append((rowid, value))
     hits = group.find_each(view.txn, [rowid for rowid, _ in in_base])
-    for (rowid, value), (segment, position) in zip(in_base, hits, strict=True):
+    made = group.created_each(view.txn, hits)
+    for (rowid, value), (segment, position), created in zip(in_base, hits, made, strict=True):
         if position >= 0:
             if segment is None:
                 before = group.delta.vectors(group.count)[position]
@@ -238,7 +239,6 @@ def _set_vectors(
                 before = segment.column(view.txn, column, group.name).values[position]
             if value is not None and _is_same(before, value):
                 continue
-            created = group.created_one(view.txn, segment, position)
             own.hidden[rowid] = {**own.hidden[rowid], column.id: created}
         elif value is None:
             continue
@@ -246,7 +246,10 @@ def _set_vectors(
 
 
 def _is_same(before: np.ndarray, value: Any) -> bool:
-    return before.tobytes() == np.ascontiguousarray(value, dtype=before.dtype).tobytes()
+    given = np.ascontiguousarray(value, dtype=before.dtype)
+    if before[:1].tobytes() != given[:1].tobytes():  # mostly
+        return False
+    return before.tobytes() == given.tobytes()
 
 
 def delete(own: OwnRows, view: TableView, rowids: np.ndarray) -> int:
@@ -316,7 +319,7 @@ def _hide_base(
             raise not_live(view)
         live = [at for at, (_, position) in enumerate(hits) if position >= 0]
         fresh, hits = [fresh[at] for at in live], [hits[at] for at in live]
-    versions = [{0: group.created_one(view.txn, *hit)} for hit in hits]
+    versions = [{0: created} for created in group.created_each(view.txn, hits)]
     for column in view.table.vector_columns if whole else ():
         _add_versions(view, column, fresh, versions)
     keyed = {column_id for plan in plans for column_id in plan.index.column_ids}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,16 @@ class GroupState:
             return int(self.delta.created.data[position])
         created = segment.created(txn, self.name)
         return created if isinstance(created, int) else int(created[position])
+
+    def created_each(self, txn: ReadTxn, places: Sequence[tuple[Segment | None, int]]) -> list[int]:
+        """Return :meth:`created_one` of each place."""
+        found = []
+        for segment, position in places:
+            if segment is not None and segment.created_low == segment.created_high:
+                found.append(segment.created_low)  # without a call
+            else:
+                found.append(self.created_one(txn, segment, position))
+        return found
 
     def delta_live(self) -> np.ndarray | None:
         """Return the live mask of the delta prefix, or None when all are live."""

@@ -371,7 +371,7 @@ class WriteTxn(ReadTxn):
             self._large.add(entry)
 
     def put_pairs(self, db: str, found: list[bytes], values: list[bytes]) -> None:
-        """Store many small values under keys that hold no large one, in key order."""
+        """Store many values in key order; small ones faster than `put` in a loop."""
         if len(found) < 2:  # without a cursor
             for key, value in zip(found, values, strict=True):
                 self.put(db, key, value)
@@ -381,22 +381,13 @@ class WriteTxn(ReadTxn):
             chosen = operator.itemgetter(*order)
             found, values = chosen(found), chosen(values)
         try:
-            self._cursor(db).putmulti(zip(found, values, strict=True))
-        except lmdb.Error as error:
-            raise convert_write(error, self._env.path) from error
-
-    def put_many(self, db: str, items: list[tuple[bytes, bytes]]) -> None:
-        """Store many values; small ones faster than `put` in a loop."""
-        if not items:
-            return
-        try:
-            if self._large or max(len(value) for _, value in items) > _LARGE:
+            if self._large or max(map(len, values)) > _LARGE:
                 put, database = self._put, self._databases[db]
-                for key, value in items:
+                for key, value in zip(found, values, strict=True):
                     self._before_large_put(db, key, value)
                     put(key, value, True, True, False, database)
                 return
-            self._cursor(db).putmulti(items)
+            self._cursor(db).putmulti(zip(found, values, strict=True))
         except lmdb.Error as error:
             raise convert_write(error, self._env.path) from error
 

@@ -34,7 +34,7 @@ def test_range_and_last_equal_a_sorted_dictionary(
     def fill(txn: WriteTxn) -> None:
         for key, _ in list(txn.range("delta", b"", None)):
             txn.delete("delta", key)
-        txn.put_many("delta", list(data.items()))
+        txn.put_pairs("delta", list(data), list(data.values()))
 
     env.stage(fill)
     inside = [(k, v) for k, v in sorted(data.items()) if start <= k < stop]
@@ -89,7 +89,7 @@ def test_any_order_is_accepted(env: Environment) -> None:
     def work(txn: WriteTxn) -> None:
         for key in (b"b", b"a", b"c"):
             txn.put("delta", key, key, append=True)
-        txn.put_many("delta", [(b"x1", b"1"), (b"x0", b"0"), (b"x2", b"2")])
+        txn.put_pairs("delta", [b"x1", b"x0", b"x2"], [b"1", b"0", b"2"])
         txn.put_pairs("index", [b"y1", b"y0", b"y0"], [b"1" * 8, b"0" * 8, b"3" * 8])
 
     env.stage(work)
@@ -109,7 +109,7 @@ def test_shrinking_a_value_leaves_a_file_that_verifies(env: Environment) -> None
     def work(txn: WriteTxn) -> None:
         for size in (20000, 900, 70000, 5000, 20):
             txn.put("blocks", b"k", bytes(size))
-            txn.put_many("blocks", [(b"m", bytes(size))])
+            txn.put_pairs("blocks", [b"m", b"l"], [bytes(size), b""])
 
     env.stage(work)
     assert verify.find_problems(env.path, None) == ([], True)
