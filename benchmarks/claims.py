@@ -102,6 +102,8 @@ CLAIMS = (
           "where fdatasync takes 1 ms or more"),
     Claim("one_row_changes", "UPDATE of one row by its key in a transaction, CPU us", "<= 100",
           path("figures", "update", "transaction", "cpu_us")),
+    Claim("small_queries", "small statements, median of times as long (CPU)", "<= 4",
+          path("median_times_of_sqlite"), "sqlite3 module"),
     Claim("concurrent_embed", "8 threads and 3 processes, lock errors", "== 0",
           path("lock_errors")),
     Claim("concurrent_embed", "point write beside them, p99 ms", "<= 100",
