@@ -194,11 +194,16 @@ class TableView:
         columns = [self.table.column_by_id(column_id) for column_id in column_ids]
         own = self._own()
         hidden = None if own is None else own.hidden_rowids()
-        group = self.scalars()
+        group, txn = self.scalars(), self.txn
+        name, no_vectors = group.name, not any(column.type.is_vector for column in columns)
         for segment in group.segments:
-            rowids = segment.rowids(self.txn, group.name)
-            live = _without(rowids, segment.live(group.commit), hidden)
-            if live is None or live.any():
+            rowids = segment.rowids(txn, name)
+            live = segment.live(group.commit)
+            if hidden is not None:
+                live = _without(rowids, live, hidden)
+            if live is None and no_vectors:  # most segments of most tables
+                yield Chunk(rowids, [segment.column(txn, column, name) for column in columns])
+            elif live is None or live.any():
                 scalars = {
                     c.id: segment.column(self.txn, c, group.name)
                     for c in columns

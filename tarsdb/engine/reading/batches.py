@@ -110,8 +110,14 @@ def _sized(chunks: Iterable[Chunk], most: int, first: int | None) -> Iterator[li
     rows, size = 0, most if first is None else first
     for chunk in chunks:
         start, total = 0, len(chunk.rowids)
+        if first is None:
+            waiting.append(chunk)
+            rows, start = rows + total, total
+            if rows >= size:
+                yield waiting
+                waiting, rows = [], 0
         while start < total:
-            stop = total if first is None else min(start + size - rows, total)
+            stop = min(start + size - rows, total)
             waiting.append(_part(chunk, start, stop))
             rows += stop - start
             start = stop
