@@ -27,7 +27,7 @@ COMPILER = BUILD / "wasmtime-36.0.0"
 OUT = BUILD / "out"
 CACHE = BUILD / "cache"
 """Native code, so that a later run need not compile what did not change."""
-SECONDS = 1_200
+SECONDS = 2_400
 MEMORY_MIB = 3_072
 MODULES = (  # in the order of their needs
     "drivers/virtio/virtio_ring", "drivers/virtio/virtio", "drivers/virtio/virtio_pci_legacy_dev",

@@ -13,6 +13,7 @@ would run inside the virtual machine only.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -20,6 +21,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import resources
 
@@ -122,17 +124,23 @@ def compile_component(component: bytes, name: str) -> bytes:
 
 
 def _run(command: list[str], component: bytes, name: str) -> tuple[int, bytes, bytes]:
-    """Return exit status, output and messages of the compiler, killed when it is not to go on."""
+    """Return exit status, output and messages of the compiler, killed when it is not to go on.
+
+    It reads a file: of more than a pipe holds, ``communicate`` sends nothing after its first tick.
+    """
     pipe, end = subprocess.PIPE, time.monotonic() + 10 * CPU_SECONDS
-    given: bytes | None = component
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as child:
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(tempfile.TemporaryFile())
+        given.write(component)
+        given.seek(0)
+        child = stack.enter_context(
+            subprocess.Popen(command, stdin=given, stdout=pipe, stderr=pipe, env={})
+        )
         try:
             while True:
-                try:
-                    made, errors = child.communicate(given, timeout=TICK_S)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    made, errors = child.communicate(timeout=TICK_S)
                     return child.returncode, made, errors
-                except subprocess.TimeoutExpired:
-                    given = None  # it is being sent
                 if stop_asked():
                     raise InterruptError(f"function {name} was being compiled when interrupted")
                 if time.monotonic() >= end:

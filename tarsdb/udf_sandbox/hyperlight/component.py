@@ -2,10 +2,10 @@
 
 The guest accepts one kind of program: a component exporting ``hyperlight:sandbox/executor``,
 whose ``run`` takes a string and returns one. A module of our columnar ABI becomes such a
-component unchanged: beside it stands a generated adapter that decodes a request, copies the
-batch into the module's memory, calls the export and sends the output back. A bare scalar export
-first gets a generated loop that speaks the columnar ABI. Functions of several exports get an
-adapter that writes what it is told into the module's memory and calls one of them.
+component, its code unchanged: beside it stands a generated adapter that decodes a request, copies
+the batch into the module's memory, calls the export and sends the output back. A bare scalar
+export first gets a generated loop that speaks the columnar ABI. Functions of several exports get
+an adapter that writes what it is told into the module's memory and calls one of them.
 
 Knows ``messages`` and the formats of WebAssembly; compiles and runs nothing.
 """
@@ -29,11 +29,11 @@ from tarsdb.udf_sandbox.hyperlight.messages import (
     WRITE,
 )
 from tarsdb.udf_sandbox.modules.module import scalar_type
-from tarsdb.udf_sandbox.modules.sections import FuncType
+from tarsdb.udf_sandbox.modules.sections import MAX_TABLE_ELEMENTS, FuncType
 
 _RAW, _TEXT, _INPUT = 1_024, 24_576, 65_536  # places in the adapter's own memory
 _CORE_MODULE_SECTION = 1  # of a component
-_MEMORY_SECTION = 5  # of a core module
+_TABLE_SECTION, _MEMORY_SECTION = 4, 5  # of a core module
 _PREAMBLE_BYTES = 8
 _DESCRIPTOR = CALL_REPLY.fields["descriptor"][1]  # type: ignore[index]  # a structured dtype
 _HEADER = CALL_REQUEST.itemsize
@@ -124,27 +124,41 @@ def splice(binary: bytes, module: bytes) -> bytes:
 
 
 def capped(module: bytes, pages: int) -> bytes:
-    """Return a module whose memory cannot grow beyond a number of pages: growth gives -1.
+    """Return a module whose memory and tables cannot grow beyond their caps: growth gives -1.
 
     Parameters
     ----------
     module : bytes
-        Validated, with at most one memory, of 32-bit addresses and not shared.
+        Validated, with memories and tables of 32-bit addresses that are not shared.
     pages : int
         Of 64 KiB; at least what the memory starts with.
     """
-    at = _PREAMBLE_BYTES
+    out, at = bytearray(module[:_PREAMBLE_BYTES]), _PREAMBLE_BYTES
     while at < len(module):
+        section = module[at]
         size, start = _leb(module, at + 1)
-        if module[at] == _MEMORY_SECTION and module[start] == 1:
-            limited = module[start + 1]
-            least, end = _leb(module, start + 2)
-            most = min(pages, _leb(module, end)[0]) if limited else pages
-            body = bytes([1, 1]) + _leb_bytes(least) + _leb_bytes(most)
-            head = bytes([_MEMORY_SECTION]) + _leb_bytes(len(body))
-            return module[:at] + head + body + module[start + size :]
         at = start + size
-    return module
+        body = module[start:at]
+        if section == _MEMORY_SECTION:
+            body = _with_most(body, pages, 0)
+        elif section == _TABLE_SECTION:
+            body = _with_most(body, MAX_TABLE_ELEMENTS, 1)
+        out += bytes([section]) + _leb_bytes(len(body)) + body
+    return bytes(out)
+
+
+def _with_most(section: bytes, most: int, type_bytes: int) -> bytes:
+    """Return a section of memories, or of tables with their type before the limits, with maxima."""
+    count, at = _leb(section, 0)
+    parts = [_leb_bytes(count)]
+    for _ in range(count):
+        kind, has_most = section[at : at + type_bytes], section[at + type_bytes]
+        least, at = _leb(section, at + type_bytes + 1)
+        named = most
+        if has_most:
+            named, at = _leb(section, at)
+        parts.append(kind + b"\x01" + _leb_bytes(least) + _leb_bytes(min(most, named)))
+    return b"".join(parts)
 
 
 def _leb(data: bytes, at: int) -> tuple[int, int]:

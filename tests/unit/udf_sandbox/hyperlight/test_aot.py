@@ -70,6 +70,8 @@ def test_a_component_is_compiled_by_the_confined_child(monkeypatch: pytest.Monke
     monkeypatch.setattr(aot, "compiler_library", lambda: LIBRARY)
     monkeypatch.setattr(aot, "for_guest", lambda made: made)
     assert aot.compile_component(COMPONENT, "f").startswith(b"\x7fELF")
+    large = COMPONENT + b"\0\x83\x80\x40\1x" + bytes(1 << 20)  # more than a pipe holds
+    assert aot.compile_component(large + b"\0", "f").startswith(b"\x7fELF")
     with pytest.raises(UdfValidationError, match="exit 1"):
         aot.compile_component(b"\0asm\x0d\0\x01\0\xff", "f")
     monkeypatch.setattr(aot, "MEMORY_BYTES", 64 << 10)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -26,6 +27,7 @@ from tarsdb.udf_sandbox import ScalarFunction, stoppable, to_wasm
 from tarsdb.udf_sandbox.hyperlight import aot, component, messages, modules, processes
 from tarsdb.udf_sandbox.limits import Budget, Call
 from tarsdb.udf_sandbox.modules.artefacts import ArtefactCache
+from tarsdb.udf_sandbox.modules.sections import MAX_TABLE_ELEMENTS
 from tests.sandbox.wasm_text import IDENTITY, IS_NULL, columnar
 
 MEMORY = 1 << 20
@@ -196,6 +198,30 @@ def test_a_module_cannot_grow_past_the_cap(declared: str, limit: int, grows_to: 
     module = wasmtime.Module(store.engine, component.capped(to_wasm(text), limit))
     grown: Any = wasmtime.Instance(store, module, []).exports(store)["f"]
     assert grown(store) == grows_to
+
+
+@pytest.mark.parametrize(
+    ("declared", "grows_to"),
+    [("1 funcref", MAX_TABLE_ELEMENTS), ("0 externref", MAX_TABLE_ELEMENTS),
+     ("2 7 funcref", 7), ("3 4000000 funcref", MAX_TABLE_ELEMENTS)],
+)  # fmt: skip
+def test_a_table_cannot_grow_past_the_cap(declared: str, grows_to: int) -> None:
+    """Without the cap the table grows on, unless it names its own (control)."""
+    null = "func" if "func" in declared else "extern"
+    code = to_wasm(f"""(module (table 1 5 funcref) (table $t {declared})
+      (func (export "to") (param i32) (result i32)
+        (table.grow $t (ref.null {null}) (i32.sub (local.get 0) (table.size $t)))))""")
+    held, free = grower(component.capped(code, 1)), grower(code)
+    assert held(grows_to + 1) == -1 and held(grows_to) == int(declared[0])
+    assert (free(grows_to + 1) == -1) == (grows_to == 7)
+
+
+def grower(code: bytes) -> Callable[[int], int]:
+    """Return a module's export ``to``."""
+    store = wasmtime.Store()
+    instance = wasmtime.Instance(store, wasmtime.Module(store.engine, code), [])
+    export: Any = instance.exports(store)["to"]
+    return partial(export, store)
 
 
 def test_a_module_without_memory_stays_as_it_is() -> None:

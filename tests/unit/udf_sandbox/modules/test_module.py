@@ -76,6 +76,21 @@ def test_refused(text: str, words: str) -> None:
         info(text)
 
 
+def test_a_module_has_at_most_8_mib() -> None:
+    """Of anything: here a custom section, whose length takes four bytes. Just below is accepted."""
+    code = to_wasm(ADD)
+
+    def padded(size: int) -> bytes:
+        left = size - len(code) - 5
+        digits = [left >> 7 * place & 0x7F | 0x80 * (place < 3) for place in range(4)]
+        return code + bytes([0, *digits, 0]) + bytes(left - 1)
+
+    assert len(padded(8 << 20)) == 8 << 20
+    inspect_module(padded(8 << 20))
+    with pytest.raises(UdfValidationError, match="bytes 8388609, at most 8388608"):
+        inspect_module(padded((8 << 20) + 1))
+
+
 def test_just_below_the_caps_compiles_quickly() -> None:
     from tarsdb.udf_sandbox.in_process.wasmtime_backend import runtime
 
