@@ -17,6 +17,7 @@ from sqlglot import exp
 from tarsdb.errors import BindError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
+from tarsdb.sql import scalars
 from tarsdb.sql.binding import Binding, distance_sides, where
 from tarsdb.sql.calls import own_call, resolve_call
 from tarsdb.sql.dialect import OPERATOR_OF, parameter_name
@@ -225,6 +226,37 @@ class Core:
         converted = own_call(call, known)
         return converted if self.calls or fits_declaration(converted) else None
 
+    def text_function(self, node: Any) -> ex.Expr | None:
+        """Convert length and ||; only a SELECT has them inside."""
+        if not self.functions:
+            return None
+        operands = [node.this] if isinstance(node, exp.Func) else flatten(node, exp.DPipe)
+        return scalars.text_function(type(node), [self.expr(operand) for operand in operands])
+
+    def coalesce(self, node: Any) -> ex.Expr | None:
+        """Convert COALESCE and IFNULL; only a SELECT has them inside."""
+        if not self.functions:
+            return None
+        return scalars.coalesce([self.expr(each) for each in (node.this, *node.expressions)])
+
+    def case(self, node: Any) -> ex.Expr | None:
+        """Convert CASE; only a SELECT has it inside."""
+        if not self.functions:
+            return None
+        subject = None if node.this is None else self.expr(node.this)
+        if node.this is not None and subject is None:
+            return None
+        conditions = [
+            self.condition(each.this)
+            if subject is None
+            else make_compare("=", subject, self.expr(each.this))
+            for each in node.args["ifs"]
+        ]
+        values = [self.expr(each.args["true"]) for each in node.args["ifs"]]
+        default = node.args.get("default")
+        values.append(ex.Literal(None) if default is None else self.expr(default))
+        return scalars.case(conditions, values)
+
     def distance(self, node: Any, operator: str) -> ex.Expr | None:
         """Convert ``a <op> b``; a column stands left, a constant right."""
         left, right = map(self.vector, distance_sides(node))
@@ -385,6 +417,9 @@ _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {
     exp.Cast: Core.cast,
     exp.Array: Core.array,
     exp.Anonymous: Core.call,
+    exp.Coalesce: Core.coalesce,
+    exp.Case: Core.case,
+    **dict.fromkeys((exp.Length, exp.DPipe), Core.text_function),
     exp.Paren: lambda self, node: self.expr(node.this),
     exp.Null: lambda self, node: ex.Literal(None),
     exp.Boolean: lambda self, node: ex.Literal(bool(node.this)),

@@ -52,6 +52,18 @@ def _call(node: ex.Call) -> str:
     return f"{node.name}({', '.join(parts)})"
 
 
+def _scalar(node: ex.Scalar) -> str:
+    if node.name == "||":
+        return " || ".join(_operand(each) for each in node.args)
+    return f"{node.name}({_list(node.args)})"
+
+
+def _case(node: ex.Case) -> str:
+    pairs = zip(node.conditions, node.values, strict=False)
+    parts = [f"WHEN {expression(test)} THEN {expression(found)}" for test, found in pairs]
+    return f"CASE {' '.join(parts)} ELSE {expression(node.values[-1])} END"
+
+
 _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Literal: lambda node: _literal(node.value),
     ex.Parameter: _parameter,
@@ -69,6 +81,8 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Like: lambda node: f"{_operand(node.operand)} LIKE {_operand(node.pattern)}",
     ex.InList: lambda node: f"{_operand(node.operand)} IN ({_list(node.items)})",
     ex.Call: _call,
+    ex.Scalar: _scalar,
+    ex.Case: _case,
 }
 
 

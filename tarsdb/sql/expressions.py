@@ -112,6 +112,28 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, slots=True)
+class Scalar:
+    """Function ``name`` of texts: ``length`` or ``||``; NULL gives NULL."""
+
+    name: str
+    args: tuple[Expr, ...]
+    returns: SqlType
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The value of the first condition that is true, else the last value.
+
+    There is one value more than there are conditions, all of type ``returns``. All of them are
+    evaluated for every row, so none may fail.
+    """
+
+    conditions: tuple[Expr, ...]
+    values: tuple[Expr, ...]
+    returns: SqlType
+
+
+@dataclass(frozen=True, slots=True)
 class Distance:
     """``left op right`` of vectors; op is one of ``<-> <#> <=> <+> <~> <%>``.
 
@@ -157,7 +179,7 @@ class Guarded:
 
 Expr = (
     Literal | Parameter | ColumnRef | RowidRef | Excluded | Compare | And | Or | Not | IsNull
-    | InList | Like | Arithmetic | Distance | Call | Guarded
+    | InList | Like | Arithmetic | Scalar | Case | Distance | Call | Guarded
 )  # fmt: skip
 
 
@@ -183,8 +205,10 @@ def children(node: Expr) -> Sequence[Expr]:
             return (node.operand, *node.items)
         case Like():
             return (node.operand, node.pattern)
-        case Call():
+        case Call() | Scalar():
             return node.args
+        case Case():
+            return (*node.conditions, *node.values)
         case Guarded():
             return (node.condition, node.call)
         case _:

@@ -44,7 +44,7 @@ def category(expr: ex.Expr) -> str:
             return "param"
         case ex.RowidRef() | ex.Arithmetic() | ex.Distance():
             return "number"
-        case ex.Call():
+        case ex.Call() | ex.Scalar() | ex.Case():
             return type_category(expr.returns)
         case _:
             return "bool"
@@ -119,7 +119,7 @@ def output_type(expr: ex.Expr) -> SqlType | None:
         return BOOLEAN
     if isinstance(expr, ex.Arithmetic):
         return common_number(output_type(expr.left), output_type(expr.right), expr)
-    if isinstance(expr, ex.Call):
+    if isinstance(expr, (ex.Call, ex.Scalar, ex.Case)):
         return expr.returns
     return None
 

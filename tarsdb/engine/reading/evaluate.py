@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from tarsdb.columns import Column, concat, from_list
-from tarsdb.engine.reading import like
+from tarsdb.engine.reading import like, scalar
 from tarsdb.engine.reading.compare import Constant, Truth, both_valid, compare
 from tarsdb.errors import BindError, InternalError, ProgrammingError
 from tarsdb.index.flat import distances, prepare_query
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, SqlType, to_storage
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, TEXT, Kind, SqlType, to_storage
 
 
 class Calls(Protocol):
@@ -115,6 +115,9 @@ def narrowed(batch: Batch, predicate: ex.Expr | None, *read: ex.Expr) -> Batch:
     return batch
 
 
+_COMPUTING = (ex.Arithmetic, ex.Like, ex.Scalar, ex.Case)
+
+
 def _stages(terms: Sequence[ex.Expr]) -> list[ex.Expr]:
     """Return terms joined by AND in order of their cost: plain, computing, calls one by one."""
     if len(terms) == 1:
@@ -124,7 +127,7 @@ def _stages(terms: Sequence[ex.Expr]) -> list[ex.Expr]:
         if ex.calls(term):
             groups.append([term])
         else:
-            computes = any(isinstance(node, (ex.Arithmetic, ex.Like)) for node in ex.walk(term))
+            computes = any(isinstance(node, _COMPUTING) for node in ex.walk(term))
             groups[computes].append(term)
     return [group[0] if len(group) == 1 else ex.And(tuple(group)) for group in groups if group]
 
@@ -235,12 +238,20 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
             return Column(BIGINT, batch.rowids)
         case ex.Arithmetic():
             return _arithmetic(node.op, value(node.left, batch), value(node.right, batch))
-        case ex.Distance():
-            return _distance(node, batch)
+        case ex.Scalar() | ex.Case() | ex.Distance():
+            return _distance(node, batch) if isinstance(node, ex.Distance) else _scalar(node, batch)
         case ex.Call() | ex.Guarded():
             return _called(node, batch) if isinstance(node, ex.Call) else _guarded(node, batch)
         case _:
             return _column_of_truth(truth(node, batch))
+
+
+def _scalar(node: ex.Scalar | ex.Case, batch: Batch) -> Column:
+    if isinstance(node, ex.Scalar):
+        texts = [materialise(value(each, batch), batch.rows, TEXT) for each in node.args]
+        return scalar.text_function(node.name, texts, node.returns)
+    values = [materialise(value(each, batch), batch.rows, node.returns) for each in node.values]
+    return scalar.choose([truth(each, batch).true for each in node.conditions], values)
 
 
 def _called(node: ex.Call, batch: Batch) -> Column:
