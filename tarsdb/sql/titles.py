@@ -15,34 +15,40 @@ _ENDS = frozenset(
         TokenType.WINDOW, TokenType.QUALIFY, TokenType.RETURNING,
     }
 )  # fmt: skip
+_HOW = frozenset({TokenType.DISTINCT, TokenType.ALL})
+_LONGEST = 200
 
 
 def select_titles(tokens: list[Any], text: str, opener: TokenType = TokenType.SELECT) -> list[str]:
     """Return the text of each item after the first ``opener`` outside brackets."""
     depth, titles = 0, []
-    start: int | None = None
-    before = None
-    stop = 0
+    item: list[str] | None = None
+    before, stop = None, 0
+    is_on = False  # within DISTINCT ON (...)
     for token in tokens:
         kind = token.token_type
-        if start is None:
-            if kind is opener and depth == 0:
-                start = token.end + 1
-        elif kind is TokenType.FROM and before is TokenType.DISTINCT:
-            pass  # a IS DISTINCT FROM b
-        elif depth == 0 and (kind is TokenType.COMMA or kind in _ENDS):
-            titles.append(_tidy(text[start : stop + 1]))
-            start = token.end + 1
-            if kind is not TokenType.COMMA:
-                return titles
+        is_from = kind is TokenType.FROM and before is TokenType.DISTINCT  # a IS DISTINCT FROM b
+        ends = depth == 0 and not is_from and (kind is TokenType.COMMA or kind in _ENDS)
         depth += (kind in _OPENING) - (kind in _CLOSING)
         if depth < 0:
             break
+        if item is None:
+            item = [] if kind is opener and depth == 0 else None
+        elif ends:
+            titles.append("".join(item)[:_LONGEST])
+            item = []
+            if kind is not TokenType.COMMA:
+                return titles
+        elif is_on or (not item and not titles and (kind in _HOW or _is_on(before, kind))):
+            is_on = kind not in _HOW and not (depth == 0 and kind in _CLOSING)
+        else:
+            gap = " " if item and token.start > stop + 1 else ""  # inside a string it stays
+            item.append(gap + text[token.start : token.end + 1])
         stop, before = token.end, kind
-    if start is not None:
-        titles.append(_tidy(text[start : stop + 1]))
+    if item is not None:
+        titles.append("".join(item)[:_LONGEST])
     return titles
 
 
-def _tidy(text: str) -> str:
-    return " ".join(text.split())[:200]
+def _is_on(before: TokenType | None, kind: TokenType) -> bool:
+    return before is TokenType.DISTINCT and kind is TokenType.ON
