@@ -103,6 +103,7 @@ def _compute(context: Context, table: TableDef, column: ColumnDef, text: str | N
     if expression is not None:
         ids |= derive.sources(expression)
     for chunk in list(view.chunks([])):
+        context.engines.interrupt.check()
         rows = len(chunk.rowids)
         columns = dict(zip(ids, view.rows(chunk.rowids, list(ids)), strict=True))
         if expression is not None:
@@ -189,6 +190,7 @@ def _set_not_null(context: Context, table: TableDef, plan: AlterTable) -> None:
     column = replace(_require_column(table, plan), not_null=True)
     changed = _with_column(table, column)
     for chunk in context.view(table).chunks([column.id]):
+        context.engines.interrupt.check()
         validity = chunk.columns[0].validity
         if validity is not None and not validity.all():
             raise IntegrityError(

@@ -6,11 +6,13 @@ import datetime as dt
 import pathlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tarsdb
+from tarsdb.engine.writing import derive
 from tarsdb.errors import (
     BindError,
     CatalogError,
@@ -19,6 +21,7 @@ from tarsdb.errors import (
     DimensionMismatchError,
     Error,
     IntegrityError,
+    InterruptError,
     SQLSyntaxError,
 )
 
@@ -274,3 +277,26 @@ def test_a_table_has_room_for_so_many_columns(
     db.execute("ALTER TABLE t ADD COLUMN fifth INT")
     with pytest.raises(CatalogError, match="t: 6 columns, the most is 5"):
         db.execute("ALTER TABLE t ADD COLUMN sixth INT")
+
+
+def test_it_can_be_interrupted(db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(10, 10_010)
+    db.table("t").insert({"id": ids, "a": [str(i) for i in ids], "b": ids.astype(np.int32)})
+    db.execute("OPTIMIZE t")
+    before = columns(db), answer(db, "SELECT count(*), min(a), max(a) FROM t")
+    check, checked = derive.check, []
+
+    def interrupting(*given: Any) -> None:
+        checked.append(given[3])
+        db.interrupt()
+        check(*given)
+
+    monkeypatch.setattr(derive, "check", interrupting)
+    with pytest.raises(InterruptError):
+        db.execute("ALTER TABLE t ALTER a TYPE BIGINT")
+    assert len(checked) == 1  # of the first of several chunks
+    monkeypatch.undo()
+    assert (columns(db), answer(db, "SELECT count(*), min(a), max(a) FROM t")) == before
+    db.execute("ALTER TABLE t ALTER a TYPE BIGINT")
+    assert len(list(answer(db, "SELECT a FROM t"))) == 10_003
+    assert answer(db, "PRAGMA integrity_check") == [("ok",)]
