@@ -270,7 +270,7 @@ class Encoder:
         else:
             hidden = self._transformer.forward(panel)
         middle = time.perf_counter()
-        vectors = pool(hidden, panel.offsets, self._settings)
+        vectors = require_finite(pool(hidden, panel.offsets, self._settings), "a text's vector")
         figures.computed(middle - began, time.perf_counter() - middle)
         return vectors
 
@@ -303,6 +303,13 @@ class Encoder:
             )
         with self._count_lock:
             self.truncated += int(batch.repeats[start + long].sum())
+
+
+def require_finite(values: F32, what: str) -> F32:
+    """Return values; ModelError where one is NaN or infinite: no text may be compared by it."""
+    if not np.isfinite(values).all():
+        raise ModelError(f"{what} is not of finite numbers: the weights are damaged or too large")
+    return values
 
 
 def _gathered(tokens: TokenizedTexts, rows: npt.NDArray[np.int64]) -> Panel:

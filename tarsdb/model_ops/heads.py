@@ -19,7 +19,7 @@ from tarsdb.kernels import gemm_reference, transformer_reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.config_values import flag, real, short
-from tarsdb.model_ops.encoder import Encoder, Text
+from tarsdb.model_ops.encoder import Encoder, Text, require_finite
 from tarsdb.model_ops.encoder_adapter import EncoderAdapter
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -295,7 +295,7 @@ class Classifier:
             transformer_reference.layer_norm(
                 inner, np.empty_like(inner), scale, shift, head.epsilon
             )
-        return self._linear(head.output, inner)
+        return require_finite(self._linear(head.output, inner), "a text's output")
 
     def _linear(self, part: str, rows: F32) -> F32:
         """Multiply each row by a matrix alone: no row depends on its batch."""

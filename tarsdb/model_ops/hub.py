@@ -14,7 +14,7 @@ from tarsdb.errors import ModelFormatError, NotSupportedError, OperationalError
 SCHEME = "hf://"
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # The files a model directory needs; pickled weights are never fetched.
-FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json", "*.jinja"]
 
 
 def download(source: str) -> str:

@@ -127,12 +127,15 @@ def read_settings(
     sentence = read_object(files, "sentence_bert_config.json")
     chosen = options.get("pooling")
     prompts = _prompts(files)
+    prompt = _prompt(files, prompts, options)
+    if _leaves_prompts_out(files) and any((prompt, *prompts.values())):
+        raise NotSupportedError("include_prompt = false: pooling that leaves the prompt out")
     return SentenceSettings(
         pooling=pooling if chosen is None else (str(chosen).lower(),),
         normalize=bool(options.get("normalize", normalize)),
         max_length=read_max_length(files, spec, options.get("max_length")),
         lower=bool(sentence.get("do_lower_case", False)),
-        prompt=_prompt(files, prompts, options),
+        prompt=prompt,
         refuse_long=options.get("overflow") == "error",
         weights=QUANTIZE[options.get("quantize", "none")],
         prompts=prompts,
@@ -242,6 +245,13 @@ def _modules(files: Mapping[str, bytes]) -> tuple[tuple[str, ...], bool]:
                 "supported: Transformer, Pooling, Normalize",
             )
     return pooling, normalize
+
+
+def _leaves_prompts_out(files: Mapping[str, bytes]) -> bool:
+    """Return whether pooling is told to read a text without the prompt in front of it."""
+    folders = [folder for kind, folder in module_paths(files) if kind == "Pooling"]
+    names = [f"{folder}/config.json" for folder in folders] or [POOLING_FILE]
+    return any(read_object(files, name).get("include_prompt") is False for name in names)
 
 
 def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:

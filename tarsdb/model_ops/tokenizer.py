@@ -6,8 +6,9 @@ truncation is done and counted here. Knows no weights.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,8 @@ class TextTokenizer:
                 kept = _longest_first(len(first), len(second), max(room, 0))
                 first.truncate(kept[0])
                 second.truncate(kept[1])
-            joined = self._tokenizer.post_process(first, second)
+            with tokenizing():
+                joined = self._tokenizer.post_process(first, second)
             rows.append(joined.ids)
             types.append(joined.type_ids)
         return _packed(rows, found, types)
@@ -174,14 +176,13 @@ class TextTokenizer:
     ) -> list[tokenizers.Encoding]:
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if places else tokenizer.encode_batch_fast
-        try:
+        with tokenizing():
             return encode(texts, add_special_tokens=special)
-        except (TypeError, UnicodeError) as error:
-            raise DataError(f"a text is no valid Unicode: {error}") from error
 
     def _special_suffix(self) -> int:
         """Count the special tokens that end every text, e.g. 1 for BERT's [SEP]."""
-        empty, some = self._tokenizer.encode(""), self._tokenizer.encode("a")
+        with tokenizing():
+            empty, some = self._tokenizer.encode(""), self._tokenizer.encode("a")
         if any(some.type_ids):
             raise ModelFormatError("tokenizer.json gives single texts a token type other than 0")
         if not some.ids:
@@ -198,10 +199,15 @@ def _packed(
     rows: list[list[int]], found: list[int], types: list[list[int]] | None = None
 ) -> TokenizedTexts:
     offsets = list(accumulate(map(len, rows), initial=0))
-    ids, marks = (
-        None if lists is None else np.fromiter(chain.from_iterable(lists), np.int32, offsets[-1])
-        for lists in (rows, types)
-    )
+    try:
+        ids, marks = (
+            None
+            if lists is None
+            else np.fromiter(chain.from_iterable(lists), np.int32, offsets[-1])
+            for lists in (rows, types)
+        )
+    except OverflowError as error:  # no vocabulary is that large
+        raise ModelFormatError("tokenizer.json made a token or type over 2147483647") from error
     assert ids is not None
     return TokenizedTexts(ids, np.array(offsets, np.int64), np.array(found, np.int64), marks)
 
@@ -215,6 +221,23 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (long, short) if first > second else (short, long)
 
 
+@contextlib.contextmanager
+def tokenizing(what: str = "a text") -> Iterator[None]:
+    """Give what the library raises our types: DataError of a text, else ModelFormatError.
+
+    Of a ``tokenizer.json`` that disagrees with itself it raises bare Exceptions, or panics: those
+    are no Exceptions at all.
+    """
+    try:
+        yield
+    except (TypeError, UnicodeError) as error:
+        raise DataError(f"{what} is no string, or no valid Unicode: {error}") from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ModelFormatError(f"tokenizer.json cannot take {what} apart: {error}") from error
+
+
 def load_tokenizer(data: bytes) -> tokenizers.Tokenizer:
     """Return the tokenizer of a ``tokenizer.json``, without padding and truncation."""
     if len(data) > MAX_TOKENIZER_BYTES:
@@ -225,7 +248,9 @@ def load_tokenizer(data: bytes) -> tokenizers.Tokenizer:
 
     try:
         tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # the library raises a bare Exception
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # as of tokenizing()
         raise ModelFormatError(f"tokenizer.json is not usable: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -101,7 +101,7 @@ FUNCTIONS: dict[str, ModelFunction] = {
         options=(
             "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
             "logit_bias", "seed", "stop", "regex", "json_schema", "choice", "grammar", "system",
-            "chat", "special_tokens", "speculate", "draft", "priority", "timeout",
+            "chat", "special_tokens", "speculate", "draft", "priority", "timeout", "cache",
         ),
     ),
     "chunk": ModelFunction(

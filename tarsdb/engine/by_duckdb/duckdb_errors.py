@@ -19,6 +19,7 @@ _PREFIX = re.compile(r"^(?:[A-Za-z]+(?: [A-Za-z]+)* Error|INTERRUPT Error): ")
 _ADVICE = re.compile(
     r"\s*(?:Use TRY\(|Use \"?SET |You might need to|Candidate functions:|or SET ).*", re.S
 )
+_MODEL_CALL = re.compile(rf"__({'|'.join(FUNCTIONS)})(?:_(\w+))?\(([^()]*)\)")
 _LINE = re.compile(r"\n+LINE \d+:.*", re.S)
 
 _CLASSES: tuple[tuple[str, type[errors.Error], str | None], ...] = (
@@ -92,4 +93,10 @@ def _readable(text: str, names: Mapping[str, str]) -> str:
     text = _ADVICE.sub("", text).strip()
     for generated in sorted(names, key=len, reverse=True):
         text = re.sub(rf"\"?{re.escape(generated)}\b\"?", names[generated].replace("\\", ""), text)
+    text = _MODEL_CALL.sub(_as_written, text)
     return re.sub(rf"__(?:udf|distance|{'|'.join(FUNCTIONS)})_", "", text)
+
+
+def _as_written(call: re.Match[str]) -> str:
+    name, model, arguments = call.groups()
+    return f"{name}({', '.join(filter(None, (model and repr(model), arguments)))})"

@@ -100,6 +100,8 @@ def with_draft(
 def _require(context: Context, name: str) -> ModelDef:
     from tarsdb.engine.inference.models import require_model
 
+    if not isinstance(name, str):
+        raise ProgrammingError(f"generate takes the name of a model, not {type(name).__name__}")
     model = require_model(context.catalog.model(name), name)
     if model.task != "generate":
         raise ModelError(f"model {model.name} does {model.task}, not generate")

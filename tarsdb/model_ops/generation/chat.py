@@ -106,7 +106,9 @@ class ChatTemplate:
 def check_messages(messages: Any) -> list[dict[str, str]]:
     """Return messages as dicts of texts; ModelError when they are none."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-        raise ModelError(f"messages are a list of dicts, not {type(messages).__name__}")
+        raise ModelError(
+            f"a prompt is a text, or messages in a list of dicts, not {type(messages).__name__}"
+        )
     found = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):

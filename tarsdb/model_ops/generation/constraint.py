@@ -69,7 +69,10 @@ class ConstraintCompiler:
 
     def _matcher(self, name: str, value: Any) -> Any:
         llguidance = _library()
-        grammar = _grammar(llguidance.LLMatcher, name, value)
+        try:
+            grammar = _grammar(llguidance.LLMatcher, name, value)
+        except ValueError as error:  # of the library; UnicodeError among them
+            raise ModelError(f"generate: {name} is not usable: {error!s:.300}") from error
         if self._loaded is None:
             try:
                 self._loaded = llguidance.LLTokenizer(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tarsdb.errors import DataError, ModelError
 from tarsdb.model_ops.generation.chat import ChatTemplate, Message, check_messages
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
-from tarsdb.model_ops.tokenizer import load_tokenizer
+from tarsdb.model_ops.tokenizer import load_tokenizer, tokenizing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,7 +61,8 @@ class PromptTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, nothing of special ones."""
-        text: str = self._parsing.decode(list(tokens), skip_special_tokens=True)
+        with tokenizing("an answer"):
+            text: str = self._parsing.decode(list(tokens), skip_special_tokens=True)
         return text
 
     def require_same_tokens(self, other: PromptTokenizer) -> None:
@@ -79,6 +80,8 @@ class PromptTokenizer:
         self._same = other
 
     def _encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
+        if not isinstance(prompt, str):
+            check_messages(prompt)
         chat = options.chat
         if chat is None:
             wanted = options.system is not None or not isinstance(prompt, str)
@@ -102,10 +105,8 @@ class PromptTokenizer:
     def _ids(self, text: Any, *, parse: bool, whole: bool) -> list[int]:
         """Tokenise a text; a ``whole`` prompt gets the tokens that begin every text."""
         tokenizer = self._parsing if parse else self._literal
-        try:
+        with tokenizing("a prompt"):
             ids: list[int] = tokenizer.encode(text, add_special_tokens=whole).ids
-        except (TypeError, UnicodeError) as error:
-            raise DataError(f"generate: a prompt is no valid Unicode: {error}") from error
         return ids
 
 

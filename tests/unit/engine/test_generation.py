@@ -30,6 +30,7 @@ from tarsdb.errors import (
     ProgrammingError,
     StatementTimeoutError,
 )
+from tarsdb.metrics import METRICS
 from tarsdb.model_ops import Decoder
 from tarsdb.model_ops.generation.generation_options import OPTIONS
 from tarsdb.sql.model_calls import FUNCTIONS
@@ -158,7 +159,7 @@ def test_a_large_table_is_read_before_its_snapshot_goes(
 
 
 def test_options_of_sql_and_of_the_model_are_the_same() -> None:
-    assert set(FUNCTIONS["generate"].options) == set(OPTIONS)
+    assert set(FUNCTIONS["generate"].options) == {*OPTIONS, "cache"}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +241,10 @@ def test_kept_texts_are_the_same_and_drawn_ones_are_not_kept(db: tarsdb.Connecti
     query = "SELECT generate('tiny', body, max_tokens => 25) FROM prompts ORDER BY id"
     for _ in range(2):
         assert [text for (text,) in db.execute(query).fetchall()] == golden()
+    hits = METRICS.snapshot()["inference_cache.hits"]
+    without = query.replace("max_tokens", "cache => false, max_tokens")
+    assert [text for (text,) in db.execute(without).fetchall()] == golden()
+    assert METRICS.snapshot()["inference_cache.hits"] == hits
     drawn = "SELECT generate('tiny', ?, temperature => 1, seed => NULL)"
     assert len({db.execute(drawn, (LETTERS[1],)).fetchone() for _ in range(3)}) == 3
 
@@ -373,8 +378,15 @@ def test_python_refuses_what_does_not_fit(db: tarsdb.Connection) -> None:
         db.generate("tiny", ["a", "b"], stream=True)
     with pytest.raises(ModelError, match="message"):
         db.generate("chatty", [{"role": "user"}])
-    with pytest.raises(ModelError, match="message"):
-        db.generate("chatty", 7)  # type: ignore[arg-type]
+    for model in ("chatty", "tiny"):
+        with pytest.raises(ModelError, match=r"a prompt is a text, or messages .* not int"):
+            db.generate(model, 7)
+        with pytest.raises(ModelError, match=r"a prompt is a text, or messages .* not int"):
+            db.execute(f"SELECT generate('{model}', 1)")
+        with pytest.raises(BindError, match=rf"types 'generate\('{model}', INTEGER\)'"):
+            db.execute(f"SELECT generate('{model}', id) FROM prompts")
+    with pytest.raises(ProgrammingError, match="the name of a model, not NoneType"):
+        db.generate(None, "a")  # type: ignore[arg-type]
 
 
 def test_a_stream_ends_with_its_connection_its_model_or_interrupt(

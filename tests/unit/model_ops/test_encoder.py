@@ -182,6 +182,13 @@ def test_stored_tensors_are_checked_again(model: ModelFiles) -> None:
         Encoder.from_files(model.files, {})
 
 
+def test_vectors_that_are_no_numbers_are_refused(model: ModelFiles) -> None:
+    name = "encoder.layer.1.output.dense.weight"
+    huge = {**model.tensors, name: np.full_like(model.tensors[name], 3e38)}
+    with np.errstate(all="ignore"), pytest.raises(ModelError, match=r"vector.*finite"):
+        Encoder.from_files(model.files, huge).encode(["parse the date"])
+
+
 def test_a_tokenizer_of_another_model_is_refused(model: ModelFiles) -> None:
     tokenizer = model.files["tokenizer.json"].replace(b'"parse":8', b'"parse":90')
     assert tokenizer != model.files["tokenizer.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tarsdb.errors import ModelFormatError, NotSupportedError, OperationalError
 from tarsdb.model_ops import hub, read_model_directory
+from tarsdb.model_ops.directory import _SMALL_FILES
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, fetch: Any) -> None:
@@ -27,6 +29,8 @@ def test_the_repository_and_revision_are_asked_for(
     def fetch(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repo, revision))
         assert not any("bin" in pattern or "pkl" in pattern for pattern in allow_patterns)
+        for name in _SMALL_FILES:
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns), name
         return str(tmp_path)
 
     _install(monkeypatch, fetch)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,9 @@ def from_files(**files: object) -> SentenceSettings:
     return read_settings(encoded, SPEC, {})
 
 
-def pooling(config: dict) -> SentenceSettings:
+def pooling(config: dict, **more: object) -> SentenceSettings:
     module = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
-    return from_files(**{"modules.json": [module], "1_Pooling/config.json": config})
+    return from_files(**{"modules.json": [module], "1_Pooling/config.json": config, **more})
 
 
 def test_each_mode_against_its_definition() -> None:
@@ -59,6 +60,15 @@ def test_old_and_new_pooling_configs() -> None:
     assert pooling({}).pooling == ("mean",)
     with pytest.raises(NotSupportedError, match="weightedmean"):
         pooling({"pooling_mode_weightedmean_tokens": True})
+
+
+def test_pooling_without_the_prompt_is_refused_where_there_is_a_prompt() -> None:
+    without: dict[str, Any] = {"pooling_mode": "mean", "include_prompt": False}
+    assert pooling(without).pooling == ("mean",)  # there is none: nothing to leave out
+    prompts = {"config_sentence_transformers.json": {"prompts": {"query": "query: "}}}
+    with pytest.raises(NotSupportedError, match="include_prompt"):
+        pooling(without, **prompts)
+    assert pooling({**without, "include_prompt": True}, **prompts).prompts["query"] == "query: "
 
 
 def test_the_default_prompt_is_used() -> None:

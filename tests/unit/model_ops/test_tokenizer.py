@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
-from tarsdb.errors import ModelFormatError
+from tarsdb.errors import DataError, ModelFormatError
 from tarsdb.model_ops.tokenizer import TextTokenizer
 from tests.golden.models.varied_texts import varied_texts
 from tests.unit.model_ops.conftest import tokenizer_json
@@ -43,6 +46,41 @@ def test_lower_casing() -> None:
     data = tokenizer_json().replace('"lowercase":true', '"lowercase":false').encode()
     assert TextTokenizer(data, 9).tokens("DATE") == [2, 1, 3]
     assert TextTokenizer(data, 9, lower=True).tokens("DATE") == [2, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("post_processor", "special_tokens"), {}),  # the library panics
+        (("model", "vocab"), {"[PAD]": 0, "b": 1}),  # no [UNK]: a bare Exception
+        (("model", "vocab", "a"), 1 << 31),
+        (("post_processor", "pair", 1, "Sequence", "type_id"), 1 << 31),
+        (("post_processor", "pair", 2, "SpecialToken", "id"), "none"),
+    ],
+)
+def test_files_that_disagree_with_themselves(path: tuple[str | int, ...], value: object) -> None:
+    whole = json.loads(tokenizer_json())
+    pair: list[object] = [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+    ]
+    whole["post_processor"]["pair"] = pair
+    TextTokenizer(json.dumps(whole).encode(), 16).encode_pairs([("a date", "b")])
+    part = whole
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
+        tokenizer = TextTokenizer(json.dumps(whole).encode(), 16)
+        tokenizer.encode(["a date"])
+        tokenizer.encode_pairs([("a date", "b")])
+
+
+@pytest.mark.parametrize("text", [3, None, b"a", "\ud800"])
+def test_what_is_no_text_is_refused(text: Any) -> None:
+    with pytest.raises(DataError, match="a text is no string, or no valid Unicode"):
+        TextTokenizer(tokenizer_json().encode(), 16).tokens(text)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0", "model": {}}'])
