@@ -74,18 +74,24 @@ class Question:
         Everything else a result depends on: function, numeric mode, options; JSON values.
     width : int
         Elements of a result that is a float32 vector; 0 for JSON values (text, numbers, lists).
+    beside : tuple of str
+        Texts read with every item: erasing one of them erases the result.
     """
 
     counters: ClassVar[str] = "inference_cache"
     version: ModelVersion
     way: Mapping[str, Any]
     width: int = 0
+    beside: tuple[str, ...] = ()
 
     def names(self, items: Sequence[Item]) -> list[bytes]:
         """Return the names the results of items have in the file."""
         way = inference.digest(json.dumps(self.way, sort_keys=True, default=str).encode())
         weights = self.version.weights_digest
-        return [entry_name([_digest(value) for value in item], weights, way) for item in items]
+        return [
+            entry_name([_digest(value) for value in (*item, *self.beside)], weights, way)
+            for item in items
+        ]
 
     def encode(self, value: Any) -> bytes:
         """Return a result as it is stored."""
@@ -138,7 +144,9 @@ def question_of(
     for base in models[1:]:
         adapted = base.find_version()
         way["base"] = [adapted.weights_digest.hex() if adapted else None, base.options]
-    return Question(version, way, call.returns.width if call.returns.is_vector else 0)
+    width = call.returns.width if call.returns.is_vector else 0
+    system = options.get("system")
+    return Question(version, way, width, (system,) if isinstance(system, str) else ())
 
 
 def _digest(value: Any) -> bytes:

@@ -103,6 +103,20 @@ class ChatTemplate:
         return messages, found
 
 
+def named_special_tokens(files: Mapping[str, bytes]) -> set[str]:
+    """Return the texts that a tokenizer's settings call special tokens.
+
+    Not every ``tokenizer.json`` says so of them too.
+    """
+    found: set[str] = set()
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_object(files, name).items():
+            if key.endswith(("_token", "special_tokens")):
+                values = value if isinstance(value, list) else [value]
+                found.update(text for text in map(_text, values) if text is not None)
+    return found
+
+
 def check_messages(messages: Any) -> list[dict[str, str]]:
     """Return messages as dicts of texts; ModelError when they are none."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
@@ -139,10 +153,14 @@ def _source(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None
 
 def _texts(tokens: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for name in _VARIABLES:
-        value = tokens.get(name)
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(text, str):
+        text = _text(tokens.get(name))
+        if text is not None:
             yield name, text
+
+
+def _text(token: Any) -> str | None:
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

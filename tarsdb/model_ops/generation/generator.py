@@ -84,7 +84,7 @@ class Generator:
         """Make a generator of what a model directory holds, as :meth:`Decoder.from_files`."""
         decoder = Decoder.from_files(files, tensors, options or {}, device, shelf)
         spec = decoder.spec
-        prompts = PromptTokenizer(files, spec.begin_token)
+        prompts = PromptTokenizer(files, spec.begin_token, spec.end_tokens)
         return cls(
             decoder, prompts,
             ConstraintCompiler(files["tokenizer.json"], spec.vocabulary, spec.end_tokens),

@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import DataError, ModelError
-from tarsdb.model_ops.generation.chat import ChatTemplate, Message, check_messages
+from tarsdb.model_ops.generation.chat import (
+    ChatTemplate,
+    Message,
+    check_messages,
+    named_special_tokens,
+)
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.tokenizer import load_tokenizer, tokenizing
 
@@ -29,18 +34,26 @@ class PromptTokenizer:
         The model's small files by name.
     begin_token : int
         What an empty prompt is; -1 where the model has no such token.
+    end_tokens : sequence of int
+        Tokens that end a text: special ones, whatever the tokenizer's file calls them.
     """
 
-    def __init__(self, files: Mapping[str, bytes], begin_token: int = -1) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], begin_token: int = -1, end_tokens: Sequence[int] = ()
+    ) -> None:
         self._same: PromptTokenizer | None = None  # the last one found to have equal tokens
         self._begin = [begin_token] if begin_token >= 0 else []
         self._parsing = load_tokenizer(files["tokenizer.json"])
         self._literal: tokenizers.Tokenizer = load_tokenizer(files["tokenizer.json"])
         self._literal.encode_special_tokens = True
-        added = self._parsing.get_added_tokens_decoder().values()
-        self.template = ChatTemplate.from_files(
-            files, [token.content for token in added if token.special]
-        )
+        bounds, named = {*self._begin, *end_tokens}, named_special_tokens(files)
+        special = [
+            token.content
+            for number, token in self._parsing.get_added_tokens_decoder().items()
+            if token.special or number in bounds or token.content in named
+        ]
+        self._literal.add_special_tokens(special)
+        self.template = ChatTemplate.from_files(files, special)
 
     def encode(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
         """Return the tokens of each prompt.

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 import tarsdb
 from tarsdb.engine.context import Context
+from tarsdb.engine.inference import inference_cache
 from tarsdb.engine.reading import scans
 from tarsdb.errors import (
     BindError,
@@ -245,6 +246,10 @@ def test_kept_texts_are_the_same_and_drawn_ones_are_not_kept(db: tarsdb.Connecti
     without = query.replace("max_tokens", "cache => false, max_tokens")
     assert [text for (text,) in db.execute(without).fetchall()] == golden()
     assert METRICS.snapshot()["inference_cache.hits"] == hits
+    asked = "SELECT generate('chatty', body, system => 'a secret', max_tokens => 3) FROM prompts"
+    db.execute(asked).fetchall()
+    inference_cache.queue_of(db._require_session().env).wait()
+    assert db.execute("PRAGMA forget_inference('a secret')").fetchall() == [(len(LETTERS),)]
     drawn = "SELECT generate('tiny', ?, temperature => 1, seed => NULL)"
     assert len({db.execute(drawn, (LETTERS[1],)).fetchone() for _ in range(3)}) == 3
 

@@ -447,6 +447,32 @@ def test_special_tokens_in_a_prompt_are_text() -> None:
         assert ids.count(2) == before
 
 
+@pytest.mark.parametrize(
+    ("config", "ends"),
+    [
+        ({}, (2,)),
+        ({"eos_token": "</s>"}, ()),
+        ({"additional_special_tokens": [{"content": "</s>"}]}, ()),
+    ],
+)
+def test_a_tokenizer_may_not_say_what_is_special(
+    config: dict[str, Any], ends: tuple[int, ...]
+) -> None:
+    plain = json.loads(tokenizer_json())
+    for token in plain["added_tokens"]:
+        token["special"] = False
+    config = {**config, "chat_template": CHAT}
+    files = {"tokenizer.json": json.dumps(plain).encode(),
+             "tokenizer_config.json": json.dumps(config).encode()}  # fmt: skip
+    for chat, closed in ((True, 1), (False, 0)):
+        options = GenerationOptions.from_mapping({"chat": chat})
+        (ids,) = PromptTokenizer(files, 1, ends).encode(["a</s>b"], options)
+        assert ids.count(2) == closed
+        whole = GenerationOptions.from_mapping({"chat": chat, "special_tokens": True})
+        (ids,) = PromptTokenizer(files, 1, ends).encode(["a</s>b"], whole)
+        assert ids.count(2) == closed + 1
+
+
 def test_without_a_template_messages_and_system_are_refused() -> None:
     generator = make()
     with pytest.raises(ModelError, match="the model has none"):
