@@ -1,7 +1,8 @@
 """Durable inserts of one row beside SQLite, their flushes, and many threads sharing flushes.
 
 The table has a primary key and two indexes. SQLite runs WAL with synchronous=FULL. Single inserts
-of tarsdb and SQLite and a bare 4 KiB write with fdatasync take turns. Flushes are counted by strace
+of tarsdb and SQLite and bare writes with fdatasync take turns: a page at a file's end, and as
+many pages as a commit writes, in a row and apart, within a file. Flushes are counted by strace
 where it is installed; commits per sync of 16 threads by LMDB's own transaction numbers.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import random
 import sqlite3
 import statistics
 import threading
@@ -28,6 +30,7 @@ INDEXES = ("CREATE INDEX events_kind ON events (kind)", "CREATE INDEX events_nam
 INSERT = "INSERT INTO events (id, kind, name, body) VALUES (?, ?, ?, ?)"
 THREADS = 16
 WARM = 20
+PAGE, PAGES, FILE_PAGES = 4096, 11, 2_000
 
 
 def row(number: int) -> tuple[int, int, str, str]:
@@ -50,13 +53,28 @@ def run(count: int) -> dict[str, Any]:
 
 def _alternating(folder: pathlib.Path, count: int) -> dict[str, dict[str, float]]:
     ours, theirs = _tarsdb(folder / "one.tars"), _sqlite(folder / "one.db")
-    fd = os.open(folder / "sync", os.O_CREAT | os.O_RDWR)
+    fd, within = (os.open(folder / name, os.O_CREAT | os.O_RDWR) for name in ("end", "within"))
+    os.pwrite(within, bytes(PAGE * FILE_PAGES), 0)
+    os.fsync(within)
+    pick = random.Random(3)
 
     def bare(number: int) -> None:
-        os.pwrite(fd, b"x" * 4096, number * 4096)
+        os.pwrite(fd, b"x" * PAGE, number * PAGE)
         os.fdatasync(fd)
 
-    contenders = {"tarsdb": ours, "sqlite": theirs, "write_and_fdatasync": bare}
+    def in_a_row(_: int) -> None:
+        os.pwrite(within, b"x" * PAGE * PAGES, pick.randrange(FILE_PAGES - PAGES) * PAGE)
+        os.fdatasync(within)
+
+    def apart(_: int) -> None:
+        for page in pick.sample(range(FILE_PAGES), PAGES):
+            os.pwrite(within, b"x" * PAGE, page * PAGE)
+        os.fdatasync(within)
+
+    contenders = {
+        "tarsdb": ours, "sqlite": theirs, "write_and_fdatasync": bare,
+        "pages_in_a_row": in_a_row, "pages_apart": apart,
+    }  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(count + WARM):
         for name, insert in contenders.items():
@@ -64,6 +82,7 @@ def _alternating(folder: pathlib.Path, count: int) -> dict[str, dict[str, float]
             insert(number)
             samples[name].append((time.perf_counter() - start) * 1e3)
     os.close(fd)
+    os.close(within)
     return {name: _percentiles(values[WARM:]) for name, values in samples.items()}
 
 

@@ -254,6 +254,12 @@ class Context:
             return self.engines.functions.call_session(call.target, arguments, rows)
         return self.call_function(function, arguments, rows)
 
+    def in_case(self, name: str, texts: Column) -> Column:
+        """Return ``lower`` or ``upper`` of texts that have other letters than ASCII's."""
+        from tarsdb.engine.by_duckdb import letter_case
+
+        return letter_case.in_case(name, texts)
+
     def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
         function = self.catalog.function(node.function)

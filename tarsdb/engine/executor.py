@@ -9,7 +9,7 @@ import numpy as np
 from tarsdb.columns import Column, concat, empty
 from tarsdb.engine import point, result_cache, system_tables
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import access, batches, evaluate, ordered, project
+from tarsdb.engine.reading import access, batches, evaluate, found_rows, ordered, project
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import repeated_search, vector_search
 from tarsdb.errors import BindError, InternalError
@@ -72,14 +72,21 @@ def _scan(context: Context, plan: Scan) -> Result:
     skip = vector_search.count_of(context.constant(plan.offset), "OFFSET")
     limit = context.constant(plan.limit)
     stop = None if limit is None else skip + vector_search.count_of(limit, "LIMIT")
-    names, types = project.header(plan.outputs)
-    read = [output.expr for output in plan.outputs]
     view = context.view(plan.table)
     if plan.order:
-        return Result(names, types, columns=ordered.columns(context, view, plan, skip, stop))
+        rowids = ordered.rowids_of(context, view, plan, stop)
+    else:
+        found = batches.by_index(context, view, plan.predicate, (ex.RowidRef(),), stop)
+        rowids = None if found is None else found.rowids
+    if rowids is not None:
+        return found_rows.result(context, view, plan, rowids[skip:stop])
+    names, types = project.header(plan.outputs)
+    if plan.order:
+        return Result(names, types, columns=ordered.whole(context, view, plan, skip, stop))
+    read = [output.expr for output in plan.outputs]
     parts: list[list[Column]] = []
     rows = 0
-    for batch in batches.passing(context, view, plan.predicate, read, stop):
+    for batch in batches.scanned(context, view, plan.predicate, read, stop is not None):
         first, rows = rows, rows + batch.rows
         if rows > skip:
             last = rows if stop is None else stop
@@ -140,7 +147,7 @@ def _count(context: Context, view: TableView, plan: Aggregate) -> int | None:
     if plan.predicate is None:
         return view.count()
     found = access.choose(plan.table, plan.predicate, view, context)
-    return len(found.rowids) if found is not None and found.probe.exact else None
+    return len(found.rowids) if found is not None and found.probe.rest is None else None
 
 
 def _aggregate_type(call: AggregateCall) -> SqlType:

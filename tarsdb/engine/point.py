@@ -6,39 +6,26 @@ the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import access, project
+from tarsdb.engine.reading import access, found_rows, project
 from tarsdb.engine.reading.key_lookup import KeyLookup
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import vector_search
-from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import PointLookup
 from tarsdb.storage import TableView
-from tarsdb.types import presenter
 
 
-class _Shape:
-    """What a point plan needs at run time; ``shows`` is None where outputs are expressions."""
+class _Shape(found_rows.Shape):
+    """What a point plan needs at run time."""
 
     def __init__(self, plan: PointLookup) -> None:
-        self.names, self.types = project.header(plan.outputs)
+        super().__init__(plan.outputs)
         self.lookup = KeyLookup(plan.table, plan.index, plan.key)
-        self.columns: list[int] = []
-        self.shows: list[tuple[int, Callable[[Any], Any] | None]] | None = []
-        for output in plan.outputs:
-            node = output.expr
-            if not isinstance(node, ex.ColumnRef) or plan.predicate is not None:
-                self.shows = None
-                return
-            if node.column.id not in self.columns:
-                self.columns.append(node.column.id)
-            place = self.columns.index(node.column.id)
-            self.shows.append((place, presenter(node.column.type)))
+        self.ids = None
+        if plan.predicate is None and self.columns is not None:
+            self.ids = [column.id for column in self.columns]
 
 
 def lookup(context: Context, plan: PointLookup) -> Result:
@@ -48,21 +35,13 @@ def lookup(context: Context, plan: PointLookup) -> Result:
         shape = plan.memo["shape"] = _Shape(plan)
     view = context.view(plan.table)
     rowids = _rowids(context, shape.lookup, view)
-    if shape.shows is None:
+    if shape.ids is None:
         found = np.array(rowids, dtype=np.int64)
         columns = project.project(context, view, found, plan.predicate, plan.outputs)
         return Result(shape.names, shape.types, columns=columns)
-    rows = []
-    stored: list[list[Any]] = [[] for _ in shape.shows]
-    for rowid in rowids:
-        row = view.row(rowid, shape.columns)
-        if row is not None:
-            rows.append(
-                tuple([row[i] if show is None else show(row[i]) for i, show in shape.shows])
-            )
-            for values, (i, _) in zip(stored, shape.shows, strict=True):
-                values.append(row[i])
-    return Result.short(shape.names, shape.types, rows, stored)
+    rows = [row for rowid in rowids if (row := view.row(rowid, shape.ids)) is not None]
+    values = map(list, zip(*rows, strict=True)) if rows else ([] for _ in shape.ids)
+    return shape.result(list(values))
 
 
 def _rowids(context: Context, lookup: KeyLookup, view: TableView) -> list[int]:

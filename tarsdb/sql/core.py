@@ -227,7 +227,7 @@ class Core:
         return converted if self.calls or fits_declaration(converted) else None
 
     def text_function(self, node: Any) -> ex.Expr | None:
-        """Convert length and ||; only a SELECT has them inside."""
+        """Convert a function of texts; only a SELECT has them inside."""
         if not self.functions:
             return None
         operands = [node.this] if isinstance(node, exp.Func) else flatten(node, exp.DPipe)
@@ -419,7 +419,7 @@ _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {
     exp.Anonymous: Core.call,
     exp.Coalesce: Core.coalesce,
     exp.Case: Core.case,
-    **dict.fromkeys((exp.Length, exp.DPipe), Core.text_function),
+    **dict.fromkeys(scalars.TEXT_FUNCTIONS, Core.text_function),
     exp.Paren: lambda self, node: self.expr(node.this),
     exp.Null: lambda self, node: ex.Literal(None),
     exp.Boolean: lambda self, node: ex.Literal(bool(node.this)),

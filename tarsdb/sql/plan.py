@@ -58,6 +58,7 @@ class Scan:
     limit: Expr | None = None
     offset: Expr | None = None
     order: tuple[OrderBy, ...] = ()
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 Plain are operands of one type, and literals that DuckDB gives that type. What may fail for a row
 (arithmetic, calls) is left to DuckDB, which evaluates it for the rows that come to it only; so are
-parameters as values, whose type shows at run time. So are ``lower`` and ``upper``: DuckDB's and
-Arrow's follow different versions of Unicode.
+parameters as values, whose type shows at run time.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from tarsdb.sql import expressions as ex
 from tarsdb.sql.kinds import output_type
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, TEXT, Kind, SqlType
 
-_NAMES = {exp.Length: "length", exp.DPipe: "||"}
+_NAMES = {exp.Length: "length", exp.DPipe: "||", exp.Lower: "lower", exp.Upper: "upper"}
+TEXT_FUNCTIONS = tuple(_NAMES)
 _CHOSEN = frozenset(
     {Kind.TEXT, Kind.BOOLEAN, Kind.INT, Kind.BIGINT, Kind.DOUBLE, Kind.DATE, Kind.TIMESTAMP}
 )

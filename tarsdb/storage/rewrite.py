@@ -159,16 +159,18 @@ def combine_small(env: Environment, table: TableDef, least: int) -> int:
     with env.read() as txn:
         by_group = list_segments(txn, table)
     for segments in by_group.values():
-        small = [s for s in segments if _is_small(s, env.options.segment_rows)]
+        limits = SegmentLimits(env.options.segment_rows)
+        small = [segment for segment in segments if _is_small(segment, limits)]
         if len(small) >= max(least, 2):
             with contextlib.suppress(StorageFullError):
                 combined += _combine(env, table.id, small)
     return combined
 
 
-def _is_small(segment: Segment, segment_rows: int) -> bool:
-    # wide rows fill a segment's bytes before its rows
-    return segment.rows < segment_rows // 2 and segment.nbytes < staging.SEGMENT_BYTES // 2
+def _is_small(segment: Segment, limits: SegmentLimits) -> bool:
+    rows, nbytes = segment.rows, segment.nbytes
+    full = limits.rows if segment.group else limits.narrow_rows(rows, nbytes)
+    return rows < full // 2 and nbytes < limits.nbytes // 2  # wide rows fill its bytes first
 
 
 def _combine(env: Environment, table_id: int, small: list[Segment]) -> int:

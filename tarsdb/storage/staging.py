@@ -27,21 +27,32 @@ from tarsdb.types import BOOLEAN
 STAGE_BYTES = 20 << 20
 TXN_BYTES = 28 << 20
 SEGMENT_BYTES = 16 << 20
+_WIDER, _NARROW_BYTES = 4, 1 << 19  # a scan has costs by the segment, a row read by its bytes
 HOLD = b"segment/"
 
 
 class SegmentLimits(NamedTuple):
-    """How large a segment may become."""
+    """How large a segment may become.
+
+    Segments without vectors may have four times as many rows, as long as they stay below 512 KiB.
+    """
 
     rows: int
     nbytes: int = SEGMENT_BYTES
+
+    def narrow_rows(self, rows: int, nbytes: int) -> int:
+        """Return how many rows fill a segment without vectors, of the size of some rows."""
+        filled = _NARROW_BYTES * rows // max(nbytes, 1)
+        return min(max(filled, self.rows), _WIDER * self.rows)
 
 
 def cut_rows(columns: Sequence[Column], limits: SegmentLimits) -> list[tuple[int, int]]:
     """Return row ranges of even size within the limits of a segment."""
     rows = len(columns[0])
     nbytes = sum(column.nbytes for column in columns)
-    pieces = max(-(-rows // limits.rows), -(-nbytes // limits.nbytes), 1)
+    has_vectors = any(column.type.is_vector for column in columns)
+    most = limits.rows if has_vectors else limits.narrow_rows(rows, nbytes)
+    pieces = max(-(-rows // most), -(-nbytes // limits.nbytes), 1)
     bounds = np.linspace(0, rows, pieces + 1).astype(int).tolist()
     return [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 

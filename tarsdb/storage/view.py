@@ -7,6 +7,7 @@ snapshot lives. Knows no SQL.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,11 @@ class TableView:
                     for c in columns
                     if not c.type.is_vector
                 }
-                yield self._chunk(rowids, live, scalars, columns)
+                for part in self._parts(rowids, columns):
+                    held = {c: column.slice(part.start, part.stop) for c, column in scalars.items()}
+                    yield self._chunk(
+                        rowids[part], None if live is None else live[part], held, columns
+                    )
         if group.count:
             rowids = group.delta.rowids.prefix(group.count)
             live = _without(rowids, group.delta_live(), hidden)
@@ -222,6 +227,16 @@ class TableView:
                 yield self._chunk(rowids, live, scalars, columns)
         if own is not None:
             yield from self._own_chunks(own, columns)
+
+    def _parts(self, rowids: np.ndarray, columns: list[ColumnDef]) -> list[slice]:
+        """Cut a segment's rows where those of its vectors begin, which are then not copied."""
+        vector = next((column for column in columns if column.type.is_vector), None)
+        cuts = []
+        if vector is not None:
+            lows = [segment.low for segment in self.vector_group(vector).segments]
+            found = np.unique(np.searchsorted(rowids, lows))
+            cuts = found[(found > 0) & (found < len(rowids))].tolist()
+        return [slice(*ends) for ends in itertools.pairwise([0, *cuts, len(rowids)])]
 
     def _chunk(
         self,

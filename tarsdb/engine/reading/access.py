@@ -2,8 +2,7 @@
 
 An index is used when equalities cover its columns (IN counts as several), or a range bounds its
 one column, and it finds few rows: reading it stops as soon as a scan would be better. What it
-returns is a superset, and the executor evaluates the whole predicate again, unless the lookup was
-all the predicate asked.
+returns is a superset: the executor evaluates what else the predicate asks.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ EXACT_BYTES = 190  # of text in a key: escaped it has at most twice as many, and
 class Probe:
     """One index and the keys or the bounds to look up in it.
 
-    ``exact`` says that the predicate asks nothing else, so that what is found needs no check.
+    ``rest`` is what else the predicate asks; None when what is found needs no check.
     """
 
     index: IndexDef
     keys: tuple[tuple[Any, ...], ...] = ()
     low: tuple[Any, bool] = (None, True)
     high: tuple[Any, bool] = (None, True)
-    exact: bool = False
+    rest: ex.Expr | None = None
 
     @property
     def is_range(self) -> bool:
@@ -78,11 +77,14 @@ class Found:
 
 @dataclass(slots=True)
 class Bounds:
-    """What the conjuncts of a predicate say about one column."""
+    """What the conjuncts of a predicate say about one column, and which conjunct says what."""
 
     values: list[Any] | None = None
     low: tuple[Any, bool] = (None, True)
     high: tuple[Any, bool] = (None, True)
+    equals: ex.Expr | None = None
+    above: ex.Expr | None = None
+    below: ex.Expr | None = None
 
 
 class NoKey(Exception):
@@ -100,7 +102,7 @@ def choose(
     best: tuple[int, Probe] | None = None
     for index in table.indexes:
         if index.method == "btree":
-            scored = _probe(index, bounds, len(terms))
+            scored = _probe(index, bounds, terms)
             if scored is not None and (best is None or scored[0] > best[0]):
                 best = scored
     if best is None:
@@ -111,28 +113,40 @@ def choose(
     return None if rowids is None else Found(best[1], rowids)
 
 
-def _probe(index: IndexDef, bounds: dict[int, Bounds], terms: int) -> tuple[int, Probe] | None:
+def _probe(
+    index: IndexDef, bounds: dict[int, Bounds], terms: list[ex.Expr]
+) -> tuple[int, Probe] | None:
     """Return the lookup an index offers, with its rank among others."""
-    prefix: list[list[Any]] = []
+    prefix: list[Bounds] = []
     for column_id in index.column_ids:
         known = bounds.get(column_id)
         if known is None or known.values is None:
             break
-        prefix.append(known.values)
+        prefix.append(known)
     if len(prefix) == len(index.column_ids):
-        keys = tuple(product(*prefix))
+        values = [known.values or () for known in prefix]
+        keys = tuple(product(*values))
         if len(keys) <= MAX_KEYS:
-            exact = terms == len(prefix) and all(is_short(v) for values in prefix for v in values)
+            is_whole = all(is_short(key) for each in values for key in each)
+            rest = _rest(terms, [known.equals for known in prefix] if is_whole else [])
             rank = (200 if index.unique else 100) + len(prefix)
-            return rank, Probe(index, keys, exact=exact)
+            return rank, Probe(index, keys, rest=rest)
     first = bounds.get(index.column_ids[0])
     if first is None or len(index.column_ids) > 1:
         return None
-    sides = sum(side is not None for side in (first.low[0], first.high[0]))
+    low, high = first.low, first.high
+    sides = sum(side is not None for side in (low[0], high[0]))
     if not sides:
         return None
-    exact = terms == sides and is_short(first.low[0]) and is_short(first.high[0])
-    return 10 * sides, Probe(index, (), first.low, first.high, exact)
+    is_whole = is_short(low[0]) and is_short(high[0])
+    rest = _rest(terms, [first.above, first.below] if is_whole else [])
+    return 10 * sides, Probe(index, (), low, high, rest)
+
+
+def _rest(terms: list[ex.Expr], answered: list[ex.Expr | None]) -> ex.Expr | None:
+    """Return the terms that an index does not answer, joined by AND; None for none."""
+    left = [term for term in terms if not any(term is other for other in answered)]
+    return left[0] if len(left) == 1 else ex.And(tuple(left)) if left else None
 
 
 def is_short(key: Any) -> bool:
@@ -166,7 +180,8 @@ def _note(term: ex.Expr, found: dict[int, Bounds], calls: evaluate.Calls) -> Non
         column = term.operand.column
         keys = [_key(item, term.operand, calls) for item in term.items]
         if None not in keys:
-            found.setdefault(column.id, Bounds()).values = list(dict.fromkeys(keys))
+            known = found.setdefault(column.id, Bounds())
+            known.values, known.equals = list(dict.fromkeys(keys)), term
         return
     if not isinstance(term, ex.Compare) or term.op == "<>":
         return
@@ -180,11 +195,11 @@ def _note(term: ex.Expr, found: dict[int, Bounds], calls: evaluate.Calls) -> Non
         return
     known = found.setdefault(left.column.id, Bounds())
     if op == "=":
-        known.values = [key]
+        known.values, known.equals = [key], term
     elif op in (">", ">="):
-        known.low = (key, op == ">=")
+        known.low, known.above = (key, op == ">="), term
     else:
-        known.high = (key, op == "<=")
+        known.high, known.below = (key, op == "<="), term
 
 
 def _key(node: ex.Expr, column: ex.ColumnRef, calls: evaluate.Calls) -> Any:

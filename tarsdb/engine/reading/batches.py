@@ -47,15 +47,29 @@ def passing(
     most : int, optional
         How many the consumer needs.
     """
-    found = access.choose(view.table, predicate, view, context)
+    found = by_index(context, view, predicate, read, most)
     if found is None:
         yield from scanned(context, view, predicate, read, most is not None)
-        return
-    rowids = found.rowids[:most] if found.probe.exact else found.rowids
-    ids = list(evaluate.columns_of(predicate, *read))
-    columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
-    batch = evaluate.Batch(len(rowids), columns, context, rowids)
-    yield batch if found.probe.exact else evaluate.narrowed(batch, predicate, *read)
+    else:
+        yield found
+
+
+def by_index(
+    context: Context,
+    view: TableView,
+    predicate: ex.Expr | None,
+    read: Sequence[ex.Expr],
+    most: int | None = None,
+) -> evaluate.Batch | None:
+    """Return all that :func:`passing` would yield, by row id; None where a scan is better."""
+    found = access.choose(view.table, predicate, view, context)
+    if found is None:
+        return None
+    rest = found.probe.rest
+    rowids = found.rowids[:most] if rest is None else found.rowids
+    ids = list(evaluate.columns_of(rest, *read))
+    columns = dict(zip(ids, view.rows(rowids, ids), strict=True)) if ids else {}
+    return evaluate.narrowed(evaluate.Batch(len(rowids), columns, context, rowids), rest, *read)
 
 
 def scanned(

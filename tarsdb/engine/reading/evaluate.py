@@ -36,6 +36,9 @@ class Calls(Protocol):
     def call(self, call: ex.Call, arguments: list[Column], rows: int) -> Column:
         """Return the values of a function call over a batch."""
 
+    def in_case(self, name: str, texts: Column) -> Column:
+        """Return ``lower`` or ``upper`` of texts that have other letters than ASCII's."""
+
     def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
 
@@ -249,7 +252,7 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
 def _scalar(node: ex.Scalar | ex.Case, batch: Batch) -> Column:
     if isinstance(node, ex.Scalar):
         texts = [materialise(value(each, batch), batch.rows, TEXT) for each in node.args]
-        return scalar.text_function(node.name, texts, node.returns)
+        return scalar.text_function(node.name, texts, node.returns, batch.calls.in_case)
     values = [materialise(value(each, batch), batch.rows, node.returns) for each in node.values]
     return scalar.choose([truth(each, batch).true for each in node.conditions], values)
 

@@ -22,28 +22,29 @@ from tarsdb.storage import TableView
 _GREATEST = np.iinfo(np.int64).max
 
 
-def columns(
-    context: Context, view: TableView, plan: Scan, skip: int, stop: int | None
-) -> list[Column]:
-    """Return the outputs of the rows from one place of the order to another.
+def rowids_of(context: Context, view: TableView, plan: Scan, stop: int | None) -> np.ndarray | None:
+    """Return the rowids of the rows that pass in order, int64 (n,), at least the first ``stop``.
+
+    None where all columns had better be read of all rows, for :func:`whole`.
 
     Parameters
     ----------
     plan : Scan
         With an order.
-    skip, stop : int
-        Of the rows that pass, in order; None: all.
+    stop : int
+        None: all.
     """
     few = max(access.SMALL_TABLE, int(view.count() * access.MAX_SELECTIVITY))
-    if stop is not None and stop > few:
-        return _sorted(context, view, plan, slice(skip, stop))
-    found = index_of(context, view, plan)
-    rowids = None if found is None else _from_index(view, plan, found, stop, few)
-    if rowids is None and stop is None:
-        return _sorted(context, view, plan, slice(skip, None))
-    if rowids is None:
-        rowids = _first(context, view, plan, stop or 0)
-    return project.project(context, view, rowids[skip:stop], None, plan.outputs)
+    is_few = stop is None or stop <= few
+    run = index_of(context, view, plan) if is_few else None
+    found = None if run is None else _from_index(view, plan, run, stop, few)
+    if found is not None:
+        return found
+    read = [ex.ColumnRef(by.column) for by in plan.order]
+    batch = batches.by_index(context, view, plan.predicate, (*read, ex.RowidRef()))
+    if batch is not None:
+        return _sorted(_keys(plan.order, batch), plan.order)
+    return None if stop is None or not is_few else _first(context, view, plan, stop)
 
 
 def extreme(context: Context, view: TableView, plan: Aggregate) -> list[Column] | None:
@@ -120,17 +121,20 @@ def _first(context: Context, view: TableView, plan: Scan, stop: int) -> np.ndarr
     """Return the rowids of the first rows in order among all that pass; int64 (n,)."""
     read = [ex.ColumnRef(by.column) for by in plan.order]
     kept: list[np.ndarray] = [np.empty(0, np.int64) for _ in range(2 * len(read) + 1)]
-    for batch in batches.passing(context, view, plan.predicate, (*read, ex.RowidRef())):
-        assert batch.rowids is not None
-        ties = ~batch.rowids if plan.order[0].descending else batch.rowids
-        found = [*_keys(plan.order, batch), ties]
+    for batch in batches.scanned(context, view, plan.predicate, (*read, ex.RowidRef())):
+        found = _keys(plan.order, batch)
         near = _promising(found[0], found[1], stop)
         kept = [np.concatenate([a, b[near]]) for a, b in zip(kept, found, strict=True)]
         if len(kept[-1]) > stop:
             best = np.lexsort(kept[::-1])[:stop]
             kept = [part[best] for part in kept]
-    rowids = kept[-1][np.lexsort(kept[::-1])]
-    return ~rowids if plan.order[0].descending else rowids
+    return _sorted(kept, plan.order)
+
+
+def _sorted(keys: list[np.ndarray], order: Sequence[OrderBy]) -> np.ndarray:
+    """Return rowids in the order of what :func:`_keys` says of them."""
+    ties: np.ndarray = keys[-1][np.lexsort(keys[::-1])]
+    return ~ties if order[0].descending else ties
 
 
 def _promising(nulls: np.ndarray, keys: np.ndarray, stop: int) -> np.ndarray | slice:
@@ -140,27 +144,32 @@ def _promising(nulls: np.ndarray, keys: np.ndarray, stop: int) -> np.ndarray | s
     return np.flatnonzero(keys <= np.partition(keys, stop)[stop])
 
 
-def _sorted(context: Context, view: TableView, plan: Scan, window: slice) -> list[Column]:
-    """Return the outputs of a window of all rows that pass, in order."""
+def whole(
+    context: Context, view: TableView, plan: Scan, skip: int, stop: int | None
+) -> list[Column]:
+    """Return the outputs of a window of all rows that pass a look at the table, in order."""
     read = [output.expr for output in plan.outputs]
     read += [ex.ColumnRef(by.column) for by in plan.order]
     keys: list[list[np.ndarray]] = []
     parts: list[list[Column]] = []
-    for batch in batches.passing(context, view, plan.predicate, read):
+    for batch in batches.scanned(context, view, plan.predicate, [*read, ex.RowidRef()]):
         keys.append(_keys(plan.order, batch))
         parts.append(project.evaluate_outputs(plan.outputs, batch))
     if not parts:
         nothing = np.empty(0, np.int64)
         return project.project(context, view, nothing, None, plan.outputs)
-    whole = [np.concatenate(part) for part in zip(*keys, strict=True)]
-    places = np.arange(len(whole[0]))
-    whole.append(~places if plan.order[0].descending else places)
-    order = np.lexsort(whole[::-1])[window]
+    found = [np.concatenate(part) for part in zip(*keys, strict=True)]
+    order = np.lexsort(found[::-1])[skip:stop]
     return [concat(part[0].type, part).take(order) for part in zip(*parts, strict=True)]
 
 
 def _keys(order: Sequence[OrderBy], batch: evaluate.Batch) -> list[np.ndarray]:
-    """Return what rows are sorted by, ascending: for each column whether NULL, and the value."""
+    """Return what rows are sorted by, ascending.
+
+    For each column whether NULL, and the value; at last the rowid, all bits turned where the first
+    column is descending.
+    """
+    assert batch.rowids is not None
     keys = []
     for by in order:
         column = batch.columns[by.column.id]
@@ -172,7 +181,7 @@ def _keys(order: Sequence[OrderBy], batch: evaluate.Batch) -> list[np.ndarray]:
             nulls[~column.validity] = -1 if by.nulls_first else 1
             values = np.where(column.validity, values, values.dtype.type(0))
         keys += [nulls, values]
-    return keys
+    return [*keys, ~batch.rowids if order[0].descending else batch.rowids]
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tarsdb.columns import Column, concat
 from tarsdb.types import SqlType
 
+_ASCII_END, _LETTERS, _CASE_BIT = 0x80, 26, np.uint8(0x20)
+_FIRST_LETTER = {"lower": np.uint8(ord("A")), "upper": np.uint8(ord("a"))}
+"""Of those that the function changes."""
 
-def text_function(name: str, arguments: Sequence[Column], returns: SqlType) -> Column:
-    """Return ``length`` (in code points) or ``||`` of TEXT columns of one length."""
+
+InCase = Callable[[str, Column], Column]
+
+
+def text_function(
+    name: str, arguments: Sequence[Column], returns: SqlType, in_case: InCase
+) -> Column:
+    """Return ``length`` (in code points), ``||``, ``lower`` or ``upper`` of TEXT columns.
+
+    ``in_case`` changes the case of other letters than ASCII's.
+    """
+    first = arguments[0]
+    if name in _FIRST_LETTER:
+        return _ascii_in_case(name, first) if _is_ascii(first) else in_case(name, first)
+    if name == "length" and first.offsets is not None and _is_ascii(first):
+        lengths = np.diff(first.offsets).astype(returns.dtype)
+        return Column(returns, lengths, None, first.validity)
     import pyarrow.compute as pc  # most processes need none of it
 
     from tarsdb.engine.arrow import from_arrow, to_arrow
@@ -22,6 +40,16 @@ def text_function(name: str, arguments: Sequence[Column], returns: SqlType) -> C
     else:
         found = pc.binary_join_element_wise(*texts, "", null_handling="emit_null")
     return from_arrow(found, returns, name)
+
+
+def _ascii_in_case(name: str, texts: Column) -> Column:
+    is_changed = texts.values - _FIRST_LETTER[name] < _LETTERS
+    values = texts.values ^ is_changed * _CASE_BIT
+    return Column(texts.type, values, texts.offsets, texts.validity)
+
+
+def _is_ascii(texts: Column) -> bool:
+    return not len(texts.values) or int(texts.values.max()) < _ASCII_END
 
 
 def choose(conditions: Sequence[np.ndarray], values: Sequence[Column]) -> Column:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import access, batches, evaluate, project
+from tarsdb.engine.reading import batches, evaluate, project
 from tarsdb.engine.search import lazy_filter, vector_index
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found, OneCall
@@ -400,16 +400,7 @@ def filtered_rowids(
     """Return the row ids a predicate keeps; None means all rows."""
     if predicate is None:
         return None
-    found = access.choose(view.table, predicate, view, context)
-    needed = evaluate.columns_of(predicate)
-    if found is not None:
-        rowids = found.rowids
-        if found.probe.exact:
-            return rowids
-        columns = dict(zip(needed, view.rows(rowids, list(needed)), strict=True))
-        mask = evaluate.select(predicate, evaluate.Batch(len(rowids), columns, context, rowids))
-        return rowids if mask is None else rowids[mask]
-    parts = batches.scanned(context, view, predicate, (ex.RowidRef(),))
+    parts = batches.passing(context, view, predicate, (ex.RowidRef(),))
     kept = [batch.rowids for batch in parts if batch.rowids is not None]
     return np.concatenate(kept) if kept else np.empty(0, np.int64)
 

@@ -58,6 +58,10 @@ PREDICATES: list[tuple[str, tuple[Any, ...]]] = [
     ("day = ?", ("2020-02-03",)),
     ("pair = 3 AND a = 7", ()), ("pair = 3", ()), ("pair IN (1, 2) AND a IN (7, 8)", ()),
     ("n = 1.25", ()), ("n > 4.9", ()), ("n = ?", (1.25,)),
+    ("a = 7 AND a = 8", ()), ("a = 7 AND a = 7", ()), ("a IN (7, 8) AND a = 8", ()),
+    ("a IN (7, 8, 9) AND a <> 8", ()), ("a = 7 AND a > 8", ()), ("a = 7 AND a < 8", ()),
+    ("pair = 3 AND a = 7 AND b AND n > 0", ()), ("t = ? AND a > 7", (LONG,)),
+    ("a > 395 AND a > 398", ()), ("a > 398 AND a > 395 AND a < 400", ()),
 ]  # fmt: skip
 
 

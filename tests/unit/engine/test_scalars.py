@@ -13,6 +13,7 @@ import pytest
 import tarsdb
 from tarsdb import errors
 from tarsdb.columns import from_list
+from tarsdb.engine.by_duckdb.letter_case import in_case
 from tarsdb.engine.reading.scalar import text_function
 from tarsdb.types import BIGINT, TEXT
 
@@ -41,12 +42,14 @@ OURS = [
     "CASE WHEN n > 0 THEN 1 WHEN n < 0 THEN -1 ELSE 0 END", "s || r IS NULL",
     "coalesce(s || r, r) = r",
     "CASE WHEN x > 0 THEN x ELSE 0 END", "CASE WHEN f THEN NULL ELSE n END",
+    "lower(s)", "upper(r)", "lower(s) || upper(r)", "lower(s) = 'ab'", "upper(s || '\u00e9')",
+    "length(upper(s)) > 1", "coalesce(upper(s), lower(r), '-')",
 ]  # fmt: skip
 THEIRS = [
     "s || n", "length(n)", "coalesce(n, b)", "coalesce(n, 3000000000)", "coalesce(x, 1.5)",
     "CASE WHEN n > 0 THEN n + 2147483647 ELSE 0 END", "CASE WHEN f THEN s ELSE n END",
-    "CASE WHEN f THEN NULL END", "CASE WHEN f THEN 1 ELSE 1.5 END", "length('A')", "lower(s)",
-    "upper(r)",
+    "CASE WHEN f THEN NULL END", "CASE WHEN f THEN 1 ELSE 1.5 END", "length('A')", "lower('A')",
+    "lower(n)", "reverse(s)",
 ]  # fmt: skip
 """Whose types or errors are DuckDB's to find."""
 
@@ -131,8 +134,30 @@ def test_errors_of_rows_not_reached(db: tarsdb.Connection) -> None:
         db.execute("SELECT b * 4 FROM t").fetchall()
 
 
+def test_no_letters_but_asciis(db: tarsdb.Connection) -> None:
+    """Where all letters are ASCII's they change here, the others as DuckDB does it."""
+    for function in ("lower", "upper"):
+        sql = f"SELECT id, {function}(s), {function}(r || 'zZ@[`{{{{') FROM {{}}"
+        ours, theirs = both(
+            db, sql + " WHERE length(s) < 3 AND s <> '\u00df' AND s <> '\u0130' AND r < '~'"
+        )
+        assert ours == theirs
+        assert len(ours[1]) > 5
+
+
+@pytest.mark.parametrize("name", ["lower", "upper"])
+def test_case_of_every_code_point(name: str) -> None:
+    every = [chr(i) for i in range(1, sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
+    sql = f"SELECT list({name}(c)) FROM (SELECT unnest($1::VARCHAR[]) AS c)"
+    for texts in (every[:127], [None, *every[:127], None], every, []):
+        ours = text_function(name, [from_list(TEXT, texts)], TEXT, in_case).to_list()
+        assert ours == (duckdb.execute(sql, [texts]).fetchall()[0][0] or [])
+
+
 def test_length_of_every_code_point() -> None:
     every = [chr(i) for i in range(1, sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
-    ours = text_function("length", [from_list(TEXT, [*every, *TEXTS])], BIGINT).to_list()
+    plain = text_function("length", [from_list(TEXT, ["", "ab", None, "c" * 300])], BIGINT, in_case)
+    assert plain.to_list() == [0, 2, None, 300]
+    ours = text_function("length", [from_list(TEXT, [*every, *TEXTS])], BIGINT, in_case).to_list()
     sql = "SELECT list(length(c)) FROM (SELECT unnest($1::VARCHAR[]) AS c)"
     assert ours == duckdb.execute(sql, [[*every, *TEXTS]]).fetchall()[0][0]

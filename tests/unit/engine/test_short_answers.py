@@ -1,4 +1,4 @@
-"""Short answers of searches and point reads leave as rows; in every form they equal long ones."""
+"""Short answers leave as rows: in every form they equal what arrays are made of."""
 
 from __future__ import annotations
 
@@ -75,3 +75,32 @@ def test_point_reads(db: tarsdb.Connection) -> None:
     for row in (0, 3):
         one = db.execute(f"SELECT id, {NAMES} FROM t WHERE id = ?", (row,)).arrow()
         assert one.to_pylist() == long.select(one.column_names).slice(row, 1).to_pylist()
+
+
+SCANS = [
+    ("", "WHERE id IN (5, 2, 3, 9)"),
+    ("", "WHERE id IN (5, 2, 3, 9) AND i = 7 LIMIT 2 OFFSET 1"),
+    ("ORDER BY id DESC", "WHERE id < 12 AND i IS NULL"),
+    ("ORDER BY i DESC NULLS LAST, id LIMIT 5 OFFSET 1", "WHERE id IN (5, 2, 3, 9, 7, 8, 11)"),
+    ("ORDER BY l LIMIT 4", ""),
+    ("ORDER BY id DESC LIMIT 6", ""),
+]
+
+
+@pytest.mark.parametrize(("order", "where"), SCANS)
+def test_scans(db: tarsdb.Connection, order: str, where: str) -> None:
+    tail = f"FROM t {where} {order}"
+    short = db.execute(f"SELECT id, {NAMES}, id AS again {tail}")
+    # an output that is not a column keeps the answer in columns
+    long = db.execute(f"SELECT id, {NAMES}, id AS again, id + 0 AS sum {tail}").arrow()
+    long = long.drop_columns(["sum"])
+    rows = short.fetchall()
+    assert len(rows) > 1
+    assert short.arrow().equals(long)
+    assert short.arrow().schema == long.schema
+    ids = db.execute(f"SELECT id + 0 {tail}").fetchall()
+    assert [(row[0],) for row in rows] == ids
+    with db.transaction():  # own rows are not short
+        db.execute("UPDATE t SET s = s WHERE id = 5")
+        changed = db.execute(f"SELECT id, {NAMES}, id AS again {tail}").fetchall()
+        assert sorted(changed, key=str) == sorted(rows, key=str)
