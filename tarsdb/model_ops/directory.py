@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelError, ModelFormatError, NotSupportedError
@@ -23,7 +22,7 @@ from tarsdb.model_ops.encoder_adapter import check_adapter
 from tarsdb.model_ops.gguf.model import read_gguf_decoder
 from tarsdb.model_ops.heads import head_shapes, read_head
 from tarsdb.model_ops.onnx_file import read_onnx_encoder
-from tarsdb.model_ops.safetensors_file import read_safetensors
+from tarsdb.model_ops.safetensors_file import Tensors, read_safetensors
 from tarsdb.model_ops.sentence import MAX_CONFIG_BYTES, POOLING_FILE, module_paths, read_object
 from tarsdb.model_ops.tasks import TASKS, choose_task
 from tarsdb.model_ops.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer
@@ -62,8 +61,8 @@ class ModelFiles:
     files : dict of str to bytes
         Small files by name relative to the directory: config.json, tokenizer.json, ...
     tensors : mapping of str to ndarray
-        Read-only views of the mapped weight files (BF16 ones are float32 copies), or of a GGUF
-        file, made when asked for.
+        Read-only views of the mapped weight files; float32 copies of BF16 tensors and of those of a
+        GGUF file, made when asked for.
     max_length : int
         Tokens of a text that are read; prompt and answer together for 'generate'.
     """
@@ -112,17 +111,17 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     found = (
         _read_tensors(directory)
         if onnx is None
-        else read_onnx_encoder(onnx, read_encoder_spec(read_object(files, "config.json")))
+        else Tensors(read_onnx_encoder(onnx, read_encoder_spec(read_object(files, "config.json"))))
     )
-    tensors, others = _floating(found)
-    shapes = {name: array.shape for name, array in tensors.items()}
+    tensors = found.only(found.floating())  # what may be weights; not position_ids, for example
     try:
-        facts = TASKS[task].check(files, shapes, given, directory)
+        facts = TASKS[task].check(files, tensors.shapes, given, directory)
     except ModelFormatError as error:
+        others = found.only(name for name in found if name not in tensors)
         raise ModelFormatError(error.message, _not_counted(others) or error.hint) from error
     TextTokenizer(files["tokenizer.json"], facts.max_length)
     if facts.tensors is not None:
-        tensors = {name: tensors[name] for name in facts.tensors}
+        tensors = tensors.only(facts.tensors)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
 
 
@@ -191,7 +190,7 @@ def read_adapter_directory(path: str, base: Mapping[str, bytes], task: str) -> M
     if not os.path.isfile(os.path.join(directory, _ADAPTER_WEIGHTS)):
         raise ModelFormatError(f"{path!r} has no {_ADAPTER_WEIGHTS}", _ADAPTER)
     tensors = read_safetensors(os.path.join(directory, _ADAPTER_WEIGHTS))
-    shapes = {name: array.shape for name, array in tensors.items()}
+    shapes = tensors.shapes
     given = read_object(files, lora.CONFIG)
     if task == "generate":
         decoder = read_spec(base)
@@ -302,13 +301,14 @@ def _read_file(directory: str, name: str, limit: int) -> bytes:
     return data
 
 
-def _read_tensors(directory: str) -> dict[str, npt.NDArray[Any]]:
-    tensors: dict[str, npt.NDArray[Any]] = {}
+def _read_tensors(directory: str) -> Tensors:
+    tensors = Tensors({})
     for name in _weight_files(directory):
-        for tensor, array in read_safetensors(os.path.join(directory, name)).items():
-            if tensor in tensors:
-                raise ModelFormatError(f"tensor {tensor!r} is in two weight files of {directory}")
-            tensors[tensor] = array
+        found = read_safetensors(os.path.join(directory, name))
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise ModelFormatError(f"tensor {twice[0]!r} is in two weight files of {directory}")
+        tensors |= found
     return tensors
 
 
@@ -350,16 +350,6 @@ def _shards(directory: str, names: list[str]) -> list[str]:
             f"{_INDEX} names {len(shards)} files, {directory} lacks {len(missing)}: {listed}"
         )
     return shards
-
-
-def _floating(
-    tensors: Mapping[str, npt.NDArray[Any]],
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
-    """Separate what may be weights from integer buffers such as position_ids."""
-    parts: tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]] = {}, {}
-    for name, array in tensors.items():
-        parts[not np.issubdtype(array.dtype, np.floating)][name] = array
-    return parts
 
 
 def _not_counted(others: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -2,7 +2,8 @@
 
 Knows the file format and nothing of models. The header is not trusted: the safetensors library
 checks it, and offsets, shapes and sizes are checked again here before an array is made.
-Arrays are views of the mapped file, so reading a model never holds a second copy of it.
+Arrays are views of the mapped file, so reading a model never holds a second copy of it; those of
+bfloat16, which NumPy does not have, are widened when they are asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,64 @@ _DTYPES = {
 _DAMAGED = "the file is damaged or incomplete; fetch it again"
 
 
-def read_safetensors(path: str) -> dict[str, npt.NDArray[Any]]:
+class Tensors(Mapping[str, npt.NDArray[Any]]):
+    """Tensors by name.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+    narrow : collection of str
+        Names of those whose array has the bits of bfloat16 numbers, uint16: they are given as
+        float32, widened anew whenever they are asked for.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, npt.NDArray[Any]], narrow: Collection[str] = ()
+    ) -> None:
+        self._arrays = dict(arrays)
+        self._narrow = frozenset(narrow)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        array = self._arrays[name]
+        return widen_bfloat16(array) if name in self._narrow else array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __or__(self, other: Tensors) -> Tensors:
+        return Tensors(self._arrays | other._arrays, self._narrow | other._narrow)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor; nothing is read."""
+        return {name: array.shape for name, array in self._arrays.items()}
+
+    def floating(self) -> list[str]:
+        """Return the names of those that are of a float type; nothing is read."""
+        return [
+            name
+            for name, array in self._arrays.items()
+            if name in self._narrow or np.issubdtype(array.dtype, np.floating)
+        ]
+
+    def only(self, names: Iterable[str]) -> Tensors:
+        """Return some of the tensors."""
+        return Tensors({name: self._arrays[name] for name in names}, self._narrow)
+
+
+def read_safetensors(path: str) -> Tensors:
     """Map the tensors of one file.
 
     Returns
     -------
-    dict of str to ndarray
-        Read-only views of the map, in file order; BF16 tensors are widened to float32 copies.
+    Tensors
+        Read-only views of the map, in file order; BF16 tensors become float32 copies when read.
 
     Raises
     ------
@@ -51,7 +104,8 @@ def read_safetensors(path: str) -> dict[str, npt.NDArray[Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFormatError(f"cannot read {path}: {error}", _DAMAGED) from error
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return {name: _tensor(path, name, entry, data) for name, entry in entries.items()}
+    arrays = {name: _tensor(path, name, entry, data) for name, entry in entries.items()}
+    return Tensors(arrays, [name for name in entries if entries[name]["dtype"] == "BF16"])
 
 
 def _check_size(path: str) -> int:
@@ -109,8 +163,7 @@ def _tensor(
             f"its shape {shape} needs {expected}"
         )
         raise ModelFormatError(message, _DAMAGED)
-    array = data[start:stop].view(dtype).reshape(shape)
-    return widen_bfloat16(array) if entry["dtype"] == "BF16" else array
+    return data[start:stop].view(dtype).reshape(shape)
 
 
 def widen_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

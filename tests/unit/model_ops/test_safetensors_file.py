@@ -43,7 +43,10 @@ def test_bfloat16_is_widened(tmp_path) -> None:
     values = np.array([1.0, -2.5, 0.0, 3.140625], np.float32)
     bits = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     write(path, {"x": entry("BF16", [4], 0, 8)}, bits)
-    assert read_safetensors(str(path))["x"].tolist() == values.tolist()
+    read = read_safetensors(str(path))
+    assert read["x"].tolist() == values.tolist()
+    assert read["x"] is not read["x"]  # no copy is kept: a model may be larger than memory
+    assert (read.shapes, read.floating()) == ({"x": (4,)}, ["x"])
 
 
 def test_scalars_and_empty_tensors(tmp_path) -> None:

@@ -24,6 +24,9 @@ from tarsdb.model_ops.generation.draft_model import DraftBatch, DraftModel
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.generator import Generator
 from tarsdb.model_ops.generation.prompts import PromptTokenizer
+from tarsdb.model_ops.generation.request import Request
+from tarsdb.model_ops.generation.sampling import SamplingOptions
+from tarsdb.model_ops.generation.scheduler import Sequence as TokenSequence
 from tests.unit.model_ops.generation.fake_decoder import FakeCache, FakeDecoder, FakeSpec, alone
 
 WORDS = ["<unk>", "<s>", "</s>", *'abcdefghijklmnopqrstuvwxyz0123456789 .{}":,ABCDEFGHIJKLMNOPQR']
@@ -190,6 +193,18 @@ def test_a_seed_gives_the_same_text_in_any_company() -> None:
     assert texts(make(), ["abc"], **{**options, "seed": 6}) != [single]
     unseeded = {texts(make(), ["abc"], max_tokens=30, temperature=1.0)[0] for _ in range(3)}
     assert len(unseeded) == 3
+
+
+def test_the_penalty_is_of_prompt_and_text() -> None:
+    logits = np.full((1, 64), -9.0, np.float32)
+    logits[0, [5, 7]] = 2.0, 1.5
+    for prompt, chosen in (([4], [5, 7, 5]), ([4, 5], [7, 5, 5])):
+        sequence = TokenSequence(list(prompt), 10)
+        penalty = SamplingOptions(repetition_penalty=2.0)
+        request = Request(sequence, penalty, lambda tokens: "", ())
+        for token in chosen:
+            assert request.take(logits, []) == [token]
+            sequence.tokens.append(token)
 
 
 def test_a_stop_string_is_cut_and_ends_the_text() -> None:
