@@ -131,6 +131,8 @@ def own_call(call: OwnCall, arguments: tuple[ex.Expr, ...]) -> ex.Call:
     """Return a call as a bound expression."""
     function = call.function
     takes = () if function is None else tuple(sql_type for _, sql_type in function.arguments)
+    if call.kind == "model" and call.takes != TEXT:  # a constant in quotes is a text by itself
+        takes = (call.takes,) * len(arguments)
     is_volatile = function is not None and function.volatility.upper() == "VOLATILE"
     return ex.Call(
         call.kind, call.name, call.target, arguments, call.returns, call.options, takes, is_volatile

@@ -155,8 +155,9 @@ class Call:
     ``target`` is the catalog name for ``kind`` 'udf' and 'tokenizer' and the model's name for
     ``kind`` 'model' (empty for a function without a model). ``options`` are constants by name, of
     models and tokenizers only; a value is a Literal (of a tuple for a list) or a Parameter.
-    ``takes`` are the declared types of a catalog function's arguments, which constants are
-    converted to; ``is_volatile`` says that two equal calls may differ.
+    ``takes`` are the types that constants are converted to: the declared ones of a catalog
+    function's arguments, lists of numbers of a model that
+    takes these; ``is_volatile`` says that two equal calls may differ.
     """
 
     kind: str

@@ -67,6 +67,10 @@ def test_rows_get_what_the_model_says(db: tarsdb.Connection) -> None:
         assert [value["label"] for value in values] == scores.argmax(axis=1).tolist()
         probabilities = np.array([value["probabilities"] for value in values])
         assert np.abs(probabilities - expected).max() < 1e-5
+    one = [rows[0].tolist()]
+    for text, given in (("?", one), ("?", [rows[0]]), (f"[{', '.join(map(str, one[0]))}]", [])):
+        (answer,) = db.execute(f"SELECT predict('m', {text})", given).fetchone()
+        assert np.abs(np.array(answer["probabilities"]) - expected[0]).max() < 1e-5
     assert db.execute("SELECT task, dim FROM tars_models").fetchone() == ("predict", 0)
 
 
@@ -75,8 +79,9 @@ def test_rows_get_what_the_model_says(db: tarsdb.Connection) -> None:
     ("call", "error", "message"),
     [
         ("predict('m', [1.0, 2.0]::REAL[])", DataError, "row 1 has 2 features, the model takes 3"),
-        ("predict('m', 'text')", DataError, "'text', no list of numbers"),
-        ("predict('m', 'a', 'b')", BindError, r"each of its 1 inputs \(features\), 2 are"),
+        ("predict('m', [1.0, 2.0])", DataError, "row 1 has 2 features, the model takes 3"),
+        ("predict('m', 'text')", DataError, "'text'"),
+        ("predict('m', [1.0], [2.0])", BindError, r"each of its 1 inputs \(features\), 2 are"),
         ("embed('m', 'text')", BindError, "does predict, not embed"),
     ],
 )
