@@ -292,8 +292,11 @@ def to_storage(value: Any, sql_type: SqlType, name: str) -> Any:
         value = value.item()
     try:
         return _CONVERT[sql_type.kind](value, sql_type, name)
-    except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
+    except _UNFIT as error:
         raise _mismatch(value, sql_type, name) from error
+
+
+_UNFIT = (ValueError, TypeError, ArithmeticError, AttributeError, struct.error, RecursionError)
 
 
 def _mismatch(value: Any, sql_type: SqlType, name: str) -> DataError:
@@ -441,7 +444,7 @@ def _array(value: Any, sql_type: SqlType, name: str) -> str:
 
 
 def _vector(value: Any, sql_type: SqlType, name: str) -> np.ndarray:
-    array = np.asarray(json.loads(value) if isinstance(value, str) else value)
+    array = _numbers(json.loads(value) if isinstance(value, str) else value)
     check_dimension(array.shape[-1] if array.ndim else 0, sql_type, name, ndim=array.ndim)
     if sql_type.kind is Kind.INT8VEC:
         wide = array.astype(np.float64)
@@ -463,9 +466,22 @@ def _bit(value: Any, sql_type: SqlType, name: str) -> np.ndarray:
             raise ValueError(value)
         bits = np.frombuffer(value.encode(), dtype=np.uint8) - 48
     else:
-        bits = np.asarray(value).astype(bool).astype(np.uint8)
+        numbers = _numbers(value)
+        bits = numbers.astype(bool).astype(np.uint8)
+        if not (bits == numbers).all():  # NaN and NULL are no bits either
+            raise ValueError(value)
     check_dimension(bits.shape[-1] if bits.ndim else 0, sql_type, name, ndim=bits.ndim)
     return np.packbits(bits)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """Return an array of numbers; TypeError for what NumPy would only turn into some."""
+    array = np.asarray(value)
+    if array.dtype.kind in "cmMSUT" or array.dtype.names is not None:
+        raise TypeError(value)
+    if type(value) is not np.ndarray and isinstance(value, np.ndarray) and np.ma.is_masked(value):
+        raise TypeError(value)
+    return array
 
 
 def check_dimension(dim: int, sql_type: SqlType, name: str, ndim: int = 1) -> None:

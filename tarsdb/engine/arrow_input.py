@@ -261,7 +261,7 @@ def _json(array: pa.Array, sql_type: SqlType, name: str) -> Column:
         if text is not None:
             try:
                 json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"column {name}: {text[:60]!r} is not JSON ({error})") from error
     return _bytes(array.cast(pa.string()), sql_type)
 
@@ -347,8 +347,9 @@ def _components(
 ) -> np.ndarray:
     """Convert (n, dim) numbers to the type's components, refusing what does not fit."""
     if sql_type.kind is Kind.BIT:
-        return np.packbits(numbers != 0, axis=1)
-    if sql_type.kind is Kind.INT8VEC and numbers.dtype != np.int8:
+        rounded = numbers != 0
+        bad, what = (rounded != numbers).any(axis=1), "components other than 0 and 1"
+    elif sql_type.kind is Kind.INT8VEC and numbers.dtype != np.int8:
         rounded = np.rint(numbers.astype(np.float64))
         bad = ~((rounded >= -128) & (rounded <= 127)).all(axis=1)
         what = "components outside -128..127"
@@ -367,6 +368,8 @@ def _components(
             f"column {name}: the {sql_type} of row {row} holds {what}",
             hint="store NULL for a missing vector",
         )
+    if sql_type.kind is Kind.BIT:
+        return np.packbits(rounded, axis=1)
     return np.ascontiguousarray(rounded, dtype=sql_type.dtype)
 
 

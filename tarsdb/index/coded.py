@@ -139,7 +139,7 @@ class Vectors(Protocol):
         ...
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
-        """Return the vectors at positions."""
+        """Return the vectors at ascending positions."""
         ...
 
 
@@ -373,7 +373,7 @@ def coded_rows(
         return None
 
     def make() -> CodedRows:
-        live = positions[flat.live()[positions]]
+        live = np.sort(positions[flat.live()[positions]])  # a filter's are in the scalars' order
         return CodedRows.of(live, flat.vectors(live), encoder)
 
     return cache.get(positions, (rows, flat.width), make)[0]

@@ -170,18 +170,33 @@ def _connected(
 ) -> np.ndarray:
     """Lead an edge to what no search could reach; return the nodes in breadth-first order."""
     edges, places = graph.edges, np.empty(len(graph), dtype=np.int32)
+    _ring(edges, graph.entries)
+    given = set[int]()  # nodes whose last edge leads to such a node: it is not taken again
     for _ in range(_ROUNDS):
         lost = np.empty(len(graph), dtype=np.int32)
         count = found.order(edges, graph.entries, places, np.zeros(len(graph), np.uint8), lost)
+        before = int(graph.entries[0])
         for node in lost[:count].tolist():
             near = graph.search(vector(node), _NEAR, 4 * _NEAR)
             assert near is not None
             free = near[edges[near, -1] < 0]
-            by = free[0] if len(free) else near[0]  # from a full one, its last edge goes
+            others = free if len(free) else [each for each in near if int(each) not in given]
+            by = int(others[0]) if len(others) else before  # from a full one, its last edge goes
             edges[by, int((edges[by, :-1] >= 0).sum())] = node
+            if edges[by, -1] == node:
+                given.add(by)
+            before = node
         if not count:
             break
     return places
+
+
+def _ring(edges: np.ndarray, entries: np.ndarray) -> None:
+    """Lead an edge from each entry to the next: a search starts from a few of them only."""
+    for node, following in zip(entries, np.roll(entries, -1), strict=True):
+        others = edges[node][(edges[node] >= 0) & (edges[node] != following)]
+        if node != following:  # in front, as the last edge may be given to another node
+            edges[node, : len(others) + 1] = [following, *others][: edges.shape[1]]
 
 
 def _relabelled(graph: Graph, places: np.ndarray) -> Graph:

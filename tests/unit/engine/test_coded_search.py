@@ -63,3 +63,28 @@ def test_changes_are_seen_through_codes(tmp_path: Path, compiled: None) -> None:
         db.execute("ROLLBACK")
         held[1] = kept
         assert_right()
+
+
+def test_a_filter_over_rows_whose_vectors_and_scalars_were_moved_apart(
+    tmp_path: Path, compiled: None
+) -> None:
+    """Vectors of some rows changed, scalars of others: a scan finds rows in another order."""
+    rng = np.random.default_rng(1)
+    held = dict(enumerate(rng.standard_normal((4000, DIM)).astype(np.float32)))
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, v VECTOR({DIM}))")
+        db.executemany("INSERT INTO t VALUES (?, 1, ?)", list(held.items()))
+        db.execute("OPTIMIZE t")
+        for row in range(0, 4000, 5):
+            held[row] = rng.standard_normal(DIM).astype(np.float32)
+        db.executemany("UPDATE t SET v = ? WHERE id = ?",
+                       [(held[row], row) for row in range(0, 4000, 5)])  # fmt: skip
+        db.execute("UPDATE t SET kind = 2 WHERE id % 3 = 0")
+        before = certified()
+        sql = "SELECT id FROM t WHERE id >= 1500 ORDER BY v <-> ? LIMIT 7"
+        kept = {row: vector for row, vector in held.items() if row >= 1500}
+        for query in rng.standard_normal((5, DIM)).astype(np.float32):
+            assert [row[0] for row in db.execute(sql, [query]).fetchall()] == nearest(
+                kept, query, 7
+            )
+        assert certified() > before

@@ -175,6 +175,53 @@ OPERATORS = {"VECTOR(3)": ["<->", "<#>", "<=>", "<+>"], "HALFVEC(3)": ["<->", "<
              "INT8VEC(3)": ["<->", "<#>", "<=>", "<+>"], "BIT(5)": ["<~>", "<%>"]}  # fmt: skip
 
 
+DEEP = "[" * 100_000
+NO_NUMBERS: list[Any] = [
+    ["0", "1", "0"], [1j, 0, 0], np.array(["0", "1", "0"]), [dt.date(2020, 1, 1)] * 3,
+    np.array(["2020-01-01"] * 3, "M8[D]"), np.array([1, 0, 1], "m8[s]"), [1, None, 0],
+    [float("nan"), 0, 1], np.ma.array([1, 0, 1], mask=[0, 1, 0]), DEEP, '["0", "1", "0"]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=range(len(NO_NUMBERS)))
+@pytest.mark.parametrize("sql_type", ["VECTOR(3)", "HALFVEC(3)", "INT8VEC(3)", "BIT(3)"])
+def test_a_vector_is_made_of_numbers(sql_type: str, value: Any) -> None:
+    """What NumPy would turn into some number, or bit, is refused as a value and as a query."""
+    operator = OPERATORS.get(sql_type, ["<~>"])[0]
+    with tarsdb.connect() as db:
+        db.execute(f"CREATE TABLE t (id INT, c {sql_type})")
+        db.execute("INSERT INTO t VALUES (1, ?)", ([1, 0, 1],))
+        if not isinstance(value, np.ndarray):
+            with pytest.raises(tarsdb.DataError, match="column c"):
+                db.execute("INSERT INTO t VALUES (2, ?)", (value,))
+        with pytest.raises(tarsdb.DataError, match="query"):
+            db.execute(f"SELECT id FROM t ORDER BY c {operator} ? LIMIT 1", (value,))
+
+
+@pytest.mark.parametrize("value", [[2, 0, 1], [0.5, 0, 1], np.array([1, 0, 255], np.uint8)])
+def test_a_bit_is_0_or_1(value: Any) -> None:
+    with tarsdb.connect() as db:
+        db.execute("CREATE TABLE t (id INT, c BIT(3))")
+        with pytest.raises(tarsdb.DataError, match="column c"):
+            db.execute("INSERT INTO t VALUES (1, ?)", (value,))
+        with pytest.raises(tarsdb.DataError, match="row 1 holds components other than 0 and 1"):
+            db.table("t").insert({"id": [1, 2], "c": np.array([[1, 0, 1], value])})
+        with pytest.raises(tarsdb.DataError, match="query"):
+            db.execute("SELECT id FROM t ORDER BY c <~> ? LIMIT 1", (value,))
+        db.table("t").insert({"id": [1], "c": np.array([[1.0, 0, 1]])})
+        assert column(db, "SELECT c FROM t") == ["101"]
+
+
+@pytest.mark.parametrize("sql_type", ["JSON", "INT[]"])
+def test_text_nested_beyond_what_python_reads(sql_type: str) -> None:
+    with tarsdb.connect() as db:
+        db.execute(f"CREATE TABLE t (id INT, c {sql_type})")
+        with pytest.raises(tarsdb.DataError, match="column c"):
+            db.execute("INSERT INTO t VALUES (1, ?)", (DEEP,))
+        with pytest.raises(tarsdb.DataError, match="column c"):
+            db.table("t").insert({"id": [1], "c": [DEEP]})
+
+
 @pytest.mark.parametrize("sql_type", VECTORS)
 def test_operators_agree_natively_and_relationally(sql_type: str) -> None:
     rng = np.random.default_rng(5)

@@ -503,6 +503,20 @@ def test_rows_of_a_filter_are_coded_at_the_second_search(level: str, maker: Make
                 np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
 
 
+def test_rows_of_a_filter_come_in_any_order(level: str) -> None:
+    """As they do where an update moved some vectors, and another the scalars of others."""
+    rng = np.random.default_rng(3)
+    rows = random(rng, 3000, 64).astype(np.float32)
+    flat, with_codes = pair(blocks_of(rows, True), 64)
+    for positions in (rng.choice(3000, 900, replace=False), np.arange(2999, -1, -3)):
+        before = counted("certified")
+        for query in random(rng, 6, 64).astype(np.float32):
+            expected = flat.search(query[None], 10, "<->", positions=positions)
+            found = with_codes.search(query[None], 10, "<->", positions=positions)
+            np.testing.assert_array_equal(found[0], expected[0])
+        assert counted("certified") - before == 5
+
+
 def test_rows_of_a_filter_are_certified_and_forgotten_with_it(level: str) -> None:
     rows = random(np.random.default_rng(0), 3000, 64).astype(np.float32)
     cache = CodeCache()

@@ -245,6 +245,28 @@ def test_every_node_can_be_reached() -> None:
         assert len(reached) == 6000
 
 
+@pytest.mark.parametrize(
+    ("rows", "op", "quantization"),
+    [
+        (np.random.default_rng(0).standard_normal((60, 24)), "<=>", "int4"),
+        (np.random.default_rng(0).standard_normal((2000, 24)), "<#>", "int4"),
+        (np.random.default_rng(0).integers(0, 2, (300, 3)), "<->", "int8"),
+        (np.zeros((300, 24)), "<->", "int8"),
+    ],
+    ids=["few", "inner products", "duplicates", "zeros"],
+)
+def test_a_list_as_long_as_all_nodes_finds_them_all(
+    rows: np.ndarray, op: str, quantization: str
+) -> None:
+    """From the few entries a search starts from, whichever these are."""
+    rows = rows.astype(np.float32)
+    graph = built(rows, op, quantization=quantization)
+    for query in rows[:20]:
+        found = graph.search(query, len(rows), len(rows))
+        assert found is not None
+        assert sorted(found.tolist()) == list(range(len(rows)))
+
+
 def test_places_stand_for_nodes() -> None:
     rows = clustered(500, 24, 1)
     graph = built(rows)
