@@ -39,6 +39,12 @@ def _scaling(record: Record) -> float:
     return float(one / two)
 
 
+def _of_interval(record: Record) -> float:
+    """Return how far nDCG@10 of int8 is from float32's, in halves of its 95% interval."""
+    exact, coded = (record["accuracy"][f"{OWN} {mode}"] for mode in ("fp32", "int8"))
+    return float(abs(coded["ndcg_at_10"] - exact["ndcg_at_10"]) / exact["half_interval"])
+
+
 def _speed(what: str, mode: str, rival: str) -> Callable[[Record], Any]:
     def read(record: Record) -> float:
         speeds = record[what]["tokens_per_second"]
@@ -110,6 +116,8 @@ INFERENCE = (
             ("int8", "overlap_at_10", "overlap of the ten nearest", 0.92),
         )
     ),
+    Claim("embed", "MiniLM int8, nDCG@10 on Cranfield, distance in halves of the interval", "<= 1",
+          _of_interval, "fp32"),
     *(
         Claim("decode_110M_1", f"decoding {mode}, one sequence, times faster", f">= {bar}",
               _speed("b1", mode, rival), rival)

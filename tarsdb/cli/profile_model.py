@@ -71,6 +71,25 @@ def _rows(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
     runs = [_run(db, query, texts) for _ in range(arguments.repeat)]
     seconds, done = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     yield from _stages(seconds, done)
+    yield _memory(db, name)
+
+
+def _memory(db: Connection, name: str) -> _Row:
+    """Return what weights and activations of a model take, as the runs left them."""
+
+    def work(context: Context) -> int:
+        model = context.catalog.model(name)
+        if model is None:
+            raise CatalogError(f"model {name!r} was dropped")
+        device = model_device.choose(context.engines.settings, [model])
+        loaded = context.engines.models.load(context, model, device)
+        runs = getattr(loaded, "decoder", getattr(loaded, "encoder", loaded))
+        return int(runs.workspace_bytes)
+
+    activations = db._require_session().inspect(work)
+    query = "SELECT bytes_loaded FROM tars_models WHERE name = ?"
+    ((weights,),) = db.execute(query, (name,)).fetchall()
+    return ("memory", None, None, None, f"{weights:,} bytes of weights, {activations:,} to compute")
 
 
 def _model(db: Connection, wanted: str) -> tuple[str, str]:

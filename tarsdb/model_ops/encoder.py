@@ -216,6 +216,11 @@ class Encoder:
         return cut_vectors(vectors, dimensions, self._settings)
 
     @property
+    def workspace_bytes(self) -> int:
+        """Bytes of memory for activations, kept for the next calls."""
+        return self._transformer.scratch_bytes if isinstance(self._transformer, Transformer) else 0
+
+    @property
     def tokenizer(self) -> TextTokenizer:
         """The model's tokenizer."""
         return self._tokenizer

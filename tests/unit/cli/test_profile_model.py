@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 import tarsdb
 from tarsdb.cli import main
+from tarsdb.kernels import encoder as kernels
 from tests.unit.model_ops.conftest import model_dir as model_dir
 
 
@@ -32,8 +34,15 @@ def test_stages_add_up_and_the_file_stays(file: str, capsys: pytest.CaptureFixtu
     rows = json.loads(capsys.readouterr().out)
     stages = {row["stage"]: row for row in rows}
     assert list(stages) == [
-        "first run", "tokenize", "queue", "forward", "pool", "statement", "all",
+        "first run", "tokenize", "queue", "forward", "pool", "statement", "all", "memory",
     ]  # fmt: skip
+    found = re.fullmatch(
+        r"([\d,]+) bytes of weights, ([\d,]+) to compute", stages["memory"]["note"]
+    )
+    assert found is not None
+    weights, activations = (int(number.replace(",", "")) for number in found.groups())
+    assert 10_000 < weights < 1 << 20
+    assert (activations > 0) == (kernels.current("f32") is not None)
     assert stages["tokenize"]["note"] == "7 tokens"
     assert stages["all"]["share"] == 1
     assert stages["all"]["ms"] > stages["forward"]["ms"] > 0
