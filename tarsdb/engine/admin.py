@@ -15,7 +15,13 @@ from tarsdb.engine.result import Result
 from tarsdb.engine.search import index_build, vector_search
 from tarsdb.engine.settings import size_bytes
 from tarsdb.engine.udf import function_figures
-from tarsdb.errors import CatalogError, NotSupportedError, ProgrammingError, ReadOnlyError
+from tarsdb.errors import (
+    CatalogError,
+    DataError,
+    NotSupportedError,
+    ProgrammingError,
+    ReadOnlyError,
+)
 from tarsdb.schema import ModelDef, TableDef
 from tarsdb.sql import explain as explain_plan
 from tarsdb.sql.plan import (
@@ -177,7 +183,9 @@ def pragma(context: Context, plan: Pragma) -> Result:
     if name == "inference_cache_size":
         return _inference_cache_size(context, plan.value)
     if name == "forget_inference":
-        gone = inference_cache.forget(_writable(context), str(plan.value or ""))
+        if not isinstance(plan.value, str):
+            raise DataError(f"PRAGMA forget_inference takes a text in quotes, not {plan.value!r}")
+        gone = inference_cache.forget(_writable(context), plan.value)
         return Result([name], [BIGINT], rows=[(gone,)])
     if name == "pack_models":
         _writable(context)

@@ -71,15 +71,13 @@ class ChatTemplate:
         ModelError
             A message has no role or content, or the template refuses the messages.
         """
-        import jinja2
-
         marked, found = self._mark(check_messages(messages))
         try:
             text = self._template.render(
                 messages=marked, add_generation_prompt=True, **self._variables
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise ModelError(f"the chat template refuses the messages: {error}") from error
+        except Exception as error:  # it is a program of others, and may raise whatever it likes
+            raise ModelError(f"the chat template refuses the messages: {error!s:.300}") from error
         if not found:
             return [(text, False)]
         pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text)
@@ -183,8 +181,8 @@ def _compile(source: str) -> jinja2.Template:
     environment.globals.update(raise_exception=_refuse, strftime_now=_now)
     try:
         return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ModelFormatError(f"the chat template is not usable: {error}") from error
+    except Exception as error:  # its own, and what a deep nesting makes of Python's parser
+        raise ModelFormatError(f"the chat template is not usable: {error!s:.300}") from error
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -71,6 +71,8 @@ def test_what_templates_use_is_there(source: str, text: str) -> None:
         "{{ nothing.at.all }}",
         "{{ range(1000000000) | list }}",
         "{{ 1 / 0 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a' * 10 ** 18 }}",
     ],
 )
 def test_what_a_template_may_not_do_is_a_typed_error(source: str) -> None:
@@ -83,6 +85,8 @@ def test_a_broken_template_is_a_typed_error() -> None:
         ChatTemplate("{% for %}", {})
     with pytest.raises(ModelFormatError, match="characters"):
         ChatTemplate("x" * 300_000, {})
+    with pytest.raises(ModelFormatError, match="not usable"):
+        ChatTemplate("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", {})
 
 
 @pytest.mark.parametrize(
