@@ -35,11 +35,12 @@ PER_ROOT = (2, 4)
 """Lists tried, times the square root of the rows; the product's default is the last."""
 
 
-def run(rows: int, repeats: int, limit: float, plain: bool) -> dict[str, Any]:
-    """Measure and return the record that is stored."""
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the record that is stored; what needs no limit of memory first."""
+    rows, plain = given.rows, not given.fast_only
     data = inputs.vectors(rows)
     truth = exact.nearest(data.base, data.queries, K)
-    counts = [round(times * rows**0.5) for times in PER_ROOT]
+    counts = [round(times * rows**0.5) for times in given.per_root]
     with inputs.scratch() as folder:
         best: dict[str, Any] = {}
         kinds = [(codes, lists.TarsdbLists, (codes,)) for codes in CODES]
@@ -53,16 +54,24 @@ def run(rows: int, repeats: int, limit: float, plain: bool) -> dict[str, Any]:
             path = folder / f"{codes}.tars"
             made = lists.TarsdbListsSql(data.base, counts[-1], codes, path)
             contenders[f"tarsdb_sql_{codes}"] = made, *_tuned(made, data, truth)
-        figures = _in_turns(contenders, data, truth, repeats)
+        figures = _in_turns(contenders, data, truth, given.repeats)
         for codes in CODES:
             contenders[f"tarsdb_sql_{codes}"][0].close()
         chosen = {codes: figures[f"tarsdb_sql_{codes}"]["setting"][0] for codes in CODES}
-        files = _in_files(folder, data, truth, chosen, limit) if limit else {}
+        record = _record(data, figures)
+        if given.limit:
+            _write(record)  # searches under a limit may take longer than one has
+            record["files"] = _in_files(folder, data, truth, chosen, given.limit)
+    return record
+
+
+def _record(data: inputs.Vectors, figures: dict[str, Any]) -> dict[str, Any]:
     rivals = [name for name in figures if name.startswith("faiss")]
     fastest = min(figures[name]["microseconds"] for name in rivals) if rivals else None
+    rows, dim = data.base.shape
     return {
-        "data": {"rows": rows, "dim": data.base.shape[1], "source": data.source, "k": K},
-        "figures": figures, "files": files,
+        "data": {"rows": rows, "dim": dim, "source": data.source, "k": K},
+        "figures": figures, "files": {},
         "share_of": {
             name: {r: f["microseconds"] / figures[r]["microseconds"] for r in rivals}
             for name, f in figures.items() if name not in rivals
@@ -72,6 +81,10 @@ def run(rows: int, repeats: int, limit: float, plain: bool) -> dict[str, Any]:
             for name, f in figures.items() if name not in rivals
         },
     }  # fmt: skip
+
+
+def _write(record: dict[str, Any]) -> None:
+    harness.write("ivf", {**record, **harness.environment(PACKAGES)})
 
 
 def _better(
@@ -175,16 +188,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=float, default=0.25, help="memory, of the vectors; 0: none")
     parser.add_argument("--fast-only", action="store_true", help="without faiss's plain codes")
+    parser.add_argument(
+        "--per-root", type=int, nargs="+", default=PER_ROOT,
+        help="lists to try, times the root of the rows",
+    )  # fmt: skip
     given = parser.parse_args()
     processes.pin()
-    record = run(given.rows, given.repeats, given.limit, not given.fast_only)
+    record = run(given)
     for name, f in record["figures"].items():
         print(f"  {name:<16} {f['microseconds']:8.1f} us, recall {f['recall']:.4f}, {f['index']} "
               f"{f['setting']}")  # fmt: skip
     for key in ("share_of", "share_of_fastest", "files"):
         for name, value in record[key].items():
             print(f"  {key} {name}: {value}")
-    harness.write("ivf", {**record, **harness.environment(PACKAGES)})
+    _write(record)
 
 
 if __name__ == "__main__":
