@@ -8,7 +8,7 @@ import decimal
 from tarsdb.errors import BindError
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, Kind, Physical, SqlType
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, TEXT, Kind, Physical, SqlType
 
 _OF_TYPE = {
     Kind.SMALLINT: "number", Kind.INT: "number", Kind.BIGINT: "number", Kind.REAL: "number",
@@ -122,6 +122,16 @@ def output_type(expr: ex.Expr) -> SqlType | None:
     if isinstance(expr, (ex.Call, ex.Scalar, ex.Case)):
         return expr.returns
     return None
+
+
+def constant_type(expr: ex.Expr) -> SqlType | None:
+    """Return the type of a literal as an output, where it is one of ours whatever is beside it."""
+    value = expr.value if isinstance(expr, ex.Literal) else None
+    if isinstance(value, bool):
+        return BOOLEAN
+    if isinstance(value, int):
+        return INT if abs(value) < 2**31 else None
+    return TEXT if isinstance(value, str) else None
 
 
 def fits_declaration(call: ex.Call) -> bool:

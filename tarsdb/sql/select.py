@@ -16,7 +16,7 @@ from tarsdb.sql.calls import own_call, resolve_call
 from tarsdb.sql.core import Core
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
-from tarsdb.sql.kinds import output_type
+from tarsdb.sql.kinds import constant_type, output_type
 
 _PARTS = frozenset({"expressions", "from_", "where", "order", "limit", "offset"})
 _TABLE_PARTS = frozenset({"this", "alias", "db"})
@@ -68,7 +68,7 @@ class TableSelect:
         for item in self.items:
             if item.expr is None:
                 return None
-            sql_type = output_type(item.expr)
+            sql_type = output_type(item.expr) or constant_type(item.expr)
             if sql_type is None or _nested_distance(item.expr, known):
                 return None
             found.append(Output(item.name, item.expr, sql_type))

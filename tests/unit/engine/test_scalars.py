@@ -42,6 +42,7 @@ OURS = [
     "CASE WHEN n > 0 THEN 1 WHEN n < 0 THEN -1 ELSE 0 END", "s || r IS NULL",
     "coalesce(s || r, r) = r",
     "CASE WHEN x > 0 THEN x ELSE 0 END", "CASE WHEN f THEN NULL ELSE n END",
+    "1", "'it''s'", "true", "-7", "''",
     "lower(s)", "upper(r)", "lower(s) || upper(r)", "lower(s) = 'ab'", "upper(s || '\u00e9')",
     "length(upper(s)) > 1", "coalesce(upper(s), lower(r), '-')",
 ]  # fmt: skip
@@ -49,7 +50,7 @@ THEIRS = [
     "s || n", "length(n)", "coalesce(n, b)", "coalesce(n, 3000000000)", "coalesce(x, 1.5)",
     "CASE WHEN n > 0 THEN n + 2147483647 ELSE 0 END", "CASE WHEN f THEN s ELSE n END",
     "CASE WHEN f THEN NULL END", "CASE WHEN f THEN 1 ELSE 1.5 END", "length('A')", "lower('A')",
-    "lower(n)", "reverse(s)",
+    "lower(n)", "reverse(s)", "1.5", "NULL", "3000000000", "1e0", "DATE '2024-01-01'",
 ]  # fmt: skip
 """Whose types or errors are DuckDB's to find."""
 
