@@ -346,6 +346,7 @@ def odd(kind: str) -> dict[str, np.ndarray]:
         "equal": np.ones((rows, 20), dtype),
         "ends": rng.choice(ends, (rows, 20)).astype(dtype),
         "sparse": sparse.astype(dtype),
+        "wide": rng.choice(ends, (60, 4096)).astype(dtype),
         "one element": rng.choice([0, 1], (rows, 1)).astype(dtype),
         "one row": np.ones((1, 20), dtype),
         "no rows": np.ones((0, 20), dtype),
