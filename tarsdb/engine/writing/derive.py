@@ -229,11 +229,11 @@ def convert(items: list[Any], column: ColumnDef) -> Column:
 
 
 def _stack(items: list[Any], column: ColumnDef) -> Column | None:
-    """Convert float vectors of the right shape in one go, or give up (None)."""
+    """Convert vectors of numbers and of the right shape in one go, or give up (None)."""
     if column.type.kind.value not in ("VECTOR", "HALFVEC"):
         return None
     shape = (column.type.dim,)
-    if not all(isinstance(v, np.ndarray) and v.shape == shape for v in items):
+    if not all(type(v) is np.ndarray and v.shape == shape and v.dtype.kind in "fiu" for v in items):
         return None
     values = np.stack(items).astype(column.type.dtype, copy=False)
     if not np.isfinite(values).all():

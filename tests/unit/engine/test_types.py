@@ -191,9 +191,8 @@ def test_a_vector_is_made_of_numbers(sql_type: str, value: Any) -> None:
     with tarsdb.connect() as db:
         db.execute(f"CREATE TABLE t (id INT, c {sql_type})")
         db.execute("INSERT INTO t VALUES (1, ?)", ([1, 0, 1],))
-        if not isinstance(value, np.ndarray):
-            with pytest.raises(tarsdb.DataError, match="column c"):
-                db.execute("INSERT INTO t VALUES (2, ?)", (value,))
+        with pytest.raises(tarsdb.DataError, match="column c"):
+            db.execute("INSERT INTO t VALUES (2, ?)", (value,))
         with pytest.raises(tarsdb.DataError, match="query"):
             db.execute(f"SELECT id FROM t ORDER BY c {operator} ? LIMIT 1", (value,))
 
