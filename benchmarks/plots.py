@@ -24,12 +24,16 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
 }  # fmt: skip
 COLOURS = {
-    "tarsdb": "#c1272d", "tarsdb_sql": "#e88b8e", "hnswlib": "#0065a4", "svs-lvq8": "#3b8f3f",
+    "tarsdb": "#c1272d", "tarsdb_sql": "#e88b8e", "tarsdb_fast_build": "#8a1a1f",
+    "hnswlib": "#0065a4", "svs-lvq8": "#3b8f3f",
     "faiss": "#b8860b", "numpy": "#6b6b6b", "sqlite-vec": "#7d4ba0", "zvec": "#3b8f3f",
     "hnswlib_sqlite": "#0065a4", "lancedb": "#b8860b", "chroma": "#6b6b6b",
     "milvus_lite": "#17888c", "sqlite_vec": "#7d4ba0", "duckdb": "#a0522d", "qdrant": "#333333",
 }  # fmt: skip
-WORDS = {"tarsdb_sql": "tarsdb through SQL", "hnswlib_sqlite": "hnswlib and SQLite"}
+WORDS = {
+    "tarsdb_sql": "tarsdb through SQL", "hnswlib_sqlite": "hnswlib and SQLite",
+    "tarsdb_fast_build": "tarsdb, built fast",
+}  # fmt: skip
 """Contenders whose name does not say what they are."""
 
 

@@ -65,6 +65,15 @@ class TarsdbGraph:
         return known
 
 
+class TarsdbFastBuild(TarsdbGraph):
+    """The graph as docs/tuning-index.md says who wants it built fast."""
+
+    name = "tarsdb_fast_build"
+
+    def __init__(self, base: np.ndarray) -> None:
+        super().__init__(base, GraphOptions(ef_construction=64))
+
+
 class Hnswlib:
     """hnswlib with its usual parameters."""
 

@@ -27,6 +27,7 @@ PACKAGES = ("numpy", "numba", "hnswlib", "scalable-vs")
 K = 10
 RIVALS = tuple(rival.name for rival in graphs.RIVALS)
 TARGETS = (0.90, 0.95, 0.99)
+FAST = graphs.TarsdbFastBuild.name
 SQL = "SELECT id FROM docs ORDER BY emb <-> ? LIMIT 10"
 
 
@@ -66,6 +67,7 @@ def run(rows: int, repeats: int, rivals: Iterable[str] = RIVALS) -> dict[str, An
     with inputs.scratch() as folder:
         contenders: list[Any] = [graphs.TarsdbGraph(data.base)]
         contenders.append(TarsdbSql(data.base, folder / "bench.tars"))
+        contenders.append(graphs.TarsdbFastBuild(data.base))
         for rival in (each for each in graphs.RIVALS if each.name in rivals):
             try:
                 contenders.append(rival(data.base))
@@ -111,6 +113,11 @@ def _record(
         "curves": curves, "queries_per_second": speeds,
         "tarsdb_times": ratios, "build_cpu_seconds": build,
         "build_share_of": {n: build["tarsdb"] / s for n, s in build.items() if n != "tarsdb"},
+        "fast_build_share_of": {n: build[FAST] / s for n, s in build.items() if n != FAST},
+        "fast_build_times": {
+            name: {target: _ratio(speeds[FAST][target], speed) for target, speed in found.items()}
+            for name, found in speeds.items()
+        },
         "bytes_per_vector": contenders[0].bytes_per_vector, "disk_of_raw": disk,
     }  # fmt: skip
 
@@ -143,7 +150,8 @@ def main() -> None:
         line = ", ".join(f"{p['recall']:.3f}: {p['microseconds']:.0f} us" for p in curve)
         print(f"  {name:<11} {line}")
     for key in ("queries_per_second", "tarsdb_times", "build_cpu_seconds", "build_share_of",
-                "bytes_per_vector", "disk_of_raw"):  # fmt: skip
+                "fast_build_share_of", "fast_build_times", "bytes_per_vector",
+                "disk_of_raw"):  # fmt: skip
         print(f"  {key}: {record[key]}")
     harness.write(given.store, {**record, **harness.environment(PACKAGES)})
 
