@@ -109,7 +109,7 @@ _ABANDONED: deque[tuple[Session, Path | None]] = deque()
 
 def _close(session: Session, temporary: Path | None) -> None:
     session.close()
-    if temporary is not None:
+    if temporary is not None and not session.env.is_inherited:  # a fork's parent goes on with it
         import shutil
 
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,6 +5,7 @@ Knows no files and no clocks but the monotonic one its callers read.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,3 +57,6 @@ class Metrics:
 
 METRICS = Metrics()
 """The counters of this process."""
+
+if hasattr(os, "register_at_fork"):  # another thread may have been counting at the fork
+    os.register_at_fork(after_in_child=METRICS._lock._at_fork_reinit)  # type: ignore[attr-defined]

@@ -128,7 +128,7 @@ class Environment:
             shared = cls._shared(path)
             if shared is not None:
                 return shared._join(options)
-            _close_inherited(path)
+            _require_detached(path)
             opened = opening.open_file(path, options)
             env = cls(path, options, opened)
             _registry[env._key] = env
@@ -416,10 +416,13 @@ class Environment:
             raise ReadOnlyError(f"{self.path}: opened read-only")
 
     def _refuse_fork(self) -> None:
-        raise ForkedProcessError(
-            f"{self.path}: opened by process {self._pid}, used in its fork {os.getpid()}",
-            hint="open the database again in the child process",
-        )
+        found = f"opened by process {self._pid}, used in its fork {os.getpid()}"
+        raise ForkedProcessError(f"{self.path}: {found}", hint="open it again in the child process")
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether another process opened this, and this one is its fork."""
+        return self._pid != os.getpid()
 
     @property
     def is_writing(self) -> bool:
@@ -569,26 +572,22 @@ def _after_fork_in_child() -> None:
     """Disown what the parent has open, before anything can touch it."""
     global _registry_lock
     _registry_lock = threading.RLock()  # another thread of the parent may have held the old one
+    if not _registry:
+        return
+    are_apart = forking.tell_files_apart()
+    for env in _registry.values():
+        env.is_detached = forking.detach_lock_file(env.path) and are_apart
+        forking.keep_for_ever(env._lmdb)
+        forking.close_quietly(env._fd)
     _inherited.update(_registry)
     _registry.clear()
-    for env in _inherited.values():
-        env.is_detached = forking.detach_lock_file(env.path)
-        forking.close_quietly(env._fd)
 
 
-def _close_inherited(path: str) -> None:
-    """Close the parent's environment in this child, so that the file can be opened here."""
-    inode = _inode(path)
-    env = _inherited.get(inode) if inode else None
-    if env is None or inode is None:
-        return
-    if not env.is_detached or env.is_writing:
-        raise ForkedProcessError(
-            f"{path}: this process was forked while its parent was writing to the file",
-            hint="start processes with multiprocessing's 'spawn', or fork before opening",
-        )
-    env._lmdb.close()
-    del _inherited[inode]
+def _require_detached(path: str) -> None:
+    """Raise when the parent's environment keeps this child from opening the file."""
+    env = _inherited.get(_inode(path) or (0, 0))
+    if env is not None and not env.is_detached:
+        raise ForkedProcessError(f"{path}: {forking.IS_OPEN}", hint=forking.INSTEAD)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,6 +9,7 @@ be written, is dropped and counted. What the file holds is the business of ``sto
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -321,6 +322,8 @@ class WriteQueue:
 
 
 _making = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def queue_of(env: Environment) -> WriteQueue:

@@ -8,6 +8,7 @@ lies in the file is the business of ``storage.packed``, how it is packed that of
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
@@ -155,6 +156,8 @@ def pack_models(context: Context) -> list[tuple[str, int]]:
 
 
 _making = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def queue_of(env: Environment) -> PublishQueue:

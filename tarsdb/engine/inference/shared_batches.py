@@ -162,6 +162,8 @@ class SharedBatches:
 
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _of: weakref.WeakKeyDictionary[Any, SharedBatches] = weakref.WeakKeyDictionary()
 
 
