@@ -13,7 +13,7 @@ import numpy as np
 
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DeviceError, DimensionMismatchError, NotSupportedError
-from tarsdb.index import on_device, own_metric
+from tarsdb.index import asked_ahead, on_device, own_metric
 from tarsdb.index.base import Found, metric_code
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.index.navigation import elements
@@ -175,6 +175,7 @@ class FlatIndex:
             ]
             return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
         checked = self.checked(queries)
+        asked_ahead.ask(self._table, positions.reshape(-1))
         if len(queries) == 1:
             return scan.among_one(checked, positions[0], k)
         places = np.ascontiguousarray(positions)
