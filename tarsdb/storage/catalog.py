@@ -154,7 +154,7 @@ def load_objects(txn: ReadTxn) -> dict[tuple[str, str], CatalogObject]:
     """Read every catalog object of a transaction."""
     objects = {}
     for key, value in txn.range("catalog", b"", None):
-        kind, _, name = key.decode().partition("/")
+        kind, _, name = key.decode(errors="backslashreplace").partition("/")
         objects[kind, name] = _decode(kind, name, key, value)
     return objects
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from tarsdb.errors import Error
 from tarsdb.schema import CatalogObject, IndexDef, TableDef
-from tarsdb.storage import blobs, inference, keys, packed, rewrite
+from tarsdb.storage import blobs, history, inference, keys, object_ids, packed, rewrite
 from tarsdb.storage.catalog import load_objects
 from tarsdb.storage.formats import DIGEST_MASK, TableCounters
 from tarsdb.storage.index_keys import null_rows
-from tarsdb.storage.index_parts import read_parts
+from tarsdb.storage.index_parts import parts_key, read_parts
 from tarsdb.storage.scalar_index import split_entry
 from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import TableCache
@@ -38,14 +38,15 @@ def check(env: Environment, full: bool = False) -> list[str]:
     ----------
     env : Environment
     full : bool
-        Also verify every checksum, every tombstone, every index entry and every blob.
+        Also verify every checksum, every tombstone, every index entry, every blob, and that
+        the commit log and the catalog tell the same.
     """
     with env.read() as txn:
         try:
             objects = load_objects(txn)
         except Error as error:
             return [f"catalog: {error.message}"]
-        findings: list[str] = []
+        findings = [*history.check(txn, objects, full), *object_ids.check(txn, objects)]
         for definition in objects.values():
             if isinstance(definition, TableDef):
                 findings += check_table(txn, definition, full)
@@ -128,7 +129,9 @@ def _check_delta(txn: ReadTxn, table: TableDef) -> Iterator[str]:
 
 def _check_rows(txn: ReadTxn, table: TableDef, counters: TableCounters) -> Iterator[str]:
     raw = txn.get("meta", keys.table_key(table.id))
-    state = TableCache(table.id).state(b"" if raw is None else bytes(raw), table.name)
+    state = TableCache(table.id, is_trusted=True).state(
+        b"" if raw is None else bytes(raw), table.name
+    )
     view = TableView(txn, table, state, None)
     rowids = np.sort(np.concatenate([_NONE, *(chunk.rowids for chunk in view.chunks([]))]))
     if len(rowids) != counters.live_rows:
@@ -239,6 +242,8 @@ def _check_parts(txn: ReadTxn, table: TableDef, index: IndexDef) -> Iterator[str
     except Error as error:
         yield f"{name}: {error.message}"
         return
+    if txn.get("meta", parts_key(index.id)) is None:
+        yield f"{name}: its list of parts is missing"
     for part in parts:
         if part.digest:
             yield from _check_blob(txn, part.digest, name)

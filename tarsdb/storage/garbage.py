@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from tarsdb.errors import CorruptionError
 from tarsdb.schema import TableDef
 from tarsdb.storage import keys
 from tarsdb.storage.index_parts import forget_parts
@@ -90,13 +91,24 @@ def collect(env: Environment) -> int:
         total += gone
 
 
+def _read(value: memoryview) -> tuple[list[int], list[int]]:
+    try:
+        record = json.loads(bytes(value))
+        return [int(each) for each in record["tables"]], [int(each) for each in record["indexes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(
+            f"a note of dropped tables does not read: {error}",
+            hint="restore from a backup",
+        ) from error
+
+
 def _collect_some(txn: WriteTxn) -> int:
     entry = next(iter(txn.range("meta", _PREFIX, keys.successor(_PREFIX))), None)
     if entry is None:
         return -1
-    record = json.loads(bytes(entry[1]))
-    gone = sum(_remove(txn, table, [], _BATCH) for table in record["tables"])
-    gone += _remove(txn, None, record["indexes"], max(_BATCH - gone, 0))
+    tables, indexes = _read(entry[1])
+    gone = sum(_remove(txn, table, [], _BATCH) for table in tables)
+    gone += _remove(txn, None, indexes, max(_BATCH - gone, 0))
     if gone < _BATCH:
         txn.delete("meta", entry[0])
     return gone

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tarsdb.errors import CorruptionError
 from tarsdb.records import dataclass
+from tarsdb.schema import CatalogObject
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
@@ -30,6 +32,57 @@ def commit_log(txn: ReadTxn) -> Iterator[LogEntry]:
     """
     for key, value in txn.range("commits", b"", None):
         number = int.from_bytes(key, "big")
-        payload, _, _ = unpack(ValueType.COMMIT, bytes(key), value, f"log entry of commit {number}")
-        entry = json.loads(bytes(payload))
-        yield LogEntry(number, entry["time"], entry["changes"])
+        where = f"log entry of commit {number}"
+        payload, _, _ = unpack(ValueType.COMMIT, bytes(key), value, where)
+        try:
+            entry = json.loads(bytes(payload))
+            yield LogEntry(number, entry["time"], entry["changes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(f"{where}: it does not read: {error}") from error
+
+
+def check(
+    txn: ReadTxn, objects: Mapping[tuple[str, str], CatalogObject], full: bool
+) -> Iterator[str]:
+    """Yield what is wrong with the commit log, and where catalog and log disagree.
+
+    Parameters
+    ----------
+    txn : ReadTxn
+    objects : mapping
+        The catalog: (kind, lower-case name) -> definition.
+    full : bool
+        Read the entries; else only count them.
+    """
+    count = txn.count("commits")
+    if count != txn.commit_number:
+        yield f"commit log: {txn.commit_number} entries should be there, found {count}"
+    if not full:
+        return
+    made: dict[tuple[str, str], int] = {}
+    try:
+        for expected, entry in enumerate(commit_log(txn), start=1):
+            if entry.number != expected:
+                yield f"commit log: the entry of commit {expected} is missing"
+                return
+            _follow(made, entry)
+    except CorruptionError as error:
+        yield f"commit log: {error.message}"
+        return
+    for kind, name in sorted({*made, *objects}):
+        definition = objects.get((kind, name))
+        found = 0 if definition is None else definition.version
+        if found != made.get((kind, name), 0):
+            yield (
+                f"{kind} {name}: commit {made.get((kind, name), 0)} made it by the commit log, "
+                f"{found} by the catalog"
+            )
+
+
+def _follow(made: dict[tuple[str, str], int], entry: LogEntry) -> None:
+    """Note which objects a commit made or removed."""
+    for change in entry.changes:
+        for what, version in (("put", entry.number), ("delete", 0)):
+            if what in change:
+                kind, _, name = str(change[what]).partition("/")
+                made[kind, name.lower()] = version

@@ -57,11 +57,12 @@ class IndexPart:
 
 def read_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
     """Return the parts of an index as a snapshot shows them, by commits; none when not built."""
-    raw = txn.get("meta", _key(index))
-    return () if raw is None else _decode(_key(index), bytes(raw))
+    raw = txn.get("meta", parts_key(index))
+    return () if raw is None else _decode(parts_key(index), bytes(raw))
 
 
-def _key(index: int) -> bytes:
+def parts_key(index: int) -> bytes:
+    """Return the ``meta`` key of the list of parts of an index."""
     return _PREFIX + keys.index_prefix(index)
 
 
@@ -86,7 +87,7 @@ def known_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
 
 def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
     """Store the list of parts."""
-    key = _key(index)
+    key = parts_key(index)
     fields = [
         [p.digest, p.rows, p.nbytes, p.after, p.upto, *((p.method, p.reason) if p.method else ())]
         for p in parts
@@ -97,7 +98,7 @@ def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
 
 def forget_parts(txn: WriteTxn, index: int) -> None:
     """Remove the list of parts; VACUUM takes their arrays."""
-    txn.delete("meta", _key(index))
+    txn.delete("meta", parts_key(index))
 
 
 def replace_parts(
@@ -111,7 +112,7 @@ def replace_parts(
 
     def work(txn: WriteTxn) -> bool:
         # gone: the index was dropped; other parts: somebody else built some
-        done = txn.get("meta", _key(index)) is not None and known_parts(txn, index) == expected
+        done = txn.get("meta", parts_key(index)) is not None and known_parts(txn, index) == expected
         if done:
             write_parts(txn, index, parts)
         lease.drop_all(txn)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Callable
 
 import numpy as np
+
+from tarsdb.errors import CorruptionError
 
 PROVISIONAL = 1 << 62
 """First rowid of rows that are not committed yet."""
@@ -36,10 +39,23 @@ delta_key = _DELTA.pack
 tomb_key = _TOMB.pack
 index_prefix = _INDEX.pack
 rowid_bytes = _U64.pack
-read_segment_key = _SEGMENT.unpack
-read_block_key = _BLOCK.unpack
-read_delta_key = _DELTA.unpack
-read_tomb_key = _TOMB.unpack
+
+
+def _reader(layout: struct.Struct, what: str) -> Callable[[bytes], tuple[int, ...]]:
+    def read(key: bytes) -> tuple[int, ...]:
+        try:
+            return layout.unpack(key)
+        except struct.error:
+            size = f"{len(key)} bytes, expected {layout.size}"
+            raise CorruptionError(f"a key of {what} has {size}: {key.hex()}") from None
+
+    return read
+
+
+read_segment_key = _reader(_SEGMENT, "a segment")
+read_block_key = _reader(_BLOCK, "a block")
+read_delta_key = _reader(_DELTA, "the delta")
+read_tomb_key = _reader(_TOMB, "a tombstone")
 
 TOMB_DTYPE = np.dtype(
     [("table", ">u4"), ("group", ">u4"), ("deleted", ">u8"), ("rowid", ">u8"), ("created", ">u8")]
@@ -72,6 +88,8 @@ def delta_keys(table: int, group: int, created: np.ndarray, rowids: np.ndarray) 
 
 def read_rowid(value: bytes | memoryview) -> int:
     """Return the rowid of 8 bytes as an index entry stores them."""
+    if len(value) != _U64.size:
+        raise CorruptionError(f"an index entry has {len(value)} bytes, expected {_U64.size}")
     rowid: int = _U64.unpack(value)[0]
     return rowid
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from tarsdb.columns import VectorBlock
+from tarsdb.errors import CorruptionError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
 from tarsdb.storage import keys
 from tarsdb.storage.delta import DeltaLog
-from tarsdb.storage.formats import TableCounters
+from tarsdb.storage.formats import DIGEST_MASK, TableCounters
 from tarsdb.storage.fresh import FreshVersions
 from tarsdb.storage.index_keys import KeyCodec
 from tarsdb.storage.places import SegmentList
-from tarsdb.storage.segments import Segment
+from tarsdb.storage.segments import Segment, segment_digest
 from tarsdb.storage.tombstones import TombstoneLog
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
@@ -33,6 +34,7 @@ from tarsdb.storage.values import ValueType, unpack
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _KEPT_STATES = 8
 _KEPT_LOGS = 3
+_SEE_CHECK = "restore from a backup; PRAGMA integrity_check lists all damage"
 
 
 class GroupState:
@@ -267,14 +269,23 @@ class _GroupCache:
 
 
 class TableCache:
-    """Decoded data of one table, shared by all snapshots of one process."""
+    """Decoded data of one table, shared by all snapshots of one process.
 
-    def __init__(self, table: int) -> None:
+    Parameters
+    ----------
+    table : int
+    is_trusted : bool
+        Leave it to the caller to count segments and rows.
+    """
+
+    def __init__(self, table: int, is_trusted: bool = False) -> None:
         self.table = table
         self.lock = threading.RLock()
         self.states: OrderedDict[bytes, TableState] = OrderedDict()
         self._groups: dict[int, _GroupCache] = {}
         self._codecs: dict[int, KeyCodec] = {}
+        self._is_trusted = self._has_counted_rows = is_trusted
+        self._counted_layout = -1  # of which all segments are known to be there
         self.fresh: FreshVersions | None = None  # of the last commit of this process
         self.plans: tuple[TableDef, list[Any]] | None = None  # of `unique.index_plans`
 
@@ -311,6 +322,8 @@ class TableCache:
             if cache is None:
                 cache = self._groups[group] = _GroupCache()
             segments = self._segments(txn, cache, group, counters.layout, name)
+            if counters.layout != self._counted_layout and not self._is_trusted:
+                self._require_segments(txn, counters, name)
             delta = _recent(
                 cache.deltas, counters.delta_generation, lambda: DeltaLog(self.table, group)
             )
@@ -329,11 +342,54 @@ class TableCache:
                     tombs.extend(txn, commit)
                 segments.apply_tombstones(txn, name, tombs, counters.tomb_generation)
                 _apply_to_delta(delta, tombs, counters.tomb_generation)
-                return cache.state_at(name, segments, delta, tombs, commit)
+                state = cache.state_at(name, segments, delta, tombs, commit)
+                if group == 0 and not self._has_counted_rows:
+                    self._require_rows(txn, state, counters)
+                return state
             except BaseException:  # Ctrl-C or damage: a log cut short is not to be continued
                 cache.deltas.pop(counters.delta_generation, None)
                 cache.tombs.pop(counters.tomb_generation, None)
                 raise
+
+    def _require_segments(self, txn: ReadTxn, counters: TableCounters, name: str) -> None:
+        """Raise CorruptionError unless the table's segments are all there, whatever their group."""
+        if not counters.segments and not counters.delta_records:
+            require_no_rows(txn, self.table, name)
+        count = digest = 0
+        for _, value in txn.range("segments", *keys.table_range(self.table)):
+            count += 1
+            digest += segment_digest(value)
+        if (count, digest & DIGEST_MASK) != (counters.segments, counters.segment_digest):
+            raise CorruptionError(
+                f"table {name}: {counters.segments} segments should be there, found {count}"
+                f"{' others' if count == counters.segments else ''}",
+                hint=_SEE_CHECK,
+            )
+        self._counted_layout = counters.layout
+
+    def _require_rows(self, txn: ReadTxn, state: GroupState, counters: TableCounters) -> None:
+        """Raise CorruptionError unless as many rows are live, and records there, as were counted.
+
+        Ends of rows and records of the delta are keys, which no checksum covers. This is done once
+        for what a process reads first, not for the commits that it sees later.
+        """
+        live = [segment.live(state.commit) for segment in state.segments]
+        found = sum(
+            segment.rows if mask is None else int(np.count_nonzero(mask))
+            for segment, mask in zip(state.segments, live, strict=True)
+        )
+        fresh = state.delta_live()
+        found += state.count if fresh is None else int(np.count_nonzero(fresh))
+        records = sum(map(len, txn.keys("delta", *keys.table_range(self.table))))
+        for what, expected, there in (
+            ("rows should be live", counters.live_rows, found),
+            ("records should be in the delta", counters.delta_records, records),
+        ):
+            if there != expected:
+                raise CorruptionError(
+                    f"table {state.name}: {expected} {what}, found {there}", hint=_SEE_CHECK
+                )
+        self._has_counted_rows = True
 
     def _segments(
         self, txn: ReadTxn, cache: _GroupCache, group: int, layout: int, name: str
@@ -404,6 +460,15 @@ class TableState:
             state = self.cache.build_group(txn, self.counters, group, column, self.name)
             state = self._groups.setdefault(group, state)
         return state
+
+
+def require_no_rows(txn: ReadTxn, table: int, name: str) -> None:
+    """Raise CorruptionError where a table without counters has rows: they were lost."""
+    for db in ("segments", "delta"):
+        if next(iter(txn.range(db, *keys.table_range(table))), None) is not None:
+            raise CorruptionError(
+                f"table {name}: its counters are missing", hint="restore from a backup"
+            )
 
 
 def decode_counters(table: int, raw: bytes | memoryview, name: str) -> TableCounters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tarsdb.storage import keys
 from tarsdb.storage.formats import TableCounters
-from tarsdb.storage.state import decode_counters
+from tarsdb.storage.state import decode_counters, require_no_rows
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, pack
 
@@ -12,7 +12,10 @@ from tarsdb.storage.values import ValueType, pack
 def read_counters(txn: ReadTxn, table: int, name: str) -> TableCounters:
     """Return a table's counters; fresh ones when it has no data yet."""
     raw = txn.get("meta", keys.table_key(table))
-    return TableCounters() if raw is None else decode_counters(table, raw, name)
+    if raw is None:
+        require_no_rows(txn, table, name)
+        return TableCounters()
+    return decode_counters(table, raw, name)
 
 
 def write_counters(txn: WriteTxn, table: int, counters: TableCounters) -> None:

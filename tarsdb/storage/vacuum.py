@@ -232,7 +232,7 @@ def _collect_orphans(txn: WriteTxn, abandoned: Sequence[bytes]) -> int:
     for token in [*leases.dead_tokens(txn), *abandoned]:
         staging.release_staged(txn, token)
     held = {each.name for each in leases.held(txn) if each.is_live}
-    doomed: set[tuple[int, int, int]] = set()
+    doomed: set[tuple[int, ...]] = set()
     for key, _ in txn.range("blocks", b"", None):
         place = keys.read_block_key(key)[:3]
         stored = keys.segment_key(*place)
