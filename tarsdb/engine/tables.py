@@ -315,6 +315,9 @@ def truncate(context: Context, plan: Truncate) -> Result:
     drop_table(context, table)
     writes = context.require_writes()
     indexes = tuple(replace(index, id=writes.new_id()) for index in table.indexes)
+    for index in indexes:
+        if index.method != "btree":
+            writes.set_parts(index.id, ())  # an index without a list of parts counts as dropped
     publish(context, replace(table, id=writes.new_id(), indexes=indexes))
     return Result(changed=rows)
 

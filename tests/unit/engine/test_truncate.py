@@ -55,9 +55,9 @@ def test_rows_go_and_the_table_stays(db: tarsdb.Connection, tmp_path: pathlib.Pa
     db.execute("TRUNCATE t")
     fill(db, 2000)
     db.execute("OPTIMIZE t")
-    assert "near" in str(
-        db.execute("EXPLAIN SELECT id FROM t ORDER BY v <-> '[1,2,3,4]' LIMIT 3").fetchall()
-    )
+    plan = str(db.execute("EXPLAIN SELECT id FROM t ORDER BY v <-> '[1,2,3,4]' LIMIT 3").fetchall())
+    assert "index near (hnsw): graph" in plan
+    assert first(db, "PRAGMA integrity_check") == "ok"
     db.close()
     with tarsdb.connect(tmp_path / "t.tars") as again:
         assert first(again, COUNT) == 2000
