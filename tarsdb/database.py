@@ -90,21 +90,34 @@ def connect(
     _close_abandoned()
     settings = Settings(durability=durability, file_access=file_access)
     chosen = options or OpenOptions()
+    if not isinstance(chosen, OpenOptions):
+        raise InterfaceError(f"options are OpenOptions, not {type(chosen).__name__}")
     chosen = replace(chosen, read_only=read_only or chosen.read_only, check=check or chosen.check)
     temporary = None
-    if os.fspath(path) == ":memory:":
+    path = _file_name(path)
+    if path == ":memory:":
         if chosen.read_only:
             raise InterfaceError("a :memory: database cannot be read-only: it starts empty")
         import tempfile  # slow to import
 
         temporary = Path(tempfile.mkdtemp(prefix="tarsdb-"))
-        path = temporary / "memory.tars"
+        path = str(temporary / "memory.tars")
     env = Environment.open(path, chosen)
     return Connection(Session(env, settings, chosen.read_only), temporary)
 
 
 # Sessions of connections nobody closed, left by the garbage collector to the next connect.
 _ABANDONED: deque[tuple[Session, Path | None]] = deque()
+
+
+def _file_name(path: str | os.PathLike[str]) -> str:
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise InterfaceError(f"a database is named by a path, not {type(path).__name__}") from None
+    if not name or "\0" in name:
+        raise InterfaceError(f"{name!r} is not the name of a file")
+    return name
 
 
 def _close(session: Session, temporary: Path | None) -> None:

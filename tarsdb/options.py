@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
+
+from tarsdb.errors import InterfaceError
 
 VERSION = "0.1.0"
 """The release, as setup.cfg says."""
@@ -62,6 +65,23 @@ class OpenOptions:
     delta_limit_rows: int = 4096
     segment_rows: int = 2048
     background_merge: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise InterfaceError for a number that is none, or is below what means something."""
+        _require(self, ("lock_timeout_s", "max_read_age_s"), (int, float), 0)
+        _require(self, ("map_size_bytes", "delta_limit_rows"), int, 0)
+        _require(self, ("segment_rows",), int, 1)
+        if self.max_size_bytes is not None:
+            _require(self, ("max_size_bytes",), int, 1)
+
+
+def _require(options: OpenOptions, names: tuple[str, ...], kinds: Any, least: int) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not value >= least:
+            raise InterfaceError(
+                f"OpenOptions: {name} is {value!r}, a number from {least} is meant"
+            )
 
 
 @dataclass(frozen=True)

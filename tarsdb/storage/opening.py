@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import time
 from typing import Any, NamedTuple
 
@@ -78,8 +79,8 @@ def require_bundled_engine() -> None:
 def open_file(path: str, options: OpenOptions) -> Opened:
     """Open or create the data file at an absolute path."""
     require_bundled_engine()
-    if os.path.isdir(path):
-        raise OperationalError(f"{path}: is a directory, expected a file")
+    with contextlib.suppress(OSError):  # not there yet
+        require_file(path, os.stat(path))  # opening a device can have effects of its own
     filesystems.require_local(path)
     deadline = time.monotonic() + max(options.lock_timeout_s, 1.0)
     for _ in range(_OPEN_TRIES):
@@ -93,6 +94,16 @@ def open_file(path: str, options: OpenOptions) -> Opened:
             return opened
         os.close(fd)  # another process put a new file in its place meanwhile
     raise OperationalError(f"{path}: the file was replaced {_OPEN_TRIES} times while opening it")
+
+
+def require_file(path: str, found: os.stat_result) -> None:
+    """Raise OperationalError for a directory, a device or a pipe.
+
+    These can have no bytes, as an empty file has, and in its place a database would be put.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        what = "is a directory" if stat.S_ISDIR(found.st_mode) else "is a device or a pipe"
+        raise OperationalError(f"{path}: {what}, expected a file")
 
 
 def _open_or_create(path: str, options: OpenOptions) -> int:
@@ -131,6 +142,7 @@ def _open_locked(fd: int, path: str, options: OpenOptions, deadline: float) -> O
     if not alone:
         locks.open_shared(left)
     found = os.fstat(fd)
+    require_file(path, found)
     if not _is_at(path, found):
         return None
     if found.st_size == 0:
@@ -252,6 +264,11 @@ def open_lmdb(path: str, options: OpenOptions) -> tuple[Any, dict[str, Any]]:
             raise CorruptionError(f"{path}: written by another LMDB engine: {error}") from error
         except (lmdb.InvalidError, lmdb.CorruptedError) as error:
             raise CorruptionError(f"{path}: {error}", hint="restore from a backup") from error
+        except lmdb.ReadonlyError as error:  # of the lock file: the data file is open here
+            raise OperationalError(
+                f"{path}-lock: permission denied; readers write into it too",
+                hint="let this user write that file, or make it in that directory",
+            ) from error
         except (lmdb.Error, OSError) as error:
             raise convert(error, path) from error
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
@@ -108,6 +109,33 @@ def test_memory_databases_leave_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(errors.InterfaceError):
         tarsdb.connect(":memory:", read_only=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"path": 5}, {"path": None}, {"path": ""}, {"path": "a\0b"}, {"options": "x"}],
+)
+def test_what_names_no_file_is_an_interface_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(errors.InterfaceError):
+        tarsdb.connect(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lock_timeout_s": "x"}, {"lock_timeout_s": -1}, {"max_read_age_s": float("nan")},
+     {"segment_rows": 0}, {"segment_rows": 1.5}, {"delta_limit_rows": None},
+     {"max_size_bytes": 0}, {"map_size_bytes": True}],
+)  # fmt: skip
+def test_options_are_numbers_that_mean_something(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(errors.InterfaceError, match=name):
+        tarsdb.OpenOptions(**wrong)
+
+
+def test_a_path_of_bytes(tmp_path: Path) -> None:
+    with tarsdb.connect(os.fsencode(tmp_path / "b.tars")) as db:
+        db.execute("CREATE TABLE t (a INT)")
+    assert (tmp_path / "b.tars").stat().st_size
 
 
 def test_python_functions(db: tarsdb.Connection) -> None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -71,6 +72,15 @@ def test_missing_files_and_directories(path: str, tmp_path: pathlib.Path) -> Non
     with pytest.raises(OperationalError, match="directory does not exist"):
         Environment.open(tmp_path / "a" / "b.tars")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_is_left_where_it_is(path: str) -> None:
+    """It has no bytes, as an empty file has; so have devices."""
+    os.mkfifo(path)
+    with pytest.raises(OperationalError, match="a device or a pipe"):
+        Environment.open(path)
+    assert stat.S_ISFIFO(os.stat(path).st_mode)
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
 
 
 def test_an_empty_file_is_a_new_database(path: str) -> None:
