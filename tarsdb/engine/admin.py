@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from tarsdb import storage
@@ -131,17 +132,24 @@ def explain(context: Context, plan: Explain) -> Result:
     return _text_table(("plan",), [(line,) for line in lines])
 
 
+def _relation_notes(context: Context, plan: Relational) -> list[str]:
+    notes: list[str] = []
+    for relation in plan.relations:
+        if relation.knn is not None:
+            knn = relation.knn
+            if relation.window is not None:  # it begins with as many as the answer is to have
+                knn = replace(knn, limit=relation.window[0], memo={})
+            notes += [f"{relation.name}: {n}" for n in access_notes(context, knn)]
+        elif relation.table is not None:
+            rows = context.view(relation.table).count()
+            notes.append(f"{relation.name}: scan {relation.table.name}, {rows} rows")
+    return notes
+
+
 def access_notes(context: Context, plan: Any) -> list[str]:
     """Return lines that say how rows are found at run time."""
     if isinstance(plan, Relational):
-        notes: list[str] = []
-        for relation in plan.relations:
-            if relation.knn is not None:
-                notes += [f"{relation.name}: {n}" for n in access_notes(context, relation.knn)]
-            elif relation.table is not None:
-                rows = context.view(relation.table).count()
-                notes.append(f"{relation.name}: scan {relation.table.name}, {rows} rows")
-        return notes
+        return _relation_notes(context, plan)
     if not isinstance(plan, (Knn, Scan, Aggregate)):
         return []
     view = context.view(plan.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from tarsdb.columns import Column, concat, empty
 from tarsdb.engine import point, result_cache, system_tables
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access, batches, evaluate, found_rows, ordered, project
+from tarsdb.engine.reading.joined_keys import FoundRows
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import repeated_search, vector_search
-from tarsdb.errors import BindError, InternalError
+from tarsdb.errors import BindError, DataError, InternalError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
@@ -28,6 +30,9 @@ from tarsdb.sql.plan import (
 )
 from tarsdb.storage import TableView
 from tarsdb.types import BIGINT, DOUBLE, SqlType, presenter
+
+FEWEST_NEAREST, MORE_NEAREST = 64, 8
+"""Rows that a search finds for a join at least, and times as many, where the first were too few."""
 
 
 def run(context: Context, plan: Query) -> Result:
@@ -231,36 +236,44 @@ def _extreme(items: list[Any], smallest: bool) -> Any:
 
 
 class RelationalInputs:
-    """What a relational plan asks of its statement: scans, parameters, constants, calls."""
+    """What a relational plan asks of its statement: scans, parameters, constants, calls.
+
+    A search that finds the rows for a join (``Relation.window``) finds ``nearest`` of them, by
+    default as many as the answer is to have; ``found`` is how many there were.
+    """
 
     def __init__(
-        self, context: Context, batches: dict[str, Any] | None = None, reads_first: bool = False
-    ) -> None:
+        self, context: Context, plan: Relational, batches: dict[str, Any] | None = None,
+        nearest: int | None = None,
+    ) -> None:  # fmt: skip
         self._context = context
         self._batches = batches or {}
-        self._reads_first = reads_first
+        self._reads_first = _reads_first(context, plan)
+        self._nearest = nearest
+        self.found = 0
+        is_linked = any(relation.links for relation in plan.relations)
+        self._rows = FoundRows(context, plan.relations) if is_linked else None
+        self._searched: dict[str, Any] = {}
 
     def scan(self, relation: Relation) -> Any:
         """Return the relation's rows as a scan (see ``engine.scans``)."""
         from tarsdb.engine.reading import scans
 
         context = self._context
+        if self._rows is not None:
+            for each in self._rows.searches():  # their rows tell which of other tables matter
+                if each.name not in self._searched:
+                    self._searched[each.name] = self._search(each)
         if relation.knn is not None:
-            found = vector_search.search(context, relation.knn)
-            columns = vector_search.outputs(context, relation.knn, found)
-            if self._reads_first:
-                columns = [column.owned() for column in columns]
-            names = [output.name for output in relation.knn.outputs]
-            if found.query_no is not None:
-                names.insert(0, "query_no")
-            return scans.ColumnsScan(names, columns)
+            return self._searched.get(relation.name) or self._search(relation)
         if relation.table is not None:
             view = context.view(relation.table)
             if relation.filtered:
                 return scans.ComputingScan(view, relation, context, self._reads_first)
             quiet = context.writes is None or context.writes.is_empty
             cache = context.snapshot.env.caches.setdefault("arrow", {}) if quiet else None
-            return scans.TableScan(view, relation, context, cache, self._reads_first)
+            rowids = None if self._rows is None else self._rows.of(relation)
+            return scans.TableScan(view, relation, context, cache, self._reads_first, rowids)
         if relation.system is not None:
             return scans.ColumnsScan(*system_tables.read(context, relation.system))
         if relation.variable is not None:
@@ -269,6 +282,31 @@ class RelationalInputs:
                 raise BindError(f"variable {relation.variable!r} is gone")
             return scans.VariableScan(relation.variable, variable)
         return self._batches[relation.name]
+
+    def _search(self, relation: Relation) -> Any:
+        from tarsdb.engine.reading import scans
+
+        context, knn = self._context, relation.knn
+        assert knn is not None
+        if relation.window is not None:
+            if self._rows is not None:
+                knn = replace(knn, predicate=self._rows.narrowed(relation), memo={})
+            count = sum(window_of(context, relation)) if self._nearest is None else self._nearest
+            knn = replace(knn, limit=ex.Literal(count), memo={})
+        found = vector_search.search(context, knn)
+        self.found = len(found.rowids)
+        columns = vector_search.outputs(context, knn, found)
+        if self._reads_first:
+            columns = [column.owned() for column in columns]
+        names = [output.name for output in knn.outputs]
+        if found.query_no is not None:
+            if relation.window is not None:
+                name = f"{knn.table.name}.{knn.column.name}"
+                raise DataError(f"{name}: a search whose rows are joined takes one query vector")
+            names.insert(0, "query_no")
+        if self._rows is not None:
+            self._rows.give(relation, dict(zip(names, columns, strict=True)))
+        return scans.ColumnsScan(names, columns)
 
     def parameter(self, key: int | str) -> Any:
         """Return the bound value of a parameter."""
@@ -331,10 +369,29 @@ class RelationalInputs:
 def relational_result(
     context: Context, plan: Relational, batches: dict[str, Any] | None = None
 ) -> Result:
-    """Run a relational plan; ``batches`` are the relations the engine provides itself."""
-    inputs = RelationalInputs(context, batches, _reads_first(context, plan))
-    answer = context.engines.relational.run(plan, inputs)
-    return Result(answer.names, answer.types, table=answer.table)
+    """Run a relational plan; ``batches`` are the relations the engine provides itself.
+
+    Where a search finds the rows for a join, it is run again with more of them until the join
+    leaves as many as were asked for, or there are no more.
+    """
+    searched = next((each for each in plan.relations if each.window is not None), None)
+    skipped, wanted = (0, 0) if searched is None else window_of(context, searched)
+    nearest = skipped + wanted
+    while True:
+        inputs = RelationalInputs(context, plan, batches, nearest)
+        answer = context.engines.relational.run(plan, inputs)
+        if answer.table.num_rows >= wanted or inputs.found < nearest:
+            return Result(answer.names, answer.types, table=answer.table)
+        nearest = max(MORE_NEAREST * nearest, FEWEST_NEAREST)
+
+
+def window_of(context: Context, relation: Relation) -> tuple[int, int]:
+    """Return how many rows of a plan's answer are to be left out, and how many to follow."""
+    assert relation.window is not None
+    limit, offset = (context.constant(node) for node in relation.window)
+    skipped = vector_search.count_of(offset, "OFFSET")
+    rows = vector_search.MAX_LIMIT if limit is None else vector_search.count_of(limit, "LIMIT")
+    return skipped, rows
 
 
 def _reads_first(context: Context, plan: Relational) -> bool:

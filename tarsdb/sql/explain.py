@@ -195,8 +195,13 @@ def _relational(plan: pl.Relational) -> Lines:
 
 
 def _relation(relation: pl.Relation) -> Lines:
+    links = [
+        f"  only rows with {each.column.name} = {each.relation}.{each.of.name}"
+        for each in relation.links
+    ]
     if relation.knn is not None:
-        return [f"{relation.name}:", *_indent(_knn(relation.knn))]
+        grows = ["  k: as many as LIMIT takes behind the join"] if relation.window else []
+        return [f"{relation.name}:", *_indent(_knn(relation.knn)), *_indent([*grows, *links])]
     if relation.system is not None:
         return [f"{relation.name}: system table {relation.system}"]
     if relation.variable is not None:
@@ -209,7 +214,7 @@ def _relation(relation: pl.Relation) -> Lines:
     line = f"{relation.name}: {what} ({', '.join(names)})"
     how = "filter" if relation.filtered else "filter early"
     computed = [f"  {output.name}: {expression(output.expr)}" for output in relation.computed]
-    return [line, *_detail(how, relation.predicate), *computed]
+    return [line, *_detail(how, relation.predicate), *links, *computed]
 
 
 def _variable_scan(plan: pl.VariableScan) -> Lines:

@@ -11,7 +11,7 @@ from sqlglot import exp
 
 from tarsdb.records import dataclass
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.core import conjunction
+from tarsdb.sql.core import Core, conjunction
 from tarsdb.sql.expressions import Output
 from tarsdb.sql.plan import Knn, Relational
 from tarsdb.sql.select import TableSelect
@@ -74,14 +74,22 @@ def _ordering(select: TableSelect) -> tuple[ex.Distance, bool] | None:
         column = select.core.expr(other.this) if isinstance(other.this, exp.Column) else None
         if not isinstance(column, ex.RowidRef) or other.args.get("desc"):
             return None
-    found = _distance_of(select, ordered_node(select, first))
-    if found is None or not is_query(found[0].right) or first.args.get("nulls_first"):
+    return ordered_distance(select.core, ordered_node(select, first), first)
+
+
+def ordered_distance(core: Core, node: Any, key: Any) -> tuple[ex.Distance, bool] | None:
+    """Return the distance an ORDER BY key asks for, and whether descending; None for others.
+
+    ``node`` is what the key stands for.
+    """
+    found = _distance_of(core, node)
+    if found is None or not is_query(found[0].right) or key.args.get("nulls_first"):
         return None
     distance, falls = found
-    return distance, bool(first.args.get("desc")) != falls
+    return distance, bool(key.args.get("desc")) != falls
 
 
-def _distance_of(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+def _distance_of(core: Core, node: Any) -> tuple[ex.Distance, bool] | None:
     """Return the distance a key rises with, and whether it falls with it instead; None for others.
 
     Understood are a distance and what adding, subtracting, multiplying and dividing by numbers
@@ -89,12 +97,12 @@ def _distance_of(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | N
     """
     match node:
         case exp.Paren():
-            return _distance_of(select, node.this)
+            return _distance_of(core, node.this)
         case exp.Neg():
-            return _turned(_distance_of(select, node.this), True)
+            return _turned(_distance_of(core, node.this), True)
         case exp.Add() | exp.Sub() | exp.Mul() | exp.Div():
-            return _distance_beside(select, node)
-    match select.core.expr(node):
+            return _distance_beside(core, node)
+    match core.expr(node):
         case ex.Distance() as distance:
             return distance, False
         case ex.Arithmetic("*", ex.Literal(-1), ex.Distance() as distance):  # inner_product
@@ -102,24 +110,24 @@ def _distance_of(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | N
     return None
 
 
-def _distance_beside(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+def _distance_beside(core: Core, node: Any) -> tuple[ex.Distance, bool] | None:
     left, right = _number(node.this), _number(node.expression)
     if (left is None) == (right is None):
         return None
     if right is not None:
-        found = _distance_of(select, node.this)
+        found = _distance_of(core, node.this)
         scale = right if isinstance(node, (exp.Mul, exp.Div)) else 1
         return None if scale == 0 else _turned(found, scale < 0)
     assert left is not None
     if isinstance(node, exp.Div):
-        return _turned(_above_zero(select, node.expression), left > 0) if left else None
-    found = _distance_of(select, node.expression)
+        return _turned(_above_zero(core, node.expression), left > 0) if left else None
+    found = _distance_of(core, node.expression)
     if isinstance(node, exp.Mul):
         return None if left == 0 else _turned(found, left < 0)
     return _turned(found, isinstance(node, exp.Sub))
 
 
-def _above_zero(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | None:
+def _above_zero(core: Core, node: Any) -> tuple[ex.Distance, bool] | None:
     """Return the distance in ``number + distance`` where that is always above zero."""
     node = node.unnest()
     if not isinstance(node, exp.Add):
@@ -127,7 +135,7 @@ def _above_zero(select: TableSelect, node: Any) -> tuple[ex.Distance, bool] | No
     number = _number(node.this)
     inner = node.expression if number is not None else node.this
     number = number if number is not None else _number(node.expression)
-    distance = select.core.expr(inner.unnest())
+    distance = core.expr(inner.unnest())
     if not isinstance(distance, ex.Distance) or distance.function or distance.op == "<#>":
         return None
     return (distance, False) if number is not None and number > 0 else None
@@ -153,13 +161,17 @@ def _number(node: Any) -> float | None:
 
 def ordered_node(select: TableSelect, ordered: Any) -> Any:
     """Return what an ORDER BY key stands for: an item of the SELECT list, or itself."""
-    node = ordered.this
+    return meant(ordered.this, select.aliases, select.node.expressions)
+
+
+def meant(node: Any, aliases: dict[str, Any], items: list[Any]) -> Any:
+    """Return the item of a SELECT list that a name or a number in ORDER BY means, or itself."""
     if isinstance(node, exp.Column) and node.args.get("table") is None:
-        return select.aliases.get(node.name.lower(), node)
+        return aliases.get(node.name.lower(), node)
     if isinstance(node, exp.Literal) and not node.is_string and node.this.isdigit():
         position = int(node.this) - 1
-        if 0 <= position < len(select.node.expressions):
-            return select.node.expressions[position].unalias()
+        if 0 <= position < len(items):
+            return items[position].unalias()
     return node
 
 
@@ -186,6 +198,16 @@ def _is_radius(term: ex.Expr, shape: KnnShape | None) -> bool:
     if shape is not None:
         return left == shape.distance
     return is_query(left.right)
+
+
+def radius_of(core: Core, nodes: list[Any], distance: ex.Distance) -> tuple[ex.Expr | None, bool]:
+    """Return how far rows may be by conditions that must all hold, and whether that far is near."""
+    for node in nodes:
+        term = core.condition(node)
+        if term is not None and _is_radius(term, KnnShape(distance)):
+            assert isinstance(term, ex.Compare)
+            return term.right, term.op == "<="
+    return None, False
 
 
 def make_knn(

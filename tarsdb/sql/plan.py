@@ -117,6 +117,15 @@ class Knn:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Only rows whose ``column`` has a value of ``of`` in ``relation`` can matter."""
+
+    column: ColumnDef
+    relation: str
+    of: ColumnDef
+
+
+@dataclass(frozen=True)
 class Relation:
     """One named input of a Relational plan; ``name`` is how the SQL text calls it.
 
@@ -124,7 +133,9 @@ class Relation:
     (``with_rowid`` adds a ``rowid`` column); vectors appear as FLOAT[dim], TINYINT[dim], or text
     of 0/1 for BIT. ``predicate`` is a native restriction that may be applied early: the text
     applies it again, unless ``filtered`` says that it is the scan's to apply. ``computed`` are
-    further columns: calls of functions, made for the rows of the scan in large batches.
+    further columns: calls of functions, made for the rows of the scan in large batches. ``links``
+    tell which rows can matter. With ``window`` the plan's answer is to have as many rows as its
+    LIMIT and OFFSET ask for, and ``knn``, without a limit, finds as many as that takes.
     """
 
     name: str
@@ -138,6 +149,8 @@ class Relation:
     system: str | None = None  # a tars_* table
     variable: str | None = None  # a Python variable of the caller's frame
     batch: bool = False  # the rows being written, provided by the engine (CHECK, generated, DML)
+    links: tuple[Link, ...] = ()
+    window: tuple[Expr, Expr | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.errors import BindError, NotSupportedError
-from tarsdb.schema import FunctionDef, TableDef
+from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql import moments
 from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name, where
@@ -29,8 +29,9 @@ from tarsdb.sql.function_calls import (
     rewrite_table,
     table_function,
 )
+from tarsdb.sql.joined_keys import link_sources, padded_sources, passed
 from tarsdb.sql.plan import Relational, RelationalCall
-from tarsdb.sql.pushdown import push_search, search_note
+from tarsdb.sql.pushdown import push_joined_search, push_search, search_note
 from tarsdb.sql.scope import Scope, Source, hide_from_stars, owner
 from tarsdb.sql.select import TableSelect
 from tarsdb.sql.vector_functions import AGGREGATES, ARITHMETIC, VectorFunctions
@@ -55,10 +56,13 @@ class Rewriter:
         self.distances = Distances(self)
         self.vectors = VectorFunctions(self)
         self._scopes: list[Scope] = []
+        self._passes: dict[str, dict[str, tuple[Source, ColumnDef]]] = {}
+        self._root: Any = None
 
     def rewrite(self, tree: Any, titles: Callable[[], list[str]] = list) -> Relational:
         """Rewrite a whole query and return its plan."""
         name_items(tree, titles)
+        self._root = tree
         self.query(tree, None, frozenset())
         return self.finish(tree)
 
@@ -84,7 +88,9 @@ class Rewriter:
         """Return a scope below ``parent``."""
         items = node.expressions if isinstance(node, exp.Select) else ()
         aliases = frozenset(i.alias.lower() for i in items if isinstance(i, exp.Alias))
-        scope = Scope(parent, ctes, aliases=aliases)
+        scope = Scope(parent, ctes, aliases=aliases, node=node)
+        if parent is not None:
+            parent.inner.append(scope)
         self._scopes.append(scope)
         return scope
 
@@ -118,8 +124,15 @@ class Rewriter:
             if not isinstance(cte.this, (exp.Query, exp.Values)):
                 raise NotSupportedError(f"WITH {cte.alias}: only a query can stand there")
             self.query(cte.this, parent, inner)
+            key = cte.alias.lower()
+            is_plain = key not in self._passes and not cte.args["alias"].args.get("columns")
+            self._passes[key] = self._passed(cte.this) if is_plain else {}
             ctes |= name
         return ctes
+
+    def _passed(self, node: Any) -> dict[str, tuple[Source, ColumnDef]]:
+        scope = next((each for each in reversed(self._scopes) if each.node is node), None)
+        return passed(node, scope)
 
     def _tail(self, node: Any, parent: Scope | None, ctes: frozenset[str]) -> None:
         """Walk ORDER BY and LIMIT of a set operation, whose columns are its own."""
@@ -135,11 +148,11 @@ class Rewriter:
         if push_search(self, node, parent, ctes):
             return
         self.windows += place_windows(self.binding, node, len(self.windows))
-        note = search_note(node, parent)
-        if note:
-            self.notes[note] = None
         scope = self.new_scope(parent, ctes, node)
         done = self._sources(node, scope)
+        if node is not self._root or not push_joined_search(self, node, scope):
+            note = search_note(node, parent)
+            self.notes.update({note: None} if note else {})
         leave_to_scan(self, node, scope)
         self._push_predicates(node, scope)
         for part, value in list(node.args.items()):
@@ -148,6 +161,7 @@ class Rewriter:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, exp.Expr) and id(child) not in done:
                     self.walk(child, scope)
+        link_sources(node, scope)
 
     def _sources(self, node: Any, scope: Scope) -> set[int]:
         """Add what FROM lists to the scope; return the ids of the clauses dealt with."""
@@ -186,7 +200,9 @@ class Rewriter:
             self.source(node.this, scope)
         elif isinstance(node, exp.Subquery):
             self.query(node, scope, scope.ctes)
-            scope.sources.append(Source(alias))
+            named = node.args.get("alias")
+            is_plain = named is not None and not named.args.get("columns")
+            scope.sources.append(Source(alias, passes=self._passed(node.this) if is_plain else {}))
         else:
             self.children(node, scope)
             scope.sources.append(Source(alias))
@@ -218,7 +234,10 @@ class Rewriter:
         name = node.name
         alias = (node.alias or name).lower()
         if name.lower() in scope.ctes and node.args.get("db") is None:
-            scope.sources.append(Source(alias))
+            named = node.args.get("alias")
+            is_plain = named is None or not named.args.get("columns")
+            passes = self._passes.get(name.lower(), {}) if is_plain else {}
+            scope.sources.append(Source(alias, passes=passes))
             return
         name = table_name(node)
         table = self.binding.catalog.table(name)
@@ -260,7 +279,8 @@ class Rewriter:
     def _push_predicates(self, node: Any, scope: Scope) -> None:
         """Give each base table the native conditions that restrict it alone."""
         condition = node.args.get("where")
-        if condition is None or not _filters_commute(node):
+        padded = None if condition is None else padded_sources(node, scope)
+        if padded is None:
             return
         hits: set[Source] = set()
 
@@ -279,7 +299,9 @@ class Rewriter:
             hits.clear()
             native = core.condition(term)
             if native is not None and len(hits) == 1:
-                hits.pop().terms.append(native)
+                source = hits.pop()
+                if scope.sources.index(source) not in padded:
+                    source.terms.append(native)
 
     def walk(self, root: Any, scope: Scope) -> None:
         """Rewrite an expression and what is below it."""
@@ -418,20 +440,6 @@ class Rewriter:
         name = f"__c{len(self.constants)}"
         self.constants.append((name, expr))
         return exp.Placeholder(this=name)
-
-
-def _filters_commute(node: Any) -> bool:
-    """WHERE may run before the joins when none of them adds NULL rows or picks by order."""
-    for join in node.args.get("joins") or ():
-        if join.args.get("method") or join.args.get("side"):
-            return False
-        if (join.args.get("kind") or "").upper() not in ("", "INNER", "CROSS"):
-            return False
-    origin = node.args.get("from_")
-    source = origin.this if origin is not None else None
-    if source is None or source.args.get("sample") or source.args.get("joins"):
-        return False
-    return not (source.args.get("pivots") or node.args.get("sample") or node.args.get("laterals"))
 
 
 def name_items(tree: Any, titles: Callable[[], list[str]]) -> None:

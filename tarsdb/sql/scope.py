@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 
 from sqlglot import exp
@@ -13,7 +13,7 @@ from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.binding import no_column, suggestion, where
-from tarsdb.sql.plan import Knn, Relation
+from tarsdb.sql.plan import Knn, Link, Relation
 
 DISTANCE = "__distance"
 KNN_ROWID = "__rowid"
@@ -21,7 +21,10 @@ KNN_ROWID = "__rowid"
 
 @dataclass(eq=False)
 class Source:
-    """One thing in FROM. ``table`` None means its columns are not known here."""
+    """One thing in FROM. ``table`` None means its columns are not known here.
+
+    Of a query, ``passes`` are the columns that it only passes on from base tables.
+    """
 
     alias: str
     table: TableDef | None = None
@@ -34,6 +37,9 @@ class Source:
     filtered: bool = False
     computed: tuple[ex.Output, ...] = ()
     knn: Any = None  # function of the outputs giving the Knn
+    window: tuple[ex.Expr, ex.Expr | None] | None = None
+    links: list[Link] = field(default_factory=list)
+    passes: dict[str, tuple[Source, ColumnDef]] = field(default_factory=dict)
     system: str | None = None
     variable: str | None = None
 
@@ -73,23 +79,31 @@ class Source:
         predicate = None
         if self.terms:
             predicate = self.terms[0] if len(self.terms) == 1 else ex.And(tuple(self.terms))
+        links = tuple(dict.fromkeys(self.links))
         if knn is not None:
-            return Relation(self.relation, columns=columns, knn=knn)
+            if self.window is not None:
+                knn = replace(knn, predicate=predicate)
+            return Relation(
+                self.relation, columns=columns, knn=knn, links=links, window=self.window
+            )
         rowid = self.rowid or not columns  # a scan needs some column
         return Relation(
-            self.relation, self.table, columns, rowid, predicate, self.filtered, self.computed
-        )
+            self.relation, self.table, columns, rowid, predicate, self.filtered, self.computed,
+            links=links,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
 class Scope:
-    """The sources one SELECT sees; ``parent`` is the query around it."""
+    """The sources one SELECT sees; ``parent`` is the query around it, ``inner`` those inside."""
 
     parent: Scope | None = None
     ctes: frozenset[str] = frozenset()
     sources: list[Source] = field(default_factory=list)
     aliases: frozenset[str] = frozenset()
     stars: list[Any] = field(default_factory=list)
+    node: Any = None
+    inner: list[Scope] = field(default_factory=list)
 
     def chain(self) -> Iterator[Scope]:
         """Yield this scope and those around it."""

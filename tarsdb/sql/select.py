@@ -203,18 +203,29 @@ def _fill(select: TableSelect) -> TableSelect | None:
         if ordering.args.get("siblings"):
             return None
         select.order = list(ordering.expressions)
+    found = window_of(select.core, node)
+    if found is None:
+        return None
+    select.limit, select.offset = found
+    return select
+
+
+def window_of(core: Core, node: Any) -> tuple[ex.Expr | None, ex.Expr | None] | None:
+    """Return LIMIT and OFFSET, literals or parameters; None where one is anything else."""
+    found: list[ex.Expr | None] = []
     for part in ("limit", "offset"):
         clause = node.args.get(part)
         if clause is None:
+            found.append(None)
             continue
         if any(value for key, value in clause.args.items() if key != "expression"):
             return None
-        bound = select.core.constant(clause.expression) if clause.expression else None
+        bound = core.constant(clause.expression) if clause.expression else None
         if isinstance(bound, ex.Literal) and (
             not isinstance(bound.value, int) or isinstance(bound.value, bool)
         ):
             return None
         if not isinstance(bound, (ex.Literal, ex.Parameter)):
             return None
-        setattr(select, part, bound)
-    return select
+        found.append(bound)
+    return found[0], found[1]

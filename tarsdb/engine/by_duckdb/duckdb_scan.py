@@ -20,9 +20,11 @@ from tarsdb.errors import InternalError
 class Scan(Protocol):
     """What the executor provides for one relation.
 
-    ``table()``, where a scan has it, returns the whole relation as a ``pyarrow.Table`` (the same
-    object while the data is unchanged: it stays registered between statements), or None.
+    ``table()``, where a scan has it, returns the whole relation as a ``pyarrow.Table`` or None;
+    with ``is_kept`` the same object while the data is unchanged, registered between statements.
     """
+
+    is_kept: bool
 
     @property
     def schema(self) -> pa.Schema:

@@ -294,12 +294,13 @@ class RelationalEngine:
             scan = running.inputs.scan(relation)
             make = getattr(scan, "table", None)
             table = make() if make is not None else None
-            if table is not None:
+            if table is not None and scan.is_kept:
                 name = self._keep(table)
             else:
-                dataset = ScanDataset(scan, running.alone)
-                running.datasets.append(dataset)
-                handle = _Source(self._connection, dataset)
+                if table is None:
+                    table = ScanDataset(scan, running.alone)
+                    running.datasets.append(table)
+                handle = _Source(self._connection, table)
                 running.handles.append(handle)
                 name = handle.name
             running.sources[relation.name.lower()] = name

@@ -30,7 +30,8 @@ SMALL_ROWS = 20_000
 class TableScan:
     """A table as one statement sees it; vectors are read only when asked for.
 
-    With ``at_once`` all of it is read when :meth:`table` is called, and the snapshot may go.
+    With ``at_once`` all of it is read when :meth:`table` is called, and the snapshot may go; with
+    ``rowids`` just these rows are.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TableScan:
         context: Context,
         cache: dict[Any, Any] | None,
         at_once: bool = False,
+        rowids: np.ndarray | None = None,
     ) -> None:
         self._view = view
         self._columns = {column.name: column for column in relation.columns}
@@ -48,6 +50,8 @@ class TableScan:
         self._context = context
         self._cache = cache
         self._at_once = at_once
+        self._rowids = rowids
+        self.is_kept = False
         fields = [pa.field(c.name, arrow_type(c.type)) for c in relation.columns]
         if relation.with_rowid:
             fields.append(pa.field(ex.ROWID, pa.int64()))
@@ -58,7 +62,9 @@ class TableScan:
         wanted = list(self._columns.values())
         vectors = any(column.type.is_vector for column in wanted)
         if self._cache is None or self._view.count() > SMALL_ROWS or vectors:
-            return self._copy(self._chunks(wanted)) if self._at_once else None
+            at_once = self._at_once or self._rowids is not None
+            return self._copy(self._chunks(wanted)) if at_once else None
+        self.is_kept = True
         ids = [column.id for column in wanted]
         key = (self._view.table.id, self._view.table.version, tuple(self.schema.names))
         held = self._cache.get(key)
@@ -94,6 +100,9 @@ class TableScan:
 
     def _chunks(self, wanted: list[ColumnDef]) -> Iterator[Chunk]:
         ids = [column.id for column in wanted]
+        if self._rowids is not None:
+            yield Chunk(self._rowids, self._view.rows(self._rowids, ids))
+            return
         if self._predicate is not None:
             found = access.choose(self._view.table, self._predicate, self._view, self._context)
             if found is not None:
@@ -108,6 +117,8 @@ class ComputingScan:
     Functions are called for many rows at once, and for columns that are asked for only. With
     ``at_once`` all of it is read when :meth:`table` is called, and the snapshot may go.
     """
+
+    is_kept = False
 
     def __init__(
         self, view: TableView, relation: Relation, context: Context, at_once: bool = False
@@ -145,6 +156,8 @@ class ComputingScan:
 class ColumnsScan:
     """Columns already in memory: a kNN answer, a system table, the rows being written."""
 
+    is_kept = False
+
     def __init__(self, names: Sequence[str], columns: Sequence[Column]) -> None:
         self.schema = pa.schema(
             [pa.field(n, arrow_type(c.type)) for n, c in zip(names, columns, strict=True)]
@@ -162,6 +175,8 @@ class ColumnsScan:
 
 class VariableScan:
     """A Python variable of the caller: Arrow, pandas, Polars, NumPy, or a dict of columns."""
+
+    is_kept = True
 
     def __init__(self, name: str, variable: Any) -> None:
         self._table = table_of(name, variable)
