@@ -251,9 +251,16 @@ class RelationalInputs:
         self._reads_first = _reads_first(context, plan)
         self._nearest = nearest
         self.found = 0
-        is_linked = any(relation.links for relation in plan.relations)
-        self._rows = FoundRows(context, plan.relations) if is_linked else None
+        is_worth = any(self._is_large(each) for each in plan.relations if each.links)
+        self._rows = FoundRows(context, plan.relations) if is_worth else None
         self._searched: dict[str, Any] = {}
+
+    def _is_large(self, relation: Relation) -> bool:
+        from tarsdb.engine.reading import scans
+
+        if relation.table is None:
+            return relation.knn is not None
+        return not scans.is_small(self._context.view(relation.table), relation.columns)
 
     def scan(self, relation: Relation) -> Any:
         """Return the relation's rows as a scan (see ``engine.scans``)."""

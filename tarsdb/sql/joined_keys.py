@@ -22,7 +22,7 @@ from tarsdb.types import Kind
 _JOINS = frozenset({("", ""), ("", "INNER"), ("", "CROSS"), ("LEFT", ""), ("LEFT", "OUTER")})
 _SPECIAL = ("method", "match_condition")
 _WHOLE = frozenset({Kind.SMALLINT, Kind.INT, Kind.BIGINT})
-_KEYS = _WHOLE | {Kind.TEXT, Kind.UUID, Kind.BLOB, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}
+_KEYS = _WHOLE | {Kind.TEXT, Kind.UUID, Kind.BLOB}
 Place = tuple[Source, ColumnDef, bool]
 """A column of a base table, and whether the table itself is in FROM, not a query that reads it."""
 

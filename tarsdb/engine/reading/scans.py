@@ -6,7 +6,7 @@ map: they are consumed inside the statement's read transaction and never kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,11 @@ from tarsdb.storage import Chunk, TableView
 from tarsdb.types import BIGINT, arrow_type
 
 SMALL_ROWS = 20_000
+
+
+def is_small(view: TableView, columns: Iterable[ColumnDef]) -> bool:
+    """Return whether columns of a table are read whole, and kept while it is unchanged."""
+    return view.count() <= SMALL_ROWS and not any(c.type.is_vector for c in columns)
 
 
 class TableScan:
@@ -60,8 +65,7 @@ class TableScan:
     def table(self) -> pa.Table | None:
         """Return the whole relation, kept while the table is unchanged; None for a large one."""
         wanted = list(self._columns.values())
-        vectors = any(column.type.is_vector for column in wanted)
-        if self._cache is None or self._view.count() > SMALL_ROWS or vectors:
+        if self._cache is None or not is_small(self._view, wanted):
             at_once = self._at_once or self._rowids is not None
             return self._copy(self._chunks(wanted)) if at_once else None
         self.is_kept = True
