@@ -49,6 +49,8 @@ class ListScan:
 class TableScan(ListScan):
     """A small relation that gives one cached table."""
 
+    is_kept = True
+
     def __init__(self, table: pa.Table) -> None:
         super().__init__(table.to_batches())
         self._table = table
