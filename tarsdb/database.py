@@ -89,7 +89,7 @@ def connect(
 
     _close_abandoned()
     settings = Settings(durability=durability, file_access=file_access)
-    chosen = options or OpenOptions()
+    chosen = OpenOptions() if options is None else options
     if not isinstance(chosen, OpenOptions):
         raise InterfaceError(f"options are OpenOptions, not {type(chosen).__name__}")
     chosen = replace(chosen, read_only=read_only or chosen.read_only, check=check or chosen.check)
@@ -233,6 +233,10 @@ class Connection:
         from tarsdb.engine.udf.functions import SessionFunction
         from tarsdb.types import parse_type
 
+        if not isinstance(name, str) or not callable(function):
+            raise InterfaceError(
+                f"create_function takes a name and a function, not {name!r} and {function!r}"
+            )
         types = tuple(parse_type(text) for text in arguments)
         self._require_session().register(
             SessionFunction(name, function, types, parse_type(returns), vectorized, strict)
@@ -302,7 +306,10 @@ class Connection:
     def close(self) -> None:
         """Roll back an open transaction and close; closing twice is fine."""
         with self._closing:
-            session, self._session = self._session, None
+            session = self._session
+            if session is not None:
+                session.engines.functions.refuse_own()
+            self._session = None
         if session is not None:
             _close(session, self._temporary)
 
@@ -404,8 +411,10 @@ class Cursor:
     def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
         """Return the next ``size`` rows (``arraysize`` unless given)."""
         rows = self._rows()
-        start = self._position
-        self._position = min(len(rows), start + (self.arraysize if size is None else size))
+        start, wanted = self._position, self.arraysize if size is None else size
+        if not isinstance(wanted, int) or wanted < 0:
+            raise InterfaceError(f"fetchmany takes a number of rows of at least 0, not {wanted!r}")
+        self._position = min(len(rows), start + wanted)
         return rows[start : self._position]
 
     def fetchall(self) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column
-from tarsdb.errors import InterfaceError
+from tarsdb.errors import InterfaceError, ProgrammingError
 from tarsdb.types import SqlType, presenter
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class Result:
     def numpy(self) -> dict[str, np.ndarray]:
         """Return a dict of name to array: vectors as (rows, dim), text and NULLs as objects."""
         self._require_rows()
+        self._require_names()
         self._settle()
         if self._columns is None and self._table is not None:
             self._columns = self._columns_of_table()
@@ -179,11 +180,22 @@ class Result:
         """Return the result as a Polars DataFrame (needs polars)."""
         import polars
 
+        self._require_rows()
+        self._require_names()
         return polars.from_arrow(_without_intervals(self.arrow()))  # type: ignore[return-value] # a table gives a frame
 
     def _require_rows(self) -> None:
         if not self.has_rows:
             raise InterfaceError("this statement returned no rows")
+
+    def _require_names(self) -> None:
+        """Refuse names that stand for two columns, where columns are found by name."""
+        doubled = next((name for name in self.names if self.names.count(name) > 1), None)
+        if doubled is not None:
+            raise ProgrammingError(
+                f"two columns of the result are named {doubled!r}",
+                hint="name them apart: SELECT a.id AS a_id, ...; or read rows, arrow() or df()",
+            )
 
 
 def _without_intervals(table: pa.Table) -> pa.Table:

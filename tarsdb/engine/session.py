@@ -36,7 +36,7 @@ from tarsdb.errors import (
 )
 from tarsdb.options import Durability
 from tarsdb.records import dataclass
-from tarsdb.sql import bind, parameter_keys, parse, split
+from tarsdb.sql import bind, check_function_name, parameter_keys, parse, split
 from tarsdb.sql.plan import (
     Aggregate,
     AlterTable,
@@ -146,6 +146,7 @@ class Session:
         """
         if not isinstance(sql, str):
             raise InterfaceError(f"a statement is a str, not {type(sql).__name__}")
+        self.engines.functions.refuse_own()
         with self._lock:
             self.engines.interrupt.clear()
             prepared = self._prepare(sql)
@@ -164,6 +165,7 @@ class Session:
 
         It reads only. :meth:`interrupt` reaches it where it asks ``engines.interrupt``.
         """
+        self.engines.functions.refuse_own()
         with self._lock:
             self.engines.interrupt.clear()
             context = Context(self.engines, Snapshot(self.env), None, ())
@@ -395,6 +397,7 @@ class Session:
 
     def begin(self) -> None:
         """Open a transaction."""
+        self.engines.functions.refuse_own()
         with self._lock:
             if self._open is not None:
                 raise ProgrammingError("BEGIN: a transaction is open already")
@@ -404,6 +407,7 @@ class Session:
 
     def commit(self) -> None:
         """Commit the open transaction; does nothing outside one."""
+        self.engines.functions.refuse_own()
         with self._lock:
             opened, self._open = self._open, None
             if opened is None:
@@ -413,6 +417,7 @@ class Session:
 
     def rollback(self) -> None:
         """Undo the open transaction; does nothing outside one."""
+        self.engines.functions.refuse_own()
         with self._lock:
             opened, self._open = self._open, None
             if opened is not None:
@@ -460,7 +465,9 @@ class Session:
 
     def register(self, function: Any) -> None:
         """Add a Python function of this connection."""
+        self.engines.functions.refuse_own()
         with self._lock:
+            check_function_name(function.name)
             self.engines.functions.register(function)
             self._prepared.clear()  # plans may use what had the name before
 
@@ -478,6 +485,7 @@ class Session:
 
         Returns a text, a list of texts for a list of prompts, or with ``stream`` an iterator.
         """
+        self.engines.functions.refuse_own()
         interrupt = Interrupt()
         with self._lock:
             lease, generator, options = self.inspect(

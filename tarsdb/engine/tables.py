@@ -173,6 +173,8 @@ def _column_ids(
             raise CatalogError(f"{clause} of table {table.name}: there is no column {name!r}")
         if column.type.is_vector and not vectors:
             raise CatalogError(f"{clause} of table {table.name}: {name} is a {column.type}")
+        if column.id in found:
+            raise CatalogError(f"{clause} of table {table.name}: column {name} is named twice")
         found.append(column.id)
     return tuple(found)
 

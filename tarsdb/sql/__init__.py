@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tarsdb.sql.plan import Plan, Relational
     from tarsdb.sql.statements import Statement
 
-__all__ = ["bind", "bind_expression", "explain", "parameter_keys", "parse", "split"]
+__all__ = [
+    "bind", "bind_expression", "check_function_name", "explain", "parameter_keys", "parse", "split",
+]  # fmt: skip
 
 ParameterTypes = Mapping[int | str, Any]
 
@@ -87,6 +89,14 @@ def bind_expression(text: str, table: TableDef, catalog: Catalog) -> Expr | Rela
     from tarsdb.sql.binder import bind_table_expression
 
     return bind_table_expression(text, table, catalog)
+
+
+def check_function_name(name: str) -> None:
+    """Raise BindError for a name that queries would never look up: it is built in."""
+    _load()
+    from tarsdb.sql import binder
+
+    binder.check_function_name(name)
 
 
 def parameter_keys(statement: Statement) -> tuple[int | str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from tarsdb.errors import BindError, InternalError, NotSupportedError
+from tarsdb.errors import BindError, InternalError, NotSupportedError, SQLSyntaxError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import dml
 from tarsdb.sql.binding import Binding, require_column
@@ -52,8 +52,14 @@ def bind_table_expression(text: str, table: TableDef, catalog: Catalog) -> Expr 
     """Bind DEFAULT, CHECK or GENERATED text over the columns of a table."""
     from tarsdb.sql.parser import parse_statement
 
-    statement = parse_statement(f"SELECT {text}")
+    try:
+        statement = parse_statement(f"SELECT {text}")
+    except SQLSyntaxError as error:
+        raise BindError(f"{text!r} is not one expression: {error.message}") from error
     tree = statement.take_tree()
+    for node in tree.walk():
+        if node._meta:
+            node.meta.clear()  # positions in a text nobody wrote
     if not isinstance(tree, exp.Select) or len(tree.expressions) != 1 or tree.args.get("from_"):
         raise BindError(f"{text!r} is not one expression")
     if statement.parameters:
@@ -87,11 +93,12 @@ def _plan(binding: Binding, statement: Statement) -> Plan:
     if plan is None:
         raise InternalError("a statement without a plan")
     if isinstance(plan, CreateFunction):
-        _check_function_name(plan.name)
+        check_function_name(plan.name)
     return plan
 
 
-def _check_function_name(name: str) -> None:
+def check_function_name(name: str) -> None:
+    """Raise BindError for a name that queries would never look up: it is built in."""
     from sqlglot.parsers.duckdb import DuckDBParser
 
     own = name.lower() in MODEL_FUNCTIONS or name.lower() in DISTANCE_NAMES

@@ -95,6 +95,10 @@ def tokenize(text: str) -> list[Token]:
     zero = text.find("\0")
     if zero >= 0:
         raise syntax_error(text, zero, "a NUL character cannot be part of a statement")
+    half = None if text.isascii() else _SURROGATE.search(text)
+    if half is not None:
+        message = f"half of a character, {half.group()!r}, cannot be part of a statement"
+        raise syntax_error(text, half.start(), message)
     try:
         tokens: list[Token] = dialect().tokenize(text)
     except TokenError as error:
@@ -104,6 +108,7 @@ def tokenize(text: str) -> list[Token]:
     return tokens
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTED = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|('|"|/\*|\$\w*\$)""",
     re.DOTALL,
@@ -349,6 +354,7 @@ def _parse_error(text: str, error: ParseError) -> SQLSyntaxError:
         return syntax_error(text, offset, "the statement cannot be parsed: it is ambiguous")
     if "Unexpected token" in description:
         return syntax_error(text, offset, f"unexpected {found!r}" if found else "unexpected end")
+    description = description.partition(" but got ")[0]  # what it got is one of sqlglot's tokens
     return syntax_error(text, offset, f"{description} near {found!r}" if found else description)
 
 

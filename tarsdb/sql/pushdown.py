@@ -178,12 +178,12 @@ def _closed(
     """Conditions left to SQL must mean the same outside the query: no outer columns, no CTEs."""
     if not shape.residue:
         return True
-    nested = any(condition.find(exp.Query) for condition in shape.residue)
-    if nested and (ctes or parent is not None):
+    nested = [query for condition in shape.residue for query in condition.find_all(exp.Query)]
+    if any(table.name.lower() in ctes for query in nested for table in query.find_all(exp.Table)):
         return False
-    if parent is None:
-        return True
-    return all(
+    if parent is None or not any(scope.sources for scope in parent.chain()):
+        return True  # there are no columns of a query around it
+    return not nested and all(
         select.lookup(column) is not None or _is_alias(select, column)
         for condition in shape.residue
         for column in condition.find_all(exp.Column)
@@ -250,12 +250,48 @@ def _own(name: str, select: TableSelect) -> Any:
     return exp.column(name, table=select.alias)
 
 
+def only_neighbours(rewriter: Rewriter, node: Any, scope: Scope) -> None:
+    """Make DuckDB answer a search by distance like ours: no NULL vectors, ties by row id."""
+    order = node.args["order"]
+    first = order.expressions[0]
+    distances = _made_of(_aliased(node).get(first.this.name.lower(), first.this))
+    catalog = rewriter.binding.catalog
+    values = (*node.expressions, *order.expressions)
+    if not distances or first.args.get("nulls_first"):
+        return
+    if any(node.args.get(part) for part in ("group", "having", "distinct", "qualify")):
+        return
+    if any(value.find(exp.Window) or has_aggregate(value, catalog) for value in values):
+        return  # other values depend on all rows
+    for side in (side for call in distances for side in call.expressions):
+        if isinstance(side, (exp.Placeholder, exp.Parameter)) or side.find(exp.Column):
+            there = exp.Not(this=exp.Is(this=side.copy(), expression=exp.Null()))
+            node.where(there, copy=False)
+    source = scope.sources[0] if len(scope.sources) == 1 else None
+    if source is not None and source.table is not None and not source.table.column(ex.ROWID):
+        key = exp.column(ex.ROWID, table=source.alias)
+        order.append("expressions", exp.Ordered(this=key, nulls_first=False))
+
+
+def _made_of(key: Any) -> list[Any]:
+    """Return the distances that a key adds, scales or negates: one NULL makes it NULL."""
+    if isinstance(key, (exp.Paren, exp.Neg)):
+        return _made_of(key.this)
+    if isinstance(key, (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv)):
+        return _made_of(key.this) + _made_of(key.expression)
+    return [key] if isinstance(key, exp.Anonymous) and key.name in OPERATOR_OF else []
+
+
+def _aliased(node: Any) -> dict[str, Any]:
+    return {i.alias.lower(): i.this for i in node.expressions if isinstance(i, exp.Alias)}
+
+
 def search_note(node: Any, parent: Scope | None) -> str | None:
     """Return why a search by distance that was not pushed is exact, None when it is no search."""
     order = node.args.get("order")
     if order is None or node.args.get("limit") is None:
         return None
-    aliases = {i.alias.lower(): i.this for i in node.expressions if isinstance(i, exp.Alias)}
+    aliases = _aliased(node)
     keys = [aliases.get(key.this.name.lower(), key.this) for key in order.expressions]
     calls = [call for key in keys for call in key.find_all(exp.Anonymous)]
     if not any(call.name in OPERATOR_OF for call in calls):

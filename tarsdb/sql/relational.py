@@ -31,7 +31,12 @@ from tarsdb.sql.function_calls import (
 )
 from tarsdb.sql.joined_keys import link_sources, padded_sources, passed
 from tarsdb.sql.plan import Relational, RelationalCall
-from tarsdb.sql.pushdown import push_joined_search, push_search, search_note
+from tarsdb.sql.pushdown import (
+    only_neighbours,
+    push_joined_search,
+    push_search,
+    search_note,
+)
 from tarsdb.sql.scope import Scope, Source, hide_from_stars, owner
 from tarsdb.sql.select import TableSelect
 from tarsdb.sql.vector_functions import AGGREGATES, ARITHMETIC, VectorFunctions
@@ -152,7 +157,9 @@ class Rewriter:
         done = self._sources(node, scope)
         if node is not self._root or not push_joined_search(self, node, scope):
             note = search_note(node, parent)
-            self.notes.update({note: None} if note else {})
+            if note:
+                self.notes[note] = None
+                only_neighbours(self, node, scope)
         leave_to_scan(self, node, scope)
         self._push_predicates(node, scope)
         for part, value in list(node.args.items()):

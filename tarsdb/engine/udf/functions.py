@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.udf import function_cache
-from tarsdb.errors import CatalogError, DatabaseError, UdfError
+from tarsdb.errors import CatalogError, DatabaseError, ProgrammingError, UdfError
 from tarsdb.metrics import METRICS
 from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
@@ -48,11 +48,23 @@ class FunctionRuntime:
         self._check = check  # raises once the running statement was asked to stop
         self._lock = threading.Lock()
         self.session: dict[str, SessionFunction] = {}
+        self._callers: set[int] = set()  # threads that run one of these
         self._running: list[Budget] = []
 
     def register(self, function: SessionFunction) -> None:
         """Add or replace a Python function of this connection."""
         self.session[function.name.lower()] = function
+
+    def refuse_own(self) -> None:
+        """Raise where a Python function of the connection wants the connection that runs it.
+
+        Its statement holds the connection, and often another thread than the function's.
+        """
+        if self._callers and threading.get_ident() in self._callers:
+            raise ProgrammingError(
+                "a function of create_function() cannot use the connection that calls it",
+                hint="give it a connection of its own: tarsdb.connect(path)",
+            )
 
     def call(
         self, context: Context, function: FunctionDef, columns: list[Column], rows: int
@@ -181,12 +193,16 @@ class FunctionRuntime:
         function = self.session.get(name.lower())
         if function is None:
             raise CatalogError(f"function {name!r} does not exist")
+        thread = threading.get_ident()
+        self._callers.add(thread)
         try:
             results = _run(function, columns, rows, self._check)
         except DatabaseError:
             raise
         except Exception as error:
             raise UdfError(f"function {name}: {type(error).__name__}: {error}") from error
+        finally:
+            self._callers.discard(thread)
         if len(results) != rows:
             raise UdfError(f"function {name} returned {len(results)} values for {rows} rows")
         stored = [to_storage(item, function.returns, name) for item in results]
