@@ -389,7 +389,9 @@ def relational_result(
         answer = context.engines.relational.run(plan, inputs)
         if answer.table.num_rows >= wanted or inputs.found < nearest:
             return Result(answer.names, answer.types, table=answer.table)
-        nearest = max(MORE_NEAREST * nearest, FEWEST_NEAREST)
+        left = skipped + answer.table.num_rows
+        likely = 2 * (skipped + wanted) * nearest // left if left else 0
+        nearest = max(MORE_NEAREST * nearest, FEWEST_NEAREST, likely)
 
 
 def window_of(context: Context, relation: Relation) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import access
+from tarsdb.engine.reading import access, batches
 from tarsdb.schema import TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Link, Relation
@@ -24,6 +24,10 @@ FEW = 1000
 """Rows up to which a relation gives its keys to others."""
 SHARE = 20
 """A table is looked up by keys if it has at least so many rows for each."""
+SCANNED_ROWS = 100_000
+"""Rows up to which a table's predicate is evaluated for its keys where no index answers it."""
+COMPARED_ROWS = 10_000
+"""Rows of the searched table up to which all that keys leave are compared."""
 Keys = tuple[ex.Literal, ...]
 
 
@@ -68,7 +72,7 @@ class FoundRows:
                 continue
             asked = _among(link, keys)
             rowids = self._lookup(knn.table, asked)
-            if rowids is not None and len(rowids) <= FEW:
+            if rowids is not None and len(rowids) <= COMPARED_ROWS:
                 return asked if knn.predicate is None else ex.And((knn.predicate, asked))
         return knn.predicate
 
@@ -78,7 +82,7 @@ class FoundRows:
         self._spread([relation.name])
 
     def _find(self, relation: Relation) -> None:
-        """Find a table's rows by its predicate."""
+        """Find a table's rows by its predicate, where they are few."""
         table = relation.table
         if table is None or relation.predicate is None or relation.filtered:
             return
@@ -86,6 +90,12 @@ class FoundRows:
         found = access.choose(table, relation.predicate, view, self._context)
         if found is not None:
             self._rowids[relation.name] = found.rowids
+        elif view.count() <= SCANNED_ROWS and not ex.calls(relation.predicate):
+            read = batches.scanned(self._context, view, relation.predicate, (ex.RowidRef(),))
+            found_rows = [batch.rowids for batch in read if batch.rowids is not None]
+            rowids = np.concatenate(found_rows) if found_rows else np.empty(0, np.int64)
+            if len(rowids) <= min(FEW, view.count() * access.MAX_SELECTIVITY):
+                self._rowids[relation.name] = rowids
 
     def _spread(self, names: list[str]) -> None:
         """Give keys on from relation to relation, each found once."""

@@ -182,10 +182,9 @@ def test_few_rows_are_read(
     assert sum(read) % DOCS == 0
 
 
-def test_a_selective_join_is_looked_up_first(
-    db: tarsdb.Connection, query: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of 200 documents: its chunks are compared, once, not ever more of all."""
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The searches that statements make."""
     asked: list[Any] = []
     search = executor.vector_search.search
 
@@ -194,10 +193,30 @@ def test_a_selective_join_is_looked_up_first(
         return search(context, plan)
 
     monkeypatch.setattr(executor.vector_search, "search", noted)
-    sql = f"{JOINED} WHERE d.id = 33 ORDER BY c.emb <-> ? LIMIT 3"
+    return asked
+
+
+@pytest.mark.parametrize("term", ["d.id = 33", "d.title = 'title 33'"])
+def test_a_selective_join_is_looked_up_first(
+    db: tarsdb.Connection, query: np.ndarray, asked: list[Any], term: str
+) -> None:
+    """One of 200 documents: its chunks are compared, once, not ever more of all.
+
+    The title has no index: the documents are looked through.
+    """
+    sql = f"{JOINED} WHERE {term} ORDER BY c.emb <-> ? LIMIT 3"
     assert len(db.execute(sql, [query]).fetchall()) == 3
     assert len(asked) == 1
     assert asked[0].predicate is not None
+
+
+def test_the_second_search_is_wide_enough_mostly(
+    db: tarsdb.Connection, query: np.ndarray, asked: list[Any]
+) -> None:
+    """One chunk in five passes, which the first search of 40 tells."""
+    sql = f"{JOINED} WHERE c.id % 5 = 0 ORDER BY c.emb <-> ? LIMIT 40"
+    assert len(db.execute(sql, [query]).fetchall()) == 40
+    assert len(asked) == 2
 
 
 def test_limits_that_are_no_counts_and_many_queries_are_refused(
