@@ -46,7 +46,7 @@ def connect(
     path: str | os.PathLike[str] = ":memory:",
     *,
     read_only: bool = False,
-    durability: str = "full",
+    durability: str | None = None,
     file_access: bool = False,
     check: bool = False,
     options: OpenOptions | None = None,
@@ -58,8 +58,9 @@ def connect(
     path : str or path
         ``":memory:"`` is a private temporary file removed at close: nothing in it is durable.
     read_only : bool
-    durability : {'full', 'group', 'relaxed'}
-        What an acknowledged commit survives; see docs/durability.md.
+    durability : {'full', 'group', 'relaxed'}, optional
+        What an acknowledged commit survives; see docs/durability.md. By default that of
+        ``options``, which is full unless they say otherwise.
     file_access : bool
         Let SELECT read files (``FROM 'x.parquet'``, ``read_csv``). COPY and CREATE MODEL name
         their files themselves and need no permission.
@@ -88,10 +89,14 @@ def connect(
         from tarsdb.storage import Environment
 
     _close_abandoned()
-    settings = Settings(durability=durability, file_access=file_access)
     chosen = OpenOptions() if options is None else options
     if not isinstance(chosen, OpenOptions):
         raise InterfaceError(f"options are OpenOptions, not {type(chosen).__name__}")
+    settings = Settings(
+        durability=chosen.durability.value if durability is None else durability,
+        file_access=file_access,
+        lock_timeout=min(chosen.lock_timeout_s, _LONGEST_S) * 1000,
+    )
     chosen = replace(chosen, read_only=read_only or chosen.read_only, check=check or chosen.check)
     temporary = None
     path = _file_name(path)
@@ -106,6 +111,7 @@ def connect(
     return Connection(Session(env, settings, chosen.read_only), temporary)
 
 
+_LONGEST_S = 1e9
 # Sessions of connections nobody closed, left by the garbage collector to the next connect.
 _ABANDONED: deque[tuple[Session, Path | None]] = deque()
 

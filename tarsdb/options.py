@@ -68,6 +68,8 @@ class OpenOptions:
 
     def __post_init__(self) -> None:
         """Raise InterfaceError for a number that is none, or is below what means something."""
+        if not isinstance(self.durability, Durability):
+            raise InterfaceError(f"OpenOptions: durability is {self.durability!r}, no Durability")
         _require(self, ("lock_timeout_s", "max_read_age_s"), (int, float), 0)
         _require(self, ("map_size_bytes", "delta_limit_rows"), int, 0)
         _require(self, ("segment_rows",), int, 1)

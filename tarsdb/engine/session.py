@@ -285,8 +285,9 @@ class Session:
         """Run a statement in the open transaction; between statements its snapshot may expire."""
         try:
             opened.snapshot.txn.resume()
-        except SnapshotExpiredError:
+        except SnapshotExpiredError as error:
             self.rollback()
+            error.message += "; the transaction was rolled back"
             raise
         try:
             return self._statement(opened, prepared, parameters, variables, many)

@@ -124,12 +124,37 @@ def test_what_names_no_file_is_an_interface_error(wrong: dict[str, Any]) -> None
     "wrong",
     [{"lock_timeout_s": "x"}, {"lock_timeout_s": -1}, {"max_read_age_s": float("nan")},
      {"segment_rows": 0}, {"segment_rows": 1.5}, {"delta_limit_rows": None},
-     {"max_size_bytes": 0}, {"map_size_bytes": True}],
+     {"max_size_bytes": 0}, {"map_size_bytes": True}, {"durability": "full"}],
 )  # fmt: skip
 def test_options_are_numbers_that_mean_something(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(errors.InterfaceError, match=name):
         tarsdb.OpenOptions(**wrong)
+
+
+def test_options_reach_commits(tmp_path: Path) -> None:
+    """`durability` and `lock_timeout_s` of the options, unless the connection says otherwise."""
+    options = tarsdb.OpenOptions(durability=tarsdb.Durability.RELAXED, lock_timeout_s=0.2)
+    path = tmp_path / "t.tars"
+    with tarsdb.connect(path, options=options) as db:
+        assert rows(db, "PRAGMA durability") == [("relaxed",)]
+        db.execute("CREATE TABLE t (a INT)")
+        env = db._require_session().env
+        inside, leave = threading.Event(), threading.Event()
+
+        def hold(_: Any) -> None:
+            inside.set()
+            leave.wait(10)
+
+        holder = threading.Thread(target=env.stage, args=(hold,))
+        holder.start()
+        inside.wait(10)
+        with pytest.raises(errors.LockError, match=r"waited 0\.[23] s"):
+            db.execute("INSERT INTO t VALUES (1)")
+        leave.set()
+        holder.join()
+    with tarsdb.connect(path, durability="full", options=options) as db:
+        assert rows(db, "PRAGMA durability") == [("full",)]
 
 
 def test_a_path_of_bytes(tmp_path: Path) -> None:
