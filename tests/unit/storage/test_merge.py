@@ -300,3 +300,21 @@ def test_segments_of_many_commits_are_combined(
         ]  # fmt: skip
         assert check(env, full=True) == []
     assert (most < 40) == background_merge
+
+
+def test_writers_merge_themselves_where_the_delta_is_far_over_its_limit(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Nobody merges behind them here: as if it cannot keep up."""
+    options = OpenOptions(
+        background_merge=False, delta_limit_rows=10, durability=Durability.RELAXED
+    )
+    env = Environment.open(tmp_path / "p.tars", options)
+    table = tables.make_table(env)
+    largest = 0
+    for number in range(130):
+        tables.insert(env, table, tables.rows(number))
+        with Snapshot(env) as snapshot:
+            largest = max(largest, table_stats(snapshot, table)["delta_rows"])
+    assert 10 < largest <= 40
+    env.release()

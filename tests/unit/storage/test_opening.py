@@ -83,6 +83,29 @@ def test_a_pipe_is_left_where_it_is(path: str) -> None:
     assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="Linux only")
+def test_a_new_file_is_synced_then_named_then_its_directory_synced(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def replaced(source: str, target: str) -> None:
+        done.append(f"{source} > {target}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    Environment.open(path).release()
+    new = done[0]
+    assert new.startswith(f"{path}.new-")
+    assert done == [new, f"{new} > {path}", os.path.dirname(path)]
+
+
 def test_an_empty_file_is_a_new_database(path: str) -> None:
     pathlib.Path(path).touch()
     with pytest.raises(DatabaseError, match="empty"):
