@@ -14,6 +14,7 @@ from tarsdb.engine.reading import access, batches, evaluate, found_rows, ordered
 from tarsdb.engine.reading.joined_keys import FoundRows
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import repeated_search, vector_search
+from tarsdb.engine.search.vector_search import Neighbors
 from tarsdb.errors import BindError, DataError, InternalError
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
@@ -239,18 +240,19 @@ class RelationalInputs:
     """What a relational plan asks of its statement: scans, parameters, constants, calls.
 
     A search that finds the rows for a join (``Relation.window``) finds ``nearest`` of them, by
-    default as many as the answer is to have; ``found`` is how many there were.
+    default as many as the answer is to have, unless they are given; ``found`` are those there were.
     """
 
     def __init__(
         self, context: Context, plan: Relational, batches: dict[str, Any] | None = None,
-        nearest: int | None = None,
+        nearest: int | None = None, given: Neighbors | None = None,
     ) -> None:  # fmt: skip
         self._context = context
         self._batches = batches or {}
         self._reads_first = _reads_first(context, plan)
         self._nearest = nearest
-        self.found = 0
+        self._given = given
+        self.found: Neighbors | None = None
         is_worth = any(self._is_large(each) for each in plan.relations if each.links)
         self._rows = FoundRows(context, plan.relations) if is_worth else None
         self._searched: dict[str, Any] = {}
@@ -295,13 +297,15 @@ class RelationalInputs:
 
         context, knn = self._context, relation.knn
         assert knn is not None
-        if relation.window is not None:
+        found = None if relation.window is None else self._given
+        if found is None and relation.window is not None:
             if self._rows is not None:
                 knn = replace(knn, predicate=self._rows.narrowed(relation), memo={})
             count = sum(window_of(context, relation)) if self._nearest is None else self._nearest
             knn = replace(knn, limit=ex.Literal(count), memo={})
-        found = vector_search.search(context, knn)
-        self.found = len(found.rowids)
+        found = found or vector_search.search(context, knn)
+        if relation.window is not None:
+            self.found = found
         columns = vector_search.outputs(context, knn, found)
         if self._reads_first:
             columns = [column.owned() for column in columns]
@@ -376,22 +380,39 @@ class RelationalInputs:
 def relational_result(
     context: Context, plan: Relational, batches: dict[str, Any] | None = None
 ) -> Result:
-    """Run a relational plan; ``batches`` are the relations the engine provides itself.
-
-    Where a search finds the rows for a join, it is run again with more of them until the join
-    leaves as many as were asked for, or there are no more.
-    """
+    """Run a relational plan; ``batches`` are the relations the engine provides itself."""
     searched = next((each for each in plan.relations if each.window is not None), None)
-    skipped, wanted = (0, 0) if searched is None else window_of(context, searched)
+    if searched is not None:
+        return _joined_search(context, plan, window_of(context, searched))
+    answer = context.engines.relational.run(plan, RelationalInputs(context, plan, batches))
+    return Result(answer.names, answer.types, table=answer.table)
+
+
+def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) -> Result:
+    """Run a plan one of whose joined tables is searched: first which rows, then what calls make.
+
+    The search is run again for more rows until the join leaves as many as were asked for, or there
+    are no more.
+    """
+    relational, (skipped, wanted) = context.engines.relational, window
+    first = plan.first or plan
+    needed = wanted if plan.first is None else skipped + wanted  # it has no OFFSET
     nearest = skipped + wanted
     while True:
-        inputs = RelationalInputs(context, plan, batches, nearest)
-        answer = context.engines.relational.run(plan, inputs)
-        if answer.table.num_rows >= wanted or inputs.found < nearest:
-            return Result(answer.names, answer.types, table=answer.table)
-        left = skipped + answer.table.num_rows
+        inputs = RelationalInputs(context, first, None, nearest)
+        answer = relational.run(first, inputs)
+        rows, found = answer.table.num_rows, inputs.found
+        assert found is not None
+        if rows >= needed or len(found.rowids) < nearest:
+            break
+        left = rows + skipped + wanted - needed
         likely = 2 * (skipped + wanted) * nearest // left if left else 0
         nearest = max(MORE_NEAREST * nearest, FEWEST_NEAREST, likely)
+    if plan.first is not None:
+        chosen = np.isin(found.rowids, answer.table.column(0).to_numpy()[:needed])
+        found = Neighbors(found.rowids[chosen], found.distances[chosen])
+        answer = relational.run(plan, RelationalInputs(context, plan, None, nearest, found))
+    return Result(answer.names, answer.types, table=answer.table)
 
 
 def window_of(context: Context, relation: Relation) -> tuple[int, int]:

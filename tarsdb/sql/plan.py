@@ -175,7 +175,9 @@ class Relational:
     ``__<function>_<model>(text)`` for a model, ``__distance_<op>(a, b)`` with op one of
     l2 ip cosine l1 hamming jaccard, ``__vector_<op>(...)`` for arithmetic of vectors; the engine
     registers those in ``calls``, ``functions``, ``session_functions``, ``distances`` and
-    ``vectors``. ``notes`` are lines for EXPLAIN (why exact, why here).
+    ``vectors``. ``notes`` are lines for EXPLAIN (why exact, why here). Where a search finds the
+    rows for a join (``Relation.window``) and the text calls functions or models, ``first`` gives
+    the row ids of the answer in order, by no such call.
     """
 
     sql: str
@@ -190,6 +192,7 @@ class Relational:
     column_types: tuple[Any, ...] = ()
     windows: tuple[FunctionDef, ...] = ()  # by number: __placed_<name> and __framed_<name>
     notes: tuple[str, ...] = ()
+    first: Relational | None = None
 
 
 @dataclass(frozen=True)

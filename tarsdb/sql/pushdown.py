@@ -1,10 +1,8 @@
 """Vector search inside a larger query: pushed to the engine where LIMIT sits on the one table.
 
 A pushed search becomes a relation with the table's columns that are still needed, ``__distance``
-and ``__rowid``; the rest of its SELECT is evaluated by DuckDB on those k rows. Where the outermost
-SELECT joins other tables to the one that is searched, its nearest rows take that table's place, as
-many as it takes for the joins and conditions to leave LIMIT rows. Any other search is computed
-exactly in DuckDB, and a note says why.
+and ``__rowid``; the rest of its SELECT is evaluated by DuckDB on those k rows. Any other search but
+one of a joined table (``joined_search``) is computed exactly in DuckDB, and a note says why.
 """
 
 from __future__ import annotations
@@ -15,32 +13,19 @@ from sqlglot import exp
 
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.calls import resolve_call
-from tarsdb.sql.core import Core
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
 from tarsdb.sql.function_calls import has_aggregate
-from tarsdb.sql.joined_keys import padded_sources
-from tarsdb.sql.knn_shape import (
-    KnnShape,
-    find,
-    make_knn,
-    meant,
-    ordered_distance,
-    radius_of,
-)
+from tarsdb.sql.knn_shape import KnnShape, find, make_knn
 from tarsdb.sql.plan import Knn
-from tarsdb.sql.scope import DISTANCE, KNN_ROWID, Scope, Source, owner
-from tarsdb.sql.select import TableSelect, take_apart, window_of
+from tarsdb.sql.scope import DISTANCE, KNN_ROWID, Scope
+from tarsdb.sql.select import TableSelect, take_apart
 from tarsdb.types import BIGINT, REAL
 
 if TYPE_CHECKING:
     from tarsdb.sql.relational import Rewriter
 
-_JOINED_PARTS = frozenset(
-    {"expressions", "from_", "joins", "where", "order", "limit", "offset", "with_"}
-)
-_PER_GROUP = (exp.Window, exp.Unnest, exp.Explode)
+PER_GROUP = (exp.Window, exp.Unnest, exp.Explode)
 
 
 def push_search(rewriter: Rewriter, node: Any, parent: Scope | None, ctes: frozenset[str]) -> bool:
@@ -52,115 +37,13 @@ def push_search(rewriter: Rewriter, node: Any, parent: Scope | None, ctes: froze
     if select is None or shape is None:
         return False
     catalog = rewriter.binding.catalog
-    if any(item.find(*_PER_GROUP) or has_aggregate(item, catalog) for item in node.expressions):
+    if any(item.find(*PER_GROUP) or has_aggregate(item, catalog) for item in node.expressions):
         return False
     if not _closed(select, shape, parent, ctes):
         rewriter.notes["exact: the search depends on the query around it"] = None
         return False
     _replace_source(rewriter, select, shape, node, parent, ctes)
     return True
-
-
-def push_joined_search(rewriter: Rewriter, node: Any, scope: Scope) -> bool:
-    """Have a joined table of the outermost SELECT give its nearest rows only; False for others.
-
-    The one key of ORDER BY is a distance of a table whose rows no join pads with NULL, and nothing
-    in the SELECT aggregates rows or calls a function or model, which is asked about few rows as
-    it is.
-    """
-    order, joins = node.args.get("order"), node.args.get("joins")
-    if order is None or node.args.get("limit") is None or not joins or len(order.expressions) != 1:
-        return False
-    if any(value and part not in _JOINED_PARTS for part, value in node.args.items()):
-        return False
-    padded = padded_sources(node, scope)
-    if order.args.get("siblings") or padded is None:
-        return False
-    if any(item.find(*_PER_GROUP, exp.AggFunc) for item in node.expressions):
-        return False
-    if any(_is_ours(rewriter, call) for call in node.find_all(exp.Anonymous)):
-        return False
-    found = _joined_distance(rewriter, node, scope)
-    if found is None:
-        return False
-    core, source, distance, descending = found
-    if scope.sources.index(source) in padded:
-        return False
-    window = window_of(core, node)
-    if window is None or window[0] is None or distance.function:
-        return False
-    condition = node.args.get("where")
-    terms = [] if condition is None else core.conjuncts(condition.this)
-    _find_nearest(source, distance, descending, radius_of(core, terms, distance))
-    source.window = window[0], window[1]
-    _replace_joined(node, core, source, distance, descending)
-    return True
-
-
-def _is_ours(rewriter: Rewriter, call: Any) -> bool:
-    """Return whether a function or model is called, but for the query of a distance."""
-    if call.name in OPERATOR_OF:
-        return False
-    is_known = call.name.startswith("__") or resolve_call(rewriter.binding, call) is not None
-    around = call.find_ancestor(exp.Anonymous, exp.Query)
-    return is_known and not (isinstance(around, exp.Anonymous) and around.name in OPERATOR_OF)
-
-
-def _joined_distance(
-    rewriter: Rewriter, node: Any, scope: Scope
-) -> tuple[Core, Source, ex.Distance, bool] | None:
-    """Return the distance ORDER BY asks for, whose it is, and whether the farthest are wanted."""
-    owners: list[Source] = []
-
-    def lookup(column: Any) -> ex.Expr | None:
-        source = owner(column, scope)
-        found = None if source is None or source.table is None else source.table.column(column.name)
-        if source is None or found is None or source.batch:
-            return None
-        owners.append(source)
-        return ex.ColumnRef(found)
-
-    core = Core(rewriter.binding, lookup)
-    key = node.args["order"].expressions[0]
-    aliases = {i.alias.lower(): i.this for i in node.expressions if isinstance(i, exp.Alias)}
-    found = ordered_distance(core, meant(key.this, aliases, node.expressions), key)
-    if found is None or not owners or not isinstance(found[0].left, ex.ColumnRef):
-        return None
-    return core, owners[-1], *found
-
-
-def _find_nearest(
-    source: Source, distance: ex.Distance, descending: bool, radius: tuple[ex.Expr | None, bool]
-) -> None:
-    left, table = distance.left, source.table
-    assert isinstance(left, ex.ColumnRef) and table is not None
-    column = left.column
-    source.extra = frozenset({DISTANCE, KNN_ROWID})
-
-    def build(columns: tuple[ColumnDef, ...], with_rowid: bool) -> Knn:
-        outputs = _outputs(columns, with_rowid, distance)
-        return Knn(
-            table, column, distance, outputs, None,
-            within=radius[0], within_inclusive=radius[1], descending=descending,
-        )  # fmt: skip
-
-    source.knn = build
-
-
-def _replace_joined(
-    node: Any, core: Core, source: Source, distance: ex.Distance, descending: bool
-) -> None:
-    """Write the searched table's distance where the SELECT has it, and order by it."""
-    own = node.walk(prune=lambda each: isinstance(each, exp.Query) and each is not node)
-    for call in [each for each in own if isinstance(each, exp.Anonymous)]:
-        if core.expr(call) == distance:
-            call.replace(exp.column(DISTANCE, table=source.alias))
-    node.set("order", exp.Order(expressions=[
-        exp.Ordered(
-            this=exp.column(DISTANCE, table=source.alias), desc=descending, nulls_first=False
-        ),
-        exp.Ordered(this=exp.column(KNN_ROWID, table=source.alias), nulls_first=False),
-    ]))  # fmt: skip
 
 
 def _bare(node: Any) -> Any:
@@ -209,7 +92,7 @@ def _replace_source(
     source.extra = frozenset({DISTANCE, KNN_ROWID})
 
     def build(columns: tuple[ColumnDef, ...], with_rowid: bool) -> Knn:
-        return make_knn(select, shape, _outputs(columns, with_rowid, shape.distance), filter_sql)
+        return make_knn(select, shape, outputs_of(columns, with_rowid, shape.distance), filter_sql)
 
     source.knn = build
     _replace_distances(select, shape, node)
@@ -228,9 +111,10 @@ def _replace_source(
         rewriter.walk(item, scope)
 
 
-def _outputs(
+def outputs_of(
     columns: tuple[ColumnDef, ...], with_rowid: bool, distance: ex.Distance
 ) -> tuple[Output, ...]:
+    """Return the outputs of a pushed search: columns, the distance, and the row id."""
     found = [Output(c.name, ex.ColumnRef(c), c.type) for c in columns]
     if with_rowid:
         found.append(Output(ex.ROWID, ex.RowidRef(), BIGINT))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqlglot import exp
@@ -30,13 +31,9 @@ from tarsdb.sql.function_calls import (
     table_function,
 )
 from tarsdb.sql.joined_keys import link_sources, padded_sources, passed
+from tarsdb.sql.joined_search import push_joined_search, rows_alone
 from tarsdb.sql.plan import Relational, RelationalCall
-from tarsdb.sql.pushdown import (
-    only_neighbours,
-    push_joined_search,
-    push_search,
-    search_note,
-)
+from tarsdb.sql.pushdown import only_neighbours, push_search, search_note
 from tarsdb.sql.scope import Scope, Source, hide_from_stars, owner
 from tarsdb.sql.select import TableSelect
 from tarsdb.sql.vector_functions import AGGREGATES, ARITHMETIC, VectorFunctions
@@ -75,7 +72,7 @@ class Rewriter:
         """Return the plan of a tree whose parts were all walked."""
         for scope in self._scopes:
             hide_from_stars(scope)
-        return Relational(
+        plan = Relational(
             generate(tree),
             tuple(source.build() for source in self.sources),
             tuple(self.parameters),
@@ -88,6 +85,10 @@ class Rewriter:
             windows=tuple(self.windows),
             notes=tuple(self.notes),
         )
+        searched = next((source for source in self.sources if source.window is not None), None)
+        if searched is None or not (plan.calls or plan.functions or plan.session_functions):
+            return plan
+        return replace(plan, first=rows_alone(plan, tree, searched))
 
     def new_scope(self, parent: Scope | None, ctes: frozenset[str], node: Any = None) -> Scope:
         """Return a scope below ``parent``."""

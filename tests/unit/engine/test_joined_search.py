@@ -135,6 +135,49 @@ def test_random_statements(db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatc
         assert [row[1] for row in found] == pytest.approx([row[1] for row in expected]), sql
 
 
+@pytest.fixture
+def shouted(db: tarsdb.Connection) -> list[str]:
+    """What a function of the connection was called with."""
+    given: list[str] = []
+
+    def shout(text: str) -> str:
+        given.append(text)
+        return text.upper()
+
+    db.create_function("shout", shout, ["TEXT"], "TEXT")
+    return given
+
+
+def test_functions_are_asked_about_rows_of_the_answer(
+    db: tarsdb.Connection, query: np.ndarray, shouted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first search finds too few rows, and behind an OFFSET."""
+    sql = (
+        "SELECT shout(d.title) AS loud, c.id, $2 AS said FROM chunks c JOIN docs d "
+        "ON d.id = c.doc_id WHERE d.year > 1920 AND c.id % 3 = 0 "
+        "ORDER BY c.emb <-> $1 LIMIT 6 OFFSET 2"
+    )
+    assert "Knn chunks" in plan_of(db, sql, [query, "so"])
+    found = db.execute(sql, [query, "so"]).fetchall()
+    assert len(found) == 6
+    assert 6 <= len(shouted) <= 8
+    shouted.clear()
+    assert exactly(db, sql, [query, "so"], monkeypatch) == found
+    assert len(shouted) > 100  # negative control
+
+
+def test_a_function_in_a_condition_is_asked_by_exact_search(
+    db: tarsdb.Connection, query: np.ndarray, shouted: list[str]
+) -> None:
+    for sql in (
+        f"{JOINED} WHERE shout(d.title) = 'TITLE 7' ORDER BY c.emb <-> ? LIMIT 2",
+        "SELECT shout(d.title) AS loud FROM chunks c JOIN docs d ON d.id = c.doc_id "
+        "WHERE loud = 'TITLE 7' ORDER BY c.emb <-> ? LIMIT 2",
+    ):
+        assert "exact: LIMIT is above a join" in plan_of(db, sql, [query])
+        assert len(db.execute(sql, [query]).fetchall()) == 2
+
+
 @pytest.mark.parametrize(
     "sql",
     [
