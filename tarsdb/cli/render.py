@@ -79,13 +79,15 @@ def csv_rows(names: Sequence[str], rows: Rows, out: TextIO) -> int:
 
 
 def json_rows(names: Sequence[str], rows: Rows, out: TextIO) -> int:
-    """Write a JSON array of objects, one object a line."""
+    """Write a JSON array of objects, one object a line; columns of one name are all there."""
+    keys = [json.dumps(name, ensure_ascii=False) for name in names]
     count = 0
     out.write("[")
     for row in rows:
-        record = {name: plain(value) for name, value in zip(names, row, strict=True)}
+        values = [json.dumps(plain(v), ensure_ascii=False, allow_nan=False) for v in row]
+        members = ", ".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
         out.write(",\n " if count else "\n ")
-        out.write(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        out.write(f"{{{members}}}")
         count += 1
     out.write("\n]\n" if count else "]\n")
     return count

@@ -17,7 +17,7 @@ from tarsdb.engine.arrow import to_arrow
 from tarsdb.engine.arrow_input import dump_json
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access, batches, project
-from tarsdb.errors import BindError, DataError
+from tarsdb.errors import BindError, DataError, Error
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relation
@@ -218,7 +218,9 @@ def table_of(name: str, variable: Any) -> pa.Table:
         return variable
     try:
         return _table_of(name, variable)
-    except pa.ArrowException as error:
+    except Error:
+        raise
+    except Exception as error:  # pyarrow's, or those of the library whose object it is
         raise DataError(f"{name} ({type(variable).__name__}) is not a table: {error}") from error
 
 
@@ -232,6 +234,10 @@ def _table_of(name: str, variable: Any) -> pa.Table:
     if isinstance(variable, dict):
         return pa.table({key: array_of(key, value) for key, value in variable.items()})
     if hasattr(variable, "__arrow_c_stream__"):
+        schema = getattr(variable, "schema", None)
+        opaque = [key for key, kind in dict(schema or {}).items() if str(kind) == "Object"]
+        if opaque:  # of Polars, which exports addresses of them
+            raise DataError(f"{name}: column {opaque[0]} holds Python objects of no one type")
         return pa.table(variable)
     raise BindError(f"variable {name} ({type(variable).__name__}) is not a table")
 

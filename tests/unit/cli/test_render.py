@@ -88,6 +88,13 @@ def test_json_is_json_whatever_the_values() -> None:
     assert json.loads(empty.getvalue()) == []
 
 
+def test_json_keeps_columns_of_one_name() -> None:
+    out = io.StringIO()
+    render.json_rows(("a", 'q"', "a"), [(1, None, "x")], out)
+    pairs = json.loads(out.getvalue(), object_pairs_hook=list)
+    assert pairs == [[("a", 1), ('q"', None), ("a", "x")]]
+
+
 def test_csv_reads_back() -> None:
     out = io.StringIO()
     render.csv_rows(["a", "b", "c", "d"], [(None, 'x,"y"\nz', 0.1, np.array([1.5, 2]))], out)

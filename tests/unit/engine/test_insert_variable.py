@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -81,3 +83,16 @@ def test_the_callers_arrays_may_change_afterwards(db: tarsdb.Connection) -> None
     db.execute("COMMIT")
     total = db.execute("SELECT count(*) FROM straight WHERE v <-> [1, 1, 1, 1] = 0").fetchone()
     assert total == (ROWS,)
+
+
+def test_frames_that_are_no_table() -> None:
+    doubled = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    opaque = pl.DataFrame({"o": [object()]})
+    with tarsdb.connect(":memory:") as db:
+        with pytest.raises(DataError, match=r"doubled \(DataFrame\) is not a table"):
+            db.execute("SELECT * FROM doubled")
+        with pytest.raises(DataError, match="column o holds Python objects"):
+            db.execute("SELECT * FROM opaque")
+        with pytest.raises(DataError):
+            db.execute("CREATE TABLE t AS SELECT * FROM opaque")
+    del doubled, opaque
