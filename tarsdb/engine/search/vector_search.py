@@ -34,6 +34,8 @@ MAX_LIMIT = 2**40
 _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
 KEPT_POSITIONS = 1 << 16
+# A batch is searched in parts, between which it can be interrupted: of a second or so each.
+MIN_QUERIES, PRODUCTS_AT_ONCE = 256, 2_000_000_000
 """Rows of a predicate's answer up to which it is kept with the plan."""
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
@@ -118,10 +120,18 @@ def _exact(
         device = choose(settings["device"])
         if device is not None:
             return index.search_on(device, queries, k, op, threads=settings["threads"])
-    return index.search(
-        queries, k, op, positions=positions, descending=plan.descending,
-        threads=settings["threads"],
-    )  # fmt: skip
+    rows = index.rows if positions is None else len(positions)
+    step = max(MIN_QUERIES, PRODUCTS_AT_ONCE // max(rows * index.width, 1))
+    found = []
+    for at in range(0, len(queries) or 1, step):
+        context.engines.interrupt.check()
+        found.append(index.search(
+            queries[at : at + step], k, op, positions=positions, descending=plan.descending,
+            threads=settings["threads"],
+        ))  # fmt: skip
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([by for _, by in found])
 
 
 def metric_of(context: Context, plan: Knn) -> Distance | None:

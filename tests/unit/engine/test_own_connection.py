@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tarsdb
 from tarsdb import errors
+from tarsdb.engine.search import vector_search
+from tarsdb.index.flat import FlatIndex
 
 
 @pytest.fixture
@@ -145,3 +148,32 @@ def test_syntax_errors_are_in_plain_words(db: tarsdb.Connection) -> None:
         db.execute("SELECT * FROM (INSERT INTO t VALUES (1) RETURNING id)")
     assert "Token" not in str(caught.value)
     assert (caught.value.line, caught.value.column) == (1, 16)
+
+
+def test_a_batch_of_searches_is_interrupted_between_its_parts(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.execute("CREATE TABLE v (id INT PRIMARY KEY, emb VECTOR(3))")
+    db.executemany("INSERT INTO v VALUES (?, ?)", [(n, [n, 1, -n]) for n in range(40)])
+    sql = "SELECT id, emb <-> ? AS d FROM v WHERE id <> 4 ORDER BY d LIMIT 3"
+    queries = [np.random.default_rng(5).standard_normal((11, 3)).astype(np.float32) * 20]
+    whole = db.execute(sql, queries).fetchall()
+    monkeypatch.setattr(vector_search, "MIN_QUERIES", 3)
+    monkeypatch.setattr(vector_search, "PRODUCTS_AT_ONCE", 1)
+    asked: list[int] = []
+    search = FlatIndex.search
+
+    def counted(self: FlatIndex, part: np.ndarray, *args: Any, **named: Any) -> Any:
+        asked.append(len(part))
+        if stops:
+            db.interrupt()
+        return search(self, part, *args, **named)
+
+    monkeypatch.setattr(FlatIndex, "search", counted)
+    stops = False
+    assert db.execute(sql, queries).fetchall() == whole
+    assert asked == [3, 3, 3, 2]
+    stops = True
+    with pytest.raises(errors.InterruptError):
+        db.execute(sql, queries)
+    assert asked == [3, 3, 3, 2, 3]
