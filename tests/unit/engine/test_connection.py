@@ -157,6 +157,22 @@ def test_options_reach_commits(tmp_path: Path) -> None:
         assert rows(db, "PRAGMA durability") == [("full",)]
 
 
+def test_a_function_replaced_meanwhile_is_a_conflict(tmp_path: Path) -> None:
+    """A transaction goes on with the version it began with, and does not commit what that made."""
+    create = "CREATE OR REPLACE FUNCTION inc(n BIGINT) RETURNS BIGINT LANGUAGE wasm AS '{}'"
+    with tarsdb.connect(tmp_path / "t.tars") as db, tarsdb.connect(tmp_path / "t.tars") as other:
+        db.execute("CREATE TABLE t (n BIGINT)")
+        db.execute(create.format(INC))
+        db.execute("BEGIN")
+        assert rows(db, "SELECT inc(5)") == [(6,)]
+        other.execute(create.format(INC.replace("i64.const 1", "i64.const 9")))
+        assert rows(other, "SELECT inc(5)") == [(14,)]
+        db.execute("INSERT INTO t SELECT inc(5)")
+        with pytest.raises(errors.ConflictError, match="function inc was changed by commit 3"):
+            db.execute("COMMIT")
+        assert rows(other, "SELECT count(*) FROM t") == [(0,)]
+
+
 def test_a_path_of_bytes(tmp_path: Path) -> None:
     with tarsdb.connect(os.fsencode(tmp_path / "b.tars")) as db:
         db.execute("CREATE TABLE t (a INT)")

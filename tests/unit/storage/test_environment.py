@@ -24,7 +24,7 @@ from tarsdb.errors import (
     StorageFullError,
 )
 from tarsdb.options import Durability, OpenOptions
-from tarsdb.storage import verify
+from tarsdb.storage import reader_watch, verify
 from tarsdb.storage.environment import Environment
 from tarsdb.storage.transaction import WriteTxn
 from tests.unit.storage.kv import Put
@@ -247,6 +247,24 @@ def test_readers_of_dead_processes_are_cleared(env: Environment, path: str) -> N
 
 
 # --- space ---
+
+
+def test_the_watch_clears_readers_of_dead_processes(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_watch, "_READER_CHECK_S", 0.0)
+    env = Environment.open(path, OpenOptions(max_read_age_s=0.2))
+    code = (
+        "import os, sys; from tarsdb.storage.environment import Environment; "
+        "txn = Environment.open(sys.argv[1]).read(); os.kill(os.getpid(), 9)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, path])
+    child.wait()
+    deadline = time.monotonic() + 10
+    while str(child.pid) in env._lmdb.readers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert str(child.pid) not in env._lmdb.readers()
+    env.release()
 
 
 def test_a_quota_is_an_error_and_not_the_end(path: str) -> None:
