@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -401,6 +402,19 @@ def test_directories_that_are_no_model(db: tarsdb.Connection, files: Any, tmp_pa
             db.execute(f"CREATE MODEL m FROM '{tmp_path}'")
         assert rows(db, "SHOW MODELS") == []
     db.execute("COMMIT")
+
+
+def test_a_module_is_the_one_its_sha256_names(db: tarsdb.Connection, tmp_path: Path) -> None:
+    (tmp_path / "m.wat").write_text(INC, "utf-8")
+    found = hashlib.sha256(INC.encode()).hexdigest()
+    create = f"CREATE MODULE m FROM '{tmp_path}/m.wat' WITH (sha256 = '{{}}')"
+    for wrong in ("0" * 64, "xyz", found[:-1]):
+        with pytest.raises(
+            errors.UdfValidationError, match=r"module m: sha256 of .* the statement"
+        ):
+            db.execute(create.format(wrong))
+        assert rows(db, "SHOW MODULES") == []
+    db.execute(create.format(found.upper()))
 
 
 @pytest.mark.parametrize(

@@ -318,3 +318,27 @@ def test_writers_merge_themselves_where_the_delta_is_far_over_its_limit(
             largest = max(largest, table_stats(snapshot, table)["delta_rows"])
     assert 10 < largest <= 40
     env.release()
+
+
+def test_a_vacuum_gives_way_to_another_that_came_between(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it read to write anew is there no more: nothing of it may be written."""
+    table = tables.make_table(env)
+    tables.load(env, table, tables.rows(*range(600)))
+    tables.delete(env, table, list(range(10, 200)))
+    module = sys.modules["tarsdb.storage.vacuum"]
+    prepare, came = module._prepare, []  # type: ignore[attr-defined]
+
+    def prepared(*arguments: object) -> object:
+        step = prepare(*arguments)
+        if step is not None and not came:
+            came.append(0)
+            came[0] = vacuum(env, table)
+        return step
+
+    before = tables.contents(env, table)
+    monkeypatch.setattr(module, "_prepare", prepared)
+    vacuum(env, table)
+    assert came and came[0] > 0
+    assert tables.contents(env, table) == before
