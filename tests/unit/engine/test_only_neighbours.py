@@ -79,6 +79,10 @@ def test_ties_of_a_search_that_duckdb_answers() -> None:
         ("SELECT id FROM k ORDER BY coalesce(emb <-> '[0, 0]', 0), id LIMIT 3", [2, 5, 1]),
         ("SELECT count(*) FROM k GROUP BY g ORDER BY min(emb <-> '[0, 0]') LIMIT 9", [5, 1]),
         ("SELECT count(*) FROM k ORDER BY min(emb <-> '[0, 0]') LIMIT 9", [6]),
+        (
+            "SELECT row_number() OVER (ORDER BY -id) FROM k ORDER BY emb <-> '[0, 0]' LIMIT 2",
+            [6, 3],
+        ),
         ("SELECT count(*) OVER () FROM k ORDER BY emb <-> '[0, 0]', id LIMIT 1", [6]),
     ],
 )

@@ -177,3 +177,24 @@ def test_a_batch_of_searches_is_interrupted_between_its_parts(
     with pytest.raises(errors.InterruptError):
         db.execute(sql, queries)
     assert asked == [3, 3, 3, 2, 3]
+
+
+def test_savepoints_made_after_the_one_that_is_gone_back_to_are_gone(db: tarsdb.Connection) -> None:
+    db.execute("BEGIN; SAVEPOINT a; INSERT INTO t VALUES (3, 'c'); SAVEPOINT b; ROLLBACK TO a")
+    for sql in ("ROLLBACK TO b", "RELEASE b"):
+        with pytest.raises(errors.ProgrammingError, match="savepoint 'b' does not exist"):
+            db.execute(sql)
+    db.execute("ROLLBACK TO a; COMMIT")
+    assert db.table("t").count() == 2
+
+
+def test_what_ends_a_transaction_block_undoes_it(db: tarsdb.Connection) -> None:
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        db.execute("INSERT INTO t VALUES (3, 'c')")
+        raise ZeroDivisionError
+    assert not db.in_transaction
+    assert db.table("t").count() == 2
+    with db.transaction(), pytest.raises(errors.ProgrammingError, match="open already"):
+        db.execute("INSERT INTO t VALUES (3, 'c')")
+        db.transaction().__enter__()
+    assert db.table("t").count() == 3
