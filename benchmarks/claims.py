@@ -66,6 +66,13 @@ def _list_search_ms(record: Record) -> float:
     return float(record["figures"]["tarsdb_sql_bits"]["microseconds"] / 1000)
 
 
+def _limited_search_ms(record: Record) -> float:
+    figure = record["figures"]["bits"]
+    if figure["limit"] != "applied":
+        raise KeyError("limit")
+    return float(figure["warm"]["cpu_us"] / 1000)
+
+
 def _worker_adds(record: Record) -> float:
     return max(float(figure["worker_adds_ms"]) for figure in record["calls"].values())
 
@@ -215,6 +222,13 @@ CLAIMS = (
     ),
     Claim("ivf", "1,000,000 rows, a search through SQL by lists of signs, ms of CPU", "<= 3",
           _whole(_list_search_ms)),
+    Claim("ivf_limited", "1,000,000 rows in 25% of their memory, lists of signs, warm, ms of CPU",
+          "<= 3", _whole(_limited_search_ms)),
+    Claim("ivf_limited", "1,000,000 rows in 25% of their memory, recall", ">= 0.95",
+          _whole(path("figures", "bits", "recall"))),
+    Claim("ivf_limited", "1,000,000 rows in 25% of their memory, share of the time (CPU)",
+          "<= 0.25", _whole(path("share_of_faiss_pq", "bits")),
+          "faiss IVF-PQ, refined, without a limit"),
     Claim("two_threads", "searches/s of two threads, times one's: single queries", ">= 1.8",
           path("two_over_one")),
     Claim("two_threads", "searches/s of two threads, times one's: batches", ">= 1.8",

@@ -2,15 +2,13 @@
 
 One query a call, one thread, every index at the fastest of its settings that reaches the recall
 (lists, lists looked at, vectors compared, kind of code); then they take turns. faiss has plain
-codes and those of its fast scan. ``--limit`` measures a file in a process of its own besides, under
-a limit of memory where the system lets us set one: warm, cold, and bytes read. Writes
-``results/ivf.LEVEL.json``.
+codes and those of its fast scan. Writes ``results/ivf.LEVEL.json``. Under a limit of memory:
+``ivf_limited``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import gc
 import itertools
@@ -36,7 +34,7 @@ PER_ROOT = (2, 4)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the record that is stored; what needs no limit of memory first."""
+    """Measure and return the record that is stored."""
     rows, plain = given.rows, not given.fast_only
     data = inputs.vectors(rows)
     truth = exact.nearest(data.base, data.queries, K)
@@ -53,16 +51,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         for codes in CODES:
             path = folder / f"{codes}.tars"
             made = lists.TarsdbListsSql(data.base, counts[-1], codes, path)
-            contenders[f"tarsdb_sql_{codes}"] = made, *_tuned(made, data, truth)
+            contenders[f"tarsdb_sql_{codes}"] = made, *tuned(made, data, truth)
         figures = _in_turns(contenders, data, truth, given.repeats)
         for codes in CODES:
             contenders[f"tarsdb_sql_{codes}"][0].close()
-        chosen = {codes: figures[f"tarsdb_sql_{codes}"]["setting"][0] for codes in CODES}
-        record = _record(data, figures)
-        if given.limit:
-            _write(record)  # searches under a limit may take longer than one has
-            record["files"] = _in_files(folder, data, truth, chosen, given.limit)
-    return record
+    return _record(data, figures)
 
 
 def _record(data: inputs.Vectors, figures: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +64,7 @@ def _record(data: inputs.Vectors, figures: dict[str, Any]) -> dict[str, Any]:
     rows, dim = data.base.shape
     return {
         "data": {"rows": rows, "dim": dim, "source": data.source, "k": K},
-        "figures": figures, "files": {},
+        "figures": figures,
         "share_of": {
             name: {r: f["microseconds"] / figures[r]["microseconds"] for r in rivals}
             for name, f in figures.items() if name not in rivals
@@ -81,10 +74,6 @@ def _record(data: inputs.Vectors, figures: dict[str, Any]) -> dict[str, Any]:
             for name, f in figures.items() if name not in rivals
         },
     }  # fmt: skip
-
-
-def _write(record: dict[str, Any]) -> None:
-    harness.write("ivf", {**record, **harness.environment(PACKAGES)})
 
 
 def _better(
@@ -101,7 +90,7 @@ def _better(
         print(f"without {kind}: {reason}")
         return
     try:
-        setting, taken = _tuned(made, data, truth)
+        setting, taken = tuned(made, data, truth)
     except LookupError as reason:
         print(reason)
         return
@@ -120,9 +109,7 @@ def _pass(contender: Any, data: inputs.Vectors) -> tuple[float, list[np.ndarray]
     return (time.thread_time() - start) / len(found) * 1e6, found
 
 
-def _tuned(
-    contender: Any, data: inputs.Vectors, truth: np.ndarray
-) -> tuple[tuple[int, ...], float]:
+def tuned(contender: Any, data: inputs.Vectors, truth: np.ndarray) -> tuple[tuple[int, ...], float]:
     """Return the fastest setting that reaches the recall, and its microseconds."""
     best: list[tuple[float, tuple[int, ...]]] = []
     for series in contender.settings:
@@ -160,33 +147,11 @@ def _in_turns(
     }  # fmt: skip
 
 
-def _in_files(
-    folder: Any, data: inputs.Vectors, truth: np.ndarray, probes: dict[str, int], limit: float
-) -> dict[str, Any]:
-    """Return what searches of the files take in processes of their own, and what they read."""
-    np.save(folder / "queries.npy", data.queries)
-    np.save(folder / "truth.npy", truth)
-    memory = int(limit * data.base.nbytes)
-    found = {}
-    for codes, count in probes.items():
-        with contextlib.suppress(processes.ChildError):
-            found[codes] = processes.call(
-                "benchmarks.limited",
-                folder / f"{codes}.tars",
-                folder,
-                count,
-                memory,
-                data.base.nbytes,
-            )
-    return found
-
-
 def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=inputs.LIMIT)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=0.25, help="memory, of the vectors; 0: none")
     parser.add_argument("--fast-only", action="store_true", help="without faiss's plain codes")
     parser.add_argument(
         "--per-root", type=int, nargs="+", default=PER_ROOT,
@@ -198,10 +163,10 @@ def main() -> None:
     for name, f in record["figures"].items():
         print(f"  {name:<16} {f['microseconds']:8.1f} us, recall {f['recall']:.4f}, {f['index']} "
               f"{f['setting']}")  # fmt: skip
-    for key in ("share_of", "share_of_fastest", "files"):
+    for key in ("share_of", "share_of_fastest"):
         for name, value in record[key].items():
             print(f"  {key} {name}: {value}")
-    _write(record)
+    harness.write("ivf", {**record, **harness.environment(PACKAGES)})
 
 
 if __name__ == "__main__":
