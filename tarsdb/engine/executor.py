@@ -34,6 +34,8 @@ from tarsdb.types import BIGINT, DOUBLE, SqlType, presenter
 
 FEWEST_NEAREST, MORE_NEAREST = 64, 8
 """Rows that a search finds for a join at least, and times as many, where the first were too few."""
+WHOLE_SHARE = 8
+"""Where that is more than one row in so many, all are compared instead."""
 
 
 def run(context: Context, plan: Query) -> Result:
@@ -392,27 +394,53 @@ def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) 
     """Run a plan one of whose joined tables is searched: first which rows, then what calls make.
 
     The search is run again for more rows until the join leaves as many as were asked for, or there
-    are no more.
+    are no more. Where that takes many of the table's rows, all are compared, batch by batch.
     """
     relational, (skipped, wanted) = context.engines.relational, window
     first = plan.first or plan
     needed = wanted if plan.first is None else skipped + wanted  # it has no OFFSET
     nearest = skipped + wanted
     while True:
-        inputs = RelationalInputs(context, first, None, nearest)
-        answer = relational.run(first, inputs)
-        rows, found = answer.table.num_rows, inputs.found
-        assert found is not None
-        if rows >= needed or len(found.rowids) < nearest:
+        searched = next(each for each in first.relations if each.window is not None)
+        assert searched.knn is not None
+        if nearest * WHOLE_SHARE > context.view(searched.knn.table).count():
+            first = replace(first, relations=tuple(
+                compared(searched) if each is searched else each for each in first.relations
+            ))  # fmt: skip
+            answer = relational.run(first, RelationalInputs(context, first))
             break
-        left = rows + skipped + wanted - needed
+        inputs = RelationalInputs(context, first, None, nearest)
+        answer, found = relational.run(first, inputs), inputs.found
+        assert found is not None
+        if answer.table.num_rows >= needed or len(found.rowids) < nearest:
+            break
+        left = answer.table.num_rows + skipped + wanted - needed
         likely = 2 * (skipped + wanted) * nearest // left if left else 0
         nearest = max(MORE_NEAREST * nearest, FEWEST_NEAREST, likely)
     if plan.first is not None:
-        chosen = np.isin(found.rowids, answer.table.column(0).to_numpy()[:needed])
-        found = Neighbors(found.rowids[chosen], found.distances[chosen])
-        answer = relational.run(plan, RelationalInputs(context, plan, None, nearest, found))
+        rows = [column.to_numpy()[:needed] for column in answer.table.columns[:2]]
+        _, places = np.unique(rows[0], return_index=True)
+        given = Neighbors(rows[0][np.sort(places)], rows[1][np.sort(places)])
+        answer = relational.run(plan, RelationalInputs(context, plan, None, nearest, given))
     return Result(answer.names, answer.types, table=answer.table)
+
+
+def compared(relation: Relation) -> Relation:
+    """Return a relation that compares all rows of the table a search would take from."""
+    knn = relation.knn
+    assert knn is not None
+    terms: list[ex.Expr] = [ex.Not(ex.IsNull(ex.ColumnRef(knn.column)))]
+    if knn.predicate is not None:
+        terms.append(knn.predicate)
+    if knn.within is not None:
+        op = "<=" if knn.within_inclusive else "<"
+        terms.append(ex.Compare(op, knn.distance, knn.within))
+    named = {column.name for column in relation.columns}
+    return Relation(
+        relation.name, knn.table, relation.columns, predicate=ex.And(tuple(terms)), filtered=True,
+        computed=tuple(output for output in knn.outputs if output.name not in named),
+        links=relation.links,
+    )  # fmt: skip
 
 
 def window_of(context: Context, relation: Relation) -> tuple[int, int]:

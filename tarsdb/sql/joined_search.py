@@ -100,7 +100,7 @@ def _is_ours(rewriter: Rewriter, call: Any) -> bool:
 def rows_alone(plan: Relational, tree: Any, source: Source) -> Relational:
     """Return the plan that gives the rows of a joined search without calls of ours, in order.
 
-    Its first column is the searched table's row ids; it has no LIMIT and no OFFSET.
+    Its first columns are the searched table's row ids and distances; it has no LIMIT and no OFFSET.
     """
     alone = tree.copy()
     called = {call.name for call in plan.calls}
@@ -109,7 +109,8 @@ def rows_alone(plan: Relational, tree: Any, source: Source) -> Relational:
         if not any(n.name in called or n.name.startswith("__udf_")
                    for n in item.find_all(exp.Anonymous))
     ]  # fmt: skip
-    alone.set("expressions", [exp.column(KNN_ROWID, table=source.alias), *items])
+    own = [exp.column(name, table=source.alias) for name in (KNN_ROWID, DISTANCE)]
+    alone.set("expressions", [*own, *items])
     for part in ("limit", "offset"):
         alone.set(part, None)
     named = {node.name for node in alone.find_all(exp.Placeholder)}

@@ -85,10 +85,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("share", [1, 8])
 @pytest.mark.parametrize("sql", CASES)
 def test_the_answer_is_that_of_exact_search(
-    db: tarsdb.Connection, query: np.ndarray, sql: str, monkeypatch: pytest.MonkeyPatch
+    db: tarsdb.Connection, query: np.ndarray, sql: str, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where ever more rows are searched for, up to all."""
+    monkeypatch.setattr(executor, "WHOLE_SHARE", share)
     monkeypatch.setattr(scans, "SMALL_ROWS", 0)
     monkeypatch.setattr(joined_keys, "SHARE", 1)
     expected = exactly(db, sql, [query], monkeypatch)
@@ -146,6 +149,15 @@ def shouted(db: tarsdb.Connection) -> list[str]:
 
     db.create_function("shout", shout, ["TEXT"], "TEXT")
     return given
+
+
+def test_where_many_rows_are_wanted_all_are_compared(
+    db: tarsdb.Connection, query: np.ndarray, asked: list[Any]
+) -> None:
+    """No search then holds most of the table in memory."""
+    sql = f"{JOINED} WHERE d.title = 'nowhere' OR c.id = 2999 ORDER BY c.emb <-> ? LIMIT 5"
+    db.execute(sql, [query]).fetchall()
+    assert [plan.limit.value for plan in asked] == [5, 64]
 
 
 def test_functions_are_asked_about_rows_of_the_answer(
@@ -254,9 +266,10 @@ def test_a_selective_join_is_looked_up_first(
 
 
 def test_the_second_search_is_wide_enough_mostly(
-    db: tarsdb.Connection, query: np.ndarray, asked: list[Any]
+    db: tarsdb.Connection, query: np.ndarray, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One chunk in five passes, which the first search of 40 tells."""
+    monkeypatch.setattr(executor, "WHOLE_SHARE", 1)
     sql = f"{JOINED} WHERE c.id % 5 = 0 ORDER BY c.emb <-> ? LIMIT 40"
     assert len(db.execute(sql, [query]).fetchall()) == 40
     assert len(asked) == 2
