@@ -22,8 +22,8 @@ from tarsdb.types import presenter
 
 FEW = 1000
 """Rows up to which a relation gives its keys to others."""
-SHARE = 20
-"""A table is looked up by keys if it has at least so many rows for each."""
+SHARE = 100
+"""Rows whose reading costs what looking a key up does: a table has more of them for each key."""
 SCANNED_ROWS = 100_000
 """Rows up to which a table's predicate is evaluated for its keys where no index answers it."""
 COMPARED_ROWS = 10_000
