@@ -178,7 +178,7 @@ def pragma(context: Context, plan: Pragma) -> Result:
     name = plan.name.lower()
     env = context.snapshot.env
     if name in ("integrity_check", "quick_check"):
-        findings = storage.check(env, full=name == "integrity_check")
+        findings = storage.check(env, name == "integrity_check", context.engines.interrupt.check)
         return _text_table((name,), [(line,) for line in findings or ["ok"]])
     if name == "table_info":
         return _table_info(context, str(plan.value or ""))
@@ -246,9 +246,9 @@ def maintain(context: Context, plan: Maintain) -> Result:
     if plan.action in ("vacuum", "optimize"):
         context.snapshot.close()  # it would keep every page the rewriting frees
     if plan.action == "vacuum":
-        storage.vacuum(env, table)
+        storage.vacuum(env, table, context.engines.interrupt.check)
     elif plan.action == "optimize":
-        storage.merge(env, table, force=True)
+        storage.merge(env, table, force=True, check_stop=context.engines.interrupt.check)
         return _refresh_indexes(context, table)
     elif plan.action == "checkpoint":
         env.sync()
@@ -282,7 +282,8 @@ def _reindex(context: Context, plan: Maintain) -> Result:
             named = (plan.name or "").lower()
             if plan.name is None or named in (index.name.lower(), table.name.lower()):
                 if index.method == "btree":
-                    writes.rebuild_index(table, index, context.view(table))
+                    check = context.engines.interrupt.check
+                    writes.rebuild_index(table, index, context.view(table), check)
                 else:
                     built.append((index, index_build.publish(context, table, index)))
                 rebuilt += 1

@@ -238,7 +238,7 @@ def _set_type(context: Context, table: TableDef, plan: AlterTable) -> None:
         derive.check(context, changed, {new.id: chunk.columns[0]}, len(chunk.rowids), {new.id})
     for index in changed.indexes:
         if new.id in index.column_ids:
-            writes.rebuild_index(changed, index, view)
+            writes.rebuild_index(changed, index, view, context.engines.interrupt.check)
 
 
 def _exchanged(context: Context, table: TableDef, old: ColumnDef, new: ColumnDef) -> TableDef:

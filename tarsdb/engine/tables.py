@@ -265,7 +265,7 @@ def create_index(context: Context, plan: CreateIndex) -> Result:
     changed = replace(table, indexes=(*table.indexes, index))
     publish(context, changed)
     if plan.method == "btree":
-        writes.rebuild_index(changed, index, view)
+        writes.rebuild_index(changed, index, view, context.engines.interrupt.check)
         return DONE
     return index_build.choices([(index, index_build.publish(context, changed, index))])
 

@@ -35,6 +35,7 @@ from tarsdb.storage.revisit import Revisit
 from tarsdb.storage.snapshot import Snapshot
 from tarsdb.storage.state import GroupState
 from tarsdb.storage.stats import table_stats
+from tarsdb.storage.stopping import CheckStop, never
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.vacuum import vacuum
 from tarsdb.storage.view import Chunk, TableView
@@ -44,6 +45,7 @@ __all__ = [
     "PROVISIONAL",
     "ByRow",
     "CatalogView",
+    "CheckStop",
     "Chunk",
     "CommitInfo",
     "Environment",
@@ -64,6 +66,7 @@ __all__ = [
     "known_parts",
     "load_checkpoint",
     "merge",
+    "never",
     "packed",
     "part_places",
     "part_runs",

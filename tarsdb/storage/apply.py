@@ -24,6 +24,7 @@ from tarsdb.storage.index_parts import write_parts
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.own_runs import OwnRun, RunKeys
 from tarsdb.storage.scalar_index import entry
+from tarsdb.storage.stopping import heeding
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import WriteTxn
 
@@ -267,7 +268,7 @@ def _write_index_entries(txn: WriteTxn, table: TableDef, own: OwnRows, shift: in
             garbage.delete_range(txn, "index", *keys.table_range(index.id))
             items += [
                 entry(index.id, key, rowid)
-                for key, rowid, _ in entries.rebuilt
+                for key, rowid, _ in heeding(entries.rebuilt, entries.check_stop)
                 if not own.ends_entry(index.id, rowid)
             ]
         if entries is not None:

@@ -15,6 +15,7 @@ from tarsdb.schema import IndexDef
 from tarsdb.storage import keys, row_changes, staging
 from tarsdb.storage.index_keys import null_rows
 from tarsdb.storage.own_rows import OwnBlock, OwnRows
+from tarsdb.storage.stopping import CheckStop, heeding
 from tarsdb.storage.unique import BulkKeys, bulk_keys, index_plans, violation
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def batches(blocks: Sequence[OwnBlock]) -> list[list[OwnBlock]]:
     return out
 
 
-def rebuild_index(own: OwnRows, view: TableView, index: IndexDef) -> None:
+def rebuild_index(own: OwnRows, view: TableView, index: IndexDef, check_stop: CheckStop) -> None:
     """Compute the entries of an index for all live rows; they replace the stored ones."""
     codec = view.state.cache.codec(view.table, index)
     for run in own.runs:  # their rows are among all
@@ -95,7 +96,7 @@ def rebuild_index(own: OwnRows, view: TableView, index: IndexDef) -> None:
     built: list[tuple[bytes, int, bool]] = []
     fresh_keys: dict[int, BulkKeys] = {}
     seen: set[bytes] = set()
-    for chunk in view.chunks(index.column_ids):
+    for chunk in heeding(view.chunks(index.column_ids), check_stop, 1):
         encoded, nulls = codec.encode_columns(chunk.columns), null_rows(chunk.columns)
         unique = np.full(len(encoded), index.unique)
         if nulls is not None:
@@ -116,7 +117,7 @@ def rebuild_index(own: OwnRows, view: TableView, index: IndexDef) -> None:
         fresh_keys[block.base] = (codec.encode_columns(columns), null_rows(columns))
     _set_block_keys(own, index.id, fresh_keys)
     built.sort()
-    entries.set_rebuilt(built)
+    entries.set_rebuilt(built, check_stop)
 
 
 def _set_block_keys(own: OwnRows, index: int, found: dict[int, BulkKeys]) -> None:

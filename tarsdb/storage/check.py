@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tarsdb.errors import Error
+from tarsdb.errors import Error, InterruptError, StatementTimeoutError
 from tarsdb.schema import CatalogObject, IndexDef, TableDef
 from tarsdb.storage import blobs, history, inference, keys, object_ids, packed, rewrite
 from tarsdb.storage.catalog import load_objects
@@ -21,6 +21,7 @@ from tarsdb.storage.index_parts import parts_key, read_parts
 from tarsdb.storage.scalar_index import split_entry
 from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import TableCache
+from tarsdb.storage.stopping import CheckStop, heeding, never
 from tarsdb.storage.table_meta import read_counters
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.vacuum import blob_digests
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
 
 
-def check(env: Environment, full: bool = False) -> list[str]:
+def check(env: Environment, full: bool = False, check_stop: CheckStop = never) -> list[str]:
     """Return findings, empty when the file is sound.
 
     Parameters
@@ -40,6 +41,8 @@ def check(env: Environment, full: bool = False) -> list[str]:
     full : bool
         Also verify every checksum, every tombstone, every index entry, every blob, and that
         the commit log and the catalog tell the same.
+    check_stop : callable, optional
+        Asked every few thousand rows or entries; what it raises ends the check.
     """
     with env.read() as txn:
         try:
@@ -47,9 +50,9 @@ def check(env: Environment, full: bool = False) -> list[str]:
         except Error as error:
             return [f"catalog: {error.message}"]
         findings = [*history.check(txn, objects, full), *object_ids.check(txn, objects)]
-        for definition in objects.values():
+        for definition in heeding(objects.values(), check_stop, 1):
             if isinstance(definition, TableDef):
-                findings += check_table(txn, definition, full)
+                findings += check_table(txn, definition, full, check_stop)
             elif full:
                 findings += _check_blobs(txn, definition)
         if full:
@@ -57,7 +60,9 @@ def check(env: Environment, full: bool = False) -> list[str]:
         return findings
 
 
-def check_table(txn: ReadTxn, table: TableDef, full: bool) -> list[str]:
+def check_table(
+    txn: ReadTxn, table: TableDef, full: bool, check_stop: CheckStop = never
+) -> list[str]:
     """Return the findings of one table."""
     try:
         counters = read_counters(txn, table.id, table.name)
@@ -66,13 +71,15 @@ def check_table(txn: ReadTxn, table: TableDef, full: bool) -> list[str]:
         return [error.message]
     every = [segment for group in segments.values() for segment in group]
     findings = list(_check_counters(txn, table, counters, every))
-    for segment in every:
+    for segment in heeding(every, check_stop, 1):
         findings += _check_blocks(txn, table, segment, full)
     if full:
-        findings += _check_delta(txn, table)
+        findings += _check_delta(txn, table, check_stop)
     if full and not findings:
         try:
-            findings += _check_rows(txn, table, counters)
+            findings += _check_rows(txn, table, counters, check_stop)
+        except (InterruptError, StatementTimeoutError):  # damage is what is looked for
+            raise
         except Error as error:
             findings.append(error.message)
     return findings
@@ -118,8 +125,9 @@ def _check_blocks(txn: ReadTxn, table: TableDef, segment: Segment, full: bool) -
             yield f"{where}: the block is not the one the segment was made with"
 
 
-def _check_delta(txn: ReadTxn, table: TableDef) -> Iterator[str]:
-    for key, value in txn.range("delta", *keys.table_range(table.id)):
+def _check_delta(txn: ReadTxn, table: TableDef, check_stop: CheckStop) -> Iterator[str]:
+    stored = txn.range("delta", *keys.table_range(table.id))
+    for key, value in heeding(stored, check_stop):
         rowid = keys.read_delta_key(key)[3]
         try:
             unpack(ValueType.DELTA, key, value, f"table {table.name}, row {rowid} in the delta")
@@ -127,7 +135,9 @@ def _check_delta(txn: ReadTxn, table: TableDef) -> Iterator[str]:
             yield error.message
 
 
-def _check_rows(txn: ReadTxn, table: TableDef, counters: TableCounters) -> Iterator[str]:
+def _check_rows(
+    txn: ReadTxn, table: TableDef, counters: TableCounters, check_stop: CheckStop
+) -> Iterator[str]:
     raw = txn.get("meta", keys.table_key(table.id))
     state = TableCache(table.id, is_trusted=True).state(
         b"" if raw is None else bytes(raw), table.name
@@ -144,10 +154,10 @@ def _check_rows(txn: ReadTxn, table: TableDef, counters: TableCounters) -> Itera
             yield from _check_vectors(view, column.id, rowids)
     for index in table.indexes:
         if index.method == "btree":
-            yield from _check_index(view, index)
+            yield from _check_index(view, index, check_stop)
         else:
             yield from _check_parts(txn, table, index)
-    yield from _check_tombstones(txn, table)
+    yield from _check_tombstones(txn, table, check_stop)
 
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -168,11 +178,11 @@ def _check_vectors(view: TableView, column_id: int, rowids: np.ndarray) -> Itera
         yield f"{name}: more than one vector, {_span(twice)}"
 
 
-def _check_tombstones(txn: ReadTxn, table: TableDef) -> Iterator[str]:
+def _check_tombstones(txn: ReadTxn, table: TableDef, check_stop: CheckStop) -> Iterator[str]:
     known = {0, *(column.id for column in table.vector_columns)}
     ended: dict[tuple[int, int, int], int] = {}
     twice = 0
-    for key, _ in txn.range("tombs", *keys.table_range(table.id)):
+    for key, _ in heeding(txn.range("tombs", *keys.table_range(table.id)), check_stop):
         _, group, commit, rowid, created = keys.read_tomb_key(key)
         if group in known:
             twice += (group, rowid, created) in ended
@@ -183,12 +193,12 @@ def _check_tombstones(txn: ReadTxn, table: TableDef) -> Iterator[str]:
         yield f"table {table.name}: {twice} row versions are deleted twice"
 
 
-def _check_index(view: TableView, index: IndexDef) -> Iterator[str]:
+def _check_index(view: TableView, index: IndexDef, check_stop: CheckStop) -> Iterator[str]:
     codec = view.state.cache.codec(view.table, index)
     expected: set[tuple[bytes, int]] = set()
     taken: set[bytes] = set()
     clashes = 0
-    for chunk in view.chunks(index.column_ids):
+    for chunk in heeding(view.chunks(index.column_ids), check_stop, 1):
         nulls = null_rows(chunk.columns)
         for at, (key, rowid) in enumerate(
             zip(codec.encode_columns(chunk.columns), chunk.rowids.tolist(), strict=True)
@@ -201,7 +211,8 @@ def _check_index(view: TableView, index: IndexDef) -> Iterator[str]:
     if clashes:
         yield f"{name}: {clashes} live rows share a unique key"
     stray: list[int] = []
-    for key, value in view.txn.range("index", *keys.table_range(index.id)):
+    stored = view.txn.range("index", *keys.table_range(index.id))
+    for key, value in heeding(stored, check_stop):
         if len(value) != 8:
             yield f"{name}: an entry is damaged"
             continue

@@ -13,6 +13,7 @@ from tarsdb.errors import CorruptionError
 from tarsdb.schema import TableDef
 from tarsdb.storage import keys
 from tarsdb.storage.index_parts import forget_parts
+from tarsdb.storage.stopping import CheckStop, never
 from tarsdb.storage.table_meta import read_counters
 from tarsdb.storage.transaction import WriteTxn
 
@@ -81,10 +82,11 @@ def has_garbage(txn: WriteTxn) -> bool:
     return next(iter(txn.range("meta", _PREFIX, keys.successor(_PREFIX))), None) is not None
 
 
-def collect(env: Environment) -> int:
+def collect(env: Environment, check_stop: CheckStop = never) -> int:
     """Remove noted data in transactions of bounded size; return the keys removed."""
     total = 0
     while True:
+        check_stop()
         gone = env.stage(_collect_some, frees_space=True)
         if gone < 0:
             return total

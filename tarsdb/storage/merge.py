@@ -29,6 +29,7 @@ from tarsdb.storage.formats import TableCounters
 from tarsdb.storage.rewrite import Versions
 from tarsdb.storage.staging import SegmentLimits
 from tarsdb.storage.state import table_cache
+from tarsdb.storage.stopping import CheckStop, never
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 from tarsdb.storage.values import ValueType, unpack
@@ -43,7 +44,12 @@ _NEW_SEGMENTS = 16
 """Segments a process makes of a table before it looks whether small ones can be combined."""
 
 
-def merge(env: Environment, table: TableDef | None = None, force: bool = False) -> int:
+def merge(
+    env: Environment,
+    table: TableDef | None = None,
+    force: bool = False,
+    check_stop: CheckStop = never,
+) -> int:
     """Merge deltas into segments; return the row versions moved.
 
     Parameters
@@ -53,12 +59,15 @@ def merge(env: Environment, table: TableDef | None = None, force: bool = False) 
         Only this table.
     force : bool
         Merge however few rows the delta holds.
+    check_stop : callable, optional
+        Asked before every transaction; what was merged by then stays so.
     """
     with env.merging:
         moved = 0
         for each in [table] if table is not None else tables_of(env):
             limit = -1 if force else env.options.delta_limit_rows
-            moved += _merge_table(env, each, limit)
+            moved += _merge_table(env, each, limit, check_stop)
+            check_stop()
             rewrite.combine_small(env, each, 2 if force else _SMALL_SEGMENTS)
         return moved
 
@@ -81,12 +90,13 @@ class _Prepared:
     nbytes: int = 0
 
 
-def _merge_table(env: Environment, table: TableDef, limit: int) -> int:
+def _merge_table(env: Environment, table: TableDef, limit: int, check_stop: CheckStop) -> int:
     moved = 0
 
     def step(nbytes: int) -> int:
         """Merge up to so many bytes; return the records read, 0 when there is no more to do."""
         nonlocal moved
+        check_stop()
         with env.read() as txn:
             now = current_table(txn, env.caches, table.id)
             counters = read_counters(txn, table.id, table.name)

@@ -23,6 +23,7 @@ from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.storage import blocks as block_format
 from tarsdb.storage import keys
 from tarsdb.storage.segments import PSEUDO_COLUMNS, SegmentBlocks
+from tarsdb.storage.stopping import CheckStop, heeding, never
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
@@ -159,6 +160,7 @@ class OwnIndex:
         self.new: dict[int, Entry] = {}
         self.old: dict[int, Entry] = {}
         self.rebuilt: list[tuple[bytes, int, bool]] | None = None
+        self.check_stop: CheckStop = never
         self._rows: dict[bytes, Any] = {}  # key -> rowid, or set of rowids
         self._rebuilt_rows: dict[bytes, list[int]] = {}
 
@@ -208,11 +210,13 @@ class OwnIndex:
         rebuilt = [(key, rowid) for key, rowid, _ in self.rebuilt or () if rowid not in self.new]
         return ((key, rowid) for key, rowid in (*new, *rebuilt) if start <= key < stop)
 
-    def set_rebuilt(self, entries: list[tuple[bytes, int, bool]] | None) -> None:
-        """Replace the committed entries."""
-        self.rebuilt = entries
+    def set_rebuilt(
+        self, entries: list[tuple[bytes, int, bool]] | None, check_stop: CheckStop = never
+    ) -> None:
+        """Replace the committed entries; the commit that writes them asks ``check_stop`` too."""
+        self.rebuilt, self.check_stop = entries, check_stop
         self._rebuilt_rows = {}
-        for key, rowid, _ in entries or ():
+        for key, rowid, _ in heeding(entries or (), check_stop):
             self._rebuilt_rows.setdefault(key, []).append(rowid)
 
     def rebuilt_rows(self, key: bytes) -> list[int]:

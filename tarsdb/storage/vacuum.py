@@ -34,6 +34,7 @@ from tarsdb.storage.checkpoints import forget_old_checkpoints
 from tarsdb.storage.index_parts import all_digests
 from tarsdb.storage.merge import merge, tables_of
 from tarsdb.storage.segments import Segment, delete_segment
+from tarsdb.storage.stopping import CheckStop, heeding, never
 from tarsdb.storage.table_meta import read_counters, write_counters
 from tarsdb.storage.tombstones import decode_tombstones
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
@@ -44,8 +45,11 @@ if TYPE_CHECKING:
 _TOMBS = 100_000
 
 
-def vacuum(env: Environment, table: TableDef | None = None) -> int:
+def vacuum(env: Environment, table: TableDef | None = None, check_stop: CheckStop = never) -> int:
     """Remove dead versions of one table or all; of all, unreferenced data too.
+
+    ``check_stop`` is asked before every transaction and while rows are looked through; what was
+    removed by then stays removed.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
     """
     removed = 0
     if table is None:
-        removed += garbage.collect(env)
+        removed += garbage.collect(env, check_stop)
         abandoned = list(env.abandoned)
         removed += env.stage(lambda txn: _collect_orphans(txn, abandoned), frees_space=True)
         env.abandoned.difference_update(abandoned)
@@ -63,26 +67,27 @@ def vacuum(env: Environment, table: TableDef | None = None) -> int:
         removed += packed.forget_dead(env) + packed.forget_damaged(env)
         removed += env.stage(forget_old_checkpoints, frees_space=True)
     for each in [table] if table is not None else tables_of(env):
-        removed += _vacuum_table(env, each)
+        removed += _vacuum_table(env, each, check_stop)
     return removed
 
 
-def _vacuum_table(env: Environment, table: TableDef) -> int:
-    removed = _drop_dead_columns(env, table)
+def _vacuum_table(env: Environment, table: TableDef, check_stop: CheckStop) -> int:
+    removed = _drop_dead_columns(env, table, check_stop)
     try:
-        merge(env, table, force=True)
+        merge(env, table, force=True, check_stop=check_stop)
     except StorageFullError:  # make room among the merged rows first
-        removed += _remove_dead(env, table)
-        merge(env, table, force=True)
-    removed += _drop_dead_columns(env, table) + _remove_dead(env, table)
+        removed += _remove_dead(env, table, check_stop)
+        merge(env, table, force=True, check_stop=check_stop)
+    removed += _drop_dead_columns(env, table, check_stop)
+    removed += _remove_dead(env, table, check_stop)
     rewrite.combine_small(env, table, 2)
     return removed
 
 
-def _remove_dead(env: Environment, table: TableDef) -> int:
+def _remove_dead(env: Environment, table: TableDef, check_stop: CheckStop) -> int:
     removed = 0
     for group in _groups(env, table.id):
-        step = functools.partial(_vacuum_step, env, table.id, group)
+        step = functools.partial(_vacuum_step, env, table.id, group, check_stop=check_stop)
         while gone := rewrite.within_space(step):
             removed += gone
     return removed
@@ -105,12 +110,14 @@ class _Step:
     purged: int = 0
 
 
-def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> int:
+def _vacuum_step(
+    env: Environment, table_id: int, group: int, nbytes: int, check_stop: CheckStop
+) -> int:
     with env.read() as txn:
         table = current_table(txn, env.caches, table_id)
         if table is None or rewrite.group_columns(table, group) is None:
             return 0
-        step = _prepare(txn, table, group, nbytes)
+        step = _prepare(txn, table, group, nbytes, check_stop)
     if step is None:
         return 0
 
@@ -124,7 +131,7 @@ def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> in
                 env.options.segment_rows, min(staging.SEGMENT_BYTES, nbytes)
             )
             rewrite.replace_segments(txn, table, step.segments, step.kept, counters, limits)
-        for key in step.tombs:
+        for key in heeding(step.tombs, check_stop):
             txn.delete("tombs", key)
         counters.tombstones -= len(step.tombs)
         counters.tomb_generation += 1
@@ -136,11 +143,14 @@ def _vacuum_step(env: Environment, table_id: int, group: int, nbytes: int) -> in
     return env.stage(work, frees_space=True)
 
 
-def _prepare(txn: ReadTxn, table: TableDef, group: int, nbytes: int) -> _Step | None:
+def _prepare(
+    txn: ReadTxn, table: TableDef, group: int, nbytes: int, check_stop: CheckStop
+) -> _Step | None:
     """Choose segments with dead rows, at most one transaction's worth, and their tombstones."""
     columns = rewrite.group_columns(table, group) or []
     step = _Step(read_counters(txn, table.id, table.name).layout)
-    found = [key for key, _ in txn.range("tombs", *keys.group_range(table.id, group))]
+    stored = txn.range("tombs", *keys.group_range(table.id, group))
+    found = [key for key, _ in heeding(stored, check_stop)]
     tombs = decode_tombstones(b"".join(found))
     done = np.zeros(len(tombs), dtype=bool)
     in_delta = _delta_versions(txn, table, group)
@@ -148,7 +158,7 @@ def _prepare(txn: ReadTxn, table: TableDef, group: int, nbytes: int) -> _Step | 
     if in_delta:
         held |= np.array([(r, c) in in_delta for _, r, c in tombs.tolist()], dtype=bool)
     size = 0
-    for segment in rewrite.list_segments(txn, table).get(group, []):
+    for segment in heeding(rewrite.list_segments(txn, table).get(group, []), check_stop, 1):
         hit = _tombs_of(txn, table, segment, tombs)
         segment.apply_tombstones(txn, table.name, tombs)
         if segment.deleted is None:
@@ -191,7 +201,7 @@ def _tombs_of(txn: ReadTxn, table: TableDef, segment: Segment, tombs: np.ndarray
     return hit
 
 
-def _drop_dead_columns(env: Environment, table: TableDef) -> int:
+def _drop_dead_columns(env: Environment, table: TableDef, check_stop: CheckStop) -> int:
     """Remove the vector groups of dropped columns."""
 
     def work(txn: WriteTxn) -> int:
@@ -207,7 +217,7 @@ def _drop_dead_columns(env: Environment, table: TableDef) -> int:
         ]
         tombs = [
             key
-            for key, _ in txn.range("tombs", *keys.table_range(table.id))
+            for key, _ in heeding(txn.range("tombs", *keys.table_range(table.id)), check_stop)
             if keys.read_tomb_key(key)[1] not in known
         ]
         if not doomed and not tombs:

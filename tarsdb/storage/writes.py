@@ -27,6 +27,7 @@ from tarsdb.storage.merge import after_commit, before_commit
 from tarsdb.storage.own_rows import OwnRows
 from tarsdb.storage.spill import Spill
 from tarsdb.storage.state import table_cache
+from tarsdb.storage.stopping import CheckStop, never
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.view import TableView
 
@@ -171,8 +172,13 @@ class WriteSet:
         own = self.rows_of(table)
         self._atomically(lambda: row_changes.delete_row(own, view, rowid))
 
-    def rebuild_index(self, table: TableDef, index: IndexDef, view: TableView) -> None:
+    def rebuild_index(
+        self, table: TableDef, index: IndexDef, view: TableView, check_stop: CheckStop = never
+    ) -> None:
         """Fill an index anew from all live rows when this commits (CREATE INDEX, repair).
+
+        ``check_stop`` is asked now and while the commit writes the entries; what it raises undoes
+        the one or the other.
 
         Raises
         ------
@@ -180,7 +186,7 @@ class WriteSet:
             The index is unique and two rows share a key.
         """
         own = self.rows_of(table)
-        self._atomically(lambda: bulk.rebuild_index(own, view, index))
+        self._atomically(lambda: bulk.rebuild_index(own, view, index, check_stop))
         self.depend_on_rows(table, "an index was built")
 
     def depend_on_rows(self, table: TableDef, what: str) -> None:

@@ -33,7 +33,15 @@ from tarsdb.kernels.gpu.device import Device
 from tarsdb.metrics import METRICS
 from tarsdb.records import dataclass
 from tarsdb.schema import IndexDef, TableDef
-from tarsdb.storage import IndexPart, known_parts, part_places, part_runs, read_parts
+from tarsdb.storage import (
+    CheckStop,
+    IndexPart,
+    known_parts,
+    never,
+    part_places,
+    part_runs,
+    read_parts,
+)
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
@@ -48,6 +56,8 @@ MANY = 3
 """A part that gave more than one in so many of the answers is searched with the whole effort."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
+QUERIES_BETWEEN = 128
+"""Queries a thread answers in one call, at most: some tens of milliseconds between two checks."""
 
 
 def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
@@ -248,6 +258,8 @@ class Ask:
     """Compares the candidates in place of the index's own metric."""
     device: Device | None = None
     """May find the candidates of a batch."""
+    check_stop: CheckStop = never
+    """Asked between parts of a batch."""
 
 
 def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
@@ -387,9 +399,16 @@ def _navigation(placed: Placed) -> Navigation:
 def _answer(scope: Scope, ask: Ask, op: str) -> Found | None:
     """Return the answers of all queries; None as soon as one of them cannot be answered."""
     together = prepared(scope, op)
-    if together is not None:
-        return together.search(ask.queries, ask.threads)
-    return one_by_one(scope, ask, op)
+    if together is None:
+        return one_by_one(scope, ask, op)
+    found, step = [], QUERIES_BETWEEN * max(ask.threads, 1)
+    for at in range(0, len(ask.queries) or 1, step):
+        ask.check_stop()
+        part = together.search(ask.queries[at : at + step], ask.threads)
+        if part is None:
+            return None
+        found.append(part)
+    return _joined(found)
 
 
 def prepared(scope: Scope, op: str) -> Prepared | None:
@@ -413,6 +432,7 @@ def one_by_one(scope: Scope, ask: Ask, op: str) -> Found | None:
     def some(start: int) -> list[Found]:
         found = []
         for number, query in enumerate(queries[start : start + step], start):
+            ask.check_stop()
             named = [None if each is None else each[number] for each in by_device]
             one = None if failed.is_set() else _one(scope, query, op, named)
             if one is None:
@@ -425,6 +445,10 @@ def one_by_one(scope: Scope, ask: Ask, op: str) -> Found | None:
     found = [one for part in parts for one in part]
     if failed.is_set():
         return None
+    return _joined(found)
+
+
+def _joined(found: list[Found]) -> Found:
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([d for _, d in found])

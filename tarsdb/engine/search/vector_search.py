@@ -34,9 +34,10 @@ MAX_LIMIT = 2**40
 _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
 KEPT_POSITIONS = 1 << 16
-# A batch is searched in parts, between which it can be interrupted: of a second or so each.
-MIN_QUERIES, PRODUCTS_AT_ONCE = 256, 2_000_000_000
 """Rows of a predicate's answer up to which it is kept with the plan."""
+# A batch is searched in parts, between which it can be interrupted: of a second or so each, and
+# of a fifth while NumPy answers for kernels that are not compiled yet.
+MIN_QUERIES, PRODUCTS_AT_ONCE, REFERENCE_PRODUCTS = 256, 2_000_000_000, 200_000_000
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
@@ -121,17 +122,25 @@ def _exact(
         if device is not None:
             return index.search_on(device, queries, k, op, threads=settings["threads"])
     rows = index.rows if positions is None else len(positions)
-    step = max(MIN_QUERIES, PRODUCTS_AT_ONCE // max(rows * index.width, 1))
-    found = []
-    for at in range(0, len(queries) or 1, step):
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    at = 0
+    while not found or at < len(queries):
         context.engines.interrupt.check()
+        step = _queries_at_once(index, op, max(rows * index.width, 1))
         found.append(index.search(
             queries[at : at + step], k, op, positions=positions, descending=plan.descending,
             threads=settings["threads"],
         ))  # fmt: skip
+        at += step
     if len(found) == 1:
         return found[0]
     return np.concatenate([ids for ids, _ in found]), np.concatenate([by for _, by in found])
+
+
+def _queries_at_once(index: FlatIndex, op: str, products: int) -> int:
+    if index.scan(op) is None:
+        return max(1, REFERENCE_PRODUCTS // products)
+    return max(MIN_QUERIES, PRODUCTS_AT_ONCE // products)
 
 
 def metric_of(context: Context, plan: Knn) -> Distance | None:
@@ -166,7 +175,7 @@ def _ask(context: Context, placed: vector_index.Placed, asked: _Asked) -> vector
     target = vector_index.target_of(placed, settings["target_recall"])
     return vector_index.Ask(
         *asked, settings[placed.method.setting], target, settings["threads"],
-        device=choose(settings["device"]),
+        device=choose(settings["device"]), check_stop=context.engines.interrupt.check,
     )  # fmt: skip
 
 

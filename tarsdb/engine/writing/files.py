@@ -8,7 +8,7 @@ CSV and JSON values are read as text and converted to the column they go to, so 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -30,9 +30,15 @@ _KNOWN = {
     "json": {"array", "compression"},
 }
 _BATCH_ROWS = 65_536
+_ROWS_BETWEEN = 2048  # rows written between two looks whether to stop: DuckDB's own step
 
 
-def write(table: pa.Table, path: str, options: Mapping[str, Any] | None = None) -> int:
+def write(
+    table: pa.Table,
+    path: str,
+    options: Mapping[str, Any] | None = None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> int:
     """Write a table to a file, replacing it; return the number of rows.
 
     Parameters
@@ -42,6 +48,8 @@ def write(table: pa.Table, path: str, options: Mapping[str, Any] | None = None) 
     options : mapping, optional
         ``format`` (else from the suffix), ``header``, ``delimiter``, ``quote``, ``escape``,
         ``null``, ``compression``, ``array`` (JSON: one array instead of one object a line).
+    check_stop : callable, optional
+        Asked before every few rows; what it raises ends the writing and is raised.
 
     Raises
     ------
@@ -55,11 +63,37 @@ def write(table: pa.Table, path: str, options: Mapping[str, Any] | None = None) 
         chosen.setdefault("header", True)
     given = [f"FORMAT {kind}", *(f"{key.upper()} {_literal(v)}" for key, v in chosen.items())]
     with _errors(path), contextlib.closing(_connect()) as connection:
-        connection.register("__copied", table)
+        rows = _Heeding(table, check_stop)
+        connection.register("__copied", rows.reader)
         source = _with_json_lists(table) if kind == "csv" else _with_exact_decimals(table, kind)
-        connection.execute(f"COPY ({source}) TO {_literal(str(path))} ({', '.join(given)})")
+        try:
+            connection.execute(f"COPY ({source}) TO {_literal(str(path))} ({', '.join(given)})")
+        except duckdb.Error:
+            if rows.stopped is not None:
+                raise rows.stopped from None
+            raise
         connection.unregister("__copied")
     return int(table.num_rows)
+
+
+class _Heeding:
+    """The rows of a table for DuckDB to read, a few at a time, and what ended the reading.
+
+    DuckDB, when its source fails, removes what it wrote and leaves a file that was there before.
+    """
+
+    def __init__(self, table: pa.Table, check_stop: Callable[[], None]) -> None:
+        self.stopped: BaseException | None = None
+        self.reader = pa.RecordBatchReader.from_batches(table.schema, self._rows(table, check_stop))
+
+    def _rows(self, table: pa.Table, check_stop: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+        for batch in table.to_batches(max_chunksize=_ROWS_BETWEEN):
+            try:
+                check_stop()
+            except BaseException as reason:
+                self.stopped = reason
+                raise
+            yield batch
 
 
 def _with_json_lists(table: pa.Table) -> str:

@@ -33,7 +33,7 @@ def copy_to(context: Context, plan: Copy) -> Result:
         outputs = tuple(ex.Output(c.name, ex.ColumnRef(c), c.type) for c in columns)
         query = Scan(plan.table, outputs)
     result = executor.run(context, query)
-    files.write(result.arrow(), plan.path, plan.options)
+    files.write(result.arrow(), plan.path, plan.options, context.engines.interrupt.check)
     return Result(changed=len(result))
 
 

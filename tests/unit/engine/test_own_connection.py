@@ -159,6 +159,7 @@ def test_a_batch_of_searches_is_interrupted_between_its_parts(
     queries = [np.random.default_rng(5).standard_normal((11, 3)).astype(np.float32) * 20]
     whole = db.execute(sql, queries).fetchall()
     monkeypatch.setattr(vector_search, "MIN_QUERIES", 3)
+    monkeypatch.setattr(vector_search, "REFERENCE_PRODUCTS", 39 * 3 * 3)
     monkeypatch.setattr(vector_search, "PRODUCTS_AT_ONCE", 1)
     asked: list[int] = []
     search = FlatIndex.search
