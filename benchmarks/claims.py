@@ -111,6 +111,16 @@ CLAIMS = (
           path("figures", "update", "transaction", "cpu_us")),
     Claim("small_queries", "small statements, median of times as long (CPU)", "<= 4",
           path("median_times_of_sqlite"), "sqlite3 module"),
+    *(
+        Claim("joins", f"100,000 rows, nearest {how}, share of the time (CPU)", "<= 0.25",
+              path("figures", f"nearest, {kind}", "share_of", peer), name)
+        for how, kind, peer, name in (
+            ("of a join, exact", "exact", "duckdb", "DuckDB"),
+            ("of a join, by a graph", "by a graph", "sqlite", "sqlite-vec (vec0), exact"),
+        )
+    ),
+    Claim("joins", "100,000 rows, a row and its parent by a key, times as long (CPU)", "<= 2",
+          path("figures", "a row and its parent", "share_of", "duckdb"), "DuckDB's own tables"),
     Claim("concurrent_embed", "8 threads and 3 processes, lock errors", "== 0",
           path("lock_errors")),
     Claim("concurrent_embed", "point write beside them, p99 ms", "<= 100",
