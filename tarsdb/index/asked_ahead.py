@@ -82,7 +82,7 @@ class _System:
     """What is asked of the system; ranges are first and end addresses of pages."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None)
+        self._libc = ctypes.PyDLL(None)  # each call is too short to let other threads run
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
