@@ -14,7 +14,10 @@ import pytest
 SCRIPT = Path(__file__).with_name("ddl_workload.py")
 ROUNDS = int(os.environ.get("TARSDB_DDL_KILLS", "1"))
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL"),
+    pytest.mark.slow,
+]
 
 
 def run(folder: Path, rounds: int, *extra: str) -> dict[str, Any]:

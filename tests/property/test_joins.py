@@ -13,7 +13,7 @@ import pytest
 import tarsdb
 from tarsdb.engine.reading import joined_keys, scans
 
-STATEMENTS = int(os.environ.get("TARSDB_QUERIES", "5000")) // 16
+STATEMENTS = int(os.environ.get("TARSDB_QUERIES", "5000")) // 32
 TABLES = {
     "a": "CREATE TABLE a (id BIGINT PRIMARY KEY, k INT, t TEXT)",
     "b": "CREATE TABLE b (id BIGINT PRIMARY KEY, a_id BIGINT, t TEXT, n SMALLINT)",
@@ -184,4 +184,4 @@ def test_a_wrong_link_is_noticed(both: tuple[Any, Any], monkeypatch: pytest.Monk
     found = links._link
     monkeypatch.setattr(links, "_link", lambda one, other, only=None: found(one, other))
     with pytest.raises(AssertionError, match="LEFT JOIN"):
-        compare(both, range(STATEMENTS))
+        compare(both, range(2000))  # ends at the first
