@@ -60,7 +60,7 @@ def plan_of(db: tarsdb.Connection, sql: str, parameters: Any = ()) -> str:
 
 
 def comparable(rows: list[tuple[Any, ...]]) -> list[str]:
-    """Return rows as texts; NumPy answers while kernels compile, and rounds otherwise."""
+    """Return rows as texts; ways to compare a row may differ in the last bit (ROADMAP)."""
     return [str([round(v, 4) if isinstance(v, float) else v for v in row]) for row in rows]
 
 
