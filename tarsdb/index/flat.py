@@ -544,7 +544,7 @@ def prepare_queries(values: np.ndarray, sql_type: SqlType) -> np.ndarray:
 
 
 def distances(op: str, left: np.ndarray, right: np.ndarray, sql_type: SqlType) -> np.ndarray:
-    """Return elementwise distances, float32 (n,).
+    """Return elementwise distances, float32 (n,), to the last bit those a search finds.
 
     Parameters
     ----------
@@ -560,9 +560,13 @@ def distances(op: str, left: np.ndarray, right: np.ndarray, sql_type: SqlType) -
             f"{op}: left has {left.shape[-1]} elements, right has {right.shape[-1]}, "
             f"{sql_type} has {sql_type.width}"
         )
-    other = np.ascontiguousarray(right, dtype=query_dtype(sql_type))
-    if other.ndim == 1 and len(left):
-        rows = np.ascontiguousarray(left)
-        index = FlatIndex([VectorBlock(np.arange(len(rows)), rows)], sql_type)
-        return index._all(metric, other, None)[1]
-    return reference.distances(metric, left, other)
+    rows, other = np.ascontiguousarray(left), np.ascontiguousarray(right, query_dtype(sql_type))
+    if other.ndim == 2 and len(other) and (other == other[0]).all():
+        other = other[0]
+    index = FlatIndex([VectorBlock(np.arange(len(rows)), rows)], sql_type)
+    if other.ndim == 1:
+        return index._all(metric, other, None)[1] if len(rows) else np.empty(0, np.float32)
+    scan = index.scan(op)
+    if scan is None:
+        return reference.distances(metric, rows, other)
+    return scan.among(other, np.arange(len(rows))[:, np.newaxis], [1] * len(rows), 1)[1][:, 0]

@@ -9,6 +9,7 @@ from sqlglot import exp
 from tarsdb.schema import ColumnDef
 from tarsdb.sql.binding import Binding, distance_sides, where
 from tarsdb.sql.calls import resolve_call
+from tarsdb.sql.core import parameter_key
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.kinds import check_operator
 from tarsdb.sql.scope import Scope
@@ -29,6 +30,8 @@ class Distances:
     def __init__(self, walker: _Walker) -> None:
         self.walker = walker
         self.registered: dict[tuple[str, int], None] = {}
+        self.bits: dict[int | str, SqlType] = {}
+        """Parameters whose values are BIT, which DuckDB knows as text only."""
 
     def rewrite(self, node: Any, scope: Scope) -> None:
         """Rewrite one call; operands are walked."""
@@ -43,6 +46,8 @@ class Distances:
         sql_type = next((known for known in types if known is not None), None)
         dim = sql_type.dim or 0 if sql_type is not None else 0
         for side in sides:
+            if sql_type is not None and sql_type.kind is Kind.BIT:
+                self._note_bits(side, sql_type)
             self.walker.walk(side, scope)
         if sql_type is not None:
             typed = [
@@ -51,6 +56,12 @@ class Distances:
             ]
             node.set("expressions", typed)
         self.registered[(node.name.removeprefix("__distance_"), dim)] = None
+
+    def _note_bits(self, side: Any, sql_type: SqlType) -> None:
+        while isinstance(side, exp.Paren):
+            side = side.this
+        if isinstance(side, exp.Placeholder):
+            self.bits[parameter_key(side)] = sql_type
 
     def _embedded(self, side: Any) -> SqlType | None:
         call = resolve_call(self.walker.binding, side) if isinstance(side, exp.Anonymous) else None

@@ -177,7 +177,8 @@ class Relational:
     registers those in ``calls``, ``functions``, ``session_functions``, ``distances`` and
     ``vectors``. ``notes`` are lines for EXPLAIN (why exact, why here). Where a search finds the
     rows for a join (``Relation.window``) and the text calls functions or models, ``first`` gives
-    the row ids of the answer in order, by no such call.
+    the row ids of the answer in order, by no such call. ``bits`` are the parameters that are
+    compared with BIT, and of what type.
     """
 
     sql: str
@@ -193,6 +194,7 @@ class Relational:
     windows: tuple[FunctionDef, ...] = ()  # by number: __placed_<name> and __framed_<name>
     notes: tuple[str, ...] = ()
     first: Relational | None = None
+    bits: tuple[tuple[int | str, SqlType], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class Rewriter:
             tuple(self.constants),
             windows=tuple(self.windows),
             notes=tuple(self.notes),
+            bits=tuple(self.distances.bits.items()),
         )
         searched = next((source for source in self.sources if source.window is not None), None)
         if searched is None or not (plan.calls or plan.functions or plan.session_functions):

@@ -34,7 +34,7 @@ from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Relation, Relational
-from tarsdb.types import SqlType
+from tarsdb.types import SqlType, from_storage, to_storage
 
 _KEPT_TABLES = 64
 _POLL_S = 0.1
@@ -277,10 +277,14 @@ class RelationalEngine:
 
     def _values(self, running: Running, connection: Any) -> dict[str, Any] | None:
         values: dict[str, Any] = {}
+        bits = dict(running.plan.bits)
         for key in running.plan.parameters:
             name = f"p{key}" if isinstance(key, int) else key
             shown = f"parameter {key + 1}" if isinstance(key, int) else f"parameter :{key}"
-            values[name] = bind_value(running.inputs.parameter(key), shown, connection)
+            value, sql_type = running.inputs.parameter(key), bits.get(key)
+            if sql_type is not None:
+                value = from_storage(to_storage(value, sql_type, shown), sql_type)
+            values[name] = bind_value(value, shown, connection)
             if isinstance(key, int):
                 running.shown[f"${name}"] = shown
         for name, node in running.plan.constants:
