@@ -35,6 +35,8 @@ MAX_LENGTH = 16 * 2**20  # characters of one statement
 MAX_DEPTH = 200  # open brackets; Python's recursion limit usually comes first
 MAX_PREFIXES = 200  # NOT NOT NOT ..., - - - ...
 MAX_CHAIN = 20_000  # operators in one bracket: a chain is a left-deep tree
+_DOLLAR = "\ue0d0"  # stands for the dollar of a parameter, which sqlglot may take for a quote's
+_PARAMETER = re.compile(r"(?<![\w$])\$(?=\w+(?![\w$]))")
 _DROPPED = frozenset({TokenType.BLOCK_START, TokenType.BLOCK_END, TokenType.COMMAND})
 _DROPPED_TEXTS = frozenset({"?::", "??", "<<->>", "-|-", "&<", "&>", "/*+"})
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
@@ -68,6 +70,9 @@ class TarsDB(DuckDBSettings):
 
         HEX_STRINGS: ClassVar[list[str | tuple[str, str]]] = [("x'", "'"), ("X'", "'")]
         COMMANDS: ClassVar[set[TokenType]] = set()
+        SINGLE_TOKENS: ClassVar[dict[str, TokenType]] = {
+            **DuckDBSettings.Tokenizer.SINGLE_TOKENS, _DOLLAR: TokenType.PARAMETER,
+        }  # fmt: skip
         KEYWORDS: ClassVar[dict[str, TokenType]] = {
             **{
                 text: kind
@@ -100,12 +105,29 @@ def tokenize(text: str) -> list[Token]:
         message = f"half of a character, {half.group()!r}, cannot be part of a statement"
         raise syntax_error(text, half.start(), message)
     try:
-        tokens: list[Token] = dialect().tokenize(text)
+        tokens = _dollars_read(text) if "$" in text else dialect().tokenize(text)
     except TokenError as error:
         raise _token_error(text) from error
     except (RecursionError, ValueError, IndexError, UnicodeError) as error:
         raise syntax_error(text, 0, f"cannot read the statement: {error}") from error
     return tokens
+
+
+def _dollars_read(text: str) -> list[Token]:
+    """Return the tokens of a text with dollars.
+
+    sqlglot reads ``$1,$`` of ``($1,$2)`` as the beginning of a quoted text. So another character
+    stands for the dollar of whatever looks like a parameter, inside quotes too, until it is read.
+    """
+    if _DOLLAR in text:
+        return list(dialect().tokenize(text))
+    tokens: list[Token] = dialect().tokenize(_PARAMETER.sub(_DOLLAR, text))
+    return [
+        _like(token, token.token_type, token.text.replace(_DOLLAR, "$"))
+        if _DOLLAR in token.text
+        else token
+        for token in tokens
+    ]
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -240,6 +240,10 @@ def test_long_lines_are_clipped_around_the_caret() -> None:
         ("SELECT $1, $1, $2", (0, 1)),
         ("SELECT :a, $b, @c, :a", ("a", "b", "c")),
         ("EXPLAIN SELECT ? + ?", (0, 1)),
+        ("INSERT INTO t VALUES ($1,$2),($3,$4)", (0, 1, 2, 3)),
+        ("SELECT $1+$2, a FROM t WHERE a IN ($1,$2)", (0, 1)),
+        ("SELECT $a||$b,$é", ("a", "b", "é")),
+        ("SELECT $t$ $1,$2 $t$, '$3,$4', \"$5,$6\", $1,$2 -- $7,$8", (0, 1)),
         ("INSERT INTO t (a, b) VALUES (?, ?)", (0, 1)),
         ("SELECT '?', \"?\", 1 -- ?", ()),
         ("SELECT x[1:2], {'a': b}, c::int", ()),
@@ -255,6 +259,14 @@ def test_parameters_are_numbered_by_their_place_in_the_text() -> None:
     assert (
         tree.args["limit"].expression.this == "3" or str(tree.args["limit"].expression.this) == "3"
     )
+
+
+def test_a_dollar_within_quotes_stays_one() -> None:
+    text = "SELECT $t$ $1,$2 $t$, '$3,$x', \"$y,$z\", E'$1,\\'$2', $$ $a,$b $$, $1,$2, a$b"
+    shown = parse(text).take_tree().sql("duckdb")
+    assert shown.startswith("SELECT ' $1,$2 ', '$3,$x', \"$y,$z\", ")
+    assert "$1,''$2" in shown
+    assert shown.endswith("' $a,$b ', $1, $2, a$b")
 
 
 def test_positional_and_named_do_not_mix() -> None:
