@@ -60,8 +60,8 @@ class Encoder:
         Width of a vector.
     max_length : int
         Tokens of a text that are read, special tokens included.
-    truncated : int
-        Texts cut to ``max_length`` so far.
+    cut : CutTexts
+        Counts texts cut to ``max_length``, also by what :meth:`with_adapter` returns.
     """
 
     def __init__(
@@ -86,10 +86,9 @@ class Encoder:
             self.weight_bytes = len(files[FILE])  # no tensors tell it
         self._base: Encoder | None = None
         self._adapter: EncoderAdapter | None = None
-        self._count_lock = threading.Lock()
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
-        self.truncated = 0
+        self.cut = CutTexts()
 
     @classmethod
     def from_files(
@@ -306,8 +305,27 @@ class Encoder:
                 f"the model reads {self.max_length}",
                 "shorten or chunk the text, or set overflow = 'truncate'",
             )
-        with self._count_lock:
-            self.truncated += int(batch.repeats[start + long].sum())
+        self.cut.add(int(batch.repeats[start + long].sum()))
+
+
+class CutTexts:
+    """How many texts were cut, and how many of these nobody was told of yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = self._untold = 0
+
+    def add(self, texts: int) -> None:
+        """Count texts."""
+        with self._lock:
+            self.total += texts
+            self._untold += texts
+
+    def told(self) -> int:
+        """Return those added since the last call, each to one caller only."""
+        with self._lock:
+            found, self._untold = self._untold, 0
+        return found
 
 
 def require_finite(values: F32, what: str) -> F32:

@@ -19,7 +19,7 @@ from tarsdb.kernels import gemm_reference, transformer_reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.config_values import flag, real, short
-from tarsdb.model_ops.encoder import Encoder, Text, require_finite
+from tarsdb.model_ops.encoder import CutTexts, Encoder, Text, require_finite
 from tarsdb.model_ops.encoder_adapter import EncoderAdapter
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -272,9 +272,9 @@ class Classifier:
         return adapted
 
     @property
-    def truncated(self) -> int:
-        """Texts cut to the longest the model reads, so far."""
-        return self.encoder.truncated
+    def cut(self) -> CutTexts:
+        """Counts texts cut to the longest the model reads."""
+        return self.encoder.cut
 
     @property
     def tokenizer(self) -> TextTokenizer:

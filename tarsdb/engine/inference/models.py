@@ -104,10 +104,10 @@ class ModelRuntime:
             call.name, loaded, items, with_draft(context, options, device), listener.report,
             interrupt.is_set, check, context.engines.settings,
         )  # fmt: skip
-        before = getattr(loaded, "truncated", 0)
         with context.without_snapshot():
             values = FUNCTIONS[call.name](request)
-        METRICS.add(f"{call.name}_truncated", getattr(loaded, "truncated", 0) - before)
+        cut = getattr(loaded, "cut", None)
+        METRICS.add(f"{call.name}_truncated", cut.told() if cut else 0)
         return values
 
     def load(self, context: Context, model: ModelDef, device: Device | None = None) -> Any:

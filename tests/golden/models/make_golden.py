@@ -129,7 +129,7 @@ def check(count: int) -> None:
     kernels.wait("f32")
     ours, theirs = encoder.encode(texts), reference_vectors(texts)
     cosine = (ours * theirs).sum(axis=1) / np.linalg.norm(theirs, axis=1)
-    print(f"{count} texts, {encoder.truncated} truncated, kernels {kernels.wait('f32')}")
+    print(f"{count} texts, {encoder.cut.total} truncated, kernels {kernels.wait('f32')}")
     print(f"cosine min {cosine.min():.8f} mean {cosine.mean():.8f}")
     print(f"largest difference of a component {np.abs(ours - theirs).max():.2e}")
     for place in np.argsort(cosine)[:3]:

@@ -64,6 +64,38 @@ def test_counters_and_rates_are_in_tars_metrics(db: tarsdb.Connection) -> None:
     assert after["encode.tokens_per_second"] == pytest.approx(rate)
 
 
+@pytest.mark.parametrize("texts", [1, 3, 40])
+def test_texts_that_were_cut_are_counted(db: tarsdb.Connection, texts: int) -> None:
+    def cut() -> int:
+        return int(METRICS.snapshot().get("embed_truncated", 0))
+
+    db.execute("SET inference_cache = off")
+    before = cut()
+    query = "SELECT embed('m', 'date ' || repeat('date ', i % 2 * 30)) FROM range(?) r(i)"
+    db.execute(query, [2 * texts]).fetchall()
+    assert cut() == before + texts
+
+
+def test_each_text_that_was_cut_is_counted_once_beside_other_threads(
+    db: tarsdb.Connection, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "t.tars"
+    before = METRICS.snapshot().get("embed_truncated", 0)
+
+    def ask(name: int) -> None:
+        with tarsdb.connect(path) as own:
+            own.execute("SET inference_cache = off")
+            for i in range(10):
+                own.execute("SELECT embed('m', ?)", [f"{name} {i} " + "date " * 30]).fetchall()
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert METRICS.snapshot()["embed_truncated"] - before == 40
+
+
 def test_padding_is_what_batches_in_the_order_given_would_have_added() -> None:
     figures = EncodeFigures()
     figures.tokenized(np.array([1] * 31 + [9] + [5], np.int64), 0.0)

@@ -56,7 +56,7 @@ def test_padding_and_truncation_of_the_tokenizer_file_are_off(tiny_encoder: Enco
 def test_long_texts_are_cut_and_counted(tiny_encoder: Encoder) -> None:
     assert tiny_encoder.max_length == 20
     vectors = tiny_encoder.encode(["date " * 18, "date " * 19, "date " * 5000, "date " * 19])
-    assert tiny_encoder.truncated == 3
+    assert tiny_encoder.cut.total == 3
     assert np.allclose(vectors[0], vectors[1], atol=1e-6)  # 18 words and two special tokens fit
     assert np.allclose(vectors[0], vectors[2], atol=1e-6)
 
@@ -66,7 +66,7 @@ def test_overflow_error_names_place_and_lengths(model: ModelFiles) -> None:
     encoder.encode(["date " * 18])
     with pytest.raises(DataError, match=r"text 2 has 21 tokens or more, the model reads 20"):
         encoder.encode(["a", "a", "date " * 19])
-    assert encoder.truncated == 0
+    assert encoder.cut.total == 0
 
 
 @pytest.mark.parametrize("bad", [None, 3, b"bytes"])

@@ -41,7 +41,7 @@ def test_outputs_equal_transformers(name: str) -> None:
     texts, pairs = model.logits(head_texts()), model.logits(head_pairs())
     assert np.abs(texts - expected[f"{name}_texts"]).max() < 3e-5
     assert np.abs(pairs - expected[f"{name}_pairs"]).max() < 3e-5
-    assert model.truncated == 6  # the last text, and the pairs of more tokens than are read
+    assert model.cut.total == 6  # the last text, and the pairs of more tokens than are read
     # the comparison can fail: each text has outputs of its own
     assert np.abs(np.diff(expected[f"{name}_pairs"], axis=0)).max(axis=1).min() > 1e-3
 
