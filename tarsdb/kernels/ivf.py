@@ -8,7 +8,8 @@ from tarsdb.kernels.background import Compiled
 from tarsdb.records import dataclass
 
 TILE = 16
-PLAN, SCRATCH = 12, 1664  # as in kernels/cpu/ivf.py; a test compares
+CENTROIDS = 16  # as in kernels/cpu/product_codes.py
+PLAN, SCRATCH = 17, 1664  # as in kernels/cpu/ivf.py; a test compares
 BLOCK, ROUNDS = 64, 3  # as in kernels/cpu/sign_bits.py; a test compares
 STEP = 8
 """Assignments start at multiples of this, so that threads do not change what is done together."""
@@ -23,6 +24,7 @@ class IvfKernels:
     assign: Callable[..., None]
     add: Callable[..., None]
     search: Callable[..., int]
+    name: Callable[..., None]
 
 
 _compiled = Compiled("ivf", IvfKernels)

@@ -26,6 +26,7 @@ from tarsdb.index.ivf.kmeans import (
     tiled,
 )
 from tarsdb.index.ivf.options import IvfOptions
+from tarsdb.index.ivf.products import SAMPLE, Products, packed, parts_of
 from tarsdb.index.quantization.rabitq import RaBitQ
 from tarsdb.index.resources import Resources
 from tarsdb.kernels import ivf as kernels
@@ -36,6 +37,8 @@ from tarsdb.records import dataclass
 _AT_ONCE, _FILLED_AT_ONCE = 1 << 14, 1 << 11
 _EMPTY_TILE = 0.47
 """Share of a tile a list leaves empty, about."""
+_ALONG = 0.1
+"""Share of a row that its code must tell for the rest to be made up for."""
 _STREAM = 0x7369676E  # apart from what k-means draws from the plain seed
 Progress = Callable[[int, int], None]
 
@@ -67,7 +70,11 @@ def estimated_bytes(
     width += op == "<#>"
     padded, lists = padded_width(width), options.lists_for(rows)
     sample = min(rows, lists * options.sample)
-    lane = {"none": 4 * width + 8, "int8": padded + 8, "bits": padded // 8 + 12}[codes]
+    parts, part_width = parts_of(width)
+    axes = parts * part_width
+    lane = {
+        "none": 4 * width + 8, "int8": padded + 8, "bits": padded // 8 + 12, "pq": parts // 2 + 12,
+    }[codes]  # fmt: skip
     filled = round(TILE * (rows / TILE + _EMPTY_TILE * lists)) * lane
     centroids = lists * (padded + 8 + 12)
     coded = rows * (padded + 8)
@@ -75,12 +82,16 @@ def estimated_bytes(
     training = sample * (padded + 8) * (sample < rows) + means
     temporary = min(rows, _FILLED_AT_ONCE) * padded * 4 * 8  # rows and what is coded of them
     turning = 4 * padded * (width + 2 * lists)  # a matrix, centroids decoded and rotated
-    rest = {"none": temporary, "int8": coded, "bits": temporary + turning}
+    learning = SAMPLE * (width + axes) * 8 + 24 * width**2  # rows turned, and axes looked for
+    rest = {
+        "none": temporary, "int8": coded, "bits": temporary + turning,
+        "pq": temporary + 4 * axes * (width + 2 * lists) + learning,
+    }  # fmt: skip
     filling = filled + rest[codes]
-    signs = 4 * ROUNDS * padded if codes == "bits" and not is_bits else 0
+    coder = {"bits": 0 if is_bits else 4 * ROUNDS * padded, "pq": axes * (padded + 8 + 64)}
     coding = min(rows, _AT_ONCE) * width * 2 * 4  # float32 rows, and moved ones
     memory = rows * (stored + 3 * 8) + coded + max(coding, training, filling)
-    return memory, filled + centroids + signs + 8 * rows
+    return memory, filled + centroids + coder.get(codes, 0) + 8 * rows
 
 
 class _Told:
@@ -136,8 +147,7 @@ def build_ivf(
 
     Notes
     -----
-    Inverted lists as in Sivic & Zisserman 2003 and Jegou et al. 2011 (IVFADC, without its product
-    quantizer).
+    Inverted lists as in Sivic & Zisserman 2003 and Jegou et al. 2011 (IVFADC).
     """
     found = kernels.wait()
     if found is None:
@@ -164,10 +174,17 @@ def build_ivf(
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
     radii, rotation = np.zeros(lists, np.float32), np.empty((0, 0), np.float32)
+    products: Products | None = None
     chosen = options.codes_for(is_bits)
     if chosen == "none":
         radii[:] = np.inf  # of rows, not of their codes
         codes, constants = _floats(vectors, space, _Places.of(order, starts), told)
+    elif chosen == "pq":
+        np.maximum.at(radii, labels, np.sqrt(distances))
+        places, decoded = _Places.of(order, starts), centroids.decoded()
+        products = _learnt(vectors, space, places, decoded, options.seed, found)
+        trained = decoded, products, found
+        codes, constants = _product_codes(vectors, space, places, trained, told)
     elif chosen == "bits" and is_bits:
         np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = _sets(vectors, space, _Places.of(order, starts), told)
@@ -181,7 +198,7 @@ def build_ivf(
         codes, constants = tiled(rows.take(order), starts)
     head, shapes = tiled(centroids, np.array([0, lists]))
     ordered = rowids[order].astype(np.int64)
-    return Ivf(ordered, codes, constants, starts, head, shapes, radii, space, rotation)
+    return Ivf(ordered, codes, constants, starts, head, shapes, radii, space, rotation, products)
 
 
 def _signs(padded: int, seed: int) -> np.ndarray:
@@ -306,6 +323,56 @@ def _bits(
         constants[part.tiles, 1, part.lanes] = factors[:, 1]
         constants[part.tiles, 2, part.lanes] = factors[:, 3]
         told.advance(len(signs))
+    return tiles, constants
+
+
+def _learnt(
+    vectors: np.ndarray,
+    space: Space,
+    places: _Places,
+    means: np.ndarray,
+    seed: int,
+    found: kernels.IvfKernels,
+) -> Products:
+    """Return product codes fitted to what some rows lack to their centroids."""
+    rng = np.random.default_rng([seed, _STREAM])
+    count = len(places.order)
+    chosen = np.sort(rng.choice(count, min(SAMPLE, count), replace=False))
+    lacking = space.moved(vectors[places.order[chosen]]) - means[places.lists[chosen]]
+    return Products.train(lacking, seed, found)
+
+
+def _product_codes(
+    vectors: np.ndarray,
+    space: Space,
+    places: _Places,
+    trained: tuple[np.ndarray, Products, kernels.IvfKernels],
+    told: _Told,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return product codes of rows in tiles, and their constants.
+
+    With r a row less its centroid c, y what r is coded as and ' the turning, |q - x|**2 is about
+    |q - c|**2 + |r|**2 - 2 f <q' - c', y>; the factor f makes that exact for q - c along r, as
+    RaBitQ's does. A query's tables hold <q', y> of each part, once for all lists.
+    """
+    means, products, found = trained
+    turned_means = products.turned(means)
+    tiles = private(np.zeros((places.count, products.parts // 8, TILE), np.uint32))
+    constants = np.zeros((places.count, 3, TILE), np.float32)
+    constants[:, 0] = np.inf
+    for part in places.parts():
+        rows = space.moved(vectors[part.order]) - means[part.lists]
+        turned = products.turned(rows)
+        names = products.names(turned, found)
+        y = products.named(names)
+        squares, along = np.einsum("ij,ij->i", rows, rows), np.einsum("ij,ij->i", turned, y)
+        factors = np.ones_like(squares)
+        np.divide(squares, along, out=factors, where=along > _ALONG * squares)
+        base = squares + 2 * factors * np.einsum("ij,ij->i", y, turned_means[part.lists])
+        tiles[part.tiles, :, part.lanes] = packed(names)
+        constants[part.tiles, 0, part.lanes] = base
+        constants[part.tiles, 1, part.lanes] = -2 * factors
+        told.advance(len(rows))
     return tiles, constants
 
 

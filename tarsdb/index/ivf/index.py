@@ -18,20 +18,30 @@ from tarsdb.errors import (
 from tarsdb.index.arrays import Runs
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import LINE, padded_width, tile_starts
+from tarsdb.index.ivf.products import Products, parts_of
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels.graph import LIST_ROOM
-from tarsdb.kernels.ivf import PLAN, ROUNDS, SCRATCH, TILE
+from tarsdb.kernels.ivf import CENTROIDS, PLAN, ROUNDS, SCRATCH, TILE
 from tarsdb.kernels.native import address
 from tarsdb.records import dataclass
 
 _SHAPES = {
-    "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),
-    "shapes": ("f4", 3), "radii": ("f4", 1), "mean": ("f4", 1), "largest": ("f8", 1),
-    "op": ("u1", 1), "rotation": ("f4", 2),
-}  # fmt: skip
+    "rowids": ("i8", 1),
+    "constants": ("f4", 3),
+    "starts": ("i8", 1),
+    "centroids": ("u1", 4),
+    "shapes": ("f4", 3),
+    "radii": ("f4", 1),
+    "mean": ("f4", 1),
+    "largest": ("f8", 1),
+    "op": ("u1", 1),
+    "rotation": ("f4", 2),
+}
+_PRODUCTS = {"axes": ("u1", 4), "scales": ("f4", 3), "products": ("f4", 3)}
+"""What product codes have besides."""
 OPERATORS = ("<->", "<#>", "<=>")
 _FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u4"): 2}  # as in kernels/cpu/ivf.py
-_SETS = 3
+_SETS, _PRODUCT_CODES = 3, 4
 _WIDER = 4
 
 
@@ -63,9 +73,9 @@ class Ivf:
         In order of the lists.
     codes : uint8 (tiles, padded / 4, 16, 4), float32 (tiles, d', 16), uint32 (tiles, padded/32, 16)
         Codes + 128, the rows in the space, or bits: rows of bits themselves, else RaBitQ's signs of
-        the rotated difference to the list's centroid; the rows of a tile side by side. As
-        :class:`Runs` they stay in somebody else's memory, such as a memory map, and the owner says
-        how long a search may be made.
+        the rotated difference to the list's centroid, or product codes of that, (tiles, parts / 8,
+        16); the rows of a tile side by side. As :class:`Runs` they stay in somebody else's memory,
+        such as a memory map, and the owner says how long a search may be made.
     constants : float32 (tiles, 2, 16), for bits (tiles, 3, 16)
         Squared norms and scales; infinite and 0 where there is no row. For bits base, slope
         and number of set bits, see ``build.py``.
@@ -79,6 +89,8 @@ class Ivf:
     space : Space
     rotation : float32 (3, padded)
         Of signs, see ``build.py``; otherwise (0, 0).
+    products : Products or None
+        Of product codes.
     """
 
     rowids: np.ndarray
@@ -90,6 +102,7 @@ class Ivf:
     radii: np.ndarray
     space: Space
     rotation: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    products: Products | None = None
 
     def __len__(self) -> int:
         return len(self.rowids)
@@ -118,7 +131,8 @@ class Ivf:
 
     def candidates(self, k: int) -> int:
         """Return how many nodes to compare by their full vectors for the k nearest."""
-        few, more = (8, 64) if self.rotation.size else (2, 10)
+        is_rough = self.rotation.size or self.products is not None
+        few, more = (8, 64) if is_rough else (2, 10)
         return min(len(self), max(few * k, k + more))
 
     def search(
@@ -199,12 +213,18 @@ class Ivf:
 
     @property
     def _form(self) -> int:
+        if self.products is not None:
+            return _PRODUCT_CODES
         is_sets = self.codes.dtype == np.uint32 and not self.rotation.size
         return _SETS if is_sets else _FORMS[self.codes.dtype]
 
     @property
     def _room(self) -> int:
-        return SCRATCH + 4 * len(self.space.mean) + 10 * self._padded
+        width, made = len(self.space.mean), self.products
+        if made is None:
+            return SCRATCH + 4 * width + 10 * self._padded
+        of_code = 2 * self._padded + 80 * made.parts + 64
+        return SCRATCH + 4 * width + of_code + 4 * len(made.axes) * TILE
 
     @property
     def _padded(self) -> int:
@@ -223,12 +243,16 @@ class Ivf:
         else:
             places[:-1, 1], copies = self.codes.places(cuts)
         places[:, 2] = address(self.constants) + tiles * self.constants[0].nbytes
+        made = self.products
+        coder = (0,) * 5 if made is None else (
+            *map(address, (made.axes, made.scales, made.centroids)), *made.centroids.shape[:2]
+        )  # fmt: skip
         plan = np.empty(PLAN, np.int64)
         plan[:] = (
             address(places), address(self.centroids), address(self.shapes), address(self.radii),
             address(self.space.mean), self.lists, self._padded, len(self.space.mean),
             OPERATORS.index(self.space.op), self._form, address(self.rotation),
-            self.space.norm.view(np.int32),
+            self.space.norm.view(np.int32), *coder,
         )  # fmt: skip
         return plan, places, copies
 
@@ -238,12 +262,16 @@ class Ivf:
         return {**self._arrays(), "codes": self.codes}
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        made = self.products
+        coder = {} if made is None else {
+            "axes": made.axes, "scales": made.scales, "products": made.centroids,
+        }  # fmt: skip
         return {
             "rowids": self.rowids, "constants": self.constants, "starts": self.starts,
             "centroids": self.centroids, "shapes": self.shapes, "radii": self.radii,
             "mean": self.space.mean, "largest": np.array([self.space.largest], dtype=np.float64),
             "op": np.frombuffer(self.space.op.encode(), dtype=np.uint8),
-            "rotation": self.rotation,
+            "rotation": self.rotation, **coder,
         }  # fmt: skip
 
     @staticmethod
@@ -254,8 +282,8 @@ class Ivf:
         ------
         CorruptionError
         """
-        kept = {}
-        for name, (kind, ndim) in _SHAPES.items():
+        kept, is_products = {}, "products" in arrays
+        for name, (kind, ndim) in (_SHAPES | (_PRODUCTS if is_products else {})).items():
             array = arrays.get(name)
             if (
                 not isinstance(array, np.ndarray)
@@ -274,6 +302,7 @@ class Ivf:
         return Ivf(
             kept["rowids"], codes, kept["constants"], kept["starts"], kept["centroids"],
             kept["shapes"], kept["radii"], space, kept["rotation"],
+            Products(*(kept[name] for name in _PRODUCTS)) if is_products else None,
         )  # fmt: skip
 
 
@@ -289,7 +318,7 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> N
         raise CorruptionError(f"the mean of inverted lists has {width} elements")
     _require_starts(arrays["starts"], nodes)
     _require_shapes(arrays, codes, width)
-    for name in ("mean", "rotation", "largest"):
+    for name in ("mean", "rotation", "largest", *_PRODUCTS.keys() & arrays):
         if not np.isfinite(arrays[name]).all():
             raise CorruptionError(f"array {name} of inverted lists is not finite")
     for name in ("constants", "shapes", "radii"):
@@ -310,21 +339,25 @@ def _require_starts(starts: np.ndarray, nodes: int) -> None:
 def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, width: int) -> None:
     lists, tiles = len(arrays["starts"]) - 1, int(tile_starts(arrays["starts"])[-1])
     padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint32
+    parts, part_width = parts_of(width)
+    is_products, axes = "products" in arrays, parts * part_width // TILE
     wanted = {
         "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
         "rotation": (ROUNDS, padded) if is_bits and arrays["rotation"].size else (0, 0),
+        "axes": (axes, padded // 4, TILE, 4), "scales": (axes, 2, TILE),
+        "products": (parts, part_width, CENTROIDS),
         "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),
     }  # fmt: skip
     for name, shape in wanted.items():
-        if arrays[name].shape != shape:
+        if name in arrays and arrays[name].shape != shape:
             raise CorruptionError(
                 f"array {name} of inverted lists is {arrays[name].shape}, expected {shape}"
             )
     shapes = {
         np.dtype("u1"): (tiles, padded // 4, TILE, 4), np.dtype("f4"): (tiles, width, TILE),
-        np.dtype("u4"): (tiles, padded // 32, TILE),
+        np.dtype("u4"): (tiles, parts // 8 if is_products else padded // 32, TILE),
     }  # fmt: skip
-    if shapes.get(codes.dtype) != codes.shape:
+    if shapes.get(codes.dtype) != codes.shape or (is_products and not is_bits):
         raise CorruptionError(
             f"array codes of inverted lists is {_shown(codes)}, expected {tiles} tiles of {width}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tarsdb.errors import DataError
 from tarsdb.records import dataclass
 
-CODES = ("auto", "none", "int8", "bits")
+CODES = ("auto", "none", "int8", "bits", "pq")
 MOST_LISTS = 1 << 20
 _LIMITS: dict[str, tuple[int, int]] = {
     "lists": (0, MOST_LISTS), "iterations": (0, 1000), "sample": (1, 4096), "seed": (0, 2**63 - 1),
@@ -22,8 +22,8 @@ class IvfOptions:
         How many; 0 chooses :data:`LISTS_PER_ROOT` times the square root of the rows.
     codes : str
         What the lists hold of a row: ``int8`` (a byte an element), ``bits`` (a bit an element: of
-        rows of bits themselves, else by RaBitQ), ``none`` (float32) or ``auto``: ``bits`` of rows
-        of bits, else ``int8``.
+        rows of bits themselves, else by RaBitQ), ``pq`` (product codes: four bits for some six
+        elements), ``none`` (float32) or ``auto``: ``bits`` of rows of bits, else ``int8``.
     iterations : int
         Of k-means, at most; it stops when no row changes its cluster.
     sample : int

@@ -33,12 +33,14 @@ from tarsdb.kernels.cpu.memory import (
     read_real,
     read_signed,
 )
+from tarsdb.kernels.cpu.product_codes import make_name, tabulate_products
 from tarsdb.kernels.cpu.sign_bits import (
     PLANES_OF_QUERY,
     bit_passing,
     cut,
     number,
     rotate,
+    tables_way_of,
     tabulate,
     way_of,
 )
@@ -55,15 +57,16 @@ SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
 (
     PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION,
-    NORM,
-) = range(12)  # fmt: skip
+    NORM, AXES, SCALES, PRODUCTS, PARTS, PART_WIDTH,
+) = range(17)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 12
+PLAN = 17
 _AHEAD = 4096
 _SHORT = 1024
 """Entries up to which moving those behind a new one costs less than a heap."""
-BYTES, FLOATS, BITS, SETS = range(4)
-"""Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves."""
+BYTES, FLOATS, BITS, SETS, PRODUCT_CODES = range(5)
+"""Forms of rows: int8 codes, float32, sign bits of rotated residuals, bits themselves, product
+codes of turned residuals."""
 
 
 @linked
@@ -128,6 +131,7 @@ SIGNATURES = {
         _CODES, _CONSTANTS, types.int32[::1], types.float64[:, ::1], types.int64[::1]
     ),
     "search": types.int64(*[_LONG] * 10),
+    "name": types.void(*[_LONG] * 7),
 }  # fmt: skip
 
 
@@ -145,15 +149,17 @@ def make_kernels(variant: str) -> dict[str, Any]:
     search(plan, query, wanted, effort, allowed, places, moved, probes, best, out)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
         for the operator, form of the rows, address of the rotation's signs, bits of the norm
-        (float32) that queries are brought to unless by the first operator. The first address is of
+        (float32) that queries are brought to unless by the first operator; for product codes axes
+        and their constants in tiles, centroids, parts and elements of one. The first address is of
         int64 (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
         Writes nodes, or what int64 ``places`` (n,) has for them, to ``out`` int64 (wanted,),
         ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0. Scratch:
-        ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code; ``probes``
-        and ``best``, room for lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
+        ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code, for product
+        codes 2, 4 for each axis and 80 for each part, and 64; ``probes`` and ``best``, room for
+        lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
     """
     number_of, several = VARIANTS.index(variant), SEVERAL[variant]
-    way = way_of(variant)
+    way, tables_way = way_of(variant), tables_way_of(variant)
     one_dots = _plain_dots if variant == "plain" else _make_dots(number_of, 1)
     many_dots = one_dots if several == 1 else _make_dots(number_of, several)
 
@@ -213,7 +219,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
         factor, correction = np.float32(2) * scale, _sum_of(code, padded)
         square = np.float32(squares * np.float64(scale) ** 2)
         form = read_long(plan, FORM)
-        if form >= BITS:
+        if form == PRODUCT_CODES:
+            small = code + 2 * padded
+            turn(plan, code, scale, correction, small, dots, numbers)
+        elif form >= BITS:
             bytes_of, small = code + padded, code + 2 * padded
             turned = small + 4 * padded
             for at in range(padded):
@@ -246,7 +255,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 gap = apart - read_real(read_long(plan, RADII), at)
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
-            put_real(numbers, 3, key if form == BITS else np.float32(0))
+            put_real(numbers, 3, np.float32(0) if form == SETS else key)
             following = node_of(read_long(probes, probe + 1)) if probe + 1 < count else at
             size = scan(
                 plan, at, following, moved, factor, correction, wanted, allowed, best, size, scratch
@@ -257,6 +266,26 @@ def make_kernels(variant: str) -> dict[str, Any]:
             node = node_of(read_long(best, at))
             put_long(out, at, read_long(places, node) if places else node)
         return size
+
+    @linked
+    def turn(plan, code, scale, correction, small, dots, numbers):  # type: ignore[no-untyped-def]
+        """Write the tables of a coded query: its inner products with axes, then with centroids."""
+        padded, parts = read_long(plan, PADDED), read_long(plan, PARTS)
+        part_width, axes, scales = (
+            read_long(plan, PART_WIDTH),
+            read_long(plan, AXES),
+            read_long(plan, SCALES),
+        )
+        turned = small + 16 * parts
+        floats = turned + 4 * parts * part_width
+        for tile in range(parts * part_width // TILE):
+            one_dots(axes + tile * TILE * padded, code, padded, dots, _AHEAD)
+            for lane in range(TILE):
+                product = np.float32(read_int(dots, lane) - correction)
+                own = read_real(scales + 128 * tile + 64, lane)
+                put_real(turned, TILE * tile + lane, product * scale * own)
+        tabulate_products(turned, read_long(plan, PRODUCTS), parts, part_width, floats, numbers,
+                          small)  # fmt: skip
 
     @linked
     def scan(  # type: ignore[no-untyped-def]
@@ -273,6 +302,8 @@ def make_kernels(variant: str) -> dict[str, Any]:
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width
+        elif form == PRODUCT_CODES:
+            pitch, lines = TILE * read_long(plan, PARTS) // 2, 192
         elif form >= BITS:
             pitch, lines = TILE * padded // 8, 192
         small = moved + 4 * width + 2 * padded
@@ -281,7 +312,10 @@ def make_kernels(variant: str) -> dict[str, Any]:
             if allowed == 0 or _any(allowed + first, min(stop - first, TILE)):
                 for at in range(0, lines, 64):
                     prefetch(constants + constants_ahead + at)
-                if form >= BITS:
+                if form == PRODUCT_CODES:
+                    bits = bit_passing(tables_way, line, constants, small, pitch >> 6,
+                                       scratch + _NUMBERS, limit, scratch, ahead)  # fmt: skip
+                elif form >= BITS:
                     bits = bit_passing(way, line, constants, small, padded >> 5,
                                        scratch + _NUMBERS, limit, scratch, ahead)  # fmt: skip
                 elif form == FLOATS:
@@ -306,7 +340,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
             for at in range(sums.shape[1]):
                 sums[label, at] += scale * rows[row, at]
 
-    return {"encode": encode, "assign": assign, "add": add, "search": search}
+    return {"encode": encode, "assign": assign, "add": add, "search": search, "name": make_name()}
 
 
 def _make_dots(number: int, several: int) -> Any:

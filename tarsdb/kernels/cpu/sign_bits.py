@@ -38,11 +38,18 @@ _F16, _W16, _B64 = (ir.VectorType(kind, n) for kind, n in ((_FLOAT, 16), (_I32, 
 _B16, _B32, _H16, _W8, _L4 = (
     ir.VectorType(kind, n) for kind, n in ((_I8, 16), (_I8, 32), (_I16, 16), (_I32, 8), (_I64, 4))
 )
-PLANES_OF_QUERY, TABLES, WIDE_TABLES = range(3)
-"""Ways to sums: by bit planes, by tables of 16 bytes in 256-bit registers, of 64 in one of 512."""
+PLANES_OF_QUERY, TABLES, WIDE_TABLES, SINGLE_BYTES = range(4)
+"""Ways to sums: by bit planes, by tables of 16 bytes in 256-bit registers, of 64 in one of 512, of
+16 in memory."""
 _CHUNK = 128
 _ORDER = [*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]
 _BY_PLACE = [[16 * lane + 4 * row + at for row in range(4)] for lane in (0, 1) for at in range(4)]
+
+
+def tables_way_of(variant: str) -> int:
+    """Return the fastest way to sums of entries of any tables."""
+    way = way_of(variant)
+    return SINGLE_BYTES if way == PLANES_OF_QUERY else way
 
 
 def way_of(variant: str) -> int:
@@ -58,11 +65,11 @@ def bit_passing(  # type: ignore[no-untyped-def]
 ):
     """Write the keys of 16 rows of sign bits; return a bit for each that is at most ``limit``.
 
-    ``query`` is :func:`tabulate`'s, by bit planes :func:`cut`'s, ``numbers`` float32 (4,): step and
-    least element of the rotated query, minus half the sum of its elements, and the key of the rows'
-    centroid. What lies ``ahead`` bytes behind the tile is asked for.
+    ``query`` is :func:`tabulate`'s or other such tables, by bit planes :func:`cut`'s. ``numbers``
+    float32 (4,): step and least element of the rotated query, minus half the sum of its elements,
+    and the key of the rows' centroid. What lies ``ahead`` bytes behind the tile is asked for.
     """
-    common_bits = (_by_planes, _by_tables, _by_wide_tables)[way.literal_value]
+    common_bits = (_by_planes, _by_tables, _by_wide_tables, _by_single_bytes)[way.literal_value]
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         _, tile, constants, query, lines, numbers, limit, keys, ahead = args
@@ -191,6 +198,27 @@ def _by_wide_tables(b: Any, tile: Any, tables: Any, lines: Any, ahead: Any) -> A
             b.store(emit_vnni(b, b.load(sums[step]), looked_up, ones), sums[step])
     first, second = (b.add(b.load(sums[i]), b.load(sums[i + 1])) for i in (0, 2))
     return b.add(first, second)
+
+
+def _by_single_bytes(b: Any, tile: Any, tables: Any, lines: Any, ahead: Any) -> Any:
+    """Emit the same, a byte looked up at a time."""
+    total = cgutils.alloca_once_value(b, ir.Constant(_W16, None))
+    b.store(ir.Constant(_W16, None), total)
+    low = ir.Constant(_W16, [15] * 16)
+    with cgutils.for_range(b, lines) as loop:
+        codes = load(b, b.add(tile, b.shl(loop.index, ir.Constant(_I64, 6))), _W16)
+        table = b.add(tables, b.shl(loop.index, ir.Constant(_I64, 7)))
+        for four in range(8):
+            places = b.and_(b.lshr(codes, ir.Constant(_W16, [4 * four] * 16)), low)
+            entries = b.add(table, ir.Constant(_I64, 64 * (four % 2) + 16 * (four // 2)))
+            found = ir.Constant(_W16, None)
+            for row in range(16):
+                lane = ir.Constant(_I32, row)
+                place = b.zext(b.extract_element(places, lane), _I64)
+                byte = load(b, b.add(entries, place), _I8)
+                found = b.insert_element(found, b.zext(byte, _I32), lane)
+            b.store(b.add(b.load(total), found), total)
+    return b.load(total)
 
 
 # --- a rotated query in small numbers --------------------------------------------------------
