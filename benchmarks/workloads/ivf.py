@@ -27,7 +27,7 @@ from benchmarks.adapters import lists  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "faiss-cpu")
 K, RECALL = 10, 0.95
-CODES = ("bits", "int8")
+CODES = ("pq", "bits", "int8")
 PLAIN, FAST = ("PQ48",), ("PQ96x4fs", "PQ64x4fs")
 PER_ROOT = (2, 4)
 """Lists tried, times the square root of the rows; the product's default is the last."""

@@ -282,7 +282,7 @@ class Ivf:
         ------
         CorruptionError
         """
-        kept, is_products = {}, "products" in arrays
+        kept, is_products = {}, bool(_PRODUCTS.keys() & arrays.keys())
         for name, (kind, ndim) in (_SHAPES | (_PRODUCTS if is_products else {})).items():
             array = arrays.get(name)
             if (
@@ -341,9 +341,10 @@ def _require_shapes(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs, wid
     padded, of_lists, is_bits = padded_width(width), -(-lists // TILE), codes.dtype == np.uint32
     parts, part_width = parts_of(width)
     is_products, axes = "products" in arrays, parts * part_width // TILE
+    is_signs = is_bits and not is_products and arrays["rotation"].size
     wanted = {
         "constants": (tiles, 3 if is_bits else 2, TILE), "radii": (lists,),
-        "rotation": (ROUNDS, padded) if is_bits and arrays["rotation"].size else (0, 0),
+        "rotation": (ROUNDS, padded) if is_signs else (0, 0),
         "axes": (axes, padded // 4, TILE, 4), "scales": (axes, 2, TILE),
         "products": (parts, part_width, CENTROIDS),
         "centroids": (of_lists, padded // 4, TILE, 4), "shapes": (of_lists, 2, TILE),

@@ -348,9 +348,9 @@ def test_rows_without_a_vector(path: pathlib.Path, method: str) -> None:
         ("USING hnsw (emb) WITH (quantization = 'pq')", NotSupportedError, "quantization"),
         ("USING hnsw (emb) WITH (lists = 3)", NotSupportedError, "option 'lists'"),
         (
-            "USING ivf (emb) WITH (codes = 'pq')",
+            "USING ivf (emb) WITH (codes = 'pq8')",
             DataError,
-            "'pq', expected auto or none or int8 or bits",
+            "'pq8', expected auto or none or int8 or bits or pq",
         ),
         ("USING ivf (emb) WITH (lists = 3.5)", DataError, "option lists"),
         ("USING fts (emb)", NotSupportedError, "not built yet"),
@@ -447,7 +447,7 @@ def test_lists_are_as_many_as_asked_for(path: pathlib.Path) -> None:
             assert recall(db, op) >= 0.999
 
 
-@pytest.mark.parametrize("codes", ["none", "int8", "bits"])
+@pytest.mark.parametrize("codes", ["none", "int8", "bits", "pq"])
 def test_codes_of_lists(path: pathlib.Path, codes: str) -> None:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")

@@ -329,8 +329,61 @@ def test_damaged_arrays_are_refused(damage: Callable[[dict[str, np.ndarray]], No
         Ivf.from_arrays(named)
 
 
+PRODUCT_ARRAYS = ("axes", "scales", "products")
+PRODUCT_DAMAGE = [
+    *[_cut(name) for name in (*PRODUCT_ARRAYS, "codes", "constants")],
+    *[lambda named, name=name: named.pop(name) for name in PRODUCT_ARRAYS],
+    _set("scales", (0, 1, 0), np.inf), _set("products", (0, 0, 3), np.nan),
+    lambda named: named.update(rotation=np.ones((3, 64), np.float32)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", PRODUCT_DAMAGE)
+def test_damaged_product_codes_are_refused(
+    damage: Callable[[dict[str, np.ndarray]], None],
+) -> None:
+    named = dict(built(clustered(300, 60, 1), codes="pq").to_arrays())
+    Ivf.from_arrays(named)
+    damage(named)
+    with pytest.raises(CorruptionError):
+        Ivf.from_arrays(named)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_product_codes_are_ordered_by_what_they_stand_for(op: str) -> None:
+    """Beside the same estimate made of the arrays in NumPy, without tables of bytes."""
+    rows, queries = clustered(2000, 70, 1), clustered(8, 70, 2)
+    ivf = built(rows, op, codes="pq")
+    made = ivf.products
+    assert made is not None
+    lists = np.repeat(np.arange(ivf.lists), np.diff(ivf.starts))
+    tiles = np.concatenate([[0], np.cumsum(-(-np.diff(ivf.starts) // 16))])[lists]
+    tile, lane = np.divmod(np.arange(len(rows)) - ivf.starts[lists] + 16 * tiles, 16)
+    words = np.asarray(ivf.codes)[tile, :, lane]
+    names = (words[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).reshape(len(rows), -1)
+    coded, constants = made.named(names.astype(np.uint8)), ivf.constants[tile, :, lane]
+    turn = ivf.centroids.transpose(0, 2, 1, 3).reshape(-1, ivf.centroids[0].size // 16)
+    means = (turn.astype(np.float32) - 128) * ivf.shapes[:, 1].reshape(-1, 1)
+    means = means[: ivf.lists, : len(ivf.space.mean)]
+    for query in queries:
+        q = _moved(ivf, query)
+        near = np.square(means).sum(axis=1) - 2 * means @ q
+        keys = constants[:, 0] + near[lists] + constants[:, 1] * (coded @ made.turned(q[None])[0])
+        found = ivf.search(query, 200, ivf.lists)
+        spread = np.ptp(keys)
+        assert (np.diff(keys[found]) > -0.02 * spread).all()
+        assert keys[found].max() < np.sort(keys)[199] + 0.02 * spread
+        assert (np.diff(keys[found[::-1]]) < -0.02 * spread).any()  # a control
+
+
+def _moved(ivf: Ivf, query: np.ndarray) -> np.ndarray:
+    """Return a query in the space of the index, as kernels bring it there."""
+    wide = query if ivf.space.op == "<->" else query / np.linalg.norm(query) * ivf.space.norm
+    return np.append(wide, np.zeros(len(ivf.space.mean) - len(query), np.float32)) - ivf.space.mean
+
+
 @pytest.mark.parametrize(
-    "options", [{"lists": -1}, {"codes": "pq"}, {"seed": 1.5}, {"sample": 0}, {"iterations": True}]
+    "options", [{"lists": -1}, {"codes": "pq8"}, {"seed": 1.5}, {"sample": 0}, {"iterations": True}]
 )
 def test_options_out_of_range(options: dict[str, object]) -> None:
     with pytest.raises(DataError):
