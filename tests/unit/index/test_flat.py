@@ -63,9 +63,10 @@ def blocks_of(rows: np.ndarray, mask: bool) -> tuple[list[VectorBlock], np.ndarr
 
 
 def expected(values: np.ndarray, rowids: np.ndarray, k: int, descending: bool) -> list[int]:
-    keyed = [(np.isnan(v), 0 if np.isnan(v) else (-v if descending else v), r)
-             for v, r in zip(values.tolist(), rowids.tolist(), strict=True)]  # fmt: skip
-    return [entry[2] for entry in sorted(keyed)[:k]]
+    last = np.isnan(values)
+    keys = np.where(last, 0, -values if descending else values)
+    found: list[int] = rowids[np.lexsort((rowids, keys, last))][:k].tolist()
+    return found
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 63, 67, 500])
@@ -78,18 +79,20 @@ def test_search_is_brute_force(level: str, name: str, dim: int, rows: int) -> No
     for mask in (False, True):
         blocks, rowids, live = blocks_of(data, mask)
         index = FlatIndex(blocks, sql_type)
-        for op, k, descending in itertools.product(
-            operators(sql_type), (1, 7, rows + 3), (False, True)
-        ):
-            found, values = index.search(queries, k, op, descending=descending, threads=2)
-            for query, ids, got in zip(queries, found, values, strict=True):
-                truth = exact(op, data[live], query)
-                if op != "<=>":  # cosines may differ in the last bit, and so in order
-                    assert ids.tolist() == expected(truth, rowids[live], k, descending)
-                by_id = dict(zip(rowids[live].tolist(), truth.tolist(), strict=True))
-                wanted = [by_id[i] for i in ids.tolist()]
-                np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=3e-7)
-                assert len(ids) == min(k, live.sum())
+        kept = rowids[live]
+        for op in operators(sql_type):
+            truths = [exact(op, data[live], query) for query in queries]
+            by_id = [dict(zip(kept.tolist(), truth.tolist(), strict=True)) for truth in truths]
+            for descending in (False, True):
+                orders = [expected(truth, kept, len(kept), descending) for truth in truths]
+                for k in (1, 7, rows + 3):
+                    found, values = index.search(queries, k, op, descending=descending, threads=2)
+                    assert [len(ids) for ids in found] == [min(k, live.sum())] * 5
+                    if op != "<=>":  # cosines may differ in the last bit, and so in order
+                        assert [ids.tolist() for ids in found] == [order[:k] for order in orders]
+                    wanted = [[known[i] for i in ids.tolist()]
+                              for known, ids in zip(by_id, found, strict=True)]  # fmt: skip
+                    np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=3e-7)
 
 
 @pytest.mark.parametrize("name", TYPES)

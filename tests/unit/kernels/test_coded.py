@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,16 @@ def sieve(variant: str, many: bool) -> Any:
         return disk_cache.compiled(coded_many.make_sieve_many(), coded.SIEVE_SIGNATURE)
     make = coded_batch.make_sieve_many if many else coded.make_sieve
     return disk_cache.compiled(make(variant), coded.SIEVE_SIGNATURE, variant if many else "")
+
+
+@functools.cache
+def dense_sieve(variant: str) -> Any:
+    """Compile a sieve that takes tiles whole after the first; never kept on disk."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(coded, "STRETCH", 1)
+        changed.setattr(coded, "FIRST", 1)
+        changed.setattr(disk_cache, "kernel_folder", lambda: None)
+        return sieve(variant, many=False)
 
 
 def coder() -> Any:
@@ -125,14 +136,9 @@ def test_codes_are_numpys_and_norms_are_rounded_up(width: int, whole: bool) -> N
 @pytest.mark.parametrize("width", [*WIDTHS, 65_536])
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("variant", [coded.VNNI, coded.MADDUBS])
-def test_inner_products_are_exact(
-    variant: str, dense: bool, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if dense:  # all rows pass: after the first tile they are taken whole
-        monkeypatch.setattr(coded, "STRETCH", 1)
-        monkeypatch.setattr(coded, "FIRST", 1)
-        monkeypatch.setattr(disk_cache, "kernel_folder", lambda: None)
-    assert_exact(sieve(variant, many=False), width, many=False)
+def test_inner_products_are_exact(variant: str, dense: bool, width: int) -> None:
+    kernel = dense_sieve(variant) if dense else sieve(variant, many=False)  # dense: all rows pass
+    assert_exact(kernel, width, many=False)
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 65_536])
