@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tarsdb.engine.context import Context
 from tarsdb.engine.result import Result
+from tarsdb.engine.stored_expressions import validate_expressions
 from tarsdb.engine.tables import (
     DONE,
     define_column,
@@ -16,7 +17,6 @@ from tarsdb.engine.tables import (
     refuse_view,
     require_room,
     require_table,
-    validate_expressions,
 )
 from tarsdb.engine.writing import derive, triggers
 from tarsdb.engine.writing.identity import check_identity

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tarsdb.columns import empty
 from tarsdb.engine import references
 from tarsdb.engine.context import Context
 from tarsdb.engine.executor import run
@@ -16,19 +15,18 @@ from tarsdb.engine.search import index_build
 from tarsdb.engine.search.index_choice import AUTO
 from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.engine.standard_tables import STANDARD_TABLES
+from tarsdb.engine.stored_expressions import validate_expressions
 from tarsdb.engine.writing import derive
 from tarsdb.engine.writing.identity import check_identity, numbered
 from tarsdb.engine.writing.mutate import arrow_batches
-from tarsdb.errors import BindError, CatalogError, NotSupportedError
+from tarsdb.errors import CatalogError, NotSupportedError
 from tarsdb.schema import ColumnDef, IndexDef, TableDef
-from tarsdb.sql import bind_expression
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import (
     ColumnSpec,
     CreateIndex,
     CreateTable,
     Drop,
-    Relational,
     Truncate,
 )
 from tarsdb.types import parse_type
@@ -185,56 +183,6 @@ def _index(context: Context, table: TableDef, what: tuple[str, tuple[int, ...], 
         raise CatalogError(f"index {name!r} exists already")
     number = context.require_writes().new_id()
     return IndexDef(number, name, table.name, column_ids, unique=True, origin=origin)
-
-
-def validate_expressions(context: Context, table: TableDef) -> None:
-    """Bind every expression once, so that a mistake is found now."""
-    generated = {column.id for column in table.columns if column.generated is not None}
-    for column in table.columns:
-        if column.default is not None:
-            used = derive.sources(_bound(context, table, column.default))
-            if used:
-                raise CatalogError(f"DEFAULT of {table.name}.{column.name} reads a column")
-        if column.generated is not None:
-            expression = _bound(context, table, column.generated)
-            _validate_generated(table, column, expression)
-            if derive.sources(expression) & generated:
-                raise CatalogError(
-                    f"generated column {table.name}.{column.name} reads a generated column"
-                )
-    for _, text in table.checks:
-        _bound(context, table, text)
-    references.pin_functions(context, table)
-
-
-def _bound(context: Context, table: TableDef, text: str) -> ex.Expr | Relational:
-    """Bind an expression; what DuckDB evaluates, DuckDB binds too, over no rows."""
-    expression = bind_expression(text, table, context.catalog)
-    if isinstance(expression, Relational):
-        nothing = {column.id: empty(column.type) for column in table.columns}
-        try:
-            derive.evaluate_bound(context, expression, table, nothing, 0)
-        except BindError as error:
-            raise BindError(f"table {table.name}: {text}: {error.message}", error.hint) from error
-    return expression
-
-
-def _validate_generated(
-    table: TableDef, column: ColumnDef, expression: ex.Expr | Relational
-) -> None:
-    """Refuse a vector of another width than the model's, and no vector where it gives one."""
-    if not isinstance(expression, ex.Call) or expression.kind != "model":
-        return
-    given = expression.returns
-    if given is None or not (given.is_vector or column.type.is_vector):
-        return  # what is assigned can be cast
-    if not (given.is_vector and column.type.is_vector and column.type.dim == given.dim):
-        gives = f"{given.dim} dimensions" if given.is_vector else str(given)
-        raise CatalogError(
-            f"generated column {table.name}.{column.name} is {column.type}, "
-            f"model {expression.target} gives {gives}",
-            hint=f"declare it {given}",
-        )
 
 
 def publish(context: Context, table: TableDef) -> None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tarsdb.sql.statements import Statement
 
 __all__ = [
-    "bind", "bind_expression", "check_function_name", "explain", "parameter_keys", "parse", "split",
+    "bind", "bind_expression", "check_function_name", "check_stored", "explain", "parameter_keys",
+    "parse", "split",
 ]  # fmt: skip
 
 ParameterTypes = Mapping[int | str, Any]
@@ -89,6 +90,19 @@ def bind_expression(text: str, table: TableDef, catalog: Catalog) -> Expr | Rela
     from tarsdb.sql.binder import bind_table_expression
 
     return bind_table_expression(text, table, catalog)
+
+
+def check_stored(text: str, is_default: bool) -> None:
+    """Refuse the text of a DEFAULT, CHECK or generated column that is not about one row.
+
+    Raises
+    ------
+    BindError
+        It has a query, a window, unnest(), or, where it is no DEFAULT, random() and the like.
+    """
+    from tarsdb.sql import stored
+
+    stored.check_stored(text, is_default)
 
 
 def check_function_name(name: str) -> None:

@@ -25,7 +25,27 @@ WRONG = [
     ("x INT DEFAULT (nobody(1))", "nobody"),
     ("x INT CHECK (length(x) > 0)", "length(INTEGER)"),
     ("x INT CHECK (missing > 0)", "missing"),
+    ("x INT CHECK (x > random())", "another value each time"),
+    ("x INT CHECK (date('now') > DATE '2020-01-01')", "another value each time"),
+    ("x DATE CHECK (x < current_date)", "another value each time"),
+    ("x DATE CHECK (age(x) < INTERVAL '1 day')", "another value each time"),
+    ("x INT, y UUID GENERATED ALWAYS AS (gen_random_uuid()) STORED", "another value each time"),
+    ("x INT, y TIMESTAMP GENERATED ALWAYS AS (now()) STORED", "another value each time"),
+    ("x INT CHECK (EXISTS (SELECT 1))", "has a query"),
+    ("x INT, y INT GENERATED ALWAYS AS (x + (SELECT 1)) STORED", "has a query"),
+    ("x INT DEFAULT (SELECT 1)", "has a query"),
+    ("x INT, y INT GENERATED ALWAYS AS (row_number() OVER ()) STORED", "has a window"),
+    ("x INT, y INT GENERATED ALWAYS AS (unnest([1, 2])) STORED", "has unnest()"),
+    ("x UUID CHECK (x)", "CHECK t_x_check of table t: x is UUID, neither true nor false"),
+    ("x TEXT CHECK (upper(x))", "is TEXT, neither true nor false"),
+    ("x TEXT CHECK (x || 'a')", "is TEXT, neither true nor false"),
+    ("x INT CHECK ('x > 0')", "is TEXT, neither true nor false"),
 ]
+
+WRONG_DEFAULTS = [
+    ("INT", "'abc'"), ("SMALLINT", "70000"), ("DATE", "'nope'"), ("BOOLEAN", "'maybe'"),
+    ("JSON", "'{'"), ("DECIMAL(3,1)", "99999"), ("VECTOR(3)", "'[1, 2]'"), ("BIT(3)", "'1011'"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("columns", "message"), WRONG)
@@ -41,6 +61,15 @@ def test_what_no_row_could_meet_is_refused(
         if transaction:
             db.execute("COMMIT")
         assert db.execute("SELECT count(*) FROM tars_tables WHERE name = 't'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("kind", "default"), WRONG_DEFAULTS)
+def test_a_default_that_is_no_value_of_its_column_is_refused(
+    db: tarsdb.Connection, kind: str, default: str
+) -> None:
+    with pytest.raises(errors.DataError, match="x"):
+        db.execute(f"CREATE TABLE t (a INT, x {kind} DEFAULT {default})")
+    assert db.execute("SELECT count(*) FROM tars_tables").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +90,9 @@ def test_what_a_row_can_meet_is_taken(db: tarsdb.Connection) -> None:
     db.execute(
         "CREATE TABLE t (x INT CHECK (f(x) + length('a') > 0), s TEXT CHECK (length(s) < 4), "
         "u TEXT GENERATED ALWAYS AS (upper(s)) STORED, d TIMESTAMP DEFAULT (now()), "
-        "r DOUBLE DEFAULT (round(2.5)), CHECK (s IS NULL OR strlen(s) < 9))"
+        "r DOUBLE DEFAULT (round(2.5)), i UUID DEFAULT gen_random_uuid(), y INT CHECK (y % 2), "
+        "b DATE DEFAULT (date('now')), v VECTOR(2) DEFAULT '[1, 2]', "
+        "CHECK (s IS NULL OR strlen(s) < 9))"
     )
     db.execute("INSERT INTO t (s) VALUES ('abc')")
     assert db.execute("SELECT u, r, d IS NULL FROM t").fetchall() == [("ABC", 3.0, False)]
