@@ -430,8 +430,13 @@ class Cursor:
         return rows[start:]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        while (row := self.fetchone()) is not None:
-            yield row
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        row = self.fetchone()
+        if row is None:
+            raise StopIteration
+        return row
 
     def arrow(self) -> pa.Table:
         """Return the whole result as a ``pyarrow.Table``."""

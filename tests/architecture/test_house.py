@@ -125,5 +125,5 @@ def test_the_import_check_can_fail() -> None:
 
 def test_every_layer_of_the_contract_is_a_rank() -> None:
     order = checks.layers()
-    assert order[-1] == {"errors", "records", "loading"}
+    assert order[-1] == {"errors", "records", "loading", "pep249"}
     assert {"sql", "storage", "index", "model_ops", "udf_sandbox"} in order

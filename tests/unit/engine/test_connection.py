@@ -80,6 +80,37 @@ def test_pep_249(db: tarsdb.Connection) -> None:
     db.rollback()
 
 
+def test_names_of_pep_249(db: tarsdb.Connection) -> None:
+    cursor = db.execute(
+        "SELECT 'a' AS s, '{}'::JSON AS j, 1.5 AS d, true AS b, now() AS m, DATE '2020-01-01' AS n,"
+        " 'a'::BLOB AS o, [1] AS a"
+    )
+    codes = [column[1] for column in cursor.description or ()]
+    kinds = [tarsdb.STRING, tarsdb.BINARY, tarsdb.NUMBER, tarsdb.DATETIME, tarsdb.ROWID]
+    found = [[kind for kind in kinds if code == kind] for code in codes]
+    assert found == [
+        [tarsdb.STRING], [tarsdb.STRING], [tarsdb.NUMBER], [tarsdb.NUMBER], [tarsdb.DATETIME],
+        [tarsdb.DATETIME], [tarsdb.BINARY], [],
+    ]  # fmt: skip
+    assert len(set(kinds)) == len(kinds)
+    moment = tarsdb.Timestamp(2020, 1, 2, 3, 4, 5)
+    assert tarsdb.TimestampFromTicks(moment.timestamp()) == moment
+    assert tarsdb.DateFromTicks(moment.timestamp()) == tarsdb.Date(2020, 1, 2)
+    assert tarsdb.TimeFromTicks(moment.timestamp()) == tarsdb.Time(3, 4, 5)
+    (row,) = db.execute("SELECT ?, ?", [moment, tarsdb.Binary(b"a")]).fetchall()
+    assert row == (moment, b"a")
+
+
+def test_a_cursor_is_an_iterator(db: tarsdb.Connection) -> None:
+    cursor = db.execute("SELECT * FROM range(3)")
+    assert iter(cursor) is cursor
+    assert next(cursor) == (0,)
+    assert list(cursor) == [(1,), (2,)]
+    assert next(cursor, None) is None
+    with pytest.raises(errors.InterfaceError):
+        next(db.cursor())
+
+
 def test_fetchall_does_not_share_its_list(db: tarsdb.Connection) -> None:
     cursor = db.execute("SELECT id FROM t WHERE id < 3")
     first = cursor.fetchall()
