@@ -70,8 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _file(parser: argparse.ArgumentParser, *, read_only: bool = True) -> None:
-    parser.add_argument("file", metavar="FILE", help="the database file; created when absent")
+def _file(
+    parser: argparse.ArgumentParser, *, read_only: bool = True, is_made: bool = True
+) -> None:
+    note = "created when absent" if is_made else "it is only read"
+    parser.add_argument("file", metavar="FILE", help=f"the database file; {note}")
     if read_only:
         parser.add_argument("--read-only", action="store_true", help="refuse every write")
 
@@ -104,14 +107,14 @@ def _import(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    _file(parser, read_only=False)
+    _file(parser, read_only=False, is_made=False)
     parser.add_argument("what", metavar="TABLE|QUERY", help="a table, or a SELECT in quotes")
     parser.add_argument("data", metavar="DATA", help="a .csv, .json or .parquet file to write")
     parser.set_defaults(run=commands.export_data)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    _file(parser, read_only=False)
+    _file(parser, read_only=False, is_made=False)
     parser.add_argument("--quick", action="store_true", help="structure and headers only")
     parser.set_defaults(run=commands.check)
 

@@ -44,7 +44,7 @@ _SHOWN = {
     "tables": "tars_tables", "views": "tars_views", "indexes": "tars_indexes",
     "models": "tars_models", "functions": "tars_functions", "modules": "tars_modules",
     "all": "tars_settings", "settings": "tars_settings", "commits": "tars_commits",
-    "metrics": "tars_metrics",
+    "metrics": "tars_metrics", "triggers": "tars_triggers",
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def show(context: Context, plan: Show) -> Result:
         raise ProgrammingError(
             f"SHOW {plan.what}: no such setting", hint=f"SHOW {', '.join(sorted(_SHOWN))}"
         )
-    return Result([what], [TEXT], rows=[(str(settings[what]),)])
+    return Result([what], [TEXT], rows=[(settings.shown(what),)])
 
 
 def describe(context: Context, plan: Describe) -> Result:
@@ -71,6 +71,11 @@ def describe(context: Context, plan: Describe) -> Result:
         if model is None:
             raise CatalogError(f"model {plan.name!r} does not exist")
         return _text_table(("property", "value"), _model_rows(context, model))
+    if plan.kind in ("function", "module"):
+        raise NotSupportedError(
+            f"DESCRIBE {plan.kind.upper()} is not supported",
+            hint=f"SELECT * FROM tars_{plan.kind}s WHERE name = '{plan.name}'",
+        )
     header = ("column", "type", "null", "key", "default", "generated")
     view = context.catalog.view(plan.name)
     if view is not None:

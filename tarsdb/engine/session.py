@@ -378,7 +378,9 @@ class Session:
             from tarsdb.engine.writing import transfer
 
             return transfer.copy_to(context, plan)
-        raise ProgrammingError(f"executemany cannot run {type(plan).__name__}")
+        raise ProgrammingError(
+            "executemany runs INSERT, UPDATE and DELETE only", hint="execute() runs this statement"
+        )
 
     def _control(self, plan: Transaction | SetOption) -> Result:
         if isinstance(plan, SetOption):

@@ -65,6 +65,8 @@ def _integer(low: int, high: int) -> Callable[[str, Any], int]:
             number = int(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"setting {name}: {value!r} is not a whole number") from error
+        if isinstance(value, float) and value != number:
+            raise DataError(f"setting {name}: {value!r} is not a whole number")
         if not low <= number <= high:
             raise DataError(f"setting {name}: {number} is outside {low}..{high}")
         return number
@@ -83,7 +85,7 @@ def _fraction(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"setting {name}: {value!r} is not a number") from error
     if not 0 < number <= 1:
-        raise DataError(f"setting {name}: {number} is outside 0..1")
+        raise DataError(f"setting {name}: {number} is not above 0 and at most 1")
     return number
 
 
@@ -173,6 +175,11 @@ class Settings(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def shown(self, name: str) -> str:
+        """Return a value as SET takes it."""
+        value = self._values[name]
+        return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
     def set(self, name: str, value: Any) -> None:
         """Set one; ``None`` restores the default.

@@ -179,7 +179,7 @@ def _settings(context: Context) -> Rows:
     from tarsdb.engine.settings import SETTINGS
 
     values = context.engines.settings
-    return [(name, str(values[name]), s.about) for name, s in sorted(SETTINGS.items())]
+    return [(name, values.shown(name), s.about) for name, s in sorted(SETTINGS.items())]
 
 
 def _commits(context: Context) -> Rows:

@@ -74,6 +74,17 @@ def resolve_call(binding: Binding, node: Any) -> OwnCall | None:
     return None
 
 
+def refuse_in_from(node: Any) -> None:
+    """Raise BindError for a call in FROM of a function of models, which gives values."""
+    call = node.this if isinstance(node, exp.Table) else None
+    if isinstance(call, exp.Func) and own_name(call) in FUNCTIONS:
+        name = own_name(call)
+        raise BindError(
+            f"function {name} gives a value for each row, it cannot stand in FROM{where(node)}",
+            hint="SELECT unnest(chunk(...)) makes rows of pieces" if name == "chunk" else "",
+        )
+
+
 def _in_place_of_model(binding: Binding, name: str, node: Any) -> FunctionDef | None:
     """Return the function that ``rerank('f', ...)`` and the like name in place of a model."""
     role = _IN_PLACE_OF_MODELS.get(name)

@@ -31,6 +31,7 @@ DISTANCE_NAMES = {
     f"{name}_distance": f"__distance_{name}" for name in OPERATORS.values() if name != "ip"
 }  # fmt: skip
 """pgvector's names of the operators, ``l2_distance`` and so on, but for the inner product's."""
+NO_TIME_TRAVEL = "FOR SYSTEM_TIME AS OF is not supported"
 MAX_LENGTH = 16 * 2**20  # characters of one statement
 MAX_DEPTH = 200  # open brackets; Python's recursion limit usually comes first
 MAX_PREFIXES = 200  # NOT NOT NOT ..., - - - ...
@@ -320,6 +321,8 @@ def parse_tree(tokens: list[Token], text: str) -> tuple[Any, tuple[int | str, ..
         found = collect(tree) if tree is not None and (distances or named) else ([], [])
         tree = mend(tree, found[0])
     except ParseError as error:
+        if any(token.text.upper() == "SYSTEM_TIME" for token in tokens):
+            raise NotSupportedError(NO_TIME_TRAVEL) from error
         raise _parse_error(text, error) from error
     except RecursionError as error:
         raise too_deep(text) from error

@@ -55,7 +55,10 @@ def _parameters(stream: TokenStream, what: str) -> tuple[tuple[str, str], ...]:
 def _function_clause(stream: TokenStream, name: str, fields: dict[str, Any]) -> None:
     volatility = stream.accept_any("IMMUTABLE", "STABLE", "VOLATILE")
     if volatility:
-        fields["volatility"] = volatility
+        known = fields.setdefault("volatility", volatility)
+        if known != volatility:
+            stream.index -= 1
+            stream.fail(f"the function is {known} already")
     elif stream.accept("STRICT") or stream.accept("RETURNS", "NULL", "ON", "NULL", "INPUT"):
         fields["strict"] = True
     elif stream.accept("CALLED", "ON", "NULL", "INPUT"):

@@ -152,7 +152,7 @@ def _copy_options(stream: TokenStream) -> dict[str, Any]:
         while not stream.accept(")"):
             if options:
                 stream.expect(",")
-            key = stream.name("an option").lower()
+            key = "null" if stream.accept("NULL") else stream.name("an option").lower()
             stream.accept("=")
             options[key] = True if stream.peek() in (",", ")") else stream.value()
     stream.finish()

@@ -18,10 +18,10 @@ from tarsdb.schema import ColumnDef, FunctionDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql import moments
 from tarsdb.sql.binding import SYSTEM_TABLES, Binding, table_name, where
-from tarsdb.sql.calls import OwnCall, resolve_call
+from tarsdb.sql.calls import OwnCall, refuse_in_from, resolve_call
 from tarsdb.sql.computed import leave_to_scan
 from tarsdb.sql.core import Core, parameter_key
-from tarsdb.sql.dialect import OPERATOR_OF, generate
+from tarsdb.sql.dialect import NO_TIME_TRAVEL, OPERATOR_OF, generate
 from tarsdb.sql.distances import Distances
 from tarsdb.sql.frames import place_windows
 from tarsdb.sql.function_calls import (
@@ -213,6 +213,7 @@ class Rewriter:
             is_plain = named is not None and not named.args.get("columns")
             scope.sources.append(Source(alias, passes=self._passed(node.this) if is_plain else {}))
         else:
+            refuse_in_from(node)
             self.children(node, scope)
             scope.sources.append(Source(alias))
         for part in ("joins", "laterals"):
@@ -248,6 +249,8 @@ class Rewriter:
             passes = self._passes.get(name.lower(), {}) if is_plain else {}
             scope.sources.append(Source(alias, passes=passes))
             return
+        if node.args.get("version") is not None:
+            raise NotSupportedError(NO_TIME_TRAVEL)
         name = table_name(node)
         table = self.binding.catalog.table(name)
         if table is not None:

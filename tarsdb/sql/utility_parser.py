@@ -9,7 +9,7 @@ from tarsdb.errors import NotSupportedError
 from tarsdb.sql.plan import Describe, Maintain, Plan, Pragma, SetOption, Show, Transaction, Truncate
 from tarsdb.sql.stream import TokenStream
 
-_SHOWN = ("TABLES", "VIEWS", "INDEXES", "MODELS", "FUNCTIONS", "MODULES", "ALL")
+_SHOWN = ("TABLES", "VIEWS", "INDEXES", "TRIGGERS", "MODELS", "FUNCTIONS", "MODULES", "ALL")
 
 
 def begin(stream: TokenStream) -> Plan:
@@ -77,7 +77,7 @@ def _setting(stream: TokenStream) -> str:
 
 
 def show(stream: TokenStream) -> Plan:
-    """SHOW TABLES | VIEWS | INDEXES | MODELS | FUNCTIONS | MODULES | ALL | setting."""
+    """SHOW TABLES | VIEWS | INDEXES | TRIGGERS | MODELS | FUNCTIONS | MODULES | ALL | setting."""
     stream.expect("SHOW")
     word = stream.accept_any(*_SHOWN)
     return Show(word.lower() if word else stream.name("TABLES, ALL or a setting").lower())

@@ -113,7 +113,10 @@ def _open_or_create(path: str, options: OpenOptions) -> int:
         except FileNotFoundError as error:
             if options.read_only or not options.create:
                 raise OperationalError(
-                    f"{path}: no such database file", hint="open it with create=True"
+                    f"{path}: no such database file",
+                    hint="opened read-only it is not created; check the path"
+                    if options.read_only
+                    else "OpenOptions(create=True) makes it; check the path",
                 ) from error
             _reserve(path)
         except OSError as error:

@@ -68,7 +68,8 @@ def limits_from_options(options: Mapping[str, Any]) -> SandboxLimits:
         else:
             raise BindError(
                 f"function option {name!r} is not known",
-                hint=f"options: {', '.join(sorted(found))}, allow, backend, require_seccomp",
+                hint=f"options: {', '.join(sorted(found))}, allow, backend, cache, embed, lookup, "
+                "require_seccomp, role",
             )
     if backend == "hyperlight":
         _fit_hyperlight(options, found)

@@ -210,3 +210,21 @@ def test_warmup_compiles_what_the_models_of_a_file_need(
     told = capsys.readouterr().err
     assert "decoder int4" in told
     assert "packed weights of m: 0 bytes" in told  # too small to be worth it
+
+
+@pytest.mark.parametrize(
+    ("command", "is_made"), [("query", True), ("import", True), ("check", False), ("export", False)]
+)
+def test_help_says_whether_a_file_is_made(
+    command: str, is_made: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = "created when absent" in " ".join(capsys.readouterr().out.split())
+    assert said == is_made
+    data = tmp_path / "in.csv"
+    data.write_text("a\n1\n")
+    file = str(tmp_path / "a.tars")
+    more = {"query": ["SELECT 1"], "import": ["t", str(data)], "check": [], "export": ["t", "x"]}
+    main([command, file, *more[command]])
+    assert Path(file).exists() == is_made

@@ -1,0 +1,91 @@
+"""Statements that users try: each is done, or refused in words that say what is wrong."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import tarsdb
+from tarsdb import errors
+
+
+@pytest.fixture
+def db(tmp_path: pathlib.Path) -> Iterator[tarsdb.Connection]:
+    with tarsdb.connect(tmp_path / "a.tars") as opened:
+        opened.execute("CREATE TABLE t (id INT PRIMARY KEY, s TEXT)")
+        opened.execute("INSERT INTO t VALUES (1, 'a'), (2, NULL)")
+        yield opened
+
+
+REFUSED: list[tuple[str, type[errors.Error], str]] = [
+    ("SELECT * FROM t FOR SYSTEM_TIME AS OF VERSION 1", errors.NotSupportedError, "SYSTEM_TIME"),
+    ("SELECT * FROM t FOR SYSTEM_TIME AS OF TIMESTAMP '2020-01-01'", errors.NotSupportedError,
+     "SYSTEM_TIME"),
+    ("DESCRIBE FUNCTION f", errors.NotSupportedError, "tars_functions WHERE name = 'f'"),
+    ("DESCRIBE MODULE f", errors.NotSupportedError, "tars_modules WHERE name = 'f'"),
+    ("SELECT * FROM chunk(s, 2, 1)", errors.BindError, "unnest(chunk(...))"),
+    ("SELECT * FROM t, generate('m', s)", errors.BindError, "cannot stand in FROM"),
+    ("SET ef_search = 1.5", errors.DataError, "1.5 is not a whole number"),
+    ("SET target_recall = 0", errors.DataError, "0.0 is not above 0 and at most 1"),
+    ("CREATE FUNCTION f(n INT) RETURNS INT LANGUAGE wasm IMMUTABLE VOLATILE AS '(module)'",
+     errors.SQLSyntaxError, "IMMUTABLE already"),
+    ("CREATE FUNCTION f(n INT) RETURNS INT LANGUAGE wasm AS '(module)' WITH (rle = 'metric')",
+     errors.BindError, "role"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "kind", "words"), REFUSED)
+def test_what_is_refused_is_named(
+    db: tarsdb.Connection, sql: str, kind: type[errors.Error], words: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        db.execute(sql)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("sql", ["SELECT ?", "SELECT s FROM t WHERE id = ?"])
+def test_executemany_of_a_query_says_what_it_runs(db: tarsdb.Connection, sql: str) -> None:
+    with pytest.raises(errors.ProgrammingError, match="INSERT, UPDATE and DELETE only"):
+        db.executemany(sql, [(1,), (2,)])
+
+
+def test_a_file_that_is_not_there_is_not_made_to_be_read(tmp_path: pathlib.Path) -> None:
+    for how in ({"read_only": True}, {"options": tarsdb.OpenOptions(create=False)}):
+        options: dict[str, Any] = how
+        with pytest.raises(errors.OperationalError, match=r"no such database file.*check the path"):
+            tarsdb.connect(tmp_path / "none.tars", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copy_takes_the_word_null(db: tarsdb.Connection, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "t.csv"
+    db.execute(f"COPY t TO '{path}' (HEADER, DELIMITER '|', NULL 'NA')")
+    assert path.read_text() == "id|s\n1|a\n2|NA\n"
+    rows = db.execute("SELECT * FROM t").fetchall()
+    db.execute("TRUNCATE t")
+    db.execute(f"COPY t FROM '{path}' (DELIMITER '|', NULL 'NA')")
+    assert db.execute("SELECT * FROM t").fetchall() == rows
+
+
+def test_switches_are_shown_as_they_are_set(db: tarsdb.Connection) -> None:
+    for value in ("on", "off"):
+        db.execute(f"SET result_cache = {value}")
+        assert db.execute("SHOW result_cache").fetchall() == [(value,)]
+        shown = {row[0]: row[1] for row in db.execute("SHOW ALL").fetchall()}
+        assert shown["result_cache"] == value
+        for name, text in shown.items():
+            if name != "isa":
+                db.execute(f"SET {name} = '{text}'")
+    db.execute("SET ef_search = 2.0")
+    assert db.execute("SHOW ef_search").fetchall() == [("2",)]
+
+
+def test_triggers_are_shown(db: tarsdb.Connection) -> None:
+    shown = db.execute("SHOW TRIGGERS")
+    read = db.execute("SELECT * EXCLUDE (sql) FROM tars_triggers")
+    assert [column[0] for column in shown.description or ()] == [
+        column[0] for column in read.description or ()
+    ]
