@@ -48,7 +48,9 @@ def test_a_collector_switched_off_stays_off() -> None:
 
 def test_nothing_stays_frozen_and_rubbish_is_found() -> None:
     with collector_paused():
+        kept = [Ring() for _ in range(2000)]
         seen = weakref.ref(Ring())
+    assert len(kept) > gc.get_threshold()[0]
     assert gc.get_freeze_count() == 0
     assert seen() is not None
     gc.collect(1)
@@ -64,6 +66,19 @@ def test_what_the_program_froze_stays_frozen() -> None:
         pass
     assert gc.get_freeze_count() >= count - 10  # some of it may have died
     assert count > 1000
+
+
+def test_a_block_that_makes_nothing_does_not_count_what_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: asked.append(1) or 0)
+    with collector_paused():
+        import json  # noqa: F401  # it is there
+    assert asked == []
+    with collector_paused():
+        kept = [Ring() for _ in range(2000)]
+    assert asked == [1] and kept
 
 
 def test_a_first_query_collects_little() -> None:
