@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _file(
-    parser: argparse.ArgumentParser, *, read_only: bool = True, is_made: bool = True
-) -> None:
+def _file(parser: argparse.ArgumentParser, *, read_only: bool = True, is_made: bool = True) -> None:
     note = "created when absent" if is_made else "it is only read"
     parser.add_argument("file", metavar="FILE", help=f"the database file; {note}")
     if read_only:
