@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import pathlib
 import re
 import sys
@@ -56,6 +57,13 @@ def sources(package: str = "tarsdb") -> dict[str, str]:
     return found
 
 
+@functools.cache
+def parsed(text: str) -> tuple[ast.Module, list[ast.AST]]:
+    """Return the tree of a module and all its nodes."""
+    tree = ast.parse(text)
+    return tree, list(ast.walk(tree))
+
+
 def layers() -> list[set[str]]:
     """Return the layers of setup.cfg, highest first."""
     config = configparser.ConfigParser()
@@ -66,15 +74,17 @@ def layers() -> list[set[str]]:
 
 def imports(name: str, text: str, known: Sources) -> Iterator[tuple[int, str]]:
     """Yield (line, module) of every import that can run, those inside functions too."""
-    tree = ast.parse(text)
+    _, nodes = parsed(text)
     typing_only = {
         id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for node in nodes
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
         for statement in node.body
         for child in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -146,7 +156,7 @@ def check_sizes(known: Sources) -> list[str]:
         if lines > MAX_FILE_LINES:
             findings.append(f"{name}: {lines} lines, more than {MAX_FILE_LINES}")
         kernel = name.startswith("tarsdb.kernels")
-        for node in ast.walk(ast.parse(text)):
+        for node in parsed(text)[1]:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 findings += _function_findings(f"{name}:{node.lineno} {node.name}", node, kernel)
     return findings
@@ -188,14 +198,14 @@ def check_kernel_cache(known: Sources) -> list[str]:
     """
     findings = []
     for name, text in known.items():
-        tree = ast.parse(text)
+        _, nodes = parsed(text)
         foreign = {
             alias.asname or alias.name: node.module
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.ImportFrom) and is_foreign(node.module or "")
             for alias in node.names
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if not isinstance(node, ast.FunctionDef) or not is_kernel(node):
                 continue
             used = {
@@ -220,7 +230,7 @@ def check_documented(known: Sources) -> list[str]:
     """Flag public modules, classes and functions without a docstring."""
     findings = []
     for name, text in known.items():
-        tree = ast.parse(text)
+        tree, _ = parsed(text)
         if ast.get_docstring(tree) is None:
             findings.append(f"{name}: no docstring")
         findings += [
@@ -242,7 +252,7 @@ def check_vocabulary(known: Sources) -> list[str]:
     for name, text in known.items():
         words = set(name.rsplit(".", 1)[-1].lower().split("_"))
         findings += [f"{name}: {word} names nothing" for word in sorted(words & EMPTY_WORDS)]
-        for node in ast.walk(ast.parse(text)):
+        for node in parsed(text)[1]:
             if isinstance(node, ast.ClassDef):
                 parts = {part.lower() for part in re.findall(r"[A-Z][a-z]+", node.name)}
                 findings += [
@@ -262,7 +272,7 @@ def check_dataclasses(known: Sources) -> list[str]:
     for name, text in known.items():
         if name.startswith(free):
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in parsed(text)[1]:
             from_library = isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
             if from_library and any(each.name == "dataclass" for each in node.names):
                 findings.append(f"{name}:{node.lineno}: dataclass comes from tarsdb.records")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,10 +24,11 @@ sys.exit(f"import tarsdb loaded {loaded}" if loaded else 0)
 
 
 @pytest.fixture(scope="module")
-def package() -> dict[str, str]:
+def package() -> Iterator[dict[str, str]]:
     found = checks.sources()
     assert len(found) > 20, "the package was not found"
-    return found
+    yield found
+    checks.parsed.cache_clear()
 
 
 def _layers(known: checks.Sources) -> list[str]:
