@@ -6,7 +6,8 @@ map: they are consumed inside the statement's read transaction and never kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,9 @@ class VariableScan:
         yield from self._table.select(list(columns)).to_batches()
 
 
+_NUMBERS = re.compile(r"__index_level_\d+__")
+
+
 def is_table_like(variable: Any) -> bool:
     """Return True for what :func:`table_of` takes."""
     if isinstance(variable, np.ndarray):
@@ -233,12 +237,19 @@ def _table_of(name: str, variable: Any) -> pa.Table:
         return pa.table({"column0": array_of("column0", variable)})
     if isinstance(variable, dict):
         return pa.table({key: array_of(key, value) for key, value in variable.items()})
+    if isinstance(variable, pa.RecordBatchReader):
+        raise DataError(
+            f"{name} is a RecordBatchReader, read only once", hint="name its read_all()"
+        )
     if hasattr(variable, "__arrow_c_stream__"):
         schema = getattr(variable, "schema", None)
-        opaque = [key for key, kind in dict(schema or {}).items() if str(kind) == "Object"]
+        kinds = schema if isinstance(schema, Mapping) else {}
+        opaque = [key for key, kind in kinds.items() if str(kind) == "Object"]
         if opaque:  # of Polars, which exports addresses of them
             raise DataError(f"{name}: column {opaque[0]} holds Python objects of no one type")
-        return pa.table(variable)
+        table = pa.table(variable)
+        # pandas' numbers of rows, once some were left out; an index with a name is a column
+        return table.drop_columns([n for n in table.column_names if _NUMBERS.fullmatch(n)])
     raise BindError(f"variable {name} ({type(variable).__name__}) is not a table")
 
 

@@ -96,3 +96,30 @@ def test_frames_that_are_no_table() -> None:
         with pytest.raises(DataError):
             db.execute("CREATE TABLE t AS SELECT * FROM opaque")
     del doubled, opaque
+
+
+def test_an_index_of_numbers_is_no_column() -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "z"]})
+    some = frame[frame["a"] > 1]
+    named = some.set_index("b")
+    pairs = frame.set_index([pd.Index([7, 8, 9], name="n"), pd.Index([1, 2, 3])])
+    with tarsdb.connect(":memory:") as db:
+        db.execute("CREATE TABLE t (a INT, b TEXT)")
+        db.execute("INSERT INTO t SELECT * FROM some")
+        db.table("t").insert(some)
+        assert db.execute("SELECT * FROM t").fetchall() == [(2, "y"), (3, "z")] * 2
+        names = [column[0] for column in db.execute("SELECT * FROM named").description or ()]
+        assert names == ["a", "b"]
+        names = [column[0] for column in db.execute("SELECT * FROM pairs").description or ()]
+        assert names == ["a", "b", "n"]
+    del named, pairs
+
+
+def test_a_reader_is_refused_for_it_can_be_read_once() -> None:
+    reader = pa.table({"a": [1, 2]}).to_reader()
+    with tarsdb.connect(":memory:") as db:
+        with pytest.raises(DataError, match=r"reader is a RecordBatchReader.*read_all"):
+            db.execute("SELECT * FROM reader")
+        whole = reader.read_all()
+        assert db.execute("SELECT sum(a) FROM whole").fetchone() == (3,)
+    del whole
