@@ -320,6 +320,9 @@ class Session:
             raise
 
     def _plan(self, prepared: _Prepared, context: Context, variables: Any) -> Plan:
+        ready = None if prepared.plan is not None else prepared.statement.plan
+        if isinstance(ready, (Pragma, SetOption)):  # asks nothing of a catalog that may be damaged
+            return ready
         shared = context.writes is None or context.catalog is context.snapshot.catalog
         key = context.snapshot.catalog_version, self.settings.version
         if shared and prepared.plan is not None and prepared.key == key:

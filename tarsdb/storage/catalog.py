@@ -150,12 +150,25 @@ def current_table(txn: ReadTxn, caches: dict[str, Any], table_id: int) -> TableD
     return read_catalog(txn, caches).table_by_id(table_id)
 
 
-def load_objects(txn: ReadTxn) -> dict[tuple[str, str], CatalogObject]:
-    """Read every catalog object of a transaction."""
+def load_objects(
+    txn: ReadTxn, damaged: dict[tuple[str, str], str] | None = None
+) -> dict[tuple[str, str], CatalogObject]:
+    """Read every catalog object of a transaction; with ``damaged`` put there what is wrong.
+
+    Raises
+    ------
+    CorruptionError
+        A definition is damaged, and nobody asked which are.
+    """
     objects = {}
     for key, value in txn.range("catalog", b"", None):
         kind, _, name = key.decode(errors="backslashreplace").partition("/")
-        objects[kind, name] = _decode(kind, name, key, value)
+        try:
+            objects[kind, name] = _decode(kind, name, key, value)
+        except CorruptionError as error:
+            if damaged is None:
+                raise
+            damaged[kind, name] = error.message
     return objects
 
 

@@ -45,11 +45,13 @@ def check(env: Environment, full: bool = False, check_stop: CheckStop = never) -
         Asked every few thousand rows or entries; what it raises ends the check.
     """
     with env.read() as txn:
+        damaged: dict[tuple[str, str], str] = {}
         try:
-            objects = load_objects(txn)
+            objects = load_objects(txn, damaged)
         except Error as error:
             return [f"catalog: {error.message}"]
-        findings = [*history.check(txn, objects, full), *object_ids.check(txn, objects)]
+        findings = list(damaged.values())
+        findings += [*history.check(txn, objects, full, damaged), *object_ids.check(txn, objects)]
         for definition in heeding(objects.values(), check_stop, 1):
             if isinstance(definition, TableDef):
                 findings += check_table(txn, definition, full, check_stop)
