@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -127,6 +127,20 @@ def assert_same(flat: FlatIndex, other: FlatIndex, queries: np.ndarray, k: int, 
     np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
 
 
+def assert_all_same(
+    flat: FlatIndex, other: FlatIndex, queries: np.ndarray, sizes: Iterable[int],
+    parts: Iterable[slice],
+) -> None:  # fmt: skip
+    """Compare searches for so many rows, of such parts of the queries, with one scan of each."""
+    for op in OPERATORS:
+        rowids, distances = flat.search(queries, max(sizes), op)
+        for k, part in itertools.product(sizes, parts):
+            found = other.search(queries[part], k, op)
+            np.testing.assert_array_equal(found[0], rowids[part, :k])
+            expected = distances[part, :k].view(np.int32)
+            np.testing.assert_array_equal(found[1].view(np.int32), expected)
+
+
 def counted(name: str) -> float:
     return METRICS.snapshot().get(f"index.exact_{name}", 0)
 
@@ -140,11 +154,8 @@ def test_answers_are_the_scans(level: str, small_blocks: None, maker: Maker, dim
     queries = np.concatenate([near, maker(rng, 3, dim), np.zeros((1, dim))]).astype(np.float32)
     for mask in (False, True):
         flat, with_codes = pair(blocks_of(rows, mask), dim)
-        for op in OPERATORS:
-            for k in (1, 10, 300, ROWS + 9):
-                assert_same(flat, with_codes, queries, k, op)
-                assert_same(flat, with_codes, queries[:6], k, op)
-                assert_same(flat, with_codes, queries[-1:], k, op)
+        sizes, parts = (1, 10, 300, ROWS + 9), (slice(None), slice(6), slice(-1, None))
+        assert_all_same(flat, with_codes, queries, sizes, parts)
 
 
 @pytest.mark.parametrize("maker", [random, clustered], ids=lambda maker: maker.__name__)
