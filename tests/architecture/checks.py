@@ -277,3 +277,44 @@ def check_dataclasses(known: Sources) -> list[str]:
             if from_library and any(each.name == "dataclass" for each in node.names):
                 findings.append(f"{name}:{node.lineno}: dataclass comes from tarsdb.records")
     return findings
+
+
+NETWORK = frozenset(
+    "socket ssl http urllib ftplib smtplib poplib imaplib xmlrpc socketserver asyncio".split()
+)
+ON_FILES = frozenset(
+    "open memmap fromfile tofile load save savez loadtxt read_bytes write_bytes read_text "
+    "write_text unlink rename replace remove rmtree mkdir makedirs listdir scandir".split()
+)
+NO_FILES = ("tarsdb.sql.", "tarsdb.index.", "tarsdb.kernels.")
+
+
+def check_reach(known: Sources) -> list[str]:
+    """Flag networks, files where there is no I/O, arrays in SQL, and LMDB's modes that lose data.
+
+    The worker of a sandbox talks through a pair of sockets.
+    """
+    findings = []
+    for name, text in known.items():
+        for line, module in imports(name, text, known):
+            top = module.split(".")[0]
+            if top in NETWORK and not name.startswith("tarsdb.udf_sandbox.worker"):
+                findings.append(f"{name}:{line}: {top} reaches a network")
+            if top in SHARED and name.startswith("tarsdb.sql."):
+                findings.append(f"{name}:{line}: {top} is of arrays, which sql does not see")
+        for node in parsed(text)[1]:
+            if isinstance(node, ast.Call):
+                findings += [f"{name}:{node.lineno}: {what}" for what in _call_findings(name, node)]
+    return findings
+
+
+def _call_findings(name: str, call: ast.Call) -> Iterator[str]:
+    function = call.func
+    owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
+    called = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
+    if owner == "lmdb" and {"writemap", "sync"} & {each.arg for each in call.keywords}:
+        yield "lmdb.open with writemap or sync"
+    on_file = called == "open" if not owner else owner in ("os", "np", "numpy", "path", "shutil")
+    is_cache = name == "tarsdb.kernels.cpu.disk_cache"  # of machine code, named by our own sources
+    if name.startswith(NO_FILES) and not is_cache and on_file and called in ON_FILES:
+        yield f"{called}() works on files"

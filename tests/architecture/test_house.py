@@ -43,6 +43,7 @@ CHECKERS: list[Callable[[checks.Sources], list[str]]] = [
     checks.check_documented,
     checks.check_vocabulary,
     checks.check_dataclasses,
+    checks.check_reach,
 ]
 
 
@@ -86,6 +87,13 @@ BAD: list[tuple[Callable[[checks.Sources], list[str]], str, str, str]] = [
     (checks.check_vocabulary, "tarsdb.storage.file_utils", "", "names nothing"),
     (checks.check_vocabulary, "tarsdb.storage.x", "class LockManager: ...", "names nothing"),
     (checks.check_vocabulary, "tarsdb.storage.x", "import pickle", "runs code"),
+    (checks.check_reach, "tarsdb.engine.session", "import socket", "reaches a network"),
+    (checks.check_reach, "tarsdb.cli.main", "from urllib import request", "reaches a network"),
+    (checks.check_reach, "tarsdb.sql.plan", "import numpy as np", "sql does not see"),
+    (checks.check_reach, "tarsdb.index.flat", "f = open('x')", "works on files"),
+    (checks.check_reach, "tarsdb.kernels.dispatch", "np.load('x')", "works on files"),
+    (checks.check_reach, "tarsdb.storage.opening", "lmdb.open(p, sync=False)", "writemap or sync"),
+    (checks.check_reach, "tarsdb.storage.x", "lmdb.open(p, writemap=True)", "writemap or sync"),
     (checks.check_dataclasses, "tarsdb.sql.plan", "from dataclasses import dataclass", "records"),
 ]
 
