@@ -101,3 +101,27 @@ def test_in_a_worker() -> None:
     for _ in range(2):
         assert rows(function, texts) == model(texts)
     function.close()
+
+
+# counts its calls at address 32, which tars_reset leaves alone, and traps after counting an X
+COUNTING = f"""
+  (i32.store (i32.const 32) (i32.add (i32.load (i32.const 32)) (i32.const 1)))
+  (if (i32.eq (i32.load8_u (i32.load offset=8 (local.get $d))) (i32.const 88)) (then unreachable))
+  {store(72, "(i32.const 32)")} {ONE}"""
+
+
+@pytest.mark.parametrize("backend", ["wasmtime", "worker"])
+def test_a_guest_that_trapped_is_never_asked_again(backend: str) -> None:
+    limits = SandboxLimits(backend=backend)
+    function = TableFunction(to_wasm(columnar(COUNTING)), "f", [TEXT], [INT], limits=limits)
+
+    def count(text: str) -> int:
+        (column,), _ = function.call([from_list(TEXT, [text])], 1)
+        (found,) = column.to_list()
+        return int(found)
+
+    assert [count("a"), count("a")] == [1, 2]  # one guest: it lives on while nothing happens
+    with pytest.raises(UdfTrapError):
+        count("X")
+    assert [count("a"), count("a")] == [1, 2]
+    function.close()
