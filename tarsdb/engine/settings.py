@@ -89,6 +89,9 @@ def _fraction(name: str, value: Any) -> float:
     return number
 
 
+_LONGEST_MS = 1e12  # some thirty years: what threads can wait
+
+
 def _duration_ms(name: str, value: Any) -> int:
     text = str(value).strip().lower()
     for suffix, factor in (("ms", 1), ("min", 60_000), ("s", 1000), ("", 1)):
@@ -97,7 +100,7 @@ def _duration_ms(name: str, value: Any) -> int:
                 number = float(text.removesuffix(suffix))
             except ValueError:
                 break
-            if number >= 0:
+            if 0 <= number * factor <= _LONGEST_MS:
                 return int(number * factor)
     raise DataError(f"setting {name}: {value!r} is not a duration", hint="write 500ms, 2s or 0")
 

@@ -29,6 +29,8 @@ REFUSED: list[tuple[str, type[errors.Error], str]] = [
     ("SELECT * FROM chunk(s, 2, 1)", errors.BindError, "unnest(chunk(...))"),
     ("SELECT * FROM t, generate('m', s)", errors.BindError, "cannot stand in FROM"),
     ("SET ef_search = 1.5", errors.DataError, "1.5 is not a whole number"),
+    ("SET statement_timeout = 1e400", errors.DataError, "inf is not a duration"),
+    ("SET lock_timeout = 99999999999999999999", errors.DataError, "is not a duration"),
     ("SET target_recall = 0", errors.DataError, "0.0 is not above 0 and at most 1"),
     ("CREATE FUNCTION f(n INT) RETURNS INT LANGUAGE wasm IMMUTABLE VOLATILE AS '(module)'",
      errors.SQLSyntaxError, "IMMUTABLE already"),
@@ -79,6 +81,8 @@ def test_switches_are_shown_as_they_are_set(db: tarsdb.Connection) -> None:
         for name, text in shown.items():
             if name != "isa":
                 db.execute(f"SET {name} = '{text}'")
+    db.execute("SET statement_timeout = 1000000000000")
+    assert db.execute("SELECT count(*) FROM t").fetchall() == [(2,)]
     db.execute("SET ef_search = 2.0")
     assert db.execute("SHOW ef_search").fetchall() == [("2",)]
 
