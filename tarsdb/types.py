@@ -357,8 +357,16 @@ def _text(value: Any, sql_type: SqlType, name: str) -> str:
     raise TypeError(value)
 
 
+_ESCAPE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
+
+
+def bytes_of(text: str) -> bytes:
+    r"""Return the bytes a text stands for as a BLOB: ``\x41`` is one byte, as DuckDB casts it."""
+    return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
+
+
 def _blob(value: Any, sql_type: SqlType, name: str) -> bytes:
-    return value.encode() if isinstance(value, str) else bytes(memoryview(value))
+    return bytes_of(value) if isinstance(value, str) else bytes(memoryview(value))
 
 
 def _read_timestamp(text: str) -> dt.datetime:

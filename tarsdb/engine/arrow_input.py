@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tarsdb.columns import Column, from_list
 from tarsdb.errors import DataError, DimensionMismatchError, Error, ValueRangeError
-from tarsdb.types import TEXT, Kind, Physical, SqlType, arrow_type, to_storage
+from tarsdb.types import TEXT, Kind, Physical, SqlType, arrow_type, bytes_of, to_storage
 
 _STORED_INTERVAL = np.dtype([("months", "<i4"), ("days", "<i4"), ("micros", "<i8")])
 _ARROW_INTERVAL = np.dtype([("months", "<i4"), ("days", "<i4"), ("nanos", "<i8")])
@@ -176,6 +176,8 @@ def _text(array: pa.Array, sql_type: SqlType, name: str) -> Column:
 def _blob(array: pa.Array, sql_type: SqlType, name: str) -> Column:
     if not (_is_text(array.type) or _is_binary(array.type)):
         return _each(array, sql_type, name)
+    if _is_text(array.type) and pc.any(pc.match_substring(array, "\\x")).as_py():
+        array = pa.array([None if t is None else bytes_of(t) for t in array.to_pylist()])
     return _bytes(array.cast(pa.binary()), sql_type)
 
 

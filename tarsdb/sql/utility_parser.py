@@ -56,9 +56,10 @@ def release(stream: TokenStream) -> Plan:
 def set_option(stream: TokenStream) -> Plan:
     """SET name = value | SET name TO value."""
     stream.expect("SET")
-    stream.accept_any("SESSION", "LOCAL")
-    if stream.peek() == "GLOBAL":
-        raise NotSupportedError("SET GLOBAL is not supported", hint="settings are per connection")
+    stream.accept("SESSION")
+    scope = stream.peek()
+    if scope in ("GLOBAL", "LOCAL") and stream.peek(1) not in ("=", "TO"):
+        raise NotSupportedError(f"SET {scope} is not supported", hint="settings are per connection")
     name = _setting(stream)
     if not stream.accept("="):
         stream.expect("TO")

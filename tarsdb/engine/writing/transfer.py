@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from tarsdb.engine import executor
@@ -14,12 +13,10 @@ from tarsdb.errors import DataError
 from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Copy, Relational, Scan
-from tarsdb.types import Kind
+from tarsdb.types import Kind, bytes_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_ESCAPE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 
 
 def copy_to(context: Context, plan: Copy) -> Result:
@@ -68,13 +65,9 @@ def _with_bytes(part: pa.Table, wanted: tuple[ColumnDef, ...]) -> pa.Table:
         field = part.schema.field(position)
         if column.type.kind is not Kind.BLOB or not pa.types.is_string(field.type):
             continue
-        values = [None if t is None else _bytes(t) for t in part.column(position).to_pylist()]
+        values = [None if t is None else bytes_of(t) for t in part.column(position).to_pylist()]
         part = part.set_column(position, field.name, pa.array(values, pa.binary()))
     return part
-
-
-def _bytes(text: str) -> bytes:
-    return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
 
 
 def _require_width(width: int, wanted: tuple[ColumnDef, ...], path: str) -> None:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import tarsdb
@@ -29,6 +30,7 @@ REFUSED: list[tuple[str, type[errors.Error], str]] = [
     ("SELECT * FROM chunk(s, 2, 1)", errors.BindError, "unnest(chunk(...))"),
     ("SELECT * FROM t, generate('m', s)", errors.BindError, "cannot stand in FROM"),
     ("SET ef_search = 1.5", errors.DataError, "1.5 is not a whole number"),
+    ("SET LOCAL threads = 1", errors.NotSupportedError, "SET LOCAL is not supported"),
     ("SET statement_timeout = 1e400", errors.DataError, "inf is not a duration"),
     ("SET lock_timeout = 99999999999999999999", errors.DataError, "is not a duration"),
     ("SET target_recall = 0", errors.DataError, "0.0 is not above 0 and at most 1"),
@@ -93,3 +95,25 @@ def test_triggers_are_shown(db: tarsdb.Connection) -> None:
     assert [column[0] for column in shown.description or ()] == [
         column[0] for column in read.description or ()
     ]
+
+
+def test_a_text_is_the_same_bytes_wherever_it_stands(db: tarsdb.Connection) -> None:
+    r"""``\x41`` is one byte, as in DuckDB's casts, which compare a BLOB with a text."""
+    db.execute("CREATE TABLE b (n INT PRIMARY KEY, x BLOB)")
+    text, whole = r"\x01\x41-\y", pa.table({"n": [5, 6], "x": [r"\x01\x41-", None]})
+    db.execute(r"INSERT INTO b VALUES (1, '\x01\x41-')")
+    db.execute(r"INSERT INTO b SELECT 2, '\x01\x41-'")
+    db.execute("INSERT INTO b VALUES (3, ?)", [r"\x01\x41-"])
+    db.execute("INSERT INTO b VALUES (4, X'01412D')")
+    db.execute("INSERT INTO b SELECT * FROM whole")
+    db.executemany("INSERT INTO b VALUES (?, ?)", [(n, r"\x01\x41-") for n in range(7, 50)])
+    db.execute(r"UPDATE b SET x = '\x01\x41-' WHERE n = 6")
+    for sql in ("SELECT count(*) FROM b WHERE x = {0}", "SELECT count(*) FROM b WHERE x IN ({0})",
+                "SELECT count(*) FROM b, range(1) WHERE x = {0}"):  # fmt: skip
+        assert db.execute(sql.format(r"'\x01\x41-'")).fetchone() == (49,)
+        assert db.execute(sql.format("X'01412D'")).fetchone() == (49,)
+    assert {row[0] for row in db.execute("SELECT x FROM b").fetchall()} == {b"\x01A-"}
+    db.execute("INSERT INTO b VALUES (50, ?), (51, ?)", [text, "é"])
+    kept = [row[0] for row in db.execute("SELECT x FROM b WHERE n >= 50 ORDER BY n").fetchall()]
+    assert kept == [b"\x01A-\\y", "é".encode()]
+    del whole
