@@ -9,6 +9,7 @@ provides them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import threading
@@ -332,7 +333,7 @@ class RelationalEngine:
             self._discard()
             self._connection = open_caged(*wanted)
             self._configured = wanted
-            self._finalizer = weakref.finalize(self, self._connection.close)
+            self._finalizer = weakref.finalize(self, _close, self._connection, os.getpid())
             reference = weakref.ref(self)
             self._registry = FunctionRegistry(self._connection, lambda: _current(reference))
         return self._connection
@@ -343,6 +344,22 @@ class RelationalEngine:
         if self._finalizer is not None:
             self._finalizer()
         self._finalizer = self._connection = None
+
+
+def _close(connection: Any, pid: int) -> None:
+    """Close a DuckDB in the process that opened it; what a fork inherits stays as it is.
+
+    Its threads are the parent's: a child that destroys it crashes, at its end too.
+    """
+    if os.getpid() == pid:
+        connection.close()
+    else:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # and never less
+
+
+def _unregister(connection: Any, name: str, pid: int) -> None:
+    if os.getpid() == pid:
+        connection.unregister(name)
 
 
 def _current(reference: weakref.ref[RelationalEngine]) -> Running:
@@ -370,7 +387,7 @@ class _Source:
         _Source._number += 1
         self.name = f"__source_{_Source._number}"
         connection.register(self.name, source)
-        weakref.finalize(self, connection.unregister, self.name)
+        weakref.finalize(self, _unregister, connection, self.name, os.getpid())
 
 
 def _fetch(connection: Any, sql: str, values: dict[str, Any] | None) -> pa.Table:
