@@ -41,19 +41,19 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     counts = [round(times * rows**0.5) for times in given.per_root]
     with inputs.scratch() as folder:
         best: dict[str, Any] = {}
-        kinds = [(codes, lists.TarsdbLists, (codes,)) for codes in CODES]
+        kinds = [(codes, lists.TarsdbLists, (codes,)) for codes in given.codes]
         kinds += [("faiss_pq", lists.Faiss, PLAIN if plain else ())]
         kinds += [("faiss_fast_scan", lists.Faiss, FAST)]
         for count, (kind, make, names) in itertools.product(counts, kinds):
             for code in names:
                 _better(best, kind, functools.partial(make, data.base, count, code), data, truth)
-        contenders = {f"tarsdb_{codes}": best.pop(codes) for codes in CODES} | best
-        for codes in CODES:
+        contenders = {f"tarsdb_{codes}": best.pop(codes) for codes in given.codes} | best
+        for codes in given.codes:
             path = folder / f"{codes}.tars"
             made = lists.TarsdbListsSql(data.base, counts[-1], codes, path)
             contenders[f"tarsdb_sql_{codes}"] = made, *tuned(made, data, truth)
         figures = _in_turns(contenders, data, truth, given.repeats)
-        for codes in CODES:
+        for codes in given.codes:
             contenders[f"tarsdb_sql_{codes}"][0].close()
     return _record(data, figures)
 
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=inputs.LIMIT)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--fast-only", action="store_true", help="without faiss's plain codes")
+    parser.add_argument("--codes", nargs="+", default=CODES, help="of ours")
     parser.add_argument(
         "--per-root", type=int, nargs="+", default=PER_ROOT,
         help="lists to try, times the root of the rows",
