@@ -67,7 +67,7 @@ def _choice(context: Context, index: IndexDef) -> tuple[str | None, str | None]:
 def _recall_stats(context: Context) -> Rows:
     """Search every vector index for rows of its table; see ``engine.recall``."""
     from tarsdb.engine.search import recall, vector_index
-    from tarsdb.engine.search.calibration import SAMPLE
+    from tarsdb.engine.search.calibration import FEWEST as SAMPLE
 
     rows: Rows = []
     for table in context.catalog.tables():

@@ -1,6 +1,7 @@
 """How much effort a search of a part takes for a recall, measured on rows of the part itself.
 
-Rows drawn at random are the queries; each is left out of its own answer. A row found is right when
+Rows drawn at random are the queries; each is searched for as if it were not there, which is as hard
+as for a query that is no row. A row found is right when
 it is no farther than the last of the true neighbours, so that any of several equally near rows
 will do. Knows no method and no snapshot.
 """
@@ -19,7 +20,8 @@ from tarsdb.errors import CorruptionError
 from tarsdb.index.flat import FlatIndex, query_dtype
 from tarsdb.index.navigation import NAVIGATIONS, as_numbers
 
-SAMPLE = 64
+FEWEST, SAMPLE, ROWS_A_QUERY = 64, 256, 32
+"""Queries of small and of large parts; of others one for so many rows."""
 ENOUGH = 0.9995
 """A recall after which no more effort is tried."""
 BESIDE = 8
@@ -32,6 +34,8 @@ ROUNDING = 1e-5
 def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) -> np.ndarray:
     """Return what efforts find; float64 (steps, 1 + m): effort, recall for each ``calibrated`` k.
 
+    The recall is that of the harder half of the queries: what is asked may all be of their kind.
+
     Parameters
     ----------
     part : Part
@@ -43,23 +47,25 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
     """
     count, ks = len(rows.rowids), method.calibrated
     flat = FlatIndex([VectorBlock(rows.rowids, rows.vectors)], rows.type)
-    sample = np.sort(np.random.default_rng(count).choice(count, min(SAMPLE, count), replace=False))
+    wanted = min(max(FEWEST, count // ROWS_A_QUERY), SAMPLE, count)
+    sample = np.sort(np.random.default_rng(count).choice(count, wanted, replace=False))
     queries, own = rows.vectors[sample].astype(query_dtype(rows.type)), rows.rowids[sample].tolist()
     near = flat.search(queries, min(ks[-1] + 1 + BESIDE, count), rows.op)
     true = [Truth(*each, ks, count) for each in zip(*near, own, strict=True)]
-    totals = np.array([sum(len(each.distances[:k]) for each in true) for k in ks])
+    totals = np.array([[len(each.distances[:k]) for k in ks] for each in true])
     is_loose = NAVIGATIONS[rows.op].is_loose
     compared = method.loosely if is_loose else method.candidates
     at = flat.positions(part.rowids)
+    order = np.argsort(part.rowids)
+    places = order[np.searchsorted(part.rowids, own, sorter=order)].tolist()
     steps: list[tuple[float, ...]] = []
     for effort in method.ladder(part, is_loose):
         check()
-        settled = method.settled(effort, ks[0] + 1, [part])
-        taken = [compared(part, k + 1, settled) for k in ks]
-        hits = np.zeros(len(ks))
-        for query, truth in zip(queries, true, strict=True):
-            nodes = part.search(as_numbers(query), taken[-1], settled, None, settled)
-            assert nodes is not None
+        settled = method.settled(effort, ks[0], [part])
+        taken = [compared(part, k, settled) for k in ks]
+        hits = np.zeros((len(true), len(ks)))
+        for number, (node, query, truth) in enumerate(zip(places, queries, true, strict=True)):
+            nodes = part.search_others(node, as_numbers(query), taken[-1], settled)
             for column, k in enumerate(ks):
                 found = nodes[: taken[column]]
                 right = truth.count(column, part.rowids[found])
@@ -68,12 +74,20 @@ def measured(part: Part, method: Method, rows: Rows, check: Callable[[], None]) 
                         query[np.newaxis], min(k + 1, count), rows.op, positions=at[found]
                     )
                     right = truth.compare(column, ids[0], distances[0])
-                hits[column] += right
-        recalls = np.where(totals, hits / np.maximum(totals, 1), 1.0)
+                hits[number, column] = right
+        recalls = harder_half(hits, totals)
         steps.append((effort, *recalls.tolist()))
         if (recalls >= ENOUGH).all():
             break
     return np.array(steps, dtype=np.float64)
+
+
+def harder_half(hits: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return the recall of the half of the queries that missed most, (m,), of counts (q, m)."""
+    count = -(-len(hits) // 2)
+    missed = np.sort(totals - hits, axis=0)[-count:].sum(axis=0)
+    wanted = totals.mean(axis=0) * count
+    return np.asarray(1 - missed / np.maximum(wanted, 1), np.float64).clip(0)
 
 
 class Truth:
@@ -172,9 +186,8 @@ class Calibration:
             return self._method.default_effort
         efforts = self._known.get(recall)
         if efforts is None:
-            missed = self._method.missed * (1 - recall)
             columns = range(len(self._ks))
-            efforts = [_enough(self._steps, column, recall, missed) for column in columns]
+            efforts = [_enough(self._steps, column, recall) for column in columns]
             self._known[recall] = efforts
         if k <= self._ks[0] or len(efforts) == 1:
             return efforts[0]
@@ -192,12 +205,13 @@ class Calibration:
         return self._method.calibrated
 
 
-def _enough(steps: np.ndarray, column: int, recall: float, missed: float) -> int:
-    """Return the least effort that missed no more than that on the sample, or 0.
+def _enough(steps: np.ndarray, column: int, recall: float) -> int:
+    """Return the least effort that reaches a recall on the sample, or 0.
 
-    0 as for inner products of vectors whose norms differ by orders of magnitude.
+    0 as for inner products of vectors whose norms differ by orders of magnitude. Where all queries
+    together reach it at the last effort, twice that may do for the harder half.
     """
     for effort, *recalls in steps.tolist():
-        if 1 - recalls[column] <= missed:
+        if recalls[column] >= recall:
             return int(effort)
-    return int(2 * steps[-1, 0]) if steps[-1, 1 + column] >= recall else 0
+    return int(2 * steps[-1, 0]) if steps[-1, 1 + column] >= 1 - 2 * (1 - recall) else 0

@@ -89,6 +89,10 @@ class Part(Protocol):
         """
         ...
 
+    def search_others(self, node: int, query: np.ndarray, wanted: int, effort: int) -> np.ndarray:
+        """Return the nodes nearest to the vector of one, which is as if it were not there."""
+        ...
+
 
 class Prepared(OneCall, Protocol):
     """A search of all parts of an index by one call a query, or a share of a batch."""
@@ -149,8 +153,6 @@ class Method(ABC):
     """Numbers of neighbours that its effort is measured for, ascending."""
     shown: ClassVar[tuple[int, ...]]
     """Efforts worth measuring for people, ascending."""
-    missed: ClassVar[float]
-    """Share of what searches may miss that the sample may: rows are easier to find than queries."""
     left: ClassVar[tuple[str, ...]] = ()
     """Arrays of a part that are searched where the file has them, not copied into memory."""
 
@@ -268,7 +270,6 @@ class Hnsw(Method):
 
     name, noun, effort = "hnsw", "graph", "ef"
     setting, counter, default_effort = "ef_search", "index.graph_searches", 64
-    missed = 0.125  # each of them is a node whose edges lead to the answer
     calibrated = (10,)
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -369,7 +370,6 @@ class Lists(Method):
 
     name, noun, effort = "ivf", "lists", "probes"
     setting, counter, default_effort = "probes", "index.list_searches", 64
-    missed = 0.5
     calibrated = (10, 100)
     shown = tuple(1 << n for n in range(11))
     left = ("codes",)

@@ -118,6 +118,16 @@ class PlacedPart:
     positions: np.ndarray  # int64 (nodes,), of those that are live
     live: np.ndarray | None  # uint8 (nodes,), None where all are
     calibration: Calibration
+    eighths: int = 8
+    """Of the nodes that are live, rounded up."""
+
+    def effort_for(self, recall: float, k: float) -> int:
+        """Return the effort for a recall, 0 where none is enough.
+
+        It was measured with all nodes. Without the dead ones, neighbours lie where nobody looked.
+        """
+        missed = (1 - recall) * (self.eighths / 8) ** 2
+        return self.calibration.effort_for(1 - missed if self.eighths < 8 else recall, k)
 
 
 @dataclass
@@ -210,7 +220,9 @@ def _place(
     for (found, calibration), positions, live in zip(
         read, placement.positions, placement.live, strict=True
     ):
-        parts.append(PlacedPart(found, positions, None if live.all() else live, calibration))
+        dead = None if live.all() else live
+        eighths = -(-8 * int(live.sum()) // max(len(live), 1))
+        parts.append(PlacedPart(found, positions, dead, calibration, eighths))
     nodes = sum(int(live.sum()) for live in placement.live)
     return Placed(index, method, parts, placement.fresh, stored, nodes, placement)
 
@@ -299,7 +311,7 @@ def _effort(placed: Placed, ask: Ask, rows: int) -> int:
 
     def needed(k: float) -> int:
         recall = ask.target_recall
-        efforts = [part.calibration.effort_for(recall, k) for part in placed.parts]
+        efforts = [part.effort_for(recall, k) for part in placed.parts]
         return max(efforts) if all(efforts) else 0
 
     if ask.positions is None:

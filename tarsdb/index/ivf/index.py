@@ -206,6 +206,12 @@ class Ivf:
             missed = mask is not None and count < wanted
             effort = min(_WIDER * effort, most)
 
+    def search_others(self, node: int, query: np.ndarray, wanted: int, effort: int) -> np.ndarray:
+        """Return what the lists of the effort hold near a node, for a query that is its own."""
+        found = self.search(query, wanted + 1, effort, None, effort)
+        others: np.ndarray = found[found != node][:wanted]
+        return others
+
     @cached_property
     def _plan(self) -> tuple[int, int]:
         """Return the address of the numbers a search wants, and the bytes of a moved query."""

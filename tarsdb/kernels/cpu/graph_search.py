@@ -50,12 +50,12 @@ from tarsdb.kernels.cpu.sorted_list import (
 
 (
     CODES, SKETCHES, EDGES, ENTRIES, MEAN, NODES, STARTS, DEGREE, BITS, PADDED, STRIDE, WIDTH, KIND,
-    NORM,
-) = range(14)  # fmt: skip
+    NORM, LEFT_OUT,
+) = range(15)  # fmt: skip
 """The words of a graph's table: five addresses, the number of nodes and of entries, neighbours of
 a node, bits of an element's code, elements of a code, bytes of a sketch, dimension of the space, 0
-for ``<->``, 1 ``<#>``, 2 ``<=>``, and the norm that queries are brought to unless by ``<->``, the
-bits of a float32."""
+for ``<->``, 1 ``<#>``, 2 ``<=>``, the norm that queries are brought to unless by ``<->``, the bits
+of a float32, and a node that a search passes by as if it were not there, or -1."""
 START = 8
 """Entries whose distance is taken: the nearest by their signs."""
 SCREEN = np.float32(0.7)
@@ -140,12 +140,15 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
         margin = SCREEN * factor * _norm(query, padded)
         for word in range((read_long(graph, NODES) >> 6) + 1):
             put_long(visited, word, 0)
+        left_out = read_long(graph, LEFT_OUT)
+        if left_out >= 0:
+            put_byte(visited, left_out >> 3, 1 << (left_out & 7))
         size = taken = current = count = np.int64(0)
         beam = start_list(beam, room)
         most = min(START, room)
         for i in range(read_long(graph, STARTS)):  # the nearest by their signs
             entry = read_int(entries, i)
-            if entry < limit:
+            if entry < limit and entry != left_out:
                 line = signs + entry * stride
                 inner = 2 * pick(line, query, padded) - total
                 line += padded // 8

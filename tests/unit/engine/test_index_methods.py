@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from tarsdb.columns import VectorBlock
-from tarsdb.engine.search.calibration import Calibration, Truth, count_right, measured, others
+from tarsdb.engine.search.calibration import (
+    Calibration,
+    Truth,
+    count_right,
+    harder_half,
+    measured,
+    others,
+)
 from tarsdb.engine.search.index_methods import METHODS, Method, Part, Rows
+from tarsdb.engine.search.vector_index import PlacedPart
 from tarsdb.errors import NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.course import UNWATCHED
@@ -65,6 +73,24 @@ def test_more_effort_is_measured_to_find_more(method: Method) -> None:
     efforts = [known.effort_for(recall, 10) for recall in (0.5, 0.8, 0.95)]
     assert 0 < efforts[0] <= efforts[1] <= efforts[2]
     assert efforts[0] < efforts[2]
+
+
+def test_the_harder_half_counts() -> None:
+    hits = np.array([[10, 5], [10, 5], [1, 5], [8, 1], [10, 5]])
+    totals = np.array([[10, 5]] * 5)
+    np.testing.assert_allclose(harder_half(hits, totals), [1 - 11 / 30, 1 - 4 / 15])
+    np.testing.assert_allclose(harder_half(totals, totals), 1)
+    np.testing.assert_allclose(harder_half(hits * 0, totals * 0), 1)
+
+
+def test_dead_nodes_want_more_effort(method: Method) -> None:
+    part, steps = built(method, gaussian(3000))
+    known, nodes = Calibration(steps, method), np.arange(3000)
+    whole, most, half = (PlacedPart(part, nodes, None, known, eighths) for eighths in (8, 7, 4))
+    efforts = [each.effort_for(0.9, 10) for each in (whole, most, half)]
+    assert efforts[0] == known.effort_for(0.9, 10)
+    assert efforts[0] <= efforts[1] <= efforts[2]
+    assert efforts[2] == known.effort_for(0.975, 10) > efforts[0]
 
 
 def test_any_of_equally_near_rows_counts(method: Method) -> None:

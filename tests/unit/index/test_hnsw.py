@@ -267,6 +267,43 @@ def test_a_list_as_long_as_all_nodes_finds_them_all(
         assert sorted(found.tolist()) == list(range(len(rows)))
 
 
+def test_a_node_is_left_out() -> None:
+    rows = clustered(1500, 24, 1)
+    graph = built(rows)
+    for node in {*range(0, 1500, 97), *graph.entries[:5].tolist()}:
+        query = rows[graph.rowids[node]]
+        before = graph.search(query, 50, 64)
+        others = graph.search_others(node, query, 50, 64)
+        assert before is not None
+        assert before[0] == node
+        assert node not in others
+        assert len(others) == 50
+        assert sorted([node, *graph.search_others(node, query, 1499, 1499)]) == list(range(1500))
+        np.testing.assert_array_equal(graph.search(query, 50, 64), before)
+
+
+def test_rows_left_out_are_as_hard_to_search_as_other_queries() -> None:
+    rng = np.random.default_rng(1)
+    rows, queries = (rng.standard_normal((n, 64)).astype(np.float32) for n in (4000, 300))
+    graph, block = built(rows), VectorBlock(np.arange(4000), rows)
+    flat = FlatIndex([block], parse_type("VECTOR(64)"))
+    nodes = np.argsort(graph.rowids)
+    hits = np.zeros(3)
+    for row, query in enumerate(queries):
+        near = flat.search(rows[row][np.newaxis], 11, "<->")[0][0][1:]
+        itself = graph.search(rows[row], 25, 24)
+        without = graph.search_others(int(nodes[row]), rows[row], 24, 24)
+        other = graph.search(query, 24, 24)
+        assert itself is not None
+        assert other is not None
+        hits[:2] += [len(np.intersect1d(near, graph.rowids[found])) for found in (itself, without)]
+        truth = flat.search(query[np.newaxis], 10, "<->")[0][0]
+        hits[2] += len(np.intersect1d(truth, graph.rowids[other]))
+    easy, fair, true = hits / 3000
+    assert abs(fair - true) < 0.04
+    assert easy > true + 0.08  # a control: what its own edges give away
+
+
 def test_places_stand_for_nodes() -> None:
     rows = clustered(500, 24, 1)
     graph = built(rows)
