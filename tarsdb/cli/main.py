@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tarsdb.cli import commands, render
 from tarsdb.cli.shell import print_error
-from tarsdb.errors import Error
+from tarsdb.errors import Error, NotSupportedError
 
 _ABOUT = """\
 tarsdb: an embedded AI database. One file holds rows, vectors, models and sandboxed functions.
@@ -21,6 +21,7 @@ tarsdb: an embedded AI database. One file holds rows, vectors, models and sandbo
   tarsdb FILE                        open a shell on a database file
   tarsdb COMMAND ...                 one of the commands below; tarsdb COMMAND --help says more
 """
+_LATER = ("backup", "restore")
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -38,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not _names_command(given):
         given.insert(0, "shell")
     try:
+        if given[1:2] and given[1] in _LATER and len(given) > 2:
+            raise NotSupportedError(
+                f"tarsdb {given[1]} is not built yet",
+                hint="a copy of the file is a backup, made while no process has it open",
+            )
         parsed = parser.parse_args(given)
         code: int = parsed.run(parsed)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tarsdb.engine import executor
@@ -41,10 +42,11 @@ def copy_from(context: Context, plan: Copy) -> Result:
     table = plan.table
     assert table is not None
     wanted = plan.columns or tuple(c for c in table.columns if not c.is_derived)
-    written = 0
+    written = before = 0
     for part in files.read(plan.path, plan.options):
         _require_width(part.num_columns, wanted, plan.path)
-        for columns, rows in arrow_batches(_with_bytes(part, wanted), wanted):
+        first, before = before, before + part.num_rows
+        for columns, rows in _batches(part, wanted, f"COPY FROM {plan.path}, row", first):
             context.engines.interrupt.check()
             derive.fill_defaults(context, table, columns, rows, _defaults(context, plan, wanted))
             derive.generate(context, table, columns, rows)
@@ -55,6 +57,27 @@ def copy_from(context: Context, plan: Copy) -> Result:
             triggers.after_insert(context, table, columns, rows)
             written += rows
     return Result(changed=written)
+
+
+def _batches(
+    part: pa.Table, wanted: tuple[ColumnDef, ...], where: str, before: int
+) -> Iterator[tuple[derive.Columns, int]]:
+    """Yield a part of a file as batches; an error names the first row that is no row of these."""
+    part = _with_bytes(part, wanted)
+    try:
+        yield from arrow_batches(part, wanted)
+    except DataError as error:
+        low, high = 0, part.num_rows
+        while high - low > 1:  # rows before low are fine, those before high are not
+            middle = (low + high) // 2
+            try:
+                for _ in arrow_batches(part.slice(low, middle - low), wanted):
+                    pass
+                low = middle
+            except DataError:
+                high = middle
+        error.message = f"{where} {before + low + 1}: {error.message}"
+        raise
 
 
 def _with_bytes(part: pa.Table, wanted: tuple[ColumnDef, ...]) -> pa.Table:

@@ -228,3 +228,16 @@ def test_help_says_whether_a_file_is_made(
     more = {"query": ["SELECT 1"], "import": ["t", str(data)], "check": [], "export": ["t", "x"]}
     main([command, file, *more[command]])
     assert Path(file).exists() == is_made
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_commands_to_come_say_so(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "a.tars", "b.tars"]) == 1
+    assert "is not built yet" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

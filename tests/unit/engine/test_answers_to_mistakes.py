@@ -117,3 +117,16 @@ def test_a_text_is_the_same_bytes_wherever_it_stands(db: tarsdb.Connection) -> N
     kept = [row[0] for row in db.execute("SELECT x FROM b WHERE n >= 50 ORDER BY n").fetchall()]
     assert kept == [b"\x01A-\\y", "é".encode()]
     del whole
+
+
+@pytest.mark.parametrize("bad", [1, 2, 777, 30_000, 60_001])
+def test_a_value_that_does_not_fit_is_named_with_its_row(
+    db: tarsdb.Connection, tmp_path: pathlib.Path, bad: int
+) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{'x' if n in (bad, 60_001) else n + 10},text" for n in range(1, 60_002)]
+    path.write_text("id,s\n" + "\n".join(rows) + "\n")
+    with pytest.raises(errors.DataError) as caught:
+        db.execute(f"COPY t FROM '{path}'")
+    assert f"t.csv, row {bad}: column id: 'x' (str) is not a INT" in str(caught.value)
+    assert db.execute("SELECT count(*) FROM t").fetchone() == (2,)
