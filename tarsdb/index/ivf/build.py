@@ -182,7 +182,8 @@ def build_ivf(
     elif chosen == "pq":
         np.maximum.at(radii, labels, np.sqrt(distances))
         places, decoded = _Places.of(order, starts), centroids.decoded()
-        products = _learnt(vectors, space, places, decoded, options.seed, found)
+        lacking = _lacking(vectors, space, places, decoded, options.seed)
+        products = Products.train(lacking, options.seed, found, lambda: told.advance(0))
         trained = decoded, products, found
         codes, constants = _product_codes(vectors, space, places, trained, told)
     elif chosen == "bits" and is_bits:
@@ -326,20 +327,15 @@ def _bits(
     return tiles, constants
 
 
-def _learnt(
-    vectors: np.ndarray,
-    space: Space,
-    places: _Places,
-    means: np.ndarray,
-    seed: int,
-    found: kernels.IvfKernels,
-) -> Products:
-    """Return product codes fitted to what some rows lack to their centroids."""
+def _lacking(
+    vectors: np.ndarray, space: Space, places: _Places, means: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return what some rows lack to their centroids, float32 (n, d')."""
     rng = np.random.default_rng([seed, _STREAM])
     count = len(places.order)
     chosen = np.sort(rng.choice(count, min(SAMPLE, count), replace=False))
-    lacking = space.moved(vectors[places.order[chosen]]) - means[places.lists[chosen]]
-    return Products.train(lacking, seed, found)
+    rows: np.ndarray = space.moved(vectors[places.order[chosen]]) - means[places.lists[chosen]]
+    return rows
 
 
 def _product_codes(

@@ -6,6 +6,8 @@ Quantization", CVPR 2013: principal axes, dealt out so that each part has as muc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tarsdb.index.ivf.kmeans import Rows, tiled
@@ -51,8 +53,13 @@ class Products:
     centroids: np.ndarray
 
     @staticmethod
-    def train(rows: np.ndarray, seed: int, kernels: IvfKernels) -> Products:
-        """Return those fitted to float32 (n, d') of what rows lack to their centroids."""
+    def train(
+        rows: np.ndarray, seed: int, kernels: IvfKernels, check: Callable[[], None]
+    ) -> Products:
+        """Return those fitted to float32 (n, d') of what rows lack to their centroids.
+
+        ``check`` is called now and then; it raises to stop.
+        """
         dim = rows.shape[1]
         parts, width = parts_of(dim)
         coded = Rows.empty(parts * width, dim)
@@ -62,6 +69,7 @@ class Products:
         turned = made.turned(rows).reshape(len(rows), parts, width)
         rng = np.random.default_rng(seed)
         for part in range(parts):
+            check()
             own = np.ascontiguousarray(turned[:, part])
             made.centroids[part] = kmeans.train(own, CENTROIDS, rng).T
         return made

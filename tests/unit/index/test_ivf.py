@@ -15,6 +15,7 @@ from tarsdb.index import arrays
 from tarsdb.index.course import Course
 from tarsdb.index.flat import FlatIndex
 from tarsdb.index.ivf import Ivf, IvfOptions, Resources, build_ivf
+from tarsdb.index.ivf.products import Products
 from tarsdb.index.navigation import as_numbers
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import ivf as kernels
@@ -374,6 +375,23 @@ def test_product_codes_are_ordered_by_what_they_stand_for(op: str) -> None:
         assert (np.diff(keys[found]) > -0.02 * spread).all()
         assert keys[found].max() < np.sort(keys)[199] + 0.02 * spread
         assert (np.diff(keys[found[::-1]]) < -0.02 * spread).any()  # a control
+
+
+def test_training_of_product_codes_can_be_stopped() -> None:
+    found = kernels.wait()
+    assert found is not None
+    left = [3]
+
+    def check() -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Products.train(clustered(500, 100, 1), 1, found, check)
+    left[0] = 100
+    Products.train(clustered(500, 100, 1), 1, found, check)
+    assert left[0] == 100 - 32  # once for each part
 
 
 def _moved(ivf: Ivf, query: np.ndarray) -> np.ndarray:
