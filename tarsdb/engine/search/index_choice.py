@@ -23,7 +23,7 @@ AUTO, FLAT = "auto", "flat"
 FEWEST_ROWS = 10_000
 """Below, a statement through an index takes more than half of the time of an exact one."""
 INT4_DIM, BITS_DIM = 96, 256
-"""Dimensions from which codes of 4 bits, and of one bit, tell near rows apart as bytes do."""
+"""Dimensions from which codes of 4 bits, and product codes, tell near rows apart as bytes do."""
 GROWN = 2
 """Rows that no method is good at are tried again when there are so many times as many."""
 K = 10
@@ -129,7 +129,9 @@ def _graph_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
 
 def _lists_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
     fits = shape.searched_bytes("ivf", {}) <= wanted.memory_bytes
-    return {} if fits or shape.type.width < BITS_DIM else {"codes": "bits"}
+    if fits or shape.type.width < BITS_DIM:
+        return {}
+    return {"codes": "bits" if shape.type.kind is Kind.BIT else "pq"}
 
 
 def _lists(shape: Shape, wanted: AutoOptions, why: str) -> Choice:

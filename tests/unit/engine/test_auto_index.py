@@ -365,3 +365,19 @@ def test_a_method_of_another_version_is_exact_until_upkeep() -> None:
     assert index_choice.has_outgrown(stored, shape, index_choice.AutoOptions())
     index = IndexDef(1, "tv", "t", (2,), method="auto", options={"metric": "l2"})
     assert vector_index.method_of(index, stored) is None
+
+
+@pytest.mark.parametrize(
+    ("sql_type", "op", "options"),
+    [
+        ("VECTOR(384)", "<->", {"codes": "pq"}),
+        ("VECTOR(128)", "<->", {}),
+        ("BIT(4096)", "<~>", {"codes": "bits"}),
+    ],
+)
+def test_codes_of_lists_that_do_not_fit(sql_type: str, op: str, options: dict[str, str]) -> None:
+    shape = index_choice.Shape(1_000_000, parse_type(sql_type), op)
+    choice = index_choice.chosen(shape, index_choice.AutoOptions(memory="10MB"))
+    assert (choice.method, choice.options) == ("ivf", options)
+    roomy = index_choice.chosen(shape, index_choice.AutoOptions(memory="4GB"))
+    assert roomy.method == "hnsw"
