@@ -7,7 +7,7 @@ effort a search of them takes. ``METHODS`` has them by the word after USING. Kno
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
@@ -97,7 +97,9 @@ class Part(Protocol):
 class Prepared(OneCall, Protocol):
     """A search of all parts of an index by one call a query, or a share of a batch."""
 
-    def search(self, queries: np.ndarray, threads: int = 1) -> Found | None:
+    def search(
+        self, queries: np.ndarray, threads: int = 1, check: Callable[[], None] | None = None
+    ) -> Found | None:
         """Return the k nearest rows of each query; None where they are to be found otherwise."""
         ...
 

@@ -56,8 +56,6 @@ MANY = 3
 """A part that gave more than one in so many of the answers is searched with the whole effort."""
 QUERIES_AT_ONCE = 32
 """Queries of a batch a thread takes at a time, at most."""
-QUERIES_BETWEEN = 128
-"""Queries a thread answers in one call, at most: some tens of milliseconds between two checks."""
 
 
 def index_for(table: TableDef, column_id: int, op: str) -> IndexDef | None:
@@ -413,14 +411,7 @@ def _answer(scope: Scope, ask: Ask, op: str) -> Found | None:
     together = prepared(scope, op)
     if together is None:
         return one_by_one(scope, ask, op)
-    found, step = [], QUERIES_BETWEEN * max(ask.threads, 1)
-    for at in range(0, len(ask.queries) or 1, step):
-        ask.check_stop()
-        part = together.search(ask.queries[at : at + step], ask.threads)
-        if part is None:
-            return None
-        found.append(part)
-    return _joined(found)
+    return together.search(ask.queries, ask.threads, ask.check_stop)
 
 
 def prepared(scope: Scope, op: str) -> Prepared | None:

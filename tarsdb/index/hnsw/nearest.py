@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -76,7 +76,9 @@ class Nearest:
         """Return whether there is such a call: at this level, compiled, for so many rows."""
         return k <= HEAP_LIMIT and kernels.current() is not None and flat.scan(op) is not None
 
-    def search(self, queries: np.ndarray, threads: int = 1) -> Found | None:
+    def search(
+        self, queries: np.ndarray, threads: int = 1, check: Callable[[], None] | None = None
+    ) -> Found | None:
         """Return the k nearest rows of each query.
 
         Parameters
@@ -85,6 +87,8 @@ class Nearest:
             As ``prepare_query`` makes them.
         threads : int
             Threads to use at most.
+        check : callable, optional
+            Called by any of them between some queries; raises to stop.
 
         Returns
         -------
@@ -112,6 +116,8 @@ class Nearest:
         failed: list[int] = []
 
         def some(start: int) -> None:
+            if check is not None:
+                check()
             count = 0 if failed else min(step, rows - start)
             done = self._ask(count, [a + start * by for a, by in zip(at, steps, strict=True)])
             if done < count:
