@@ -8,7 +8,7 @@ from tarsdb.kernels.background import Compiled
 from tarsdb.records import dataclass
 
 TILE = 16
-CENTROIDS = 16  # as in kernels/cpu/product_codes.py
+CENTROIDS = 16  # as in kernels/cpu/product_codes.py; a test compares
 PLAN, SCRATCH = 17, 1664  # as in kernels/cpu/ivf.py; a test compares
 BLOCK, ROUNDS = 64, 3  # as in kernels/cpu/sign_bits.py; a test compares
 STEP = 8

@@ -26,17 +26,10 @@ from tarsdb.kernels.native import address
 from tarsdb.records import dataclass
 
 _SHAPES = {
-    "rowids": ("i8", 1),
-    "constants": ("f4", 3),
-    "starts": ("i8", 1),
-    "centroids": ("u1", 4),
-    "shapes": ("f4", 3),
-    "radii": ("f4", 1),
-    "mean": ("f4", 1),
-    "largest": ("f8", 1),
-    "op": ("u1", 1),
-    "rotation": ("f4", 2),
-}
+    "rowids": ("i8", 1), "constants": ("f4", 3), "starts": ("i8", 1), "centroids": ("u1", 4),
+    "shapes": ("f4", 3), "radii": ("f4", 1), "mean": ("f4", 1), "largest": ("f8", 1),
+    "op": ("u1", 1), "rotation": ("f4", 2),
+}  # fmt: skip
 _PRODUCTS = {"axes": ("u1", 4), "scales": ("f4", 3), "products": ("f4", 3)}
 """What product codes have besides."""
 OPERATORS = ("<->", "<#>", "<=>")

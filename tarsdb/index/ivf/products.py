@@ -79,11 +79,6 @@ class Products:
         """Parts of a code."""
         return len(self.centroids)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self.axes.nbytes + self.scales.nbytes + self.centroids.nbytes
-
     def turned(self, rows: np.ndarray) -> np.ndarray:
         """Return inner products with the axes, float32 (n, parts * width), of (n, d') rows."""
         count = len(self.axes) * TILE

@@ -26,8 +26,8 @@ from tarsdb.kernels.cpu.memory import put_real, read_real
 
 MOST = 255
 """Largest entry of a table."""
-PARTS_OF_LINE = 8
 CENTROIDS = 16
+"""Of each part; registers of so many floats hold what is known of them."""
 
 _FLOAT = ir.FloatType()
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
