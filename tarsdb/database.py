@@ -108,7 +108,12 @@ def connect(
         temporary = Path(tempfile.mkdtemp(prefix="tarsdb-"))
         path = str(temporary / "memory.tars")
     env = Environment.open(path, chosen)
-    return Connection(Session(env, settings, chosen.read_only), temporary)
+    session = Session(env, settings, chosen.read_only)
+    connection = Connection(session, temporary)
+    if chosen.preload_functions:
+        with suppress(Error):  # of a damaged catalog: statements tell
+            session.inspect(session.engines.functions.preload)
+    return connection
 
 
 _LONGEST_S = 1e9

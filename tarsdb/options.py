@@ -51,6 +51,9 @@ class OpenOptions:
     segment_rows : int
         Rows of one column block.
     background_merge : bool
+    preload_functions : bool
+        Load the code of all sandboxed functions at opening, compiling what this machine has not
+        yet compiled, instead of each at its first call.
     """
 
     read_only: bool = False
@@ -65,6 +68,7 @@ class OpenOptions:
     delta_limit_rows: int = 4096
     segment_rows: int = 2048
     background_merge: bool = True
+    preload_functions: bool = False
 
     def __post_init__(self) -> None:
         """Raise InterfaceError for a number that is none, or is below what means something."""

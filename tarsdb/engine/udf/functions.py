@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.udf import function_cache
-from tarsdb.errors import CatalogError, DatabaseError, ProgrammingError, UdfError
+from tarsdb.errors import CatalogError, DatabaseError, Error, ProgrammingError, UdfError
 from tarsdb.metrics import METRICS
 from tarsdb.records import dataclass
 from tarsdb.schema import FunctionDef
@@ -65,6 +65,12 @@ class FunctionRuntime:
                 "a function of create_function() cannot use the connection that calls it",
                 hint="give it a connection of its own: tarsdb.connect(path)",
             )
+
+    def preload(self, context: Context) -> None:
+        """Make all functions of the file ready; the error of one that cannot be is its caller's."""
+        for function in context.catalog.functions():
+            with suppress(Error):
+                self._compiled(context, function)
 
     def call(
         self, context: Context, function: FunctionDef, columns: list[Column], rows: int
