@@ -68,14 +68,14 @@ def _write_tombstones(
         for group, created in groups.items()
     ]
     txn.put_pairs("tombs", ended, [b""] * len(ended))
-    counters.tombstones += len(ended)
+    counters.add_tombstones(ended)
     for run in own.runs:
         kept = own.kept(run)
         for group, created in run.ended.items():
             ends = created > 0 if kept is None else (created > 0) & kept
             found = keys.tomb_keys(table.id, group, commit, run.rowids[ends], created[ends])
             txn.put_pairs("tombs", found, [b""] * len(found))
-            counters.tombstones += len(found)
+            counters.add_tombstones(found)
 
 
 def _write_singles(

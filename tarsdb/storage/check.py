@@ -23,6 +23,7 @@ from tarsdb.storage.segments import Segment
 from tarsdb.storage.state import TableCache
 from tarsdb.storage.stopping import CheckStop, heeding, never
 from tarsdb.storage.table_meta import read_counters
+from tarsdb.storage.tombstones import sum_tombstones
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.vacuum import blob_digests
 from tarsdb.storage.values import ValueType, unpack
@@ -92,7 +93,7 @@ def _check_counters(
 ) -> Iterator[str]:
     start, stop = keys.table_range(table.id)
     delta = [keys.read_delta_key(key)[1] for key, _ in txn.range("delta", start, stop)]
-    tombs = sum(1 for _ in txn.range("tombs", start, stop))
+    tombs, tomb_digest = sum_tombstones(txn, table.id)
     digest = sum(segment.digest for segment in segments) & DIGEST_MASK
     found = {
         "segments": (counters.segments, len(segments)),
@@ -101,6 +102,8 @@ def _check_counters(
         "delta rows": (counters.delta_rows, delta.count(0)),
         "tombstones": (counters.tombstones, tombs),
     }
+    if counters.tombstone_digest is not None:
+        found["tombstone digest"] = (counters.tombstone_digest, tomb_digest)
     for what, (expected, actual) in found.items():
         if expected != actual:
             yield f"table {table.name}: {what} should be {expected}, found {actual}"

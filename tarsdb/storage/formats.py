@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Collection
+
+import xxhash
 
 from tarsdb.errors import CorruptionError
 from tarsdb.records import dataclass
 
 _COUNTERS = struct.Struct("<14Q")
+_TOMBSTONE_DIGEST = struct.Struct("<Q")
 DIGEST_MASK = (1 << 64) - 1
 
 
@@ -39,6 +43,9 @@ class TableCounters:
         Sum of all segments' digests modulo 2**64, so that a lost segment is noticed.
     delta_bytes : int
         Stored bytes of the delta.
+    tombstone_digest : int, optional
+        :func:`key_digest` of all tombstones, so that a changed one is noticed. None where some were
+        made before files had this field, until these are gone.
     """
 
     next_rowid: int = 1
@@ -55,19 +62,27 @@ class TableCounters:
     tombstones: int = 0
     segment_digest: int = 0
     delta_bytes: int = 0
+    tombstone_digest: int | None = 0
 
     def encode(self) -> bytes:
         """Return the payload; :meth:`decode` reads it back."""
-        return _COUNTERS.pack(*[getattr(self, name) for name in _NAMES])
+        payload = _COUNTERS.pack(*[getattr(self, name) for name in _NAMES])
+        if self.tombstone_digest is None:
+            return payload
+        return payload + _TOMBSTONE_DIGEST.pack(self.tombstone_digest)
 
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> TableCounters:
         """Return the counters of a payload."""
-        if len(payload) != _COUNTERS.size:
-            raise CorruptionError(
-                f"table counters are {len(payload)} bytes long, not {_COUNTERS.size}"
-            )
-        return cls(*_COUNTERS.unpack(payload))
+        size = _COUNTERS.size + _TOMBSTONE_DIGEST.size
+        if len(payload) not in (size, _COUNTERS.size):
+            raise CorruptionError(f"table counters are {len(payload)} bytes long, not {size}")
+        counters = cls(*_COUNTERS.unpack_from(payload))
+        if len(payload) == size:
+            (counters.tombstone_digest,) = _TOMBSTONE_DIGEST.unpack_from(payload, _COUNTERS.size)
+        elif counters.tombstones:
+            counters.tombstone_digest = None
+        return counters
 
     def add_segment(self, digest: int) -> None:
         """Count one more segment."""
@@ -79,5 +94,24 @@ class TableCounters:
         self.segments -= 1
         self.segment_digest = (self.segment_digest - digest) & DIGEST_MASK
 
+    def add_tombstones(self, keys: Collection[bytes]) -> None:
+        """Count more tombstones."""
+        self.tombstones += len(keys)
+        if self.tombstone_digest is not None:
+            self.tombstone_digest = (self.tombstone_digest + key_digest(keys)) & DIGEST_MASK
 
-_NAMES = [field.name for field in dataclasses.fields(TableCounters)]
+    def remove_tombstones(self, keys: Collection[bytes]) -> None:
+        """Count tombstones less."""
+        self.tombstones -= len(keys)
+        if not self.tombstones:
+            self.tombstone_digest = 0
+        elif self.tombstone_digest is not None:
+            self.tombstone_digest = (self.tombstone_digest - key_digest(keys)) & DIGEST_MASK
+
+
+def key_digest(keys: Collection[bytes]) -> int:
+    """Return the sum of the xxh3_64 of keys modulo 2**64: the same in any order."""
+    return sum(map(xxhash.xxh3_64_intdigest, keys)) & DIGEST_MASK
+
+
+_NAMES = [field.name for field in dataclasses.fields(TableCounters)][:-1]

@@ -27,7 +27,7 @@ from tarsdb.storage.fresh import FreshVersions
 from tarsdb.storage.index_keys import KeyCodec
 from tarsdb.storage.places import SegmentList
 from tarsdb.storage.segments import Segment, segment_digest
-from tarsdb.storage.tombstones import TombstoneLog
+from tarsdb.storage.tombstones import TombstoneLog, require_tombstones
 from tarsdb.storage.transaction import ReadTxn
 from tarsdb.storage.values import ValueType, unpack
 
@@ -286,6 +286,7 @@ class TableCache:
         self._codecs: dict[int, KeyCodec] = {}
         self._is_trusted = self._has_counted_rows = is_trusted
         self._counted_layout = -1  # of which all segments are known to be there
+        self._summed_generation = -1  # of tombstones that are known to be as they were made
         self.fresh: FreshVersions | None = None  # of the last commit of this process
         self.plans: tuple[TableDef, list[Any]] | None = None  # of `unique.index_plans`
 
@@ -324,6 +325,9 @@ class TableCache:
             segments = self._segments(txn, cache, group, counters.layout, name)
             if counters.layout != self._counted_layout and not self._is_trusted:
                 self._require_segments(txn, counters, name)
+            if counters.tomb_generation != self._summed_generation and not self._is_trusted:
+                require_tombstones(txn, self.table, name, counters)
+                self._summed_generation = counters.tomb_generation
             delta = _recent(
                 cache.deltas, counters.delta_generation, lambda: DeltaLog(self.table, group)
             )

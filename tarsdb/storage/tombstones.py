@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.errors import CorruptionError
 from tarsdb.storage import keys
+from tarsdb.storage.formats import DIGEST_MASK, TableCounters, key_digest
 
 ALIVE = np.iinfo(np.int64).max
 """``deleted`` of a version that nobody deleted."""
@@ -81,6 +83,33 @@ class TombstoneLog:
     def since(self, position: int) -> np.ndarray:
         """Return ``(n, 3)`` int64 rows (deleted, rowid, created) from a position on."""
         return self._log.prefix(self._log.count)[position:]
+
+
+def sum_tombstones(txn: Any, table: int) -> tuple[int, int]:
+    """Return how many tombstones a table has, of all groups, and their digest."""
+    count = digest = 0
+    for block in txn.keys("tombs", *keys.table_range(table)):
+        count += len(block)
+        digest += key_digest(block)
+    return count, digest & DIGEST_MASK
+
+
+def require_tombstones(txn: Any, table: int, name: str, counters: TableCounters) -> None:
+    """Raise CorruptionError unless a table's tombstones are those that its commits made.
+
+    They are keys without values, so each has no checksum of its own.
+    """
+    count, digest = sum_tombstones(txn, table)
+    expected = counters.tombstone_digest
+    if (count, digest) != (counters.tombstones, digest if expected is None else expected):
+        blocks = txn.keys("tombs", *keys.table_range(table))
+        rows = [keys.read_tomb_key(key)[3] for block in blocks for key in block]
+        raise CorruptionError(
+            f"table {name}: {counters.tombstones} ends of rows should be there, found {count}"
+            f"{' others' if count == counters.tombstones else ''}"
+            f"{f', of rows {min(rows)}..{max(rows)}' if rows else ''}",
+            hint="restore from a backup; PRAGMA integrity_check lists all damage",
+        )
 
 
 def decode_tombstones(joined: bytes) -> np.ndarray:

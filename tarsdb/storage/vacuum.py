@@ -36,7 +36,7 @@ from tarsdb.storage.merge import merge, tables_of
 from tarsdb.storage.segments import Segment, delete_segment
 from tarsdb.storage.stopping import CheckStop, heeding, never
 from tarsdb.storage.table_meta import read_counters, write_counters
-from tarsdb.storage.tombstones import decode_tombstones
+from tarsdb.storage.tombstones import decode_tombstones, require_tombstones
 from tarsdb.storage.transaction import ReadTxn, WriteTxn
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def vacuum(env: Environment, table: TableDef | None = None, check_stop: CheckSto
 
 
 def _vacuum_table(env: Environment, table: TableDef, check_stop: CheckStop) -> int:
+    with env.read() as txn:
+        if current_table(txn, env.caches, table.id) is not None:
+            counters = read_counters(txn, table.id, table.name)
+            require_tombstones(txn, table.id, table.name, counters)
     removed = _drop_dead_columns(env, table, check_stop)
     try:
         merge(env, table, force=True, check_stop=check_stop)
@@ -133,7 +137,7 @@ def _vacuum_step(
             rewrite.replace_segments(txn, table, step.segments, step.kept, counters, limits)
         for key in heeding(step.tombs, check_stop):
             txn.delete("tombs", key)
-        counters.tombstones -= len(step.tombs)
+        counters.remove_tombstones(step.tombs)
         counters.tomb_generation += 1
         counters.purged = max(counters.purged, step.purged)
         write_counters(txn, table.id, counters)
@@ -228,7 +232,7 @@ def _drop_dead_columns(env: Environment, table: TableDef, check_stop: CheckStop)
             counters.remove_segment(segment.digest)
         for key in tombs:
             txn.delete("tombs", key)
-        counters.tombstones -= len(tombs)
+        counters.remove_tombstones(tombs)
         counters.tomb_generation += 1
         counters.layout += 1
         write_counters(txn, table.id, counters)

@@ -223,6 +223,9 @@ def _read_meta(document: Document, file: File) -> None:
         "segment digest": digest % 2**64, "next rowid": 309, "last commit": numbers[0] - 1,
         "layout": 1, "next segment": 3, "purged": 0, "tombstone generation": 0,
         "delta bytes": sum(len(v) for _, v in file.content["delta"]),
+        "tombstone digest": sum(
+            xxhash.xxh3_64_intdigest(key) for key, _ in file.content["tombs"]
+        ) % 2**64,
     }  # fmt: skip
     for name, number in wanted.items():
         expect(counters.get(name) == number, f"{name}: {counters.get(name)} instead of {number}")
@@ -341,6 +344,7 @@ WRONG_WORDS = [
     ("4. layout: rises", "4. delta rows: rises"),
     ("2. next segment", "2. layout"),
     ("14. delta bytes: stored bytes of the delta", ""),
+    ("15. tombstone digest: sum", "15. delta digest: sum"),
     ("header type 8, the counters", "header type 2, the counters"),
     ("header type 9, the result", "header type 6, the result"),
     ("generation u32, 16 bytes", "generation u64, 16 bytes"),

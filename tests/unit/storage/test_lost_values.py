@@ -12,7 +12,10 @@ import pytest
 import tarsdb
 from tarsdb.errors import CorruptionError
 from tarsdb.storage import Environment, check
+from tarsdb.storage.catalog import load_objects
+from tarsdb.storage.table_meta import read_counters
 from tarsdb.storage.transaction import WriteTxn
+from tarsdb.storage.values import ValueType, pack, unpack
 
 OPTIONS = tarsdb.OpenOptions(background_merge=False, segment_rows=256)
 Spoil = Callable[[WriteTxn], object]
@@ -60,9 +63,9 @@ def lose_last(db: str) -> Spoil:
     return lambda txn: txn.delete(db, list(txn.range(db, b"", None))[-1][0])
 
 
-def revive(txn: WriteTxn, bit: int = 40) -> None:
+def revive(txn: WriteTxn, bit: int = 40, at: int = 0) -> None:
     """Change one bit in the rowid of an end of a row."""
-    key = first(txn, "tombs")[0]
+    key = [key for key, _ in txn.range("tombs", b"", None)][at]
     txn.delete("tombs", key)
     changed = int.from_bytes(key[16:24], "big") ^ 1 << bit
     txn.put("tombs", key[:16] + changed.to_bytes(8, "big") + key[24:], b"")
@@ -75,6 +78,8 @@ LOST = {
     "delta of vectors": lose_last("delta"),
     "end of a row": lose("tombs"),
     "end of no row": revive,
+    "end of another row": lambda txn: revive(txn, 2),
+    "end of a vector": lambda txn: revive(txn, 2, at=-1),
     "counters": lose("meta", b"table/"),
 }  # fmt: skip
 
@@ -104,8 +109,6 @@ def spoilt_log(txn: WriteTxn) -> None:
 
 def older_view(txn: WriteTxn) -> None:
     """A definition of another commit under the right key, checksum and all."""
-    from tarsdb.storage.values import ValueType, pack, unpack
-
     key, value = first(txn, "catalog", b"view/")
     text = bytes(unpack(ValueType.CATALOG, key, value)[0]).decode()
     number = txn.commit_number
@@ -117,7 +120,7 @@ def older_view(txn: WriteTxn) -> None:
 @pytest.mark.parametrize(
     ("work", "says", "quick"),
     [
-        (lambda txn: revive(txn, 2), "table t", False),  # another row ends, one is back
+        (lambda txn: revive(txn, 2), "table t", True),  # another row ends, one is back
         (lost_log, "commit log", True),
         (spoilt_log, "log entry of commit 3: checksum", False),
         (lose("catalog", b"view/"), "view w", False),
@@ -135,6 +138,53 @@ def test_integrity_check_tells(path: pathlib.Path, work: Spoil, says: str, quick
     assert any(says in finding for finding in findings)
     assert bool(check(env)) is quick
     env.release()
+
+
+def without_digest(txn: WriteTxn) -> None:
+    """The counters of the table as they were before they had a digest of the ends of rows."""
+    key, value = first(txn, "meta", b"table/")
+    fields = bytes(unpack(ValueType.META, key, value)[0])
+    assert len(fields) == 15 * 8
+    txn.put("meta", key, pack(ValueType.META, key, fields[:-8], 0, txn.commit_number))
+
+
+def digest(path: pathlib.Path) -> int | None:
+    env = Environment.open(path, OPTIONS)
+    with env.read() as txn:
+        table = next(iter(load_objects(txn).values()))
+        found = read_counters(txn, table.id, "t").tombstone_digest
+    env.release()
+    return found
+
+
+def test_a_file_without_a_digest_of_ends_answers(path: pathlib.Path) -> None:
+    """It gets one when VACUUM has taken the ends it does not know."""
+    spoil(path, without_digest)
+    with tarsdb.connect(path, options=OPTIONS) as db:
+        assert db.execute("SELECT count(*) FROM t").fetchall() == [(601,)]
+        db.execute("DELETE FROM t WHERE id = 4")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert digest(path) is None
+    with tarsdb.connect(path, options=OPTIONS) as db:
+        db.execute("VACUUM")
+        db.execute("DELETE FROM t WHERE id IN (5, 6)")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert digest(path)
+    spoil(path, lambda txn: revive(txn, 3))
+    with tarsdb.connect(path, options=OPTIONS) as db, pytest.raises(CorruptionError, match="ends"):
+        db.execute("SELECT sum(n) FROM t")
+
+
+def test_vacuum_removes_nothing_by_damaged_ends(path: pathlib.Path) -> None:
+    spoil(path, lambda txn: revive(txn, 2))
+    says = r"2 ends of rows should be there, found 2 others, of rows 297\.\.301"
+    with tarsdb.connect(path, options=OPTIONS) as db, pytest.raises(CorruptionError, match=says):
+        db.execute("VACUUM")
+    spoil(path, lambda txn: revive(txn, 2))  # put right again
+    with tarsdb.connect(path, options=OPTIONS) as db:
+        assert db.execute("SELECT count(*) FROM t WHERE id <> 300").fetchall() == [(601,)]
+        db.execute("VACUUM")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_ids_are_not_given_out_twice(path: pathlib.Path) -> None:
