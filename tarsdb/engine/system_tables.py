@@ -245,6 +245,11 @@ def read(context: Context, name: str) -> tuple[list[str], list[Column]]:
         )
     schema, reader = definition
     rows = reader(context)
+    rows += [
+        (known, *[None] * (len(schema) - 1))
+        for kind, known in context.catalog.damaged
+        if name.lower() == f"tars_{kind}s"
+    ]
     columns = [
         from_list(sql_type, [to_storage(row[i], sql_type, column) for row in rows])
         for i, (column, sql_type) in enumerate(schema)

@@ -74,15 +74,37 @@ def check(
     except CorruptionError as error:
         yield f"commit log: {error.message}"
         return
+    for name, difference in _differences(made, objects):
+        if name not in unread:
+            yield difference
+
+
+def differences(
+    txn: ReadTxn, objects: Mapping[tuple[str, str], CatalogObject]
+) -> dict[tuple[str, str], str]:
+    """Return what is not in the catalog as the commit log says, and what is wrong with it.
+
+    Raises
+    ------
+    CorruptionError
+        The log is damaged itself.
+    """
+    made: dict[tuple[str, str], int] = {}
+    for entry in commit_log(txn):
+        _follow(made, entry)
+    return dict(_differences(made, objects))
+
+
+def _differences(
+    made: Mapping[tuple[str, str], int], objects: Mapping[tuple[str, str], CatalogObject]
+) -> Iterator[tuple[tuple[str, str], str]]:
     for kind, name in sorted({*made, *objects}):
-        if (kind, name) in unread:
-            continue
         definition = objects.get((kind, name))
-        found = 0 if definition is None else definition.version
-        if found != made.get((kind, name), 0):
+        logged, found = made.get((kind, name), 0), 0 if definition is None else definition.version
+        if found != logged:
             yield (
-                f"{kind} {name}: commit {made.get((kind, name), 0)} made it by the commit log, "
-                f"{found} by the catalog"
+                (kind, name),
+                f"{kind} {name}: commit {logged} made it by the commit log, {found} by the catalog",
             )
 
 

@@ -73,9 +73,9 @@ def merge(
 
 
 def tables_of(env: Environment) -> list[TableDef]:
-    """Return the tables of the latest commit."""
+    """Return the tables of the latest commit whose definitions are sound."""
     with env.read() as txn:
-        return CatalogView(load_objects(txn)).tables()
+        return CatalogView(load_objects(txn, {})).tables()
 
 
 @dataclass

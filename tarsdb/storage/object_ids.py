@@ -31,7 +31,7 @@ def new_id(env: Environment) -> int:
 def _reserve(txn: WriteTxn) -> int:
     raw = txn.get("meta", _KEY)
     first = 1 if raw is None else int.from_bytes(raw, "little")
-    given = greatest_id(load_objects(txn))
+    given = greatest_id(load_objects(txn, {}))
     if not given < first < _END:  # two objects of one id would share their rows
         found = "missing" if raw is None else str(first)
         raise CorruptionError(

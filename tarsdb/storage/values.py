@@ -174,6 +174,11 @@ def unpack(
     return payload, rows, commit
 
 
+def stored_checksum(view: Buffer) -> int:
+    """Return the checksum in the header of a stored value; 0 of one too short to have any."""
+    return int.from_bytes(view[32:40], "little")
+
+
 def is_whole(key: bytes, head: Buffer, rest: Buffer) -> bool:
     """Return whether the checksum of a stored value in two pieces, header in the first, agrees."""
     size = len(head) - HEADER_SIZE + len(rest)

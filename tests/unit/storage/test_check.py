@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-import tarsdb
 from tarsdb.errors import CorruptionError
 from tarsdb.options import OpenOptions
 from tarsdb.schema import TableDef
 from tarsdb.storage import Environment, Snapshot, WriteSet, check
-from tarsdb.storage.catalog import object_key
 from tarsdb.storage.transaction import WriteTxn
 from tests.unit.storage import tables
 
@@ -138,35 +136,3 @@ def test_a_wrong_row_count_is_found(loaded: tuple[Environment, TableDef]) -> Non
 
     damage(env, lie)
     assert check(env, full=True) == ["table t: 1002 rows should be live, found 1001"]
-
-
-@pytest.mark.parametrize("spoil", [lambda v: v[:20], lambda v: v[:-3] + b"\x00" + v[-2:]])
-def test_a_damaged_definition_is_a_finding_beside_others(
-    path: pathlib.Path, spoil: Callable[[bytes], bytes]
-) -> None:
-    with tarsdb.connect(path) as db:
-        for name in ("a", "b"):
-            db.execute(f"CREATE TABLE {name} (x INT PRIMARY KEY)")
-            db.execute(f"INSERT INTO {name} VALUES (1)")
-    env = Environment.open(path, OPTIONS)
-
-    def damaged(txn: WriteTxn) -> None:
-        key = object_key("table", "a")
-        value = txn.get("catalog", key)
-        assert value is not None
-        txn.put("catalog", key, spoil(bytes(value)))
-        for entry, _ in list(txn.range("index", b"", None)):
-            txn.delete("index", entry)
-
-    damage(env, damaged)
-    env.release()
-    for read_only in (True, False):
-        with tarsdb.connect(path, read_only=read_only) as db:
-            findings = [row[0] for row in db.execute("PRAGMA integrity_check").fetchall()]
-            assert findings[0].startswith("table a: definition: ")
-            assert any(finding.startswith("table b, index b_pkey") for finding in findings)
-            assert not any("commit log" in finding for finding in findings)
-            (quick,) = db.execute("PRAGMA quick_check").fetchall()
-            assert quick[0] == findings[0]
-            with pytest.raises(CorruptionError, match="table a: definition"):
-                db.execute("SELECT * FROM b")

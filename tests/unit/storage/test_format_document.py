@@ -209,6 +209,12 @@ def _read_meta(document: Document, file: File) -> None:
     expect(numbers[0] == len(file.content["commits"]), "commit number")
     expect(numbers[3] == xxhash.xxh3_64_intdigest(b"head" + meta[b"head"][:24]), "head checksum")
     expect(int.from_bytes(meta[b"ids"], "little") > 1, "ids")
+    stored = next(v for _, k, v in document.entries["meta"] if k == "`objects`")
+    kind = int(stored.split()[2][:-1])
+    summed = struct.unpack("<QQ", payload(document, b"objects", meta[b"objects"], kind)[0])
+    sums = [int.from_bytes(v[32:40], "little") for _, v in file.content["catalog"]]
+    expect(re.findall(r"u64 (\w+)", stored) == ["number", "sum"], "objects")
+    expect(summed == (len(sums), sum(sums) % 2**64), "number and sum of objects")
     ((key, value),) = file.starting("meta", b"table/")
     kind = int(next(v for _, k, v in document.entries["meta"] if "table/" in k).split()[2][:-1])
     body, _ = payload(document, key, value, kind)
@@ -340,6 +346,8 @@ WRONG_WORDS = [
     ("deleting commit u64, rowid u64, created", "rowid u64, deleting commit u64, created"),
     ("header type 5, column payload", "header type 4, column payload"),
     ("`head` | u64 commit number, i64 time", "`head` | u64 commit number, u32 time"),
+    ("header type 8: u64 number", "header type 1: u64 number"),
+    ("u64 sum of the checksums in their", "u32 sum of the checksums in their"),
     ("8. live rows", "8. tombstones"),
     ("4. layout: rises", "4. delta rows: rises"),
     ("2. next segment", "2. layout"),
