@@ -42,8 +42,9 @@ class OpenOptions:
         How long a commit waits for another process's writer before LockError.
     max_size_bytes : int, optional
         Quota of the data file; a commit beyond it raises StorageFullError.
-    max_read_age_s : float
-        A read transaction older than this is ended, so that a forgotten one cannot grow the file.
+    max_read_age_s : float, optional
+        A read transaction older than this is ended, at work or not. None ends only one that no
+        statement has used for 600 s: a forgotten one would make the file grow.
     map_size_bytes : int
         Address space to reserve; halved until the system grants it.
     delta_limit_rows : int
@@ -62,7 +63,7 @@ class OpenOptions:
     check: bool = False
     lock_timeout_s: float = 5.0
     max_size_bytes: int | None = None
-    max_read_age_s: float = 600.0
+    max_read_age_s: float | None = None
 
     map_size_bytes: int = 1 << 40
     delta_limit_rows: int = 4096
@@ -74,11 +75,13 @@ class OpenOptions:
         """Raise InterfaceError for a number that is none, or is below what means something."""
         if not isinstance(self.durability, Durability):
             raise InterfaceError(f"OpenOptions: durability is {self.durability!r}, no Durability")
-        _require(self, ("lock_timeout_s", "max_read_age_s"), (int, float), 0)
+        _require(self, ("lock_timeout_s",), (int, float), 0)
         _require(self, ("map_size_bytes", "delta_limit_rows"), int, 0)
         _require(self, ("segment_rows",), int, 1)
         if self.max_size_bytes is not None:
             _require(self, ("max_size_bytes",), int, 1)
+        if self.max_read_age_s is not None:
+            _require(self, ("max_read_age_s",), (int, float), 0)
 
 
 def _require(options: OpenOptions, names: tuple[str, ...], kinds: Any, least: int) -> None:

@@ -241,7 +241,7 @@ class Environment:
         """End the transaction of a slot, if there is one."""
         if self._pid != os.getpid():
             return  # the parent's transaction: not ours to end
-        if slot.expired or slot.parked:
+        if slot.expired or slot.parked is not None:
             with self.parking:
                 txn, slot.txn = slot.txn, None
         else:

@@ -22,6 +22,7 @@ from tarsdb.errors import InterfaceError, SnapshotExpiredError
 from tarsdb.storage import head as head_record
 from tarsdb.storage.key_order import key_order
 from tarsdb.storage.lmdb_errors import convert
+from tarsdb.storage.reader_watch import IDLE_LIMIT_S
 
 if TYPE_CHECKING:
     from tarsdb.storage.environment import Environment
@@ -47,7 +48,7 @@ class ReaderSlot:
         self.ref = weakref.ref(self, forget)
         hash(self.ref)  # a reference that is hashed for the first time must be alive
         self.born = 0.0
-        self.parked = False
+        self.parked: float | None = None  # since when
         self.expired = False
 
 
@@ -60,7 +61,7 @@ class ReadTxn:
 
     One thread uses it at a time. It is *active* until `park` says that nobody uses it or a view of
     it; only a parked transaction can be ended from outside. An active one that outlives
-    ``max_read_age_s`` fails at its next use.
+    ``max_read_age_s``, where that is given, fails at its next use.
 
     Attributes
     ----------
@@ -263,18 +264,19 @@ class ReadTxn:
         return self._txn.cursor(db=self._databases[db])
 
     def _refuse(self) -> NoReturn:
-        age = time.monotonic() - self._slot.born
+        age, limit = time.monotonic() - self._slot.born, self._env.options.max_read_age_s
         self.close()
+        allowed = f"{IDLE_LIMIT_S:g} s without use" if limit is None else f"{limit:g} s"
         raise SnapshotExpiredError(
             f"{self._env.path}: the snapshot of commit {self.commit_number} is {age:.0f} s old, "
-            f"the limit is {self._env.options.max_read_age_s:g} s",
+            f"the limit is {allowed}",
             hint="run the transaction again, or raise max_read_age_s",
         )
 
     def park(self) -> None:
         """Say that until `resume` no thread uses this transaction or a view it returned."""
         with self._env.parking:
-            self._slot.parked = True
+            self._slot.parked = time.monotonic()
 
     def resume(self) -> None:
         """Use a parked transaction again.
@@ -285,7 +287,7 @@ class ReadTxn:
             It was ended meanwhile because of its age.
         """
         with self._env.parking:
-            self._slot.parked = False
+            self._slot.parked = None
         if self._slot.expired:
             self._refuse()
 

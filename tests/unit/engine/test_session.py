@@ -11,6 +11,7 @@ import pytest
 
 import tarsdb
 from tarsdb import errors
+from tarsdb.storage import reader_watch
 
 
 @pytest.fixture
@@ -118,6 +119,33 @@ def test_an_expired_transaction_is_rolled_back(tmp_path: Path) -> None:
             db.execute("SELECT * FROM t")
         assert not db.in_transaction
         assert rows(db, "SELECT count(*) FROM t") == [(0,)]
+
+
+@pytest.mark.parametrize("limit", [None, 0.2])
+@pytest.mark.parametrize(
+    "sql", ["CREATE TABLE c AS SELECT slow(id) AS n FROM t", "UPDATE t SET n = slow(id)"]
+)
+def test_a_statement_at_work_is_ended_by_a_given_limit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, limit: float | None
+) -> None:
+    monkeypatch.setattr(reader_watch, "IDLE_LIMIT_S", 0.2)
+
+    def slow(ids: list[int]) -> list[int]:
+        time.sleep(0.3)
+        return [each + 1 for each in ids]
+
+    options = tarsdb.OpenOptions(max_read_age_s=limit)
+    with tarsdb.connect(tmp_path / "a.tars", options=options) as db:
+        db.create_function("slow", slow, ["BIGINT"], "BIGINT", vectorized=True)
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, n BIGINT)")
+        for start in (0, 5000):  # several batches, and several segments
+            db.executemany("INSERT INTO t (id) VALUES (?)", [(start + i,) for i in range(5000)])
+            db.execute("OPTIMIZE t")
+        if limit is None:
+            assert db.execute(sql).rowcount == 10_000
+        else:
+            with pytest.raises(errors.SnapshotExpiredError, match=r"limit is 0\.2 s"):
+                db.execute(sql)
 
 
 def test_read_your_own_writes_in_search(db: tarsdb.Connection) -> None:

@@ -214,6 +214,28 @@ def test_a_parked_reader_is_ended_and_an_active_one_refused(path: str) -> None:
     env.release()
 
 
+def test_only_what_lies_unused_is_ended_where_no_limit_is_given(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_watch, "IDLE_LIMIT_S", 0.4)
+    env = Environment.open(path, RELAXED)
+    active, used, forgotten = env.read(), env.read(), env.read()
+    forgotten.park()
+    deadline = time.monotonic() + 1.2
+    while time.monotonic() < deadline:  # three times as long in all, never that long between
+        used.park()
+        time.sleep(0.02)
+        used.resume()
+        active.get("meta", b"head")
+    used.get("meta", b"head")
+    with pytest.raises(SnapshotExpiredError, match="without use"):
+        forgotten.resume()
+    assert len(env.live_readers()) == 2
+    active.close()
+    used.close()
+    env.release()
+
+
 def test_a_young_parked_reader_resumes(env: Environment) -> None:
     txn = env.read()
     txn.park()
