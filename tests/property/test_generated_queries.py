@@ -13,7 +13,7 @@ import pytest
 import tarsdb
 from tests.property.query_oracle import DIM, TAGS, Oracle, Query, random_row
 
-QUERIES, MANY = int(os.environ.get("TARSDB_QUERIES", "2000")), 5000
+QUERIES = int(os.environ.get("TARSDB_QUERIES", "5000"))
 ROUNDS = 20
 
 
@@ -86,9 +86,8 @@ def load(oracle: Oracle, state: tuple[Any, ...]) -> None:
     oracle.docs, oracle.tags, oracle.inserted = dict(state[0]), list(state[1]), list(state[2])
 
 
-@pytest.mark.parametrize("queries", [QUERIES, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seed", range(4))
-def test_generated_queries_equal_the_oracle(tmp_path: Any, seed: int, queries: int) -> None:
+def test_generated_queries_equal_the_oracle(tmp_path: Any, seed: int) -> None:
     rng = random.Random(seed)
     oracle = Oracle(rng)
     options = tarsdb.OpenOptions(delta_limit_rows=64, segment_rows=64)
@@ -98,7 +97,7 @@ def test_generated_queries_equal_the_oracle(tmp_path: Any, seed: int, queries: i
             state = save(oracle)
             db.execute("BEGIN")
             change(db, oracle, rng)
-            run_queries(db, oracle, queries // (4 * ROUNDS * 2))
+            run_queries(db, oracle, QUERIES // (4 * ROUNDS * 2))
             if rng.random() < 0.4:
                 db.execute("ROLLBACK")
                 load(oracle, state)
@@ -106,7 +105,7 @@ def test_generated_queries_equal_the_oracle(tmp_path: Any, seed: int, queries: i
                 db.execute("COMMIT")
             if round_number % 5 == 4:
                 db.execute("OPTIMIZE")
-            run_queries(db, oracle, queries // (4 * ROUNDS * 2))
+            run_queries(db, oracle, QUERIES // (4 * ROUNDS * 2))
 
 
 def run_queries(db: tarsdb.Connection, oracle: Oracle, count: int) -> None:

@@ -10,8 +10,7 @@ from tests.conftest import ROOT
 from tests.slt import runner
 
 FOLDER = ROOT.parent / "shared" / "data" / "sqllogictest"
-SELECTS = {"select1.test": None, "select2.test": 300, "select3.test": 600}
-"""Files, and how many of their queries the default run asks; None is all."""
+SELECTS = ("select1.test", "select2.test", "select3.test")
 RANDOM = sorted(path.name for path in (FOLDER / "random").glob("*.test"))
 SAMPLE = 250
 RANDOM_RATE = 0.998
@@ -25,23 +24,12 @@ def _report(outcome: runner.Outcome) -> str:
     return "\n".join([str(outcome), *outcome.failures[:5]])
 
 
-def _assert_agrees(name: str, sample: int | None) -> None:
-    outcome = runner.run_file(FOLDER / name, sample)
-    assert outcome.total > (sample or 900)
-    assert not outcome.failures, _report(outcome)
-
-
 @needs_files
 @pytest.mark.parametrize("name", SELECTS)
 def test_select_files_agree(name: str) -> None:
-    _assert_agrees(name, SELECTS[name])
-
-
-@needs_files
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, sample in SELECTS.items() if sample])
-def test_select_files_agree_wholly(name: str) -> None:
-    _assert_agrees(name, None)
+    outcome = runner.run_file(FOLDER / name)
+    assert outcome.total > 900
+    assert not outcome.failures, _report(outcome)
 
 
 @needs_files
