@@ -52,7 +52,8 @@ def _columns(context: Context) -> Rows:
 def _indexes(context: Context) -> Rows:
     return [
         (i.name, t.name, ", ".join(t.column_by_id(c).name for c in i.column_ids), i.method,
-         i.unique, i.origin, *_choice(context, i), definitions.create_index(t, i))
+         i.unique, i.origin, *_choice(context, i), definitions.create_index(t, i),
+         _asked(context, i))
         for t in context.catalog.tables()
         for i in t.indexes
     ]  # fmt: skip
@@ -62,6 +63,14 @@ def _choice(context: Context, index: IndexDef) -> tuple[str | None, str | None]:
     """Return what an index is made by, and why, where that was chosen."""
     stored = known_parts(context.snapshot.txn, index.id)
     return (stored[-1].method, stored[-1].reason) if stored and stored[-1].method else (None, None)
+
+
+def _asked(context: Context, index: IndexDef) -> str | None:
+    """Return what this process searched an index of vectors for, in words."""
+    from tarsdb.engine.search.asked import observed
+
+    found = observed(context.snapshot.env, index.id).summary()
+    return str(found) if found.searches else None
 
 
 def _recall_stats(context: Context) -> Rows:
@@ -206,7 +215,7 @@ SYSTEM_TABLES: dict[str, tuple[tuple[tuple[str, SqlType], ...], _Reader]] = {
     "tars_indexes": (
         (("name", TEXT), ("table_name", TEXT), ("columns", TEXT), ("method", TEXT),
          ("unique", BOOLEAN), ("origin", TEXT), ("chosen", TEXT), ("reason", TEXT),
-         ("sql", TEXT)), _indexes),
+         ("sql", TEXT), ("asked", TEXT)), _indexes),
     "tars_recall_stats": (
         (("index", TEXT), ("table_name", TEXT), ("column", TEXT), ("method", TEXT),
          ("metric", TEXT), ("sample", BIGINT), ("k", BIGINT), ("effort", BIGINT),

@@ -44,6 +44,8 @@ class IndexPart:
         It covers the live versions created by commits in ``(after, upto]``.
     method, reason : str
         Of an index whose method is chosen: what this part was made by, and why, in words.
+    asked : tuple of float
+        The searches it was chosen by, as the engine sums them up; empty for none.
     """
 
     digest: str
@@ -53,6 +55,7 @@ class IndexPart:
     upto: int
     method: str = ""
     reason: str = ""
+    asked: tuple[float, ...] = ()
 
 
 def read_parts(txn: ReadTxn, index: int) -> tuple[IndexPart, ...]:
@@ -70,7 +73,8 @@ def parts_key(index: int) -> bytes:
 def _decode(key: bytes, raw: bytes) -> tuple[IndexPart, ...]:
     payload, _, _ = unpack(ValueType.META, key, raw, "parts of a vector index")
     try:
-        return tuple(IndexPart(*fields) for fields in json.loads(bytes(payload)))
+        listed = json.loads(bytes(payload))
+        return tuple(IndexPart(*fields[:7], *map(tuple, fields[7:])) for fields in listed)
     except (ValueError, TypeError) as error:
         raise CorruptionError(f"the list of parts of a vector index does not read: {error}") from (
             error
@@ -89,9 +93,10 @@ def write_parts(txn: WriteTxn, index: int, parts: Sequence[IndexPart]) -> None:
     """Store the list of parts."""
     key = parts_key(index)
     fields = [
-        [p.digest, p.rows, p.nbytes, p.after, p.upto, *((p.method, p.reason) if p.method else ())]
+        [p.digest, p.rows, p.nbytes, p.after, p.upto,
+         *((p.method, p.reason) if p.method else ()), *((p.asked,) if p.asked else ())]
         for p in parts
-    ]
+    ]  # fmt: skip
     payload = json.dumps(fields, separators=(",", ":")).encode()
     txn.put("meta", key, pack(ValueType.META, key, payload, len(fields), txn.commit_number))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.engine.result import Result
-from tarsdb.engine.search import calibration, index_choice
+from tarsdb.engine.search import asked, calibration, index_choice
 from tarsdb.engine.search.calibration import Calibration
 from tarsdb.engine.search.index_choice import AUTO, FLAT, AutoOptions, Choice, Shape
 from tarsdb.engine.search.index_methods import METHODS, Rows, checked
@@ -123,17 +123,21 @@ def _source(
     table: TableDef,
     index: IndexDef,
     commits: tuple[int, int],
-    kept: Sequence[IndexPart],
+    stored: tuple[Sequence[IndexPart], Sequence[IndexPart]],
     build: Build,
 ) -> tuple[Rows, Choice]:
-    """Choose how to build a part beside those kept, announce it, and copy its rows."""
+    """Choose how to build a part, announce it, and copy its rows.
+
+    ``stored`` are the parts it stays beside, and all that are there.
+    """
     flat = _flat(snapshot, table, index)
     created = flat.created()
     chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
     positions = np.flatnonzero(chosen)
     column = table.column_by_id(index.column_ids[0])
     op = OPERATORS[index.options["metric"]]
-    choice = _choice(index, Shape(len(positions), column.type, op), kept)
+    searches = asked.known(snapshot.env, index.id, stored[1])
+    choice = _choice(index, Shape(len(positions), column.type, op), stored[0], searches)
     build.check()
     _announce(index, Shape(len(positions), column.type, op), choice, build)
     build.check()
@@ -153,14 +157,16 @@ def _source(
     return rows, choice
 
 
-def _choice(index: IndexDef, shape: Shape, kept: Sequence[IndexPart]) -> Choice:
+def _choice(
+    index: IndexDef, shape: Shape, kept: Sequence[IndexPart], searches: asked.Asked
+) -> Choice:
     """Return what makes a part of that shape beside others of an index."""
     given = _options(index)
     if index.method != AUTO:
         return Choice(index.method, given)
     wanted = AutoOptions(**given)
     if not kept:
-        return index_choice.chosen(shape, wanted)
+        return index_choice.chosen(shape, wanted, searches)
     whole = replace(shape, rows=shape.rows + sum(part.rows for part in kept))
     return index_choice.more_of(kept, whole, wanted)
 
@@ -198,7 +204,7 @@ def _built(
             return choice, {**part.to_arrays(), "calibration": steps}
         del part  # the next one needs the memory
         tried.append(choice.method)
-        choice = index_choice.instead(tried, shape, AutoOptions(**_options(index)))
+        choice = index_choice.instead(tried, choice, shape, AutoOptions(**_options(index)))
         _announce(index, shape, choice, build)
     return choice, {}
 
@@ -217,8 +223,9 @@ def _make_part(
         return []
     choice, made = _built(source, index, choice, build)
     name = choice.method if index.method == AUTO else ""
+    by = choice.asked.stored()
     if not made:
-        return [IndexPart("", rows, 0, *commits, name, choice.reason)]
+        return [IndexPart("", rows, 0, *commits, name, choice.reason, by)]
     sizes: list[int] = []
 
     def counted() -> Iterator[Any]:
@@ -230,7 +237,7 @@ def _make_part(
     digest = store(counted())
     build.show(rows, rows)
     METRICS.add("index.parts_built")
-    return [IndexPart(digest, rows, sum(sizes), *commits, name, choice.reason)]
+    return [IndexPart(digest, rows, sum(sizes), *commits, name, choice.reason, by)]
 
 
 # --- publishing ---
@@ -245,7 +252,8 @@ def publish(context: Context, table: TableDef, index: IndexDef) -> tuple[IndexPa
     writes.depend("table", table.name, table.version)  # the index may be dropped meanwhile
     commits = (0, context.snapshot.commit)
     build = Build.of(context)
-    source, choice = _source(context.snapshot, table, index, commits, (), build)
+    stored = known_parts(context.snapshot.txn, index.id)
+    source, choice = _source(context.snapshot, table, index, commits, ((), stored), build)
     parts = _make_part(source, index, choice, commits, writes.put_blob, build)
     writes.set_parts(index.id, parts)
     return tuple(parts)
@@ -275,7 +283,7 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
             whole = whole or not all(part.digest for part in stored)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
-            source, choice = _source(snapshot, table, index, commits, kept, build)
+            source, choice = _source(snapshot, table, index, commits, (kept, stored), build)
         made = _make_part(
             source, index, choice, commits, lambda pieces: put_blob(env, pieces, lease), build
         )

@@ -1,4 +1,4 @@
-"""USING auto: what an index of vectors is made by, from what it holds and may take, and why.
+"""USING auto: what an index of vectors is made by, from what it holds, may take and is asked.
 
 The rules come from measurements, see docs/tuning-index.md. Knows shapes and what was measured of a
 part; builds nothing and reads no file.
@@ -7,8 +7,10 @@ part; builds nothing and reads no file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from tarsdb.engine.search.asked import Asked
 from tarsdb.engine.search.calibration import Calibration
 from tarsdb.engine.search.index_methods import METHODS, Part
 from tarsdb.engine.settings import size_bytes
@@ -27,7 +29,9 @@ INT4_DIM, BITS_DIM = 96, 256
 GROWN = 2
 """Rows that no method is good at are tried again when there are so many times as many."""
 K = 10
-"""Neighbours the recall is promised for."""
+"""Neighbours the recall is promised for, where searches do not ask for more."""
+FILTERED = 0.99
+"""Share of searches answered among few rows of a filter from which on an index does not pay."""
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _INT4 = {"quantization": "int4"}
 _LARGER = (FLAT, "hnsw", "ivf")
@@ -94,18 +98,35 @@ class Choice:
         In words; empty where the statement named the method.
     target : float
         Recall the part has to reach, else another choice is made; 0: it stays whatever it reaches.
+    asked : Asked
+        The searches it was chosen by.
     """
 
     method: str
     options: dict[str, Any]
     reason: str = ""
     target: float = 0.0
+    asked: Asked = Asked()
+
+    @property
+    def promised(self) -> tuple[float, int]:
+        """The recall a part has to reach, and of how many rows."""
+        return max(self.target, self.asked.recall), max(K, self.asked.k)
 
 
-def chosen(shape: Shape, wanted: AutoOptions) -> Choice:
+def chosen(shape: Shape, wanted: AutoOptions, asked: Asked) -> Choice:
     """Return what an index over all its rows is made by."""
     if shape.rows < FEWEST_ROWS:
         return Choice(FLAT, {}, f"{shape.rows:,} rows, an index pays from {FEWEST_ROWS:,}")
+    if not asked.is_enough:
+        return _by_size(shape, wanted)
+    if asked.filtered >= FILTERED:
+        return Choice(FLAT, {}, f"exact search does: {asked}", asked=asked)
+    choice = _by_size(shape, wanted)
+    return replace(choice, reason=f"{choice.reason}; {asked}", asked=asked)
+
+
+def _by_size(shape: Shape, wanted: AutoOptions) -> Choice:
     options = _graph_options(shape, wanted)
     held, memory = shape.searched_bytes("hnsw", options), wanted.memory_bytes
     told = (
@@ -142,7 +163,7 @@ def more_of(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> C
     """Return what makes a part beside others of an index of that shape: their method."""
     last = stored[-1]
     options = {"hnsw": _graph_options, "ivf": _lists_options}[last.method](shape, wanted)
-    return Choice(last.method, options, last.reason)
+    return Choice(last.method, options, last.reason, asked=Asked.of(stored))
 
 
 def suffices(choice: Choice, part: Part, calibration: Calibration, shape: Shape) -> bool:
@@ -150,26 +171,30 @@ def suffices(choice: Choice, part: Part, calibration: Calibration, shape: Shape)
     if not choice.target:
         return True
     method, rows = METHODS[choice.method], len(part)
-    reached = calibration.effort_for(choice.target, K)
-    effort = method.settled(reached, K, [part])
-    if not reached or 2 * method.pool(part, K, effort) > rows:
+    target, k = choice.promised
+    reached = calibration.effort_for(target, k)
+    effort = method.settled(reached, k, [part])
+    if not reached or 2 * method.pool(part, k, effort) > rows:
         return False
     is_coded = shape.type.kind is Kind.VECTOR and not NAVIGATIONS[shape.op].is_loose
     return not method.prefers_exact(effort, (rows, rows), [part], is_coded)
 
 
-def instead(tried: Sequence[str], shape: Shape, wanted: AutoOptions) -> Choice:
+def instead(tried: Sequence[str], last: Choice, shape: Shape, wanted: AutoOptions) -> Choice:
     """Return what is made where methods did not suffice: lists after a graph, else nothing."""
-    target = f"a recall of {wanted.target_recall} faster than exact search"
+    recall, k = last.promised
+    rows = f" of {k:,} rows" if k > K else ""
+    target = f"a recall of {recall}{rows} faster than exact search"
     if tried[-1] == "hnsw":
-        return _lists(shape, wanted, f"a graph does not reach {target}")
+        lists = _lists(shape, wanted, f"a graph does not reach {target}")
+        return replace(lists, asked=last.asked)
     nouns = " and ".join("a graph" if method == "hnsw" else "lists" for method in tried)
-    return Choice(FLAT, {}, f"{nouns} do not reach {target}")
+    return Choice(FLAT, {}, f"{nouns} do not reach {target}", asked=last.asked)
 
 
 def has_outgrown(stored: Sequence[IndexPart], shape: Shape, wanted: AutoOptions) -> bool:
     """Return whether an index of that shape had better be made anew by another method."""
-    last, choice = stored[-1], chosen(shape, wanted)
+    last, choice = stored[-1], chosen(shape, wanted, Asked.of(stored))
     if last.method == FLAT and last.rows >= FEWEST_ROWS and shape.rows < GROWN * last.rows:
         return False  # no method was good at these rows
     if last.method not in _LARGER:

@@ -42,6 +42,7 @@ COPIED_ROWS = 2048
 """Rows that are copied in the time that looking values up takes longer than the compiled call."""
 PLAIN, COPIED = "plain", "copied"
 _FLOAT32 = np.dtype(np.float32)
+_Counted = tuple["OneCall", str, list[int]]
 
 
 class RepeatedSearch:
@@ -53,8 +54,8 @@ class RepeatedSearch:
     ----------
     context : Context
     plan : Knn
-    found : (OneCall, str)
-        The search, and what counts it.
+    found : (OneCall, str, list of int)
+        The search, and what counts it: a counter's name, and a count of its index.
     most : int
         Searches in this state after which another way is to be found; 0: none is.
     """
@@ -62,10 +63,8 @@ class RepeatedSearch:
     is_compiled = False
     """Whether values come by the compiled call, too."""
 
-    def __init__(
-        self, context: Context, plan: Knn, found: tuple[OneCall, str], most: int = 0
-    ) -> None:
-        node, (prepared, self._counter) = plan.distance.right, found
+    def __init__(self, context: Context, plan: Knn, found: _Counted, most: int = 0) -> None:
+        node, (prepared, self._counter, self._tally) = plan.distance.right, found
         assert isinstance(node, ex.Parameter)
         self._table, self._shape = plan.table, Shape.of(plan)
         self._memo, self._most = plan.memo, most
@@ -106,6 +105,7 @@ class RepeatedSearch:
         if stored is None:
             return None
         METRICS.add(self._counter)
+        self._tally[0] += 1
         shape = self._shape
         return Result.short(shape.names, shape.types, shape.shown(stored), stored)
 
@@ -157,11 +157,9 @@ class CompiledSearch(RepeatedSearch):
 
     is_compiled = True
 
-    def __init__(
-        self, context: Context, plan: Knn, found: tuple[OneCall, str], cells: Cells
-    ) -> None:
+    def __init__(self, context: Context, plan: Knn, found: _Counted, cells: Cells) -> None:
         super().__init__(context, plan, found)
-        compiled, (prepared, _) = kernels(), found
+        compiled, prepared = kernels(), found[0]
         assert compiled is not None
         self._kernel, gather = compiled
         self.cells, self._asked, k = cells, 0, prepared.k

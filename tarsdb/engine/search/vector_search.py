@@ -16,6 +16,7 @@ import numpy as np
 from tarsdb.columns import Column
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import batches, evaluate, project
+from tarsdb.engine.search import asked as searches
 from tarsdb.engine.search import lazy_filter, vector_index
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found, OneCall
@@ -33,6 +34,8 @@ from tarsdb.types import BIGINT, REAL, Kind, SqlType, presenter
 MAX_LIMIT = 2**40
 _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
+FEW = 10
+"""Exact searches among a filter's rows are few where these are at most one row in so many."""
 KEPT_POSITIONS = 1 << 16
 """Rows of a predicate's answer up to which it is kept with the plan."""
 # A batch is searched in parts, between which it can be interrupted: of a second or so each, and
@@ -187,23 +190,33 @@ def _by_index(
     function = context.catalog.function(definition.function)
     if function is not None and function.digest != definition.digest:
         return None  # it is not the metric the index was made for
-    placed = vector_index.place(context, definition, flat)
-    if placed is None:
-        return None
-    ask = _ask(context, placed, asked)
-    if distance is not None:
-        ask = replace(ask, distance=distance, threads=1)
-    return vector_index.search(placed, flat, ask, vector_index.operator(definition))
+    placed, found = vector_index.place(context, definition, flat), None
+    if placed is not None:
+        ask = _ask(context, placed, asked)
+        if distance is not None:
+            ask = replace(ask, distance=distance, threads=1)
+        found = vector_index.search(placed, flat, ask, vector_index.operator(definition))
+    is_few = asked[2] is not None and found is None and len(asked[2]) * FEW <= flat.rows
+    _tally(context, definition, asked[1], is_few)[0] += len(asked[0])
+    return found
+
+
+def _tally(context: Context, definition: IndexDef, k: int, is_few: bool) -> list[int]:
+    """Return what counts searches of an index for so many rows; ``is_few``: among few rows."""
+    target = context.engines.settings["target_recall"]
+    return searches.observed(context.snapshot.env, definition.id).tally(k, target, is_few)
 
 
 def prepared(
     context: Context, plan: Knn, view: TableView, flat: FlatIndex
-) -> tuple[OneCall, str] | None:
+) -> tuple[OneCall, str, list[int]] | None:
     """Return a search with a fixed window as one call, and what counts it; None where none is.
+
+    A counter's name, and the count of such searches of the index.
 
     The call belongs to an index, or to the codes of the rows a filter keeps, and dies with them.
     """
-    shape, op, positions, placed = Shape.of(plan), plan.distance.op, None, None
+    shape, op, positions, placed, tally = Shape.of(plan), plan.distance.op, None, None, [0]
     assert shape.window is not None
     if shape.is_filtered:
         positions = _kept_positions(plan, view, flat, _constants(context, plan))
@@ -213,17 +226,19 @@ def prepared(
     asked = np.empty((0, flat.width), np.float32), k, positions
     if shape.index is not None:
         placed = vector_index.place(context, shape.index, flat)
+        is_few = positions is not None and len(positions) * FEW <= flat.rows
+        tally = _tally(context, shape.index, k, is_few)
     ask = None if placed is None else _ask(context, placed, asked)
     if positions is not None:
         coded = flat.by_codes(positions, k, op)
         if coded is None or (placed and ask and vector_index.choose(placed, flat, ask)[0]):
             return None
-        return coded, CERTIFIED
+        return coded, CERTIFIED, tally
     if placed is None or ask is None:
         return None
     scope = vector_index.known_scope(placed, flat, ask)
     found = None if scope is None else vector_index.prepared(scope, op)
-    return None if found is None else (found, placed.method.counter)
+    return None if found is None else (found, placed.method.counter, tally)
 
 
 def explained(context: Context, plan: Knn) -> str:

@@ -12,6 +12,7 @@ import pytest
 import tarsdb
 from tarsdb.engine.progress import Work
 from tarsdb.engine.search import index_build, index_choice, vector_index
+from tarsdb.engine.search.asked import Asked
 from tarsdb.engine.search.index_methods import METHODS
 from tarsdb.errors import DataError, NotSupportedError
 from tarsdb.kernels import dispatch, graph, ivf
@@ -377,7 +378,7 @@ def test_a_method_of_another_version_is_exact_until_upkeep() -> None:
 )
 def test_codes_of_lists_that_do_not_fit(sql_type: str, op: str, options: dict[str, str]) -> None:
     shape = index_choice.Shape(1_000_000, parse_type(sql_type), op)
-    choice = index_choice.chosen(shape, index_choice.AutoOptions(memory="10MB"))
+    choice = index_choice.chosen(shape, index_choice.AutoOptions(memory="10MB"), Asked())
     assert (choice.method, choice.options) == ("ivf", options)
-    roomy = index_choice.chosen(shape, index_choice.AutoOptions(memory="4GB"))
+    roomy = index_choice.chosen(shape, index_choice.AutoOptions(memory="4GB"), Asked())
     assert roomy.method == "hnsw"
