@@ -455,8 +455,9 @@ def window_of(context: Context, relation: Relation) -> tuple[int, int]:
 def _reads_first(context: Context, plan: Relational) -> bool:
     """Return whether tables are read whole before models run, which then pin no snapshot.
 
-    An INSERT may let go of its snapshot whatever the model does. A query does so for ``generate``,
-    which takes seconds a row, and not when it calls functions, whose code it reads as it goes on.
+    An INSERT or CREATE TABLE may let go of its snapshot whatever the model does. A query does so
+    for ``generate``, which takes seconds a row, and not when it calls functions, whose code it
+    reads as it goes on.
     """
     if context.writes is not None:
         return context.may_release and bool(plan.calls)

@@ -268,7 +268,7 @@ class Session:
                 return self._other(context, plan)
             self._require_writable()
             context.writes = WriteSet(self.env, context.snapshot.commit)
-            context.may_release = isinstance(plan, Insert)
+            context.may_release = isinstance(plan, (Insert, CreateTable))
             try:
                 result = self._write(context, plan, many)
             except BaseException:

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 import tarsdb
+from tarsdb.engine.inference.models import FUNCTIONS
 from tarsdb.errors import (
     BindError,
     CatalogError,
@@ -22,6 +23,7 @@ from tarsdb.errors import (
     NotSupportedError,
 )
 from tarsdb.model_ops import Classifier, read_model_directory
+from tarsdb.storage import Environment
 from tests.golden.models.tiny_heads import HEADS, head_tensors, words_tokenizer
 from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
 
@@ -196,6 +198,40 @@ def test_generated_columns_and_insert_select(db: tarsdb.Connection) -> None:
     db.execute("CREATE TABLE copied AS SELECT id, classify('classes', body) AS kind FROM docs")
     copied = column(db, "SELECT kind FROM copied ORDER BY id")
     assert copied[1:] == [row[2] for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO v SELECT id, embed('vectors', body) FROM docs",
+        "CREATE TABLE c AS SELECT id, embed('vectors', body) AS e FROM docs",
+        "CREATE OR REPLACE TABLE v AS SELECT id, embed('vectors', body) AS e FROM docs",
+    ],
+)
+def test_models_pin_no_snapshot_while_rows_are_made(
+    db: tarsdb.Connection, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    """The rows are those of the statement's beginning, whatever is committed meanwhile."""
+    db.execute("CREATE TABLE v (id INT, e VECTOR(24))")
+    env, embed = Environment.open(folder / "t.tars"), FUNCTIONS["embed"]
+    pinned = []
+
+    def noted(request: Any) -> Any:
+        pinned.append(len(env.live_readers()))
+        with tarsdb.connect(folder / "t.tars") as other:
+            other.execute("INSERT INTO docs VALUES (?, 'w5')", (100 + len(pinned),))
+            other.execute("OPTIMIZE docs")
+        return embed(request)
+
+    monkeypatch.setitem(FUNCTIONS, "embed", noted)
+    assert db.execute(sql).rowcount == len(BODIES)
+    env.release()
+    assert pinned
+    assert not any(pinned)
+    made = "c" if " c " in sql else "v"
+    expected = column(db, "SELECT embed('vectors', body) FROM docs WHERE id < 100 ORDER BY id")
+    found = column(db, f"SELECT e FROM {made} ORDER BY id")
+    assert all(a is b or np.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_chunks_in_from(db: tarsdb.Connection) -> None:
