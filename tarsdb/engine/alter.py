@@ -20,9 +20,9 @@ from tarsdb.engine.tables import (
 )
 from tarsdb.engine.writing import derive, triggers
 from tarsdb.engine.writing.identity import check_identity
-from tarsdb.errors import CatalogError, IntegrityError, NotSupportedError
+from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
 from tarsdb.schema import ColumnDef, TableDef
-from tarsdb.sql import bind_expression
+from tarsdb.sql import bind_expression, rename_column
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.names import quoted
 from tarsdb.sql.plan import AlterTable
@@ -130,18 +130,22 @@ def _drop_column(context: Context, table: TableDef, plan: AlterTable) -> None:
 
 def _refuse_users(context: Context, table: TableDef, column: ColumnDef, verb: str) -> None:
     index = next((i for i in table.indexes if column.id in i.column_ids), None)
-    if index is not None and (verb == "drop" or (column.type.is_vector and verb != "rename")):
+    if index is not None and (verb == "drop" or column.type.is_vector):
         raise CatalogError(
             f"cannot {verb} {table.name}.{column.name}: index {index.name} uses it",
             hint=f"DROP INDEX {index.name} first",
         )
+    _refuse_triggers(context, table, column, verb)
     texts = [(f"generated column {c.name}", c.generated) for c in table.columns if c.generated]
     texts += [(f"CHECK {name}", text) for name, text in table.checks]
-    if column.id in triggers.columns_of(context, table):
-        raise CatalogError(f"cannot {verb} {table.name}.{column.name}: a trigger reads it")
     for label, text in texts:
         if column.id in derive.sources(bind_expression(text, table, context.catalog)):
             raise CatalogError(f"cannot {verb} {table.name}.{column.name}: {label} uses it")
+
+
+def _refuse_triggers(context: Context, table: TableDef, column: ColumnDef, verb: str) -> None:
+    if column.id in triggers.columns_of(context, table):
+        raise CatalogError(f"cannot {verb} {table.name}.{column.name}: a trigger reads it")
 
 
 def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
@@ -149,10 +153,33 @@ def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
     if table.column(new_name) not in (None, column):
         raise CatalogError(f"table {table.name} has a column {new_name!r} already")
     refuse_reserved_column(new_name)
-    _refuse_users(context, table, column, "rename")
-    renamed = replace(column, name=new_name)
-    columns = tuple(renamed if c.id == column.id else c for c in table.columns)
-    publish(context, replace(table, columns=columns))
+    _refuse_triggers(context, table, column, "rename")
+    renamed = _with_column(table, replace(column, name=new_name))
+
+    def reading(label: str, text: str) -> str:
+        """Return a stored expression with the new name where it reads the column."""
+        read = derive.sources(bind_expression(text, table, context.catalog))
+        if column.id not in read:
+            return text
+        try:
+            changed = rename_column(text, column.name, new_name)
+            if derive.sources(bind_expression(changed, renamed, context.catalog)) == read:
+                return changed
+        except BindError as error:
+            raise CatalogError(
+                f"cannot rename {table.name}.{column.name}: {label}: {error.message}"
+            ) from error
+        raise CatalogError(f"cannot rename {table.name}.{column.name}: {label} uses it")
+
+    publish(context, replace(
+        renamed,
+        columns=tuple(
+            c if c.generated is None
+            else replace(c, generated=reading(f"generated column {c.name}", c.generated))
+            for c in renamed.columns
+        ),
+        checks=tuple((name, reading(f"CHECK {name}", text)) for name, text in table.checks),
+    ))  # fmt: skip
 
 
 def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:

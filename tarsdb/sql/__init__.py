@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bind", "bind_expression", "check_function_name", "check_stored", "explain", "parameter_keys",
-    "parse", "split",
+    "parse", "rename_column", "split",
 ]  # fmt: skip
 
 ParameterTypes = Mapping[int | str, Any]
@@ -103,6 +103,19 @@ def check_stored(text: str, is_default: bool) -> None:
     from tarsdb.sql import stored
 
     stored.check_stored(text, is_default)
+
+
+def rename_column(text: str, old: str, new: str) -> str:
+    """Return the text of a CHECK or generated column that reads a column by its new name.
+
+    Raises
+    ------
+    BindError
+        One of the names is that of a variable in it.
+    """
+    from tarsdb.sql import stored
+
+    return stored.rename_column(text, old, new)
 
 
 def check_function_name(name: str) -> None:

@@ -1,6 +1,7 @@
-"""What the text of a DEFAULT, CHECK or generated column may not say: it is about one row.
+"""The text of a DEFAULT, CHECK or generated column: what it may not say, and a column's new name.
 
-CHECK and generated columns also give the same for the same row whenever they are computed.
+It is about one row. CHECK and generated columns also give the same for the same row whenever they
+are computed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.errors import BindError
+from tarsdb.sql.names import quoted
 from tarsdb.sql.parser import parse_statement
 
 _OTHERS: tuple[tuple[Any, str], ...] = (
@@ -45,6 +47,38 @@ def check_stored(text: str, is_default: bool) -> None:
                 f"{text!r} gives another value each time it is computed",
                 hint="a DEFAULT may; CHECK and generated columns depend on the row only",
             )
+
+
+def rename_column(text: str, old: str, new: str) -> str:
+    """Return a stored expression that reads a column by its new name; else it stays as written.
+
+    Raises
+    ------
+    BindError
+        One of the names is that of a variable in it (of a lambda function, say).
+    """
+    start = "SELECT "
+    tree = parse_statement(start + text).take_tree()
+    for variable in _variables(tree):
+        if variable in (old.lower(), new.lower()):
+            raise BindError(f"{text!r} has a variable {variable!r}")
+    places = [
+        (node.this.meta["start"] - len(start), node.this.meta["end"] + 1 - len(start))
+        for node in tree.find_all(exp.Column)
+        if node.name.lower() == old.lower()
+    ]
+    for first, after in sorted(places, reverse=True):
+        text = text[:first] + quoted(new) + text[after:]
+    return text
+
+
+def _variables(tree: Any) -> set[str]:
+    """Return the names, in lower case, that lambda functions and list comprehensions give."""
+    found = {each.name for node in tree.find_all(exp.Lambda) for each in node.expressions}
+    for node in tree.find_all(exp.Comprehension):
+        variable = node.args["expression"]
+        found |= {each.name for each in (variable, *variable.expressions)}
+    return set(map(str.lower, found))
 
 
 def _differs(node: Any) -> bool:
