@@ -22,7 +22,7 @@ from tarsdb.sql.statements import Statement
 from tarsdb.sql.titles import select_titles
 from tarsdb.sql.values import check_targets, fits, is_default, reject_parts
 from tarsdb.sql.views import expand
-from tarsdb.types import Kind
+from tarsdb.types import Kind, bytes_of
 
 _KNOWN = {
     "this", "expression", "conflict", "returning", "default", "alternative", "ignore", "with_",
@@ -136,11 +136,18 @@ def _default_node(column: ColumnDef) -> Any:
 def _values_query(core: Core, columns: list[ColumnDef], rows: list[list[Any]]) -> Relational:
     """Return SQL for VALUES that need DuckDB, each value cast to its column."""
     tuples = []
+    of_bytes = {
+        column.id
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=True)
+        if column.type.kind is Kind.BLOB and any(isinstance(c, exp.HexString) for c in cells)
+    }
     for row in rows:
         cells = []
         for column, node in zip(columns, row, strict=True):
             if is_default(node):
                 node = exp.Null() if column.default is None else _default_node(column)
+            if column.id in of_bytes and isinstance(node, exp.Literal) and node.is_string:
+                node = exp.HexString(this=bytes_of(node.this).hex())  # DuckDB mixes no text in
             target = cast_target(column)
             if target is not None:
                 to = exp.DataType.build(target, dialect="duckdb")

@@ -55,7 +55,7 @@ def fits(expr: ex.Expr, column: ColumnDef) -> bool:
         return True
     if isinstance(expr.value, str) and column.type.kind in (Kind.DATE, Kind.TIMESTAMP, Kind.TIME,
                                                            Kind.TIMESTAMPTZ, Kind.INTERVAL,
-                                                           Kind.BLOB, Kind.ARRAY):  # fmt: skip
+                                                           Kind.ARRAY):  # fmt: skip
         from tarsdb.sql.core import is_date, is_timestamp
 
         if column.type.kind is Kind.DATE:

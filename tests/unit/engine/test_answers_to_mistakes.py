@@ -119,6 +119,29 @@ def test_a_text_is_the_same_bytes_wherever_it_stands(db: tarsdb.Connection) -> N
     del whole
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["'text'", "X'01'"], [b"text", b"\x01"]),
+        (["X'01'", "'text'", "NULL"], [b"\x01", b"text", None]),
+        ([r"'\x41é'", "X'71'"], ["Aé".encode(), b"q"]),
+        ([r"'\x41\y'", "X''"], [rb"A\y", b""]),
+        (["'text'", "repeat('ab', 2)"], [b"text", b"abab"]),
+    ],
+)
+@pytest.mark.parametrize("number", ["1", "sqrt(1)"])  # ours, and DuckDB's
+def test_texts_and_bytes_in_one_list_of_values(
+    db: tarsdb.Connection, cells: list[str], expected: list[bytes | None], number: str
+) -> None:
+    db.execute("CREATE TABLE b (x BLOB, n INT)")
+    values = ", ".join(f"({cell}, {number})" for cell in cells)
+    db.execute(f"INSERT INTO b VALUES {values}")
+    assert [row[0] for row in db.execute("SELECT x FROM b").fetchall()] == expected
+    db.execute("INSERT INTO b VALUES ('text', 2), (?, 2)", [b"q"])
+    found = db.execute("SELECT x FROM b WHERE n = 2").fetchall()
+    assert found == [(b"text",), (b"q",)]
+
+
 @pytest.mark.parametrize("bad", [1, 2, 777, 30_000, 60_001])
 def test_a_value_that_does_not_fit_is_named_with_its_row(
     db: tarsdb.Connection, tmp_path: pathlib.Path, bad: int
