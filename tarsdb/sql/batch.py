@@ -32,7 +32,7 @@ def batch_expression(binding: Binding, table: TableDef, node: Any) -> Expr | Rel
     native = core.expr(node)
     if native is not None:
         return native
-    return batch_query(binding, table, [node], ["value"], numbered=True)
+    return batch_query(binding, table, table.name, [node], ["value"])
 
 
 def _no_rowid(row: TableSelect) -> Any:
@@ -44,13 +44,18 @@ def _no_rowid(row: TableSelect) -> Any:
 
 
 def batch_query(
-    binding: Binding, table: TableDef, nodes: list[Any], names: list[str], *, numbered: bool
+    binding: Binding,
+    table: TableDef,
+    alias: str,
+    nodes: list[Any],
+    names: list[str],
+    numbered: bool = True,
 ) -> Relational:
     """Return SQL with the expressions for each row of ``__batch``, in its order.
 
-    ``numbered`` puts ``__no`` before them.
+    ``numbered`` puts ``__no`` before them; ``alias`` is what they call the table.
     """
-    number = exp.column(NUMBER, table=table.name)
+    number = exp.column(NUMBER, table=alias)
     items: list[Any] = [number.copy()] if numbered else []
     items += [
         node if isinstance(node, exp.Star)
@@ -59,13 +64,13 @@ def batch_query(
     ]  # fmt: skip
     rewriter = Rewriter(binding)
     tree = exp.Select(expressions=items)
-    source = Source(table.name.lower(), table, BATCH, batch=True, extra=frozenset({NUMBER}))
+    source = Source(alias.lower(), table, BATCH, batch=True, extra=frozenset({NUMBER}))
     rewriter.sources.append(source)
     scope = rewriter.new_scope(None, frozenset())
     scope.sources.append(source)
     for item in list(tree.expressions):
         rewriter.walk(item, scope)
-    tree.set("from_", exp.From(this=relation_node(BATCH, table.name)))
+    tree.set("from_", exp.From(this=relation_node(BATCH, alias)))
     tree.set("order", exp.Order(expressions=[exp.Ordered(this=number, nulls_first=False)]))
     return rewriter.finish(tree)
 
@@ -78,9 +83,17 @@ def relation_node(relation: str, alias: str) -> Any:
 
 
 def bind_returning(
-    binding: Binding, table: TableDef, alias: str, clause: Any, titles: list[str]
+    binding: Binding,
+    table: TableDef,
+    alias: str,
+    clause: Any,
+    titles: list[str],
+    is_typed: bool = True,
 ) -> tuple[tuple[Output, ...] | None, Relational | None]:
-    """Return RETURNING as native outputs, or as SQL over ``__batch``."""
+    """Return RETURNING as native outputs, or as SQL over ``__batch``.
+
+    Always the latter where not all types of the columns are known.
+    """
     if clause is None:
         return None, None
     select = TableSelect(binding, table, alias, exp.Select(expressions=clause.expressions))
@@ -88,14 +101,14 @@ def bind_returning(
     found = []
     for item in select.items:
         sql_type = output_type(item.expr) if item.expr is not None else None
-        if item.expr is None or sql_type is None:
+        if item.expr is None or sql_type is None or not is_typed:
             break
         found.append(Output(item.name, item.expr, sql_type))
     else:
         return tuple(found), None
     nodes = [item.node for item in select.items]
     names = [item.name for item in select.items]
-    return None, batch_query(binding, table, nodes, names, numbered=False)
+    return None, batch_query(binding, table, alias, nodes, names, numbered=False)
 
 
 def conflict_query(

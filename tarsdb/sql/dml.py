@@ -15,6 +15,7 @@ from tarsdb.sql.batch import batch_expression, bind_returning
 from tarsdb.sql.binding import Binding, require_column, where
 from tarsdb.sql.core import Core, conjunction
 from tarsdb.sql.insert import bind_insert
+from tarsdb.sql.other_columns import OtherColumns
 from tarsdb.sql.parser import parse_statement
 from tarsdb.sql.plan import Delete, Relational, Update
 from tarsdb.sql.relational import Rewriter
@@ -36,8 +37,7 @@ def bind_update(binding: Binding, statement: Statement) -> Update:
     table, alias = _target(binding, tree)
     columns, values = _assignments(table, tree, alias)
     check_targets(table, columns)
-    titles = select_titles(statement.tokens, statement.text, TokenType.RETURNING)
-    outputs, output_sql = bind_returning(binding, table, alias, tree.args.get("returning"), titles)
+    others, outputs, output_sql = _returning(binding, statement, table, alias, tree)
     row = TableSelect(binding, table, alias, tree)
     core = Core(binding, row.lookup, calls=True)
     values = [
@@ -53,8 +53,10 @@ def bind_update(binding: Binding, statement: Statement) -> Update:
                 table, tuple(columns), known, conjunction(predicate), None, outputs, output_sql,
                 row_key(table, predicate),
             )  # fmt: skip
-    source = _rows_query(binding, tree, alias, values, [tree.args.get("from_")])
-    return Update(table, tuple(columns), (), None, source, outputs, output_sql)
+    source = _rows_query(binding, tree, alias, [*values, *others.nodes], [tree.args.get("from_")])
+    return Update(
+        table, tuple(columns), (), None, source, outputs, output_sql, others=tuple(others.columns)
+    )
 
 
 def bind_delete(binding: Binding, statement: Statement) -> Delete:
@@ -63,16 +65,28 @@ def bind_delete(binding: Binding, statement: Statement) -> Delete:
     expand(binding.catalog, tree)
     reject_parts(tree, {"this", "using", "where", "returning", "with_"})
     table, alias = _target(binding, tree)
-    titles = select_titles(statement.tokens, statement.text, TokenType.RETURNING)
-    outputs, output_sql = bind_returning(binding, table, alias, tree.args.get("returning"), titles)
+    others, outputs, output_sql = _returning(binding, statement, table, alias, tree)
     row = TableSelect(binding, table, alias, tree)
     if not tree.args.get("using") and not tree.args.get("with_"):
         predicate = _native_predicate(row, tree)
         if predicate is not None:
             key = row_key(table, predicate)
             return Delete(table, conjunction(predicate), None, outputs, output_sql, key)
-    source = _rows_query(binding, tree, alias, [], tree.args.get("using") or [])
-    return Delete(table, None, source, outputs, output_sql)
+    source = _rows_query(binding, tree, alias, others.nodes, tree.args.get("using") or [])
+    return Delete(table, None, source, outputs, output_sql, others=tuple(others.columns))
+
+
+def _returning(
+    binding: Binding, statement: Statement, table: TableDef, alias: str, tree: Any
+) -> tuple[OtherColumns, tuple[ex.Output, ...] | None, Relational | None]:
+    """Bind RETURNING; what it reads of other tables becomes part of the row."""
+    clause = tree.args.get("returning")
+    titles = select_titles(statement.tokens, statement.text, TokenType.RETURNING)
+    others = OtherColumns(binding, table, alias, tree)
+    if clause is not None:
+        titles = others.take(clause, titles)
+    bound = bind_returning(binding, others.row, alias, clause, titles, others.is_typed)
+    return others, *bound
 
 
 def _target(binding: Binding, tree: Any) -> tuple[TableDef, str]:
@@ -133,7 +147,7 @@ def _native_predicate(row: TableSelect, tree: Any) -> list[ex.Expr] | None:
 def _rows_query(
     binding: Binding, tree: Any, alias: str, values: list[Any], others: list[Any]
 ) -> Relational:
-    """Return SQL giving the rowid and the new values of every row to change."""
+    """Return SQL giving the rowid and the values, new or of other tables, of the rows to change."""
     items = [exp.Alias(this=exp.column(ex.ROWID, table=alias), alias=exp.to_identifier("__rowid"))]
     items += [
         exp.Alias(this=value, alias=exp.to_identifier(f"__v{position}"))

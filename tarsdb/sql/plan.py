@@ -247,7 +247,8 @@ class Insert:
 class Update:
     """Native: ``predicate`` and ``assignments``. Else ``source`` selects rowid and new values.
 
-    ``key`` is set where the predicate fixes a unique key: it says the same.
+    After these it selects ``others``, the columns of other tables that RETURNING reads. ``key`` is
+    set where the predicate fixes a unique key: it says the same.
     """
 
     table: TableDef
@@ -258,6 +259,7 @@ class Update:
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None
     key: RowKey | None = None
+    others: tuple[ColumnDef, ...] = ()
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 
@@ -265,7 +267,7 @@ class Update:
 class Delete:
     """Native: ``predicate`` (None: all rows). Else ``source`` selects the rowids.
 
-    ``key`` as in `Update`.
+    ``others`` and ``key`` as in `Update`.
     """
 
     table: TableDef
@@ -274,6 +276,7 @@ class Delete:
     returning: tuple[Output, ...] | None = None
     returning_sql: Relational | None = None
     key: RowKey | None = None
+    others: tuple[ColumnDef, ...] = ()
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # executor's own
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def returning(
 ) -> Result:
     """Return what RETURNING asks of rows, given as all their columns."""
     if plan.returning_sql is not None:
-        return derive.relational_over(context, plan.returning_sql, plan.table, columns, rows)
+        return derive.relational_over(context, plan.returning_sql, _row(plan), columns, rows)
     assert plan.returning is not None
     batch = evaluate.Batch(rows, columns, context, rowids)
     answers = [
@@ -97,6 +98,33 @@ def returning(
     ]
     names = [output.name for output in plan.returning]
     return Result(names, [answer.type for answer in answers], columns=answers)
+
+
+def _row(plan: Insert | Update | Delete) -> TableDef:
+    """Return the columns RETURNING can read, as a table's."""
+    if isinstance(plan, Insert) or not plan.others:
+        return plan.table
+    return replace(plan.table, columns=(*plan.table.columns, *plan.others))
+
+
+def other_columns(plan: Update | Delete, part: Any, first: int) -> derive.Columns:
+    """Return what RETURNING reads of other tables, from the rows of the plan's ``source``.
+
+    Parameters
+    ----------
+    part : pyarrow.Table
+    first : int
+        The first of these columns.
+    """
+    from tarsdb.engine.arrow import sql_type_of
+    from tarsdb.engine.arrow_input import from_arrow
+
+    found = {}
+    for column, values in zip(plan.others, part.columns[first:], strict=True):
+        is_known = plan.returning is not None or column.type.is_vector
+        sql_type = column.type if is_known else sql_type_of(values.type)
+        found[column.id] = from_arrow(values, sql_type, column.name)
+    return found
 
 
 def returns(plan: Insert | Update | Delete) -> bool:
@@ -111,7 +139,7 @@ def answer(
     if not returns(plan):
         return Result(changed=written)
     if not parts:
-        nothing = {column.id: empty(column.type) for column in plan.table.columns}
+        nothing = {column.id: empty(column.type) for column in _row(plan).columns}
         parts = [returning(context, plan, nothing, 0, np.empty(0, np.int64))]
     rows = [row for part in parts for row in part.rows()]
     return Result(parts[0].names, parts[0].types, rows=rows, changed=written)

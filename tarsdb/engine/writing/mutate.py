@@ -15,7 +15,15 @@ from tarsdb.engine.reading.compare import Constant
 from tarsdb.engine.result import Result
 from tarsdb.engine.search import vector_search
 from tarsdb.engine.writing import derive, row_change, row_insert, triggers, upsert, upsert_many
-from tarsdb.engine.writing.changes import Changes, answer, changes, returning, returns, write
+from tarsdb.engine.writing.changes import (
+    Changes,
+    answer,
+    changes,
+    other_columns,
+    returning,
+    returns,
+    write,
+)
 from tarsdb.errors import BindError, DataError, IntegrityError
 from tarsdb.schema import ColumnDef, TableDef
 from tarsdb.sql import expressions as ex
@@ -223,8 +231,9 @@ def update(context: Context, plan: Update) -> Result:
         return done
     found: list[Changes] = []
     written = waiting = 0
-    for rowids, given in _updates(context, plan):
+    for rowids, given, others in _updates(context, plan):
         found.append(changes(context, plan, rowids, given))
+        found[-1].columns.update(others)
         written += len(rowids)
         waiting += sum(found[-1].columns[c].nbytes for c in found[-1].changed)
         if (
@@ -249,11 +258,11 @@ def _is_unique(table: TableDef, changed: Collection[int]) -> bool:
 
 def _updates(
     context: Context, plan: Update
-) -> Iterator[tuple[np.ndarray, list[Column | Constant] | None]]:
-    """Yield row ids and, where a query computed them, the new values."""
+) -> Iterator[tuple[np.ndarray, list[Column | Constant] | None, derive.Columns]]:
+    """Yield row ids and, where a query computed them, new values and those of other tables."""
     if plan.source is None:
         for rowids in _matching(context, plan.table, plan.predicate):
-            yield rowids, None
+            yield rowids, None, {}
         return
     table = relational_result(context, plan.source).arrow()
     from tarsdb.engine.arrow_input import from_arrow
@@ -270,7 +279,8 @@ def _updates(
             from_arrow(part.column(i + 1), column.type, column.name)
             for i, column in enumerate(plan.columns)
         ]
-        yield seen[start : start + BATCH_ROWS], values
+        others = other_columns(plan, part, len(values) + 1)
+        yield seen[start : start + BATCH_ROWS], values, others
 
 
 def _matching(context: Context, table: TableDef, predicate: ex.Expr | None) -> Iterator[np.ndarray]:
@@ -290,11 +300,15 @@ def delete(context: Context, plan: Delete) -> Result:
     if done is not None:
         return done
     table = plan.table
+    others: derive.Columns = {}
     if plan.source is None:
         batches = list(_matching(context, table, plan.predicate))
     else:
-        found = relational_result(context, plan.source).arrow().column(0).to_numpy()
-        batches = [np.unique(np.asarray(found).astype(np.int64))]
+        found = relational_result(context, plan.source).arrow()
+        seen = np.asarray(found.column(0).to_numpy()).astype(np.int64)
+        rowids, first = np.unique(seen, return_index=True)  # several rows may name it to go
+        batches = [rowids]
+        others = {c: v.take(first) for c, v in other_columns(plan, found, 1).items()}
     returned: list[Result] = []
     written = 0
     for rowids in batches:
@@ -302,7 +316,7 @@ def delete(context: Context, plan: Delete) -> Result:
         view = context.view(table)
         if returns(plan):
             ids = [column.id for column in table.columns]
-            columns = dict(zip(ids, view.rows(rowids, ids), strict=True))
+            columns = dict(zip(ids, view.rows(rowids, ids), strict=True)) | others
             returned.append(returning(context, plan, columns, len(rowids), rowids))
         written += context.require_writes().delete(table, view, rowids)
     return answer(context, plan, returned, written)
