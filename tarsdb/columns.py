@@ -276,6 +276,8 @@ class VectorBlock:
     origin : object, optional
         What the rows come from: blocks of one origin hold the same vectors at the same offsets, the
         longer one more behind them.
+    placed : object, optional
+        What an index keeps of the block for the next one over it.
     """
 
     rowids: np.ndarray
@@ -283,3 +285,4 @@ class VectorBlock:
     live: np.ndarray | None = None
     created: np.ndarray | int = 0
     origin: object = None
+    placed: object = None

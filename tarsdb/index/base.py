@@ -10,8 +10,10 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tarsdb.columns import VectorBlock
 from tarsdb.errors import NotSupportedError
 from tarsdb.kernels import reference
+from tarsdb.kernels.native import PlacedBlock
 from tarsdb.records import dataclass
 from tarsdb.types import Kind, SqlType
 
@@ -126,3 +128,11 @@ def metric_code(op: str, sql_type: SqlType) -> int:
             f"{op} is not defined for {sql_type}", hint=f"defined: {' '.join(fitting)}"
         )
     return metric
+
+
+def placed(block: VectorBlock) -> PlacedBlock:
+    """Return where a block lies, found once."""
+    known = block.placed
+    if not isinstance(known, PlacedBlock):
+        known = block.placed = PlacedBlock.of(block.data, block.rowids, block.live)
+    return known

@@ -17,7 +17,7 @@ import numpy as np
 
 from tarsdb.columns import VectorBlock
 from tarsdb.index import sieve
-from tarsdb.index.base import Found
+from tarsdb.index.base import Found, placed
 from tarsdb.index.basis import Basis
 from tarsdb.index.sieve import Codes, Nearest, Sieve, encode, padded_width
 from tarsdb.index.threads import in_threads
@@ -236,7 +236,7 @@ class CodedBlocks:
         self._calls: _Calls = {}
         self._vectors = [b.data for b, c in zip(blocks, codes, strict=True) if c is not None]
         rest = [b for b, found in zip(blocks, codes, strict=True) if found is None]
-        self._rest = BlockTable.of([(b.data, b.rowids, b.live) for b in rest]) if rest else None
+        self._rest = BlockTable.of([placed(block) for block in rest]) if rest else None
         self.coded = [found is not None for found in codes]
 
     def __bool__(self) -> bool:

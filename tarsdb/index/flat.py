@@ -14,7 +14,7 @@ import numpy as np
 from tarsdb.columns import VectorBlock
 from tarsdb.errors import DataError, DeviceError, DimensionMismatchError, NotSupportedError
 from tarsdb.index import asked_ahead, on_device, own_metric
-from tarsdb.index.base import Found, metric_code
+from tarsdb.index.base import Found, metric_code, placed
 from tarsdb.index.coded import MIN_CHOSEN, CodeCache, CodedBlocks, coded_blocks, coded_rows
 from tarsdb.index.navigation import elements
 from tarsdb.index.sieve import Nearest
@@ -56,9 +56,9 @@ class FlatIndex:
         self._codes = codes if sql_type.kind is Kind.VECTOR else None
         self._coded: CodedBlocks | None = None
         self._blocks = [block for block in blocks if len(block.rowids)]
-        self._starts = np.cumsum([0, *(len(block.rowids) for block in self._blocks)])
-        self._rows = int(self._starts[-1])
-        self._table = BlockTable.of([(b.data, b.rowids, b.live) for b in self._blocks])
+        self._table = BlockTable.of([placed(block) for block in self._blocks])
+        self._starts = self._table.entries[:, 3].copy()
+        self._rows = self._table.rows
         self._kind = _KERNEL_KINDS[sql_type.kind]
         self._places: tuple[np.ndarray, np.ndarray] | None = None
         self._run_bounds: tuple[_Runs | None] | None = None

@@ -28,6 +28,25 @@ Found = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedBlock:
+    """Where a block lies, and the arrays it is made of."""
+
+    addresses: tuple[int, int, int]
+    """Data, row ids, live mask (0: all live)."""
+    held: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, data: np.ndarray, rowids: np.ndarray, live: np.ndarray | None) -> PlacedBlock:
+        """Place a block of vectors (n, width), n > 0."""
+        arrays = [np.ascontiguousarray(data), np.ascontiguousarray(rowids, dtype=np.int64)]
+        if live is None:
+            return cls((address(arrays[0]), address(arrays[1]), 0), tuple(arrays))
+        arrays.append(np.ascontiguousarray(live, dtype=np.bool_))
+        one, two, three = map(address, arrays)
+        return cls((one, two, three), tuple(arrays))
+
+
+@dataclass(frozen=True, slots=True)
 class BlockTable:
     """Addresses of blocks: a (blocks + 1, 4) int64 array the kernels read.
 
@@ -36,29 +55,24 @@ class BlockTable:
     """
 
     entries: np.ndarray
-    held: tuple[np.ndarray, ...]
+    held: tuple[PlacedBlock, ...]
     address: int
     rows: int
     width: int
     row_bytes: int
 
     @classmethod
-    def of(cls, blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> BlockTable:
-        """Build the table of non-empty (data, rowids, live) triples."""
+    def of(cls, blocks: Sequence[PlacedBlock]) -> BlockTable:
+        """Build the table of blocks."""
         entries = np.zeros((len(blocks) + 1, 4), dtype=np.int64)
-        held: list[np.ndarray] = []
-        start = 0
-        for entry, (data, rowids, live) in zip(entries, blocks, strict=False):
-            arrays = [np.ascontiguousarray(data), np.ascontiguousarray(rowids, dtype=np.int64)]
-            if live is not None:
-                arrays.append(np.ascontiguousarray(live, dtype=np.bool_))
-            entry[: len(arrays)] = [address(array) for array in arrays]
-            entry[3] = start
-            held += arrays
-            start += len(rowids)
-        entries[-1, 3] = start
-        width, size = (blocks[0][0].shape[1], blocks[0][0].itemsize) if blocks else (0, 0)
-        return cls(entries, tuple(held), address(entries), start, width, width * size)
+        if not blocks:
+            return cls(entries, (), address(entries), 0, 0, 0)
+        entries[:-1, :3] = [block.addresses for block in blocks]
+        np.cumsum([len(block.held[1]) for block in blocks], out=entries[1:, 3])
+        data = blocks[0].held[0]
+        width, size = data.shape[1], data.itemsize
+        rows = int(entries[-1, 3])
+        return cls(entries, tuple(blocks), address(entries), rows, width, width * size)
 
 
 def _by_interface(array: np.ndarray) -> int:

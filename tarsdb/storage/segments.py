@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tarsdb.columns import Column
+from tarsdb.columns import Column, VectorBlock
 from tarsdb.errors import CorruptionError
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
@@ -164,9 +164,9 @@ class Segment:
     """
 
     __slots__ = (
-        "_ends", "_live", "_parsed", "base", "columns", "created_high", "created_low", "deleted",
-        "digest", "getters", "group", "high", "id", "low", "nbytes", "rows", "table", "tombs",
-        "verify",
+        "_block", "_ends", "_live", "_origin", "_parsed", "base", "columns", "created_high",
+        "created_low", "deleted", "digest", "getters", "group", "high", "id", "low", "nbytes",
+        "rows", "table", "tombs", "verify",
     )  # fmt: skip
 
     def __init__(self, key: bytes, value: memoryview, name: str, check: bool = True) -> None:
@@ -187,6 +187,8 @@ class Segment:
         # `_ends`, the newest number in `deleted`, which rows none deleted
         self._live: tuple[int, int, np.ndarray | None] | None = None
         self._parsed: dict[int, Column] = {}
+        self._block: VectorBlock | None = None
+        self._origin = object()
         self.getters: dict[int, Callable[[int], Any]] = {}
 
     def column(self, txn: ReadTxn, column: ColumnDef, name: str) -> Column:
@@ -245,6 +247,23 @@ class Segment:
             return int(self.created_low)
         values: np.ndarray = self.column(txn, _CREATED, name).values
         return values
+
+    def vectors(
+        self, txn: ReadTxn, column: ColumnDef, name: str, commit: int
+    ) -> VectorBlock | None:
+        """Return the rows of a vector column, None where none is live.
+
+        The same block as before while the same rows are live.
+        """
+        live, known = self.live(commit), self._block
+        if known is not None and known.live is live:
+            return known
+        if live is not None and not live.any():
+            return None
+        data = self.column(txn, column, name).values
+        rowids, created = self.rowids(txn, name), self.created(txn, name)
+        made = self._block = VectorBlock(rowids, data, live, created, self._origin)
+        return made
 
     def created_at(self, txn: ReadTxn, name: str, positions: np.ndarray) -> np.ndarray:
         """Return the creating commits of some rows."""

@@ -198,14 +198,9 @@ class GroupState:
     def vector_blocks(self, txn: ReadTxn, column: ColumnDef) -> list[VectorBlock]:
         """Return all vectors of a vector group; the same list while this state lives."""
         if self._blocks is None:
-            found = []
-            for segment in self.segments:
-                data = segment.column(txn, column, self.name).values
-                live = segment.live(self.commit)
-                if live is None or live.any():
-                    rowids = segment.rowids(txn, self.name)
-                    created = segment.created(txn, self.name)
-                    found.append(VectorBlock(rowids, data, live, created, segment))
+            commit, name = self.commit, self.name
+            each = [segment.vectors(txn, column, name, commit) for segment in self.segments]
+            found = [block for block in each if block is not None]
             if self.count:
                 live = self.delta_live()
                 rowids = self.delta.rowids.prefix(self.count)

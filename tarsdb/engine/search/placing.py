@@ -75,11 +75,12 @@ class Placement:
         found = [known.pop(id(block.origin), None) for block in self._blocks]
         self._move(before, found)
         changes = [
-            _changes(None if old is None else before._blocks[old], block)
-            for old, block in zip(found, self._blocks, strict=True)
+            (at, *_changes(None if old is None else before._blocks[old], block))
+            for at, (old, block) in enumerate(zip(found, self._blocks, strict=True))
+            if old is None or before._blocks[old] is not block
         ]
-        self._end(*_joined([self._rows(at, ended) for at, (ended, _) in enumerate(changes)]))
-        self._begin(*_joined([self._rows(at, begun) for at, (_, begun) in enumerate(changes)]))
+        self._end(*_joined([self._rows(at, ended) for at, ended, _ in changes]))
+        self._begin(*_joined([self._rows(at, begun) for at, _, begun in changes]))
 
     def _rows(self, number: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return positions, row ids and creating commits of rows of a block."""
@@ -159,7 +160,7 @@ def _changes(old: VectorBlock | None, new: VectorBlock) -> tuple[np.ndarray, np.
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    columns = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] or [_NONE] * 3
+    columns = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] or 3 * [_NONE]
     return columns[0], columns[1], columns[2]
 
 

@@ -214,14 +214,15 @@ def _place(
     else:
         covers = before.covers
     placement = Placement(covers, flat.blocks, before)
-    parts = []
+    parts, nodes = [], 0
     for (found, calibration), positions, live in zip(
         read, placement.positions, placement.live, strict=True
     ):
-        dead = None if live.all() else live
-        eighths = -(-8 * int(live.sum()) // max(len(live), 1))
+        count = int(np.count_nonzero(live))
+        dead = None if count == len(live) else live
+        eighths = -(-8 * count // max(len(live), 1))
         parts.append(PlacedPart(found, positions, dead, calibration, eighths))
-    nodes = sum(int(live.sum()) for live in placement.live)
+        nodes += count
     return Placed(index, method, parts, placement.fresh, stored, nodes, placement)
 
 

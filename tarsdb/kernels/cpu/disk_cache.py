@@ -11,6 +11,7 @@ compile per process. Knows no kernel by name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -51,6 +52,7 @@ def compiled(dispatcher: Any, signature: Any, variant: str = "") -> Callable[...
     return kernel
 
 
+@functools.lru_cache(1024)  # asking takes longer than a call
 def entry(kernel: Any) -> int:
     """Return the address of a kernel of :func:`compiled`, by Numba's calling convention."""
     (made,) = kernel.overloads.values()

@@ -15,7 +15,7 @@ import pytest
 from tarsdb.columns import VectorBlock
 from tarsdb.index import asked_ahead
 from tarsdb.index.flat import FlatIndex
-from tarsdb.kernels.native import BlockTable
+from tarsdb.kernels.native import BlockTable, PlacedBlock
 from tarsdb.types import parse_type
 
 PAGE = mmap.PAGESIZE
@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def _search(times: int) -> None:
-    table = BlockTable.of([(np.zeros((10, WIDTH), np.float32), np.arange(10), None)])
+    table = BlockTable.of([PlacedBlock.of(np.zeros((10, WIDTH), np.float32), np.arange(10), None)])
     for _ in range(times):
         asked_ahead.ask(table, np.arange(5))
 
@@ -64,7 +64,7 @@ def _search(times: int) -> None:
 def test_pages_hold_their_rows_and_no_more() -> None:
     rng = np.random.default_rng(3)
     data = [np.zeros((rows, WIDTH), np.float32) for rows in (100, 1, 57)]
-    table = BlockTable.of([(each, np.arange(len(each)), None) for each in data])
+    table = BlockTable.of([PlacedBlock.of(each, np.arange(len(each)), None) for each in data])
     positions = rng.permutation(158)
     starts, stops = asked_ahead.pages_of(table, positions)
     for position, start, stop in zip(positions, starts, stops, strict=True):
@@ -96,7 +96,7 @@ def test_a_thread_goes_on_asking_while_rows_are_missing(machine: Machine) -> Non
 
 def test_many_rows_are_not_asked_for(machine: Machine) -> None:
     rows = asked_ahead.MOST_ROWS + 1
-    table = BlockTable.of([(np.zeros((rows, 4), np.float32), np.arange(rows), None)])
+    table = BlockTable.of([PlacedBlock.of(np.zeros((rows, 4), np.float32), np.arange(rows), None)])
     asked_ahead.ask(table, np.arange(rows))
     assert machine.asked == 0
     asked_ahead.ask(table, np.arange(rows - 1))

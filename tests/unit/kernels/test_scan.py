@@ -65,7 +65,7 @@ def test_levels_agree_with_the_oracle(kind: str, width: int) -> None:
     rows[7] = 0
     query_type = np.float32 if kind == "f16" else rows.dtype
     queries = unaligned(rows[5:12].astype(query_type), 4)
-    table = native.BlockTable.of([(rows, np.arange(133) + 1000, None)])
+    table = native.BlockTable.of([native.PlacedBlock.of(rows, np.arange(133) + 1000, None)])
     for metric in METRICS[kind]:
         expected = np.stack([oracle(metric, rows, query) for query in queries])
         by_reference = reference.distance_matrix(metric, rows, queries)
@@ -90,7 +90,7 @@ def test_the_comparison_notices_a_dropped_row() -> None:
     def dropping(*arguments: int) -> int:
         return kernel(*arguments[:3], arguments[3] - 1, *arguments[4:])
 
-    table = native.BlockTable.of([(rows, np.arange(65), None)])
+    table = native.BlockTable.of([native.PlacedBlock.of(rows, np.arange(65), None)])
     complete = native.Scan(kernel, table, reference.L2).nearest(rows[64:], 5)[0]
     short = native.Scan(dropping, table, reference.L2).nearest(rows[64:], 5)[0]
     assert complete[0, 0] == 64
@@ -102,7 +102,7 @@ def test_largest_integers_do_not_overflow() -> None:
     query = np.full(65_536, 127, np.int8)
     for level in levels():
         kernel = disk_cache.compiled(scan.make_scan("i8", level), scan.SIGNATURE)
-        table = native.BlockTable.of([(rows, np.arange(5), None)])
+        table = native.BlockTable.of([native.PlacedBlock.of(rows, np.arange(5), None)])
         for metric in METRICS["i8"]:
             found = native.Scan(kernel, table, metric).everything(query)[1]
             np.testing.assert_array_equal(found, reference.distances(metric, rows, query))

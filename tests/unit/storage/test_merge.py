@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
 import tarsdb
 from tarsdb.errors import ConflictError
+from tarsdb.index.base import placed
 from tarsdb.options import Durability, OpenOptions
 from tarsdb.schema import TableDef
 from tarsdb.storage import (
@@ -78,6 +80,31 @@ def test_unchanged_tables_share_one_list_of_vectors(env: Environment) -> None:
     tables.insert(env, table, tables.rows(3))
     with Snapshot(env) as snapshot:
         assert snapshot.table(table).vectors(3) is not first
+
+
+def test_segments_a_commit_leaves_alone_keep_their_blocks(env: Environment) -> None:
+    table = tables.make_table(env)
+    rowids = tables.insert(env, table, tables.rows(*range(600)))
+    merge(env, force=True)
+    with Snapshot(env) as snapshot:
+        before = snapshot.table(table).vectors(3)
+        places = [placed(block) for block in before]
+    held = Snapshot(env)
+    tables.update(env, table, rowids[300], (300, "changed", vector(7)))
+    with Snapshot(env) as snapshot:
+        after = snapshot.table(table).vectors(3)
+        kept = [any(block is each for each in before) for block in after]
+        assert kept == [True, False, True, False]  # the last is the delta
+        assert after[1].live is not None
+        assert np.flatnonzero(~after[1].live).tolist() == [300 - 200]
+        assert [placed(block) is each for block, each in zip(after, places, strict=False)] == kept[
+            :3
+        ]
+    assert held.table(table).vectors(3) is before  # as long as its snapshot
+    held.close()
+    tables.delete(env, table, rowids[:200])
+    with Snapshot(env) as snapshot:
+        assert len(snapshot.table(table).vectors(3)) == 3  # no row of the first is live
 
 
 def test_small_segments_are_combined(env: Environment) -> None:
