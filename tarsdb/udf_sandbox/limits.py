@@ -220,6 +220,7 @@ class Call:
     budget: Budget
     fuel: int
     deadline: float
+    likely_fuel: int = MAX_FUEL  # by earlier calls; of a call that may be begun twice
     stopped: str = ""  # '', 'time' or 'interrupt'
     interrupted: bool = False
     used: int = 0  # fuel, known at the end

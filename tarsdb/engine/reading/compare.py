@@ -27,6 +27,7 @@ _UFUNC: dict[str, Any] = {
     "=": np.equal, "<>": np.not_equal, "<": np.less,
     "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
 }  # fmt: skip
+_NOT_BELOW: dict[str, Any] = {">": np.less_equal, ">=": np.less}
 _PYTHON: dict[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: a == b, "<>": lambda a, b: a != b, "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
@@ -145,7 +146,8 @@ def _float(op: str, column: Column, item: Any) -> np.ndarray:
     if not _is_real(item) or (isinstance(item, bool) and op not in ("=", "<>")):
         raise _incomparable(column.type, item)
     if isinstance(item, float):
-        return _ordered(op, column.values.astype(np.float64), np.float64(item))
+        values = column.values.astype(np.float64, copy=False)
+        return _ordered(op, values, np.float64(item))
     return _ordered(op, column.values, column.type.dtype.type(item))
 
 
@@ -225,6 +227,8 @@ def _finite(item: float | decimal.Decimal) -> bool:
 
 def _ordered(op: str, left: np.ndarray, right: Any) -> np.ndarray:
     """Compare floats with NaN equal to itself and above every number, as DuckDB orders them."""
+    if np.ndim(right) == 0 and not np.isnan(right):
+        return _ordered_by_number(op, left, right)
     with np.errstate(invalid="ignore"):
         result = np.asarray(_UFUNC[op](left, right))
     left_nan, right_nan = np.isnan(left), np.isnan(right)
@@ -232,6 +236,16 @@ def _ordered(op: str, left: np.ndarray, right: Any) -> np.ndarray:
         return result
     rank_left, rank_right = left_nan.astype(np.int8), np.asarray(right_nan).astype(np.int8)
     return np.where(left_nan | right_nan, _UFUNC[op](rank_left, rank_right), result)
+
+
+def _ordered_by_number(op: str, left: np.ndarray, right: Any) -> np.ndarray:
+    """Do the same where the right side is one number: NaN is above it, so not below or equal."""
+    opposite = _NOT_BELOW.get(op)
+    with np.errstate(invalid="ignore"):
+        if opposite is None:
+            return np.asarray(_UFUNC[op](left, right))
+        below = np.asarray(opposite(left, right))
+    return np.asarray(np.logical_not(below, out=below))
 
 
 def _compare_text(op: str, column: Column, item: Any) -> np.ndarray:

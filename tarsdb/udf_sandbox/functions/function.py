@@ -98,6 +98,8 @@ class SandboxedFunction:
         if seconds <= 0:
             raise time_error(call)
         call.bytes_in = figures.size(columns)
+        if self._program.driver is not None and self._program.reusable:
+            call.likely_fuel = self.figures.fuel * rows // max(self.figures.rows, 1)
         with self._lock:
             self._calls.add(call)
         failure: BaseException | None = None

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import wasmtime
 
+from tarsdb.errors import UdfLimitError
 from tarsdb.options import SandboxLimits
 from tarsdb.records import dataclass
 from tarsdb.udf_sandbox.backends import Guest, Program
@@ -47,11 +48,26 @@ class InProcessBackend:
         return InProcessProgram(program, module, _driver(program.driver))
 
     def run(self, batch: Callable[[bool], T], call: Call) -> T:
-        """Run on this thread, or on one of ours where this one is not fit for it."""
+        """Run on this thread, or on one of ours where this one is not fit for it.
+
+        The main thread is fit for short calls only. One that is not likely to be long is begun
+        there, and begun anew elsewhere should it be.
+        """
         with runtime().ticker:
-            main = stacks.on_main_thread()
-            if stacks.has_enough_stack() and not (main and call.fuel > DIRECT_FUEL):
-                return batch(not main)
+            if stacks.has_enough_stack():
+                if not stacks.on_main_thread():
+                    return batch(True)
+                if call.fuel <= DIRECT_FUEL:
+                    return batch(False)
+                if call.likely_fuel <= DIRECT_FUEL // 4 * 3:
+                    granted, call.fuel = call.fuel, DIRECT_FUEL
+                    try:
+                        return batch(False)
+                    except UdfLimitError as error:
+                        if error.kind != "fuel":
+                            raise
+                    finally:
+                        call.fuel = granted
             return stacks.run_with_stack(lambda: batch(True), call.interrupt)
 
 

@@ -22,6 +22,7 @@ MAX_LOCALS = 16  # which each row sets to zero
 MAX_MODULE_BYTES = 64 << 10
 UNROLLED = 4  # rows a turn: fuel and time are asked for once a turn
 VECTORS = 8  # the same of vectors
+SUMS = 4  # of their results, by turns: one addition need not wait for the one before
 
 _TYPE, _FUNCTION, _MEMORY, _GLOBAL, _EXPORT, _ELEMENT, _CODE = 1, 3, 5, 6, 7, 9, 10
 _KNOWN = {0, _TYPE, _FUNCTION, _GLOBAL, _EXPORT, _ELEMENT, _CODE}
@@ -37,8 +38,10 @@ _STORES = {"i32": 0x36, "i64": 0x37, "f32": 0x38, "f64": 0x39}
 _NANS = {"f32": b"\x00\x00\xc0\x7f", "f64": b"\x00\x00\x00\x00\x00\x00\xf8\x7f"}
 _CONSTANTS = {"f32": 0x43, "f64": 0x44}
 _EQUAL = {"f32": 0x5B, "f64": 0x61}  # which only NaN is not to itself
+_PLUS = {"f32": 0x92, "f64": 0xA0}  # which NaN makes NaN
 _BLOCK, _LOOP, _IF, _END, _BR, _BR_IF, _RETURN = 0x02, 0x03, 0x04, 0x0B, 0x0C, 0x0D, 0x0F
 _GET, _SET, _TEE, _CONST, _SHL, _ADD, _GE, _AND = 0x20, 0x21, 0x22, 0x41, 0x74, 0x6A, 0x4F, 0x71
+_EQZ = 0x45
 # copysign and reinterpret: with vectors and memory, all that can tell one NaN from another
 _SHOW_NAN = frozenset({0x98, 0xA6, 0xBC, 0xBD, 0xFD})
 
@@ -49,7 +52,7 @@ _LANES = {
     "f64": {0x99: 236, 0x9A: 237, 0x9B: 116, 0x9C: 117, 0x9D: 122, 0x9E: 148, 0x9F: 239, 0xA0: 240,
             0xA1: 241, 0xA2: 242, 0xA3: 243, 0xA4: 244, 0xA5: 245, 0x61: 71},
 }  # fmt: skip
-_VECTOR, _V128, _BITSELECT = 0xFD, 0x7B, 82
+_VECTOR, _V128, _BITSELECT, _ALL_TRUE = 0xFD, 0x7B, 82, 99  # of bytes: that is, of lanes too
 _VECTOR_LOAD, _VECTOR_STORE, _VECTOR_CONST = 0, 11, 12
 
 
@@ -213,12 +216,12 @@ class _Loop:
         """Return the code of the function, its locals first."""
         groups = b"".join(bytes([1, kind]) for kind in self.params) + self.body.groups
         groups += bytes([2, _VALUE_TYPES["i32"], 1, _VALUE_TYPES[self.result]])
-        groups += leb(self.local_count + 1) + bytes([_V128])
+        groups += leb(self.local_count + 1 + SUMS) + bytes([_V128])
         count = leb(len(self.params) + self.body.group_count + 3)
         rows = bytes([_CONST, 0, 0x28, 2, 0, _SET]) + leb(self.rows)  # i32.load of address 0
         turns = self._turns(self._row, 1, UNROLLED) + self._turns(self._row, 1, 1)
         if self.vectors is not None:
-            turns = self._turns(self._vector, 16 >> self._shift(), VECTORS) + turns
+            turns = self._by_vectors() + turns
         return count + groups + rows + turns + bytes([_END])
 
     def _shift(self) -> int:
@@ -250,6 +253,44 @@ class _Loop:
         place = _place(len(self.arguments), ahead, self._shift())
         return b"".join(found) + bytes([_STORES[self.result], 0]) + leb(place)
 
+    def _by_vectors(self) -> bytes:
+        """Return the loop by vectors, and the one that makes NaN canonical where there is any.
+
+        Their sum tells: NaN in one result makes it NaN, as infinities of both signs do for nothing.
+        """
+        width = 16 >> self._shift()
+        turns = self._turns(self._vector, width, VECTORS)
+        if not self.canonical:
+            return turns
+        total = bytes([_GET]) + self._sum(0)
+        for number in range(1, SUMS):
+            total += bytes([_GET]) + self._sum(number) + self._lane(_PLUS)
+        equal = bytes([_TEE]) + self._sum(0) + bytes([_GET]) + self._sum(0) + self._lane(_EQUAL)
+        nan = _lanes(_ALL_TRUE) + bytes([_EQZ, _IF, 0x40])
+        again = bytes([_CONST, 0, _SET]) + leb(self.row_number)
+        again += self._turns(self._without_nan, width, VECTORS)
+        return turns + total + equal + nan + again + bytes([_END])
+
+    def _without_nan(self, ahead: int) -> bytes:
+        """Return the code that makes NaN canonical in a vector of results."""
+        address, place = self._address(self._shift()), self._place_of_result(ahead)
+        nan = _lanes(_VECTOR_CONST) + _NANS[self.result] * (16 >> self._shift())
+        value = self.value + 1 + self.local_count
+        chosen = _canonical(value, nan, self._lane(_EQUAL), _lanes(_BITSELECT))
+        loaded = address + address + _lanes(_VECTOR_LOAD) + place
+        return loaded + chosen + _lanes(_VECTOR_STORE) + place
+
+    def _sum(self, number: int) -> bytes:
+        """Return the number of the local that holds one of the sums."""
+        return leb(self.value + 2 + self.local_count + number)
+
+    def _lane(self, opcodes: dict[str, int]) -> bytes:
+        """Return the instruction that does in every lane what one does to a result."""
+        return _lanes(_LANES[self.result][opcodes[self.result]])
+
+    def _place_of_result(self, ahead: int) -> bytes:
+        return b"\x00" + leb(_place(len(self.arguments), ahead, self._shift()))
+
     def _vector(self, ahead: int) -> bytes:
         """Return the code for the vector of rows that starts ``ahead`` of the current one."""
         assert self.vectors is not None
@@ -261,12 +302,12 @@ class _Loop:
         for number in range(len(self.arguments), self.local_count):
             found.append(_lanes(_VECTOR_CONST) + bytes(16) + bytes([_SET]) + leb(base + number))
         found.append(self.vectors)
+        store = _lanes(_VECTOR_STORE) + self._place_of_result(ahead)
         if self.canonical:
-            nan = _lanes(_VECTOR_CONST) + _NANS[self.result] * (16 >> shift)
-            equal = _lanes(_LANES[self.result][_EQUAL[self.result]])
-            found.append(_canonical(base + self.local_count, nan, equal, _lanes(_BITSELECT)))
-        place = _place(len(self.arguments), ahead, shift)
-        return b"".join(found) + _lanes(_VECTOR_STORE) + b"\x00" + leb(place)
+            value, total = leb(base + self.local_count), self._sum((ahead << shift) // 16 % SUMS)
+            store = bytes([_TEE]) + value + store + bytes([_GET]) + value + bytes([_GET]) + total
+            store += self._lane(_PLUS) + bytes([_SET]) + total
+        return b"".join(found) + store
 
     def _vectors(self, code: bytes) -> bytes | None:
         """Return the copied instructions on vectors, or None where some have no such form."""

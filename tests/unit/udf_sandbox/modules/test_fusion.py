@@ -99,6 +99,35 @@ def test_fused_functions_give_the_same_bits(name: str, monkeypatch: pytest.Monke
         assert a.values.tobytes() == b.values.tobytes()
 
 
+@pytest.mark.parametrize("name", ["polynomial", "f32 max"])
+def test_one_nan_is_made_canonical_wherever_it_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = made(name, fused=True, monkeypatch=monkeypatch)
+    rows = (
+        2 * fusion.VECTORS * 16 // fast.returns.dtype.itemsize + 3
+    )  # turns of vectors, and a rest
+    plain = np.linspace(-9, 9, rows).astype(fast.returns.dtype)
+    nan = np.array(np.nan, plain.dtype)
+    for place in range(rows):
+        values = plain.copy()
+        values[place] = -nan  # another NaN than the canonical one
+        columns = [Column(argument, values) for argument in fast.arguments]
+        found = fast.call(columns, rows).values
+        assert found[place].tobytes() == nan.tobytes()
+        assert np.isnan(found).sum() == 1
+
+
+def test_infinities_of_both_signs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = made("f32 max", fused=True, monkeypatch=monkeypatch)
+    slow = made("f32 max", fused=False, monkeypatch=monkeypatch)
+    values = np.resize(np.array([np.inf, 1, -np.inf, -2, 3], np.float32), 200)
+    columns = [Column(REAL, values), Column(REAL, np.ones(200, np.float32))]
+    a, b = fast.call(columns, 200).values, slow.call(columns, 200).values
+    assert np.isinf(a).any() and not np.isnan(a).any()
+    assert a.tobytes() == b.tobytes()
+
+
 @pytest.mark.parametrize(
     ("name", "vectors", "sees_nan"),
     [("polynomial", True, False), ("lanes", True, False), ("every f64 instruction", True, False),
