@@ -38,6 +38,8 @@ ROWS_AT_ONCE = 96
 """Rows whose sums of two tiles wait in scratch memory."""
 _TILE_BYTES = 24576
 """Bytes of a tile that stay in the L1 cache while the rows pass by."""
+_SOON = 4096
+"""Bytes a stream of weights is asked for ahead where it passes only once."""
 _SUMS = 128  # places in the scratch memory: a line of zeros, sums, scales and codes of rows
 _SCALES = _SUMS + 128 * ROWS_AT_ONCE
 _CODES = _SCALES + 4 * ROWS_AT_ONCE
@@ -209,6 +211,8 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
                 row, place = a + first * a_stride, to + first * sums_stride
                 # the rows together ask for the lines that follow, each block for its share
                 ahead, pace = reach + reach * block // blocks, line // blocks
+                if blocks == 1:  # a line passes once, and the next is wanted at once
+                    ahead, pace = _SOON, line
                 if here == width:
                     accumulate(number, most, width, count, row, a_stride, at, line, tile, depth,
                                place, sums_stride, fresh, ahead, pace)  # fmt: skip
@@ -243,7 +247,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
         multiply = _make_tile_multiply(kind, form.row_step // form.per_line, few)
     line, per_line, row_step = form.line_bytes, form.per_line, form.row_step
     padding, tail, quantized = form.padding, form.tail_bytes, form.quantized is not None
-    offset, has_scales, width = form.offset, form.tail_bytes > 0, form.shape(variant)[1]
+    offset, has_scales, (most, width) = form.offset, form.tail_bytes > 0, form.shape(variant)
     at_once = _TILE_BYTES // line * per_line
 
     @linked
@@ -269,7 +273,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                          scratch + _SCALES)  # fmt: skip
                 row, stride = scratch + _CODES, codes_stride
                 reach = (depth + per_line - 1) // per_line * per_line
-            part_depth = at_once if count > 3 else reach + 1
+            part_depth = at_once if count > most else reach + 1
             group = 4 if count == 1 else 2
             for t in range(0, tiles, group):
                 here, here_at = min(group, tiles - t), weights + t * tile
