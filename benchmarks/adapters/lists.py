@@ -30,6 +30,12 @@ SAMPLE = 64
 SQL = "SELECT id FROM docs ORDER BY emb <-> ? LIMIT "
 
 
+def options(lists: int, codes: str) -> dict[str, Any]:
+    """Return the options of lists by a name of codes: ``int8``, or ``bits+2`` for further bits."""
+    kind, _, further = codes.partition("+")
+    return {"lists": lists, "codes": kind, **({"refine_bits": int(further)} if further else {})}
+
+
 class TarsdbLists:
     """The lists with the product's number of candidates, compared by their full vectors."""
 
@@ -39,8 +45,9 @@ class TarsdbLists:
         self.name = f"tarsdb_{codes}_{lists}"
         dispatch.warmup()
         kernels.wait()
+        given = IvfOptions(**options(lists, codes))
         start = time.process_time()
-        self._ivf = build_ivf(base, np.arange(len(base)), "<->", IvfOptions(lists, codes))
+        self._ivf = build_ivf(base, np.arange(len(base)), "<->", given)
         self.build_seconds = time.process_time() - start
         blocks = [
             VectorBlock(np.arange(at, min(at + BLOCK_ROWS, len(base))), base[at : at + BLOCK_ROWS])
@@ -74,8 +81,8 @@ class TarsdbListsSql:
         self._db.execute(f"CREATE TABLE docs (id BIGINT PRIMARY KEY, emb VECTOR({base.shape[1]}))")
         start = time.process_time()
         self._db.table("docs").insert({"id": np.arange(len(base)), "emb": base})
-        options = f"lists = {lists}, codes = '{codes}'"
-        self._db.execute(f"CREATE INDEX docs_emb ON docs USING ivf (emb) WITH ({options})")
+        given = ", ".join(f"{name} = {value!r}" for name, value in options(lists, codes).items())
+        self._db.execute(f"CREATE INDEX docs_emb ON docs USING ivf (emb) WITH ({given})")
         self.build_seconds = time.process_time() - start
 
     def use(self, setting: tuple[int, ...]) -> None:

@@ -27,7 +27,7 @@ from benchmarks.adapters import lists  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "faiss-cpu")
 K, RECALL = 10, 0.95
-CODES = ("pq", "bits", "int8")
+CODES = ("pq", "bits", "bits+2", "int8")
 PLAIN, FAST = ("PQ48",), ("PQ96x4fs", "PQ64x4fs")
 PER_ROOT = (2, 4)
 """Lists tried, times the square root of the rows; the product's default is the last."""
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=inputs.LIMIT)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--fast-only", action="store_true", help="without faiss's plain codes")
-    parser.add_argument("--codes", nargs="+", default=CODES, help="of ours")
+    parser.add_argument("--codes", nargs="+", default=CODES, help="pq, bits, bits+2, int8")
     parser.add_argument(
         "--per-root", type=int, nargs="+", default=PER_ROOT,
         help="lists to try, times the root of the rows",

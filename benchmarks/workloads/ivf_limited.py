@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--limit", type=float, default=0.25, help="memory, of the vectors' bytes")
-    parser.add_argument("--codes", nargs="+", default=["bits"], help="pq, bits, int8")
+    parser.add_argument("--codes", nargs="+", default=["bits", "bits+2"], help="pq, bits+2, ...")
     parser.add_argument("--per-root", type=int, default=4, help="lists, times the root of the rows")
     parser.add_argument("--no-faiss", dest="faiss", action="store_false")
     given = parser.parse_args()

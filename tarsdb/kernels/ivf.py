@@ -9,8 +9,9 @@ from tarsdb.records import dataclass
 
 TILE = 16
 CENTROIDS = 16  # as in kernels/cpu/product_codes.py; a test compares
-PLAN, SCRATCH = 17, 1664  # as in kernels/cpu/ivf.py; a test compares
+PLAN, SCRATCH = 18, 1664  # as in kernels/cpu/ivf.py; a test compares
 BLOCK, ROUNDS = 64, 3  # as in kernels/cpu/sign_bits.py; a test compares
+PLACE, FURTHER_CONSTANTS = 4, 16  # as in kernels/cpu/refining.py; a test compares
 STEP = 8
 """Assignments start at multiples of this, so that threads do not change what is done together."""
 

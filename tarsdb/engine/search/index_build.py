@@ -90,7 +90,7 @@ def checked_options(
     ------
     NotSupportedError
         The metric is not defined for the column's type, the operator class is for another type, or
-        an option is not known.
+        an option is not known or not for the type.
     DataError
         An option is outside its range.
     """
@@ -112,7 +112,13 @@ def checked_options(
             hint=f"operator classes: {classes}",
         )
     known = AutoOptions if method == AUTO else METHODS[method].options()
-    return {"metric": metric, **checked(known, options, name)}
+    made = checked(known, options, name)
+    if made.get("refine_bits") and sql_type.kind is Kind.BIT:
+        raise NotSupportedError(
+            f"index {name}: option refine_bits is not for {sql_type}",
+            hint="codes of BIT vectors are exact",
+        )
+    return {"metric": metric, **made}
 
 
 # --- one part ---

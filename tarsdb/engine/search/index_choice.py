@@ -152,7 +152,11 @@ def _lists_options(shape: Shape, wanted: AutoOptions) -> dict[str, Any]:
     fits = shape.searched_bytes("ivf", {}) <= wanted.memory_bytes
     if fits or shape.type.width < BITS_DIM:
         return {}
-    return {"codes": "bits" if shape.type.kind is Kind.BIT else "pq"}
+    if shape.type.kind is Kind.BIT:
+        return {"codes": "bits"}
+    refined = {"codes": "bits", "refine_bits": 2}
+    fits = shape.searched_bytes("ivf", refined) <= wanted.memory_bytes
+    return refined if fits else {"codes": "pq"}
 
 
 def _lists(shape: Shape, wanted: AutoOptions, why: str) -> Choice:

@@ -374,7 +374,7 @@ class Lists(Method):
     setting, counter, default_effort = "probes", "index.list_searches", 64
     calibrated = (10, 100)
     shown = tuple(1 << n for n in range(11))
-    left = ("codes",)
+    left = ("codes", "further")
 
     def options(self) -> type[Any]:
         """Return the options of inverted lists."""

@@ -27,6 +27,7 @@ from tarsdb.index.ivf.kmeans import (
 )
 from tarsdb.index.ivf.options import IvfOptions
 from tarsdb.index.ivf.products import SAMPLE, Products, packed, parts_of
+from tarsdb.index.ivf.refining import further, row_bytes
 from tarsdb.index.quantization.rabitq import RaBitQ
 from tarsdb.index.resources import Resources
 from tarsdb.kernels import ivf as kernels
@@ -87,11 +88,12 @@ def estimated_bytes(
         "none": temporary, "int8": coded, "bits": temporary + turning,
         "pq": temporary + 4 * axes * (width + 2 * lists) + learning,
     }  # fmt: skip
-    filling = filled + rest[codes]
+    more = rows * row_bytes(padded) if options.refine_bits else 0
+    filling = filled + more + rest[codes]
     coder = {"bits": 0 if is_bits else 4 * ROUNDS * padded, "pq": axes * (padded + 8 + 64)}
     coding = min(rows, _AT_ONCE) * width * 2 * 4  # float32 rows, and moved ones
     memory = rows * (stored + 3 * 8) + coded + max(coding, training, filling)
-    return memory, filled + centroids + coder.get(codes, 0) + 8 * rows
+    return memory, filled + more + centroids + coder.get(codes, 0) + 8 * rows
 
 
 class _Told:
@@ -143,7 +145,7 @@ def build_ivf(
     Raises
     ------
     NotSupportedError
-        There is no compiler on this machine.
+        There is no compiler on this machine, or further bits are asked for of rows of bits.
 
     Notes
     -----
@@ -155,6 +157,8 @@ def build_ivf(
             "inverted lists are built by compiled kernels, and Numba is not usable here"
         )
     options, resources = options or IvfOptions(), resources or Resources()
+    if options.refine_bits and vectors.dtype == np.uint8:
+        raise NotSupportedError("rows of bits have no further bits: their codes are exact")
     is_bits, lists = vectors.dtype == np.uint8, options.lists_for(len(vectors))
     space = _space(vectors, op)
     sample = min(len(vectors), lists * options.sample)
@@ -174,32 +178,33 @@ def build_ivf(
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(lists + 1)).astype(np.int64)
     radii, rotation = np.zeros(lists, np.float32), np.empty((0, 0), np.float32)
+    np.maximum.at(radii, labels, np.sqrt(distances))
     products: Products | None = None
+    more: np.ndarray | None = None
     chosen = options.codes_for(is_bits)
     if chosen == "none":
         radii[:] = np.inf  # of rows, not of their codes
         codes, constants = _floats(vectors, space, _Places.of(order, starts), told)
     elif chosen == "pq":
-        np.maximum.at(radii, labels, np.sqrt(distances))
         places, decoded = _Places.of(order, starts), centroids.decoded()
         lacking = _lacking(vectors, space, places, decoded, options.seed)
         products = Products.train(lacking, options.seed, found, lambda: told.advance(0))
         trained = decoded, products, found
         codes, constants = _product_codes(vectors, space, places, trained, told)
     elif chosen == "bits" and is_bits:
-        np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = _sets(vectors, space, _Places.of(order, starts), told)
     elif chosen == "bits":
-        np.maximum.at(radii, labels, np.sqrt(distances))
-        decoded, rotation = centroids.decoded(), _signs(padded_width(rows.width), options.seed)
-        coder = _coder(rotation, rows.width)
-        codes, constants = _bits(vectors, space, _Places.of(order, starts), (decoded, coder), told)
+        rotation = _signs(padded_width(rows.width), options.seed)
+        coder = centroids.decoded(), _coder(rotation, rows.width)
+        places, is_refined = _Places.of(order, starts), options.refine_bits > 0
+        codes, constants, more = _bits(vectors, space, places, coder, told, is_refined)
     else:
-        np.maximum.at(radii, labels, np.sqrt(distances))
         codes, constants = tiled(rows.take(order), starts)
     head, shapes = tiled(centroids, np.array([0, lists]))
     ordered = rowids[order].astype(np.int64)
-    return Ivf(ordered, codes, constants, starts, head, shapes, radii, space, rotation, products)
+    return Ivf(
+        ordered, codes, constants, starts, head, shapes, radii, space, rotation, products, more
+    )
 
 
 def _signs(padded: int, seed: int) -> np.ndarray:
@@ -301,8 +306,9 @@ def _bits(
     places: _Places,
     trained: tuple[np.ndarray, RaBitQ],
     told: _Told,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return sign bits of rows in tiles, and their constants.
+    is_refined: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return sign bits of rows in tiles, their constants, and further bits where wanted.
 
     RaBitQ (Gao & Long 2024) estimates |q - x|**2 of a row x of centroid c as base + |q - c|**2 +
     slope <y, q' - c'>, y the signs halved and ' the rotation. <y, c'> does not depend on the query
@@ -313,18 +319,24 @@ def _bits(
     tiles = private(np.zeros((places.count, width // 32, TILE), np.uint32))
     constants = np.zeros((places.count, 3, TILE), np.float32)
     constants[:, 0] = np.inf
+    shape, done = (len(places.order), row_bytes(width)), 0
+    more = private(np.zeros(shape, np.uint8)) if is_refined else None
     for part in places.parts():
-        coded_rows = coder.encode(space.moved(vectors[part.order]), means[part.lists])
+        rows = space.moved(vectors[part.order])
+        coded_rows = coder.encode(rows, means[part.lists])
         signs = np.ascontiguousarray(coded_rows[:, : width // 8])
         factors = np.ascontiguousarray(coded_rows[:, width // 8 :]).view(np.float32)
         y = np.unpackbits(signs, axis=1, bitorder="little") - np.float32(0.5)
         along = np.einsum("ij,ij->i", y, turned[part.lists])
         tiles[part.tiles, :, part.lanes] = signs.view(np.uint32)
-        constants[part.tiles, 0, part.lanes] = factors[:, 0] - factors[:, 1] * along
-        constants[part.tiles, 1, part.lanes] = factors[:, 1]
-        constants[part.tiles, 2, part.lanes] = factors[:, 3]
-        told.advance(len(signs))
-    return tiles, constants
+        own = np.stack([factors[:, 0] - factors[:, 1] * along, *factors[:, [1, 3]].T], axis=1)
+        constants[part.tiles, :, part.lanes] = own
+        if more is not None:
+            rotated = coder.rotate(rows - means[part.lists])
+            more[done : done + len(rows)] = further(rotated, turned[part.lists], own[:, :2])
+        done += len(rows)
+        told.advance(len(rows))
+    return tiles, constants, more
 
 
 def _lacking(

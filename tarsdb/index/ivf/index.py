@@ -19,9 +19,10 @@ from tarsdb.index.arrays import Runs
 from tarsdb.index.hnsw.codes import Space
 from tarsdb.index.ivf.kmeans import LINE, padded_width, tile_starts
 from tarsdb.index.ivf.products import Products, parts_of
+from tarsdb.index.ivf.refining import row_bytes
 from tarsdb.kernels import ivf as kernels
 from tarsdb.kernels.graph import LIST_ROOM
-from tarsdb.kernels.ivf import CENTROIDS, PLAN, ROUNDS, SCRATCH, TILE
+from tarsdb.kernels.ivf import CENTROIDS, PLACE, PLAN, ROUNDS, SCRATCH, TILE
 from tarsdb.kernels.native import address
 from tarsdb.records import dataclass
 
@@ -36,6 +37,8 @@ OPERATORS = ("<->", "<#>", "<=>")
 _FORMS = {np.dtype("u1"): 0, np.dtype("f4"): 1, np.dtype("u4"): 2}  # as in kernels/cpu/ivf.py
 _SETS, _PRODUCT_CODES = 3, 4
 _WIDER = 4
+_POOL, _POOL_MORE = 5, 54
+"""Rows put in order by their further bits for each that is wanted, or so many more."""
 
 
 class _Scratch(threading.local):
@@ -84,6 +87,8 @@ class Ivf:
         Of signs, see ``build.py``; otherwise (0, 0).
     products : Products or None
         Of product codes.
+    further : uint8 (n, padded / 4 + 16) or None
+        Further bits of RaBitQ's, and their constants, see ``refining.py``; where ``codes`` may lie.
     """
 
     rowids: np.ndarray
@@ -96,6 +101,7 @@ class Ivf:
     space: Space
     rotation: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     products: Products | None = None
+    further: np.ndarray | Runs | None = None
 
     def __len__(self) -> int:
         return len(self.rowids)
@@ -114,8 +120,7 @@ class Ivf:
     def nbytes(self) -> int:
         """Bytes held in memory; codes that are left where they lie are not among them."""
         held = [*self._arrays().values(), *self._table[2]]
-        if isinstance(self.codes, np.ndarray):
-            held.append(self.codes)
+        held += [each for each in (self.codes, self.further) if isinstance(each, np.ndarray)]
         return sum(array.nbytes for array in held)
 
     def is_ready(self) -> bool:
@@ -124,7 +129,7 @@ class Ivf:
 
     def candidates(self, k: int) -> int:
         """Return how many nodes to compare by their full vectors for the k nearest."""
-        is_rough = self.rotation.size or self.products is not None
+        is_rough = (self.rotation.size and self.further is None) or self.products is not None
         few, more = (8, 64) if is_rough else (2, 10)
         return min(len(self), max(few * k, k + more))
 
@@ -185,14 +190,17 @@ class Ivf:
         plan, moved = self._plan
         at, filtered = address(given), 0 if mask is None else address(mask)
         names = 0 if places is None else address(places)
-        best = moved + 8 * (wanted + LIST_ROOM)
+        pool = wanted
+        if self.further is not None:
+            pool = min(max(_POOL * wanted, wanted + _POOL_MORE), len(self))
+        best = moved + 8 * (pool + LIST_ROOM)
         effort = max(1, min(effort, self.lists))
         missed = False
         while True:
-            memory = _scratch.of(best + 8 * (effort + LIST_ROOM))
+            memory = _scratch.of(best + 8 * (max(effort, pool) + LIST_ROOM))
             count = found.search(
-                plan, at, wanted, effort, filtered, names, memory, memory + best, memory + moved,
-                address(out),
+                plan, at, wanted, pool, effort, filtered, names, memory, memory + best,
+                memory + moved, address(out),
             )  # fmt: skip
             if effort >= most or (count == wanted and not missed):
                 return out[:count]
@@ -221,7 +229,8 @@ class Ivf:
     def _room(self) -> int:
         width, made = len(self.space.mean), self.products
         if made is None:
-            return SCRATCH + 4 * width + 10 * self._padded
+            of_lists = 0 if self.further is None else 4 * self.lists
+            return SCRATCH + 4 * width + 10 * self._padded + of_lists
         of_code = 2 * self._padded + 80 * made.parts + 64
         return SCRATCH + 4 * width + of_code + 4 * len(made.axes) * TILE
 
@@ -233,15 +242,15 @@ class Ivf:
     def _table(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Return the plan, the places of the lists, and copies of codes that these lead to."""
         tiles = tile_starts(self.starts)
-        cuts = tiles * (self.codes.nbytes // int(tiles[-1]))
-        places = np.zeros((len(self.starts), 3), np.int64)
+        places = np.zeros((len(self.starts), PLACE), np.int64)
         places[:, 0] = self.starts
-        copies: list[np.ndarray] = []
-        if isinstance(self.codes, np.ndarray):
-            places[:, 1] = address(self.codes) + cuts
-        else:
-            places[:-1, 1], copies = self.codes.places(cuts)
+        cuts = tiles * (self.codes.nbytes // int(tiles[-1]))
+        places[:-1, 1], copies = _lying(self.codes, cuts)
         places[:, 2] = address(self.constants) + tiles * self.constants[0].nbytes
+        if self.further is not None:
+            cuts = self.starts * row_bytes(self._padded)
+            places[:-1, 3], more = _lying(self.further, cuts)
+            copies += more
         made = self.products
         coder = (0,) * 5 if made is None else (
             *map(address, (made.axes, made.scales, made.centroids)), *made.centroids.shape[:2]
@@ -251,14 +260,18 @@ class Ivf:
             address(places), address(self.centroids), address(self.shapes), address(self.radii),
             address(self.space.mean), self.lists, self._padded, len(self.space.mean),
             OPERATORS.index(self.space.op), self._form, address(self.rotation),
-            self.space.norm.view(np.int32), *coder,
+            self.space.norm.view(np.int32), *coder, self.further is not None,
         )  # fmt: skip
         return plan, places, copies
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays; :meth:`from_arrays` reads them."""
         assert isinstance(self.codes, np.ndarray)
-        return {**self._arrays(), "codes": self.codes}
+        arrays = {**self._arrays(), "codes": self.codes}
+        if self.further is not None:
+            assert isinstance(self.further, np.ndarray)
+            arrays["further"] = self.further
+        return arrays
 
     def _arrays(self) -> dict[str, np.ndarray]:
         made = self.products
@@ -275,7 +288,7 @@ class Ivf:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray | Runs]) -> Ivf:
-        """Return an index of arrays from outside, all checked; ``codes`` is used where it lies.
+        """Return an index of arrays from outside, all checked; codes are used where they lie.
 
         Raises
         ------
@@ -293,16 +306,28 @@ class Ivf:
                     f"array {name} of inverted lists is {_shown(array)}, expected {ndim}-d {kind}"
                 )
             kept[name] = np.ascontiguousarray(array)
-        codes = arrays.get("codes")
-        if codes is None or (isinstance(codes, np.ndarray) and not codes.flags.c_contiguous):
-            raise CorruptionError(f"array codes of inverted lists is {_shown(codes)}")
+        codes, further = arrays.get("codes"), arrays.get("further")
+        for name, array in (("codes", codes), ("further", further)):
+            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+                raise CorruptionError(f"array {name} of inverted lists is not in one piece")
+        if codes is None:
+            raise CorruptionError("array codes of inverted lists is absent")
         _require_sound(kept, codes)
+        if further is not None:
+            _require_further(kept, further)
         space = Space(bytes(kept["op"]).decode(), kept["mean"], float(kept["largest"][0]))
         return Ivf(
             kept["rowids"], codes, kept["constants"], kept["starts"], kept["centroids"],
             kept["shapes"], kept["radii"], space, kept["rotation"],
-            Products(*(kept[name] for name in _PRODUCTS)) if is_products else None,
+            Products(*(kept[name] for name in _PRODUCTS)) if is_products else None, further,
         )  # fmt: skip
+
+
+def _lying(codes: np.ndarray | Runs, cuts: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the addresses of lists' codes, which begin at some bytes, and copies among them."""
+    if isinstance(codes, np.ndarray):
+        return address(codes) + cuts[:-1], []
+    return codes.places(cuts)
 
 
 def _shown(array: np.ndarray | Runs | None) -> str:
@@ -325,6 +350,17 @@ def _require_sound(arrays: dict[str, np.ndarray], codes: np.ndarray | Runs) -> N
             raise CorruptionError(f"array {name} of inverted lists has what is no number")
     if (arrays["radii"] < 0).any():
         raise CorruptionError("array radii of inverted lists has negative ones")
+
+
+def _require_further(arrays: dict[str, np.ndarray], further: np.ndarray | Runs) -> None:
+    rotation = arrays["rotation"]
+    if not rotation.size:
+        raise CorruptionError("inverted lists have an array further, but no sign bits")
+    shape = len(arrays["rowids"]), row_bytes(rotation.shape[1])
+    if further.dtype != np.uint8 or further.shape != shape:
+        raise CorruptionError(
+            f"array further of inverted lists is {_shown(further)}, expected uint8 {shape}"
+        )
 
 
 def _require_starts(starts: np.ndarray, nodes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tarsdb.errors import DataError
+from tarsdb.index.ivf.refining import CHOICES
 from tarsdb.records import dataclass
 
 CODES = ("auto", "none", "int8", "bits", "pq")
@@ -30,6 +31,8 @@ class IvfOptions:
         Rows a list k-means learns from.
     seed : int
         Of the sample and the first centroids.
+    refine_bits : int
+        Bits an element beside the sign bits of ``codes='bits'`` of numbers: 0 or 2.
 
     Raises
     ------
@@ -42,6 +45,7 @@ class IvfOptions:
     iterations: int = 10
     sample: int = 64
     seed: int = 1
+    refine_bits: int = 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in _LIMITS.items():
@@ -53,6 +57,14 @@ class IvfOptions:
         if self.codes not in CODES:
             raise DataError(
                 f"option codes of inverted lists is {self.codes!r}, expected {' or '.join(CODES)}"
+            )
+        bits = self.refine_bits
+        if type(bits) is not int or bits not in CHOICES:
+            raise DataError(f"option refine_bits of inverted lists is {bits!r}, expected 0 or 2")
+        if bits and self.codes != "bits":
+            raise DataError(
+                f"option refine_bits of inverted lists is {bits}, but codes is {self.codes!r}: "
+                "only 'bits' has further bits"
             )
 
     def codes_for(self, is_bits: bool) -> str:

@@ -34,6 +34,7 @@ from tarsdb.kernels.cpu.memory import (
     read_signed,
 )
 from tarsdb.kernels.cpu.product_codes import make_name, tabulate_products
+from tarsdb.kernels.cpu.refining import PLACE, refine
 from tarsdb.kernels.cpu.sign_bits import (
     PLANES_OF_QUERY,
     bit_passing,
@@ -57,10 +58,10 @@ SCRATCH = 1664
 """Bytes of scratch memory of a search or an assignment."""
 (
     PLACES, CENTROIDS, CENTROID_CONSTANTS, RADII, MEAN, LISTS, PADDED, WIDTH, KIND, FORM, ROTATION,
-    NORM, AXES, SCALES, PRODUCTS, PARTS, PART_WIDTH,
-) = range(17)  # fmt: skip
+    NORM, AXES, SCALES, PRODUCTS, PARTS, PART_WIDTH, FURTHER,
+) = range(18)  # fmt: skip
 """Places in a search's plan; see :func:`make_kernels`."""
-PLAN = 17
+PLAN = 18
 _AHEAD = 4096
 _SHORT = 1024
 """Entries up to which moving those behind a new one costs less than a heap."""
@@ -130,7 +131,7 @@ SIGNATURES = {
     "add": types.void(
         _CODES, _CONSTANTS, types.int32[::1], types.float64[:, ::1], types.int64[::1]
     ),
-    "search": types.int64(*[_LONG] * 10),
+    "search": types.int64(*[_LONG] * 11),
     "name": types.void(*[_LONG] * 7),
 }  # fmt: skip
 
@@ -146,17 +147,19 @@ def make_kernels(variant: str) -> dict[str, Any]:
         ``labels`` int32 (n,), and their squared distance to ``distances`` float32 (n,).
     add(rows, constants, labels, sums, numbers)
         Adds decoded rows to the sums of their clusters, float64 (k, width), and counts them.
-    search(plan, query, wanted, effort, allowed, places, moved, probes, best, out)
+    search(plan, query, wanted, pool, effort, allowed, places, moved, probes, best, out)
         ``plan`` int64 (PLAN,), as the names above say: addresses; lists, bytes of a code, d', 0..2
         for the operator, form of the rows, address of the rotation's signs, bits of the norm
         (float32) that queries are brought to unless by the first operator; for product codes axes
-        and their constants in tiles, centroids, parts and elements of one. The first address is of
-        int64 (lists + 1, 3): first node of each list, addresses of its codes and of its constants.
+        and their constants in tiles, centroids, parts and elements of one; 1 where sign bits have
+        further ones. The first address is of int64 (lists + 1, PLACE), see ``refining.py``.
         Writes nodes, or what int64 ``places`` (n,) has for them, to ``out`` int64 (wanted,),
-        ascending by key, then node; returns how many. ``allowed`` uint8 (n,) or 0. Scratch:
-        ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code, for product
-        codes 2, 4 for each axis and 80 for each part, and 64; ``probes`` and ``best``, room for
-        lists of ``effort`` and ``wanted`` entries (``sorted_list.py``).
+        ascending by key, then node; returns how many. With further bits these are the first by
+        their better keys of the ``pool`` first, else ``pool`` is ``wanted``. ``allowed`` uint8 (n,)
+        or 0. Scratch: ``moved``, ``SCRATCH`` bytes, float32 (d',), and 10 bytes for each of a code,
+        for product codes 2, 4 for each axis and 80 for each part, and 64; with further bits 4 for
+        each list; ``probes`` and ``best``, room for lists of the larger of ``effort`` and ``pool``
+        and of ``pool`` entries (``sorted_list.py``).
     """
     number_of, several = VARIANTS.index(variant), SEVERAL[variant]
     way, tables_way = way_of(variant), tables_way_of(variant)
@@ -205,7 +208,9 @@ def make_kernels(variant: str) -> dict[str, Any]:
             at += taken
 
     @njit(nogil=True)
-    def search(plan, query, wanted, effort, allowed, places, moved, probes, best, out):  # type: ignore[no-untyped-def]
+    def search(  # type: ignore[no-untyped-def]
+        plan, query, wanted, pool, effort, allowed, places, moved, probes, best, out
+    ):
         padded, width, lists = (
             read_long(plan, PADDED),
             read_long(plan, WIDTH),
@@ -236,7 +241,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 tabulate(bytes_of, padded >> 5, small)
             else:
                 cut(bytes_of, padded >> 5, small)
-        probes, best = start_list(probes, effort), start_list(best, wanted)
+        probes, best = start_list(probes, effort), start_list(best, pool)
         count, limit = 0, np.float32(np.inf)
         line, shapes = read_long(plan, CENTROIDS), read_long(plan, CENTROID_CONSTANTS)
         for tile in range((lists + TILE - 1) // TILE):
@@ -247,21 +252,28 @@ def make_kernels(variant: str) -> dict[str, Any]:
                 limit = _limit(probes, count, effort)
         _ordered(probes, count, effort)
         size, limit = 0, np.float32(np.inf)
+        has_further, of_lists = read_long(plan, FURTHER), code + 10 * padded
         for probe in range(count):
             entry = read_long(probes, probe)
             at, key = node_of(entry), key_of(entry)
-            if size == wanted:
+            if size == pool:
                 apart = np.sqrt(max(key + square, np.float32(0)))
                 gap = apart - read_real(read_long(plan, RADII), at)
                 if gap > 0 and gap * gap * np.float32(0.9999) > limit + square:
                     continue  # by the triangle inequality no row of the list is near enough
             put_real(numbers, 3, np.float32(0) if form == SETS else key)
+            if has_further:
+                put_real(of_lists, at, key)
             following = node_of(read_long(probes, probe + 1)) if probe + 1 < count else at
             size = scan(
-                plan, at, following, moved, factor, correction, wanted, allowed, best, size, scratch
+                plan, at, following, moved, factor, correction, pool, allowed, best, size, scratch
             )
-            limit = _limit(best, size, wanted)
-        _ordered(best, size, wanted)
+            limit = _limit(best, size, pool)
+        _ordered(best, size, pool)
+        if has_further:
+            refine(read_long(plan, PLACES), lists, of_lists, padded, code + padded, numbers, best,
+                   size, probes)  # fmt: skip
+            size = min(size, wanted)
         for at in range(size):
             node = node_of(read_long(best, at))
             put_long(out, at, read_long(places, node) if places else node)
@@ -295,10 +307,11 @@ def make_kernels(variant: str) -> dict[str, Any]:
         padded, width, form = read_long(plan, PADDED), read_long(plan, WIDTH), read_long(plan, FORM)
         dots = scratch + _DOTS
         table = read_long(plan, PLACES)
-        first, stop = read_long(table, 3 * list_), read_long(table, 3 * list_ + 3)
-        line, constants = read_long(table, 3 * list_ + 1), read_long(table, 3 * list_ + 2)
-        ahead = read_long(table, 3 * following + 1) - line
-        constants_ahead = read_long(table, 3 * following + 2) - constants
+        own = table + 8 * PLACE * list_
+        first, stop = read_long(own, 0), read_long(own, PLACE)
+        line, constants = read_long(own, 1), read_long(own, 2)
+        ahead = read_long(table, PLACE * following + 1) - line
+        constants_ahead = read_long(table, PLACE * following + 2) - constants
         pitch, lines = TILE * padded, 128
         if form == FLOATS:
             pitch = 4 * TILE * width

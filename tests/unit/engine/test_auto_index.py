@@ -369,16 +369,20 @@ def test_a_method_of_another_version_is_exact_until_upkeep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql_type", "op", "options"),
+    ("sql_type", "op", "memory", "options"),
     [
-        ("VECTOR(384)", "<->", {"codes": "pq"}),
-        ("VECTOR(128)", "<->", {}),
-        ("BIT(4096)", "<~>", {"codes": "bits"}),
+        ("VECTOR(384)", "<->", "10MB", {"codes": "pq"}),
+        ("VECTOR(384)", "<->", "150MB", {"codes": "pq"}),
+        ("VECTOR(384)", "<->", "250MB", {"codes": "bits", "refine_bits": 2}),
+        ("VECTOR(128)", "<->", "100MB", {}),
+        ("BIT(4096)", "<~>", "10MB", {"codes": "bits"}),
     ],
 )
-def test_codes_of_lists_that_do_not_fit(sql_type: str, op: str, options: dict[str, str]) -> None:
+def test_codes_of_lists_that_do_not_fit(
+    sql_type: str, op: str, memory: str, options: dict[str, Any]
+) -> None:
     shape = index_choice.Shape(1_000_000, parse_type(sql_type), op)
-    choice = index_choice.chosen(shape, index_choice.AutoOptions(memory="10MB"), Asked())
+    choice = index_choice.chosen(shape, index_choice.AutoOptions(memory=memory), Asked())
     assert (choice.method, choice.options) == ("ivf", options)
     roomy = index_choice.chosen(shape, index_choice.AutoOptions(memory="4GB"), Asked())
     assert roomy.method == "hnsw"

@@ -33,6 +33,10 @@ TYPES = {"VECTOR": NUMERIC, "HALFVEC": NUMERIC, "INT8VEC": NUMERIC, "BIT": BITS}
 PAIRS = [(kind, metric) for kind, metrics in TYPES.items() for metric in metrics]
 INVALID = [(kind, m) for kind, metrics in TYPES.items() for m in OPERATORS if m not in metrics]
 CASES = [(method, kind, metric) for method in METHODS for kind, metric in PAIRS]
+REFINED = "codes = 'bits', refine_bits = 2"
+CODED = [(*case, "") for case in CASES] + [
+    ("ivf", kind, metric, REFINED) for kind, metric in PAIRS if kind != "BIT"
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,14 +83,17 @@ TRUE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class Life:
     """A table with one index, and the rows it should hold."""
 
-    def __init__(self, db: tarsdb.Connection, method: str, kind: str, metric: str) -> None:
+    def __init__(
+        self, db: tarsdb.Connection, method: str, kind: str, metric: str, options: str = ""
+    ) -> None:
         self.db, self.method, self.kind, self.metric = db, method, kind, metric
         self.rows: dict[int, np.ndarray] = {}
         self.queries = drawn(15, 99, kind)
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb {kind}({DIM}))")
         self.insert(0, ROWS, 1)
         name = f"{kind.lower()}_{metric}_ops"
-        db.execute(f"CREATE INDEX tv ON t USING {method} (emb {name})")
+        given = f"WITH ({options})" if options else ""
+        db.execute(f"CREATE INDEX tv ON t USING {method} (emb {name}) {given}")
 
     def insert(self, start: int, rows: int, seed: int) -> None:
         ids, vectors = np.arange(start, start + rows), drawn(rows, seed, self.kind)
@@ -135,17 +142,18 @@ class Life:
         return f"index tv ({self.method}): {METHODS[self.method].noun}" in how
 
 
-@pytest.mark.parametrize(("method", "kind", "metric"), CASES)
+@pytest.mark.parametrize(("method", "kind", "metric", "options"), CODED)
 def test_the_life_of_a_table(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, metric: str
-) -> None:
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, metric: str,
+    options: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
 
     def good(db: tarsdb.Connection | None = None, kinds: int = 100) -> bool:
         return life.uses_index(db, kinds) and life.recall(db, kinds) >= 0.9
 
     with tarsdb.connect(tmp_path / "a.tars") as db:
-        life = Life(db, method, kind, metric)
+        life = Life(db, method, kind, metric, options)
         before = METRICS.snapshot().get(METHODS[method].counter, 0)
         assert good()
         assert METRICS.snapshot()[METHODS[method].counter] == before + len(life.queries)
@@ -218,12 +226,12 @@ def test_sentence_embeddings(
         assert (found <= last + 1e-5 * abs(last)).mean() >= 0.92
 
 
-@pytest.mark.parametrize(("method", "kind", "metric"), CASES)
-def test_sizes_are_told_before(method: str, kind: str, metric: str) -> None:
+@pytest.mark.parametrize(("method", "kind", "metric", "options"), CODED)
+def test_sizes_are_told_before(method: str, kind: str, metric: str, options: str) -> None:
     with tarsdb.connect(":memory:") as db:
         told: list[Any] = []
         db.on_progress(lambda done, total: None, told.append)
-        life = Life(db, method, kind, metric)
+        life = Life(db, method, kind, metric, options)
         with Snapshot(db._require_session().env) as snapshot:
             table = snapshot.catalog.table("t")
             assert table is not None
@@ -249,11 +257,11 @@ def test_another_process(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.tars"
     here = {}
     with tarsdb.connect(path) as db:
-        for at, (method, kind, metric) in enumerate(CASES):
+        for at, (method, kind, metric, options) in enumerate(CODED):
             db.execute(f"CREATE TABLE t{at} (id INT PRIMARY KEY, emb {kind}({DIM}))")
             db.table(f"t{at}").insert({"id": np.arange(400), "emb": drawn(400, at, kind)})
             db.execute(f"CREATE INDEX tv{at} ON t{at} USING {method} (emb) "
-                       f"WITH (metric = '{metric}')")  # fmt: skip
+                       f"WITH (metric = '{metric}'{options and ', ' + options})")  # fmt: skip
             query = drawn(400, at, kind)[7].astype(np.float64).tolist()
             sql = f"SELECT id FROM t{at} ORDER BY emb {OPERATORS[metric]} ? LIMIT 5"
             here[sql] = query, db.execute(sql, (query,)).fetchall()
@@ -316,6 +324,14 @@ def test_a_metric_of_other_types_is_refused(method: str, kind: str, metric: str)
             with pytest.raises(NotSupportedError, match=words) as raised:
                 db.execute(f"CREATE INDEX tv ON t USING {method} {how}")
             assert f"{kind.lower()}_{TYPES[kind][0]}_ops" in (raised.value.hint or "")
+
+
+def test_bits_have_no_further_bits() -> None:
+    with tarsdb.connect(":memory:") as db:
+        db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, emb BIT({DIM}))")
+        with pytest.raises(NotSupportedError, match=r"index tv: option refine_bits .* BIT\(64\)"):
+            db.execute(f"CREATE INDEX tv ON t USING ivf (emb) WITH ({REFINED})")
+        db.execute("CREATE INDEX tv ON t USING ivf (emb) WITH (codes = 'bits', refine_bits = 0)")
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,8 @@ def test_rows_without_a_vector(path: pathlib.Path, method: str) -> None:
             "'pq8', expected auto or none or int8 or bits or pq",
         ),
         ("USING ivf (emb) WITH (lists = 3.5)", DataError, "option lists"),
+        ("USING ivf (emb) WITH (codes = 'bits', refine_bits = 3)", DataError, "3, expected 0 or 2"),
+        ("USING ivf (emb) WITH (refine_bits = 2)", DataError, "2, but codes is 'auto'"),
         ("USING fts (emb)", NotSupportedError, "not built yet"),
     ],
 )
@@ -447,13 +449,13 @@ def test_lists_are_as_many_as_asked_for(path: pathlib.Path) -> None:
             assert recall(db, op) >= 0.999
 
 
-@pytest.mark.parametrize("codes", ["none", "int8", "bits", "pq"])
+@pytest.mark.parametrize("codes", ["'none'", "'int8'", "'bits'", "'bits', refine_bits = 2", "'pq'"])
 def test_codes_of_lists(path: pathlib.Path, codes: str) -> None:
     with tarsdb.connect(path) as db:
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb VECTOR({DIM}))")
         ids = np.arange(ROWS)
         db.table("t").insert({"id": ids, "kind": ids % 100, "emb": clustered(ROWS, 1)})
-        db.execute(f"CREATE INDEX tv ON t USING ivf (emb) WITH (codes = '{codes}')")
+        db.execute(f"CREATE INDEX tv ON t USING ivf (emb) WITH (codes = {codes})")
         assert uses_index(db)
         assert recall(db) >= 0.95
         assert recall(db, where="WHERE kind < 70") >= 0.95

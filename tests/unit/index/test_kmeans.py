@@ -146,12 +146,14 @@ def test_it_stops_when_told() -> None:
 
 def test_sizes_are_those_of_the_kernels() -> None:
     from tarsdb.kernels.cpu import ivf as compiled
-    from tarsdb.kernels.cpu import product_codes, sign_bits
+    from tarsdb.kernels.cpu import product_codes, refining, sign_bits
 
     own = (kernels.TILE, kernels.PLAN, kernels.SCRATCH, kernels.BLOCK, kernels.ROUNDS)
     of_bits = (sign_bits.BLOCK, sign_bits.ROUNDS)
     assert own == (compiled.TILE, compiled.PLAN, compiled.SCRATCH, *of_bits)
     assert kernels.CENTROIDS == product_codes.CENTROIDS
+    further = kernels.PLACE, kernels.FURTHER_CONSTANTS
+    assert further == (refining.PLACE, refining.CONSTANTS)
     assert kernels.STEP % max(compiled.SEVERAL.values()) == 0
     assert Rows.empty(2, 65).codes.shape == (2, 128)
 
