@@ -260,6 +260,12 @@ class Context:
 
         return letter_case.in_case(name, texts)
 
+    def ilike(self, texts: Column, pattern: str) -> np.ndarray:
+        """Return which texts match whatever the case, where some have other letters."""
+        from tarsdb.engine.by_duckdb import letter_case
+
+        return letter_case.ilike(texts, pattern)
+
     def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
         function = self.catalog.function(node.function)

@@ -1,6 +1,6 @@
 """sqlglot expressions to bound expressions of the native core; None for what lies outside it.
 
-Outside is anything whose meaning could differ from DuckDB's: division, casts, functions,
+Outside is anything whose meaning could differ from DuckDB's: division, most casts and functions,
 comparisons across kinds of types. Those stay SQL text.
 """
 
@@ -136,14 +136,17 @@ class Core:
         return ex.InList(operand, tuple(item for item in converted if item is not None))
 
     def like(self, node: Any) -> ex.Expr | None:
-        """Convert [NOT] LIKE of a column and a constant pattern."""
+        """Convert [NOT] LIKE of texts and a constant pattern; only a SELECT has ILIKE inside."""
+        ignores_case = isinstance(node, exp.ILike)
         operand, pattern = self.expr(node.this), self.expr(node.expression)
-        if not isinstance(operand, (ex.ColumnRef, ex.Excluded)) or category(operand) != "text":
+        if not isinstance(operand, (ex.ColumnRef, ex.Excluded, ex.Scalar)):
+            return None
+        if category(operand) != "text" or (ignores_case and not self.functions):
             return None
         is_text = isinstance(pattern, ex.Literal) and isinstance(pattern.value, str)
         if pattern is None or not (is_text or isinstance(pattern, ex.Parameter)):
             return None
-        found = ex.Like(operand, pattern)
+        found = ex.Like(operand, pattern, ignores_case)
         return ex.Not(found) if node.args.get("negate") else found
 
     def arithmetic(self, node: Any) -> ex.Expr | None:
@@ -177,7 +180,7 @@ class Core:
         return number(node.this)
 
     def cast(self, node: Any) -> ex.Expr | None:
-        """Convert DATE '...' , TIMESTAMP '...' and '[...]'::vector; other casts are outside."""
+        """Convert DATE '...' , TIMESTAMP '...', '[...]'::vector, and in a SELECT wider numbers."""
         kind = node.to.this
         operand = self.expr(node.this)
         if kind is exp.DType.VECTOR or node.to.name.upper() in ("HALFVEC", "INT8VEC"):
@@ -188,7 +191,7 @@ class Core:
             stamps = (exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ)
             if kind in stamps and is_timestamp(operand.value):
                 return ex.Literal(dt.datetime.fromisoformat(operand.value))
-        return None
+        return scalars.wider(operand, node.to) if self.functions else None
 
     def array(self, node: Any) -> ex.Expr | None:
         """Convert ``[1, 2, 3]`` of numbers to vector text."""
@@ -413,6 +416,7 @@ _CONVERT: dict[type[Any], Callable[[Core, Any], ex.Expr | None]] = {
     exp.In: Core.in_list,
     exp.Between: Core.between,
     exp.Like: Core.like,
+    exp.ILike: Core.like,
     exp.Neg: Core.negative,
     exp.Cast: Core.cast,
     exp.Array: Core.array,

@@ -55,7 +55,14 @@ def _call(node: ex.Call) -> str:
 def _scalar(node: ex.Scalar) -> str:
     if node.name == "||":
         return " || ".join(_operand(each) for each in node.args)
+    if node.name == "cast":
+        return f"CAST({expression(node.args[0])} AS {node.returns})"
     return f"{node.name}({_list(node.args)})"
+
+
+def _like(node: ex.Like) -> str:
+    how = "ILIKE" if node.ignores_case else "LIKE"
+    return f"{_operand(node.operand)} {how} {_operand(node.pattern)}"
 
 
 def _case(node: ex.Case) -> str:
@@ -78,7 +85,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ex.Or: lambda node: " OR ".join(_operand(term) for term in node.terms),
     ex.Not: _not,
     ex.IsNull: lambda node: f"{_operand(node.operand)} IS NULL",
-    ex.Like: lambda node: f"{_operand(node.operand)} LIKE {_operand(node.pattern)}",
+    ex.Like: _like,
     ex.InList: lambda node: f"{_operand(node.operand)} IN ({_list(node.items)})",
     ex.Call: _call,
     ex.Scalar: _scalar,

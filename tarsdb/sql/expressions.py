@@ -96,10 +96,11 @@ class InList:
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """``operand LIKE pattern``: a column of texts, and a text for all rows."""
+    """``operand LIKE pattern``, or ILIKE: a column of texts, and a text for all rows."""
 
     operand: Expr
     pattern: Expr
+    ignores_case: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,10 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """Function ``name`` of texts: ``length`` or ``||``; NULL gives NULL."""
+    """Function ``name`` of texts (``length``, ``||``, ...), or ``cast`` of a number to a wider one.
+
+    NULL gives NULL.
+    """
 
     name: str
     args: tuple[Expr, ...]

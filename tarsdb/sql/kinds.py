@@ -154,8 +154,11 @@ def _fits(node: ex.Expr, wanted: SqlType) -> bool:
     if isinstance(node, ex.Literal):
         return _literal_fits(node.value, wanted.kind)
     given = output_type(node)
-    if given is None or given == wanted:
-        return given is not None
+    return given is not None and (given == wanted or is_wider(given, wanted))
+
+
+def is_wider(given: SqlType, wanted: SqlType) -> bool:
+    """Return True where each number of a type has one number in the other, its nearest there."""
     if given.kind in _WHOLE:
         wider = wanted.kind in _WHOLE and _WHOLE[wanted.kind] > _WHOLE[given.kind]
         return wider or wanted.kind in (Kind.REAL, Kind.DOUBLE)

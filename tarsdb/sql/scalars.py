@@ -1,4 +1,4 @@
-"""Functions of texts, COALESCE and CASE that the engine evaluates itself, where types are plain.
+"""Functions of texts, casts, COALESCE and CASE that the engine evaluates itself, of plain types.
 
 Plain are operands of one type, and literals that DuckDB gives that type. What may fail for a row
 (arithmetic, calls) is left to DuckDB, which evaluates it for the rows that come to it only; so are
@@ -13,8 +13,8 @@ from typing import Any
 from sqlglot import exp
 
 from tarsdb.sql import expressions as ex
-from tarsdb.sql.kinds import output_type
-from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, TEXT, Kind, SqlType
+from tarsdb.sql.kinds import is_wider, output_type
+from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, INT, REAL, TEXT, Kind, SqlType
 
 _NAMES = {exp.Length: "length", exp.DPipe: "||", exp.Lower: "lower", exp.Upper: "upper"}
 TEXT_FUNCTIONS = tuple(_NAMES)
@@ -23,6 +23,9 @@ _CHOSEN = frozenset(
 )
 _WHOLE = {Kind.INT: 2**31, Kind.BIGINT: 2**63, Kind.DOUBLE: 2**53}
 """Absolute values below which whole literals beside a type become that type exactly."""
+_NUMBERS = {
+    exp.DType.INT: INT, exp.DType.BIGINT: BIGINT, exp.DType.FLOAT: REAL, exp.DType.DOUBLE: DOUBLE,
+}  # fmt: skip
 
 Operands = Sequence[ex.Expr | None]
 
@@ -34,6 +37,15 @@ def text_function(kind: type[Any], operands: Operands) -> ex.Scalar | None:
     if constant or len(known) < len(operands):
         return None
     return ex.Scalar(_NAMES[kind], known, BIGINT if kind is exp.Length else TEXT)
+
+
+def wider(operand: ex.Expr | None, target: Any) -> ex.Scalar | None:
+    """Return the cast of a number to a type that has all its values, or the nearest of each."""
+    known = None if operand is None else output_type(operand)
+    wanted = _NUMBERS.get(target.this)
+    if known is None or operand is None or wanted is None or target.expressions:
+        return None
+    return ex.Scalar("cast", (operand,), wanted) if is_wider(known, wanted) else None
 
 
 def coalesce(operands: Operands) -> ex.Case | None:

@@ -1,4 +1,4 @@
-"""Texts in lower or upper case as DuckDB makes them, whose version of Unicode no other has."""
+"""Letters in lower, upper or any case as DuckDB has them, whose version of Unicode no other has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from functools import cache
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from tarsdb.columns import Column
@@ -14,10 +15,20 @@ from tarsdb.engine.arrow import from_arrow, to_arrow
 
 def in_case(name: str, texts: Column) -> Column:
     """Return ``lower`` or ``upper`` of a TEXT column; may run inside a running query."""
+    return from_arrow(_asked(f"{name}(t)", texts), texts.type, name)
+
+
+def ilike(texts: Column, pattern: str) -> np.ndarray:
+    """Return which texts match a pattern whatever the case, bool (rows,); False where NULL."""
+    found = _asked("coalesce(t ILIKE $1, false)", texts, pattern)
+    return np.asarray(found.to_numpy(zero_copy_only=False))
+
+
+def _asked(expression: str, texts: Column, *parameters: str) -> pa.ChunkedArray:
     with _database(os.getpid()).cursor() as cursor:
         cursor.register("texts", pa.table({"t": to_arrow(texts)}))
-        found = cursor.sql(f"SELECT {name}(t) FROM texts").to_arrow_table()
-    return from_arrow(found.column(0), texts.type, name)
+        found = cursor.sql(f"SELECT {expression} FROM texts", params=parameters or None)
+        return found.to_arrow_table().column(0)
 
 
 @cache

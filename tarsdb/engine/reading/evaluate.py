@@ -39,6 +39,12 @@ class Calls(Protocol):
     def in_case(self, name: str, texts: Column) -> Column:
         """Return ``lower`` or ``upper`` of texts that have other letters than ASCII's."""
 
+    def ilike(self, texts: Column, pattern: str) -> np.ndarray:
+        """Return which texts match whatever the case, where some have other letters than ASCII's.
+
+        bool (rows,); False where NULL.
+        """
+
     def compare(self, node: ex.Distance, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Return the distances of float32 (n, dim) to a query by a sandboxed metric."""
 
@@ -153,20 +159,26 @@ def truth(node: ex.Expr, batch: Batch) -> Truth:
             tests = [compare("=", operand, value(i, batch), batch.rows) for i in node.items]
             return _negate(_all([_negate(test) for test in tests]))
         case ex.Like():
-            return _like(value(node.operand, batch), value(node.pattern, batch), batch.rows)
+            return _like(node, batch)
         case _:
             return _as_truth(value(node, batch), batch.rows)
 
 
-def _like(texts: Column | Constant, pattern: Column | Constant, rows: int) -> Truth:
+def _like(node: ex.Like, batch: Batch) -> Truth:
+    texts, pattern = value(node.operand, batch), value(node.pattern, batch)
     assert isinstance(texts, Column)  # the binder says so
     assert isinstance(pattern, Constant)
     if pattern.value is None:
-        return Truth(np.zeros(rows, bool), np.ones(rows, bool))
+        return Truth(np.zeros(batch.rows, bool), np.ones(batch.rows, bool))
     if not isinstance(pattern.value, str):
         found = f"{pattern.value!r:.40} ({type(pattern.value).__name__})"
         raise BindError(f"LIKE needs a pattern of TEXT, not {found}")
-    true = like.matches(texts, pattern.value)
+    if not node.ignores_case:
+        true = like.matches(texts, pattern.value)
+    elif pattern.value.isascii() and scalar.is_ascii(texts):
+        true = like.matches(scalar.ascii_in_case("lower", texts), pattern.value.lower())
+    else:
+        true = batch.calls.ilike(texts, pattern.value)
     return Truth(true) if texts.validity is None else Truth(true & texts.validity, ~texts.validity)
 
 
@@ -250,6 +262,9 @@ def value(node: ex.Expr, batch: Batch) -> Column | Constant:
 
 
 def _scalar(node: ex.Scalar | ex.Case, batch: Batch) -> Column:
+    if isinstance(node, ex.Scalar) and node.name == "cast":
+        given = materialise(value(node.args[0], batch), batch.rows)
+        return Column(node.returns, given.values.astype(node.returns.dtype), None, given.validity)
     if isinstance(node, ex.Scalar):
         texts = [materialise(value(each, batch), batch.rows, TEXT) for each in node.args]
         return scalar.text_function(node.name, texts, node.returns, batch.calls.in_case)

@@ -26,8 +26,8 @@ def text_function(
     """
     first = arguments[0]
     if name in _FIRST_LETTER:
-        return _ascii_in_case(name, first) if _is_ascii(first) else in_case(name, first)
-    if name == "length" and first.offsets is not None and _is_ascii(first):
+        return ascii_in_case(name, first) if is_ascii(first) else in_case(name, first)
+    if name == "length" and first.offsets is not None and is_ascii(first):
         lengths = np.diff(first.offsets).astype(returns.dtype)
         return Column(returns, lengths, None, first.validity)
     import pyarrow.compute as pc  # most processes need none of it
@@ -42,13 +42,15 @@ def text_function(
     return from_arrow(found, returns, name)
 
 
-def _ascii_in_case(name: str, texts: Column) -> Column:
+def ascii_in_case(name: str, texts: Column) -> Column:
+    """Return ``lower`` or ``upper`` of texts that are ASCII."""
     is_changed = texts.values - _FIRST_LETTER[name] < _LETTERS
     values = texts.values ^ is_changed * _CASE_BIT
     return Column(texts.type, values, texts.offsets, texts.validity)
 
 
-def _is_ascii(texts: Column) -> bool:
+def is_ascii(texts: Column) -> bool:
+    """Return True where no text has other characters than ASCII's."""
     return not len(texts.values) or int(texts.values.max()) < _ASCII_END
 
 

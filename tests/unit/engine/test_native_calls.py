@@ -161,7 +161,9 @@ def test_conditions_are_native_where_the_core_has_all_of_them(db: tarsdb.Connect
         if "half(8)" not in condition:
             head = plan(db, f"SELECT id FROM t WHERE {condition}")[0]
             assert head.startswith(("Scan t", "PointLookup t")), condition
-    for condition in ("half(x) > 1 AND s ILIKE 'row%'", "half(s) > 1", "half('7') > x"):
+    for condition in ("half(x) > 1 AND s ILIKE 'row%'", "half(r::DOUBLE) > 1 AND n::DOUBLE > 0.5"):
+        assert plan(db, f"SELECT id FROM t WHERE {condition}")[0].startswith("Scan t")
+    for condition in ("half(x) > 1 AND s SIMILAR TO 'row.*'", "half(s) > 1", "half('7') > x"):
         assert plan(db, f"SELECT id FROM t WHERE {condition}")[0].startswith("Relational")
 
 

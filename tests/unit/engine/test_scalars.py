@@ -45,12 +45,18 @@ OURS = [
     "1", "'it''s'", "true", "-7", "''",
     "lower(s)", "upper(r)", "lower(s) || upper(r)", "lower(s) = 'ab'", "upper(s || '\u00e9')",
     "length(upper(s)) > 1", "coalesce(upper(s), lower(r), '-')",
+    "n::BIGINT", "CAST(n AS DOUBLE)", "b::DOUBLE", "b::REAL", "n::REAL::DOUBLE", "n::BIGINT * 4",
+    "n::DOUBLE + x", "CAST(n * 1 AS DOUBLE)", "length(s)::DOUBLE", "coalesce(n::BIGINT, b)",
+    "s ILIKE 'a%'", "s NOT ILIKE '_B'", "s ILIKE '%\u03c3%'", "s ILIKE '\u0130'",
+    "s || r ILIKE 'AB%'", "lower(s) LIKE 'a%'", "upper(r) LIKE '%B%'", "s ILIKE ''",
 ]  # fmt: skip
 THEIRS = [
     "s || n", "length(n)", "coalesce(n, b)", "coalesce(n, 3000000000)", "coalesce(x, 1.5)",
     "CASE WHEN n > 0 THEN n + 2147483647 ELSE 0 END", "CASE WHEN f THEN s ELSE n END",
     "CASE WHEN f THEN NULL END", "CASE WHEN f THEN 1 ELSE 1.5 END", "length('A')", "lower('A')",
-    "lower(n)", "reverse(s)", "1.5", "NULL", "3000000000", "1e0", "DATE '2024-01-01'",
+    "b::INT", "x::REAL", "x::BIGINT", "n::SMALLINT", "n::TEXT", "f::INT", "n::DECIMAL(18, 2)",
+    "TRY_CAST(n AS DOUBLE)", "1::DOUBLE", "lower(n)", "reverse(s)", "1.5", "NULL", "3000000000",
+    "1e0", "DATE '2024-01-01'",
 ]  # fmt: skip
 """Whose types or errors are DuckDB's to find."""
 
@@ -108,7 +114,9 @@ def test_left_to_duckdb(db: tarsdb.Connection, expression: str) -> None:
 @pytest.mark.parametrize(
     ("condition", "value"),
     [("s || r = ?", "aAb"), ("length(s) > ?", 1), ("coalesce(s, r) <> ?", ""),
-     ("s || r = ?", None), ("CASE WHEN n > 0 THEN b ELSE 0 END >= ?", 1)],
+     ("s || r = ?", None), ("s ILIKE ?", "%A%"), ("s ILIKE ?", "\u03c3%"), ("r ILIKE ?", None),
+     ("n::DOUBLE > ?", 0.5), ("lower(s) LIKE ?", "a%"),
+     ("CASE WHEN n > 0 THEN b ELSE 0 END >= ?", 1)],
 )  # fmt: skip
 def test_conditions(db: tarsdb.Connection, condition: str, value: Any) -> None:
     ours, theirs = both(db, f"SELECT id FROM {{}} WHERE {condition}", (value,))
