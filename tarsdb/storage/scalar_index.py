@@ -1,7 +1,9 @@
 """Ordered scalar indexes: looking entries up, with a transaction's own entries merged in.
 
 A key holds the rowids of its rows, ascending; in a unique index one, but for keys with a NULL.
-Entries describe the live rows of the snapshot, so no liveness check is needed.
+Entries describe the live rows of the snapshot, so no liveness check is needed. They have no
+checksum: where one row is looked for, its key is compared; otherwise only rowids that were never
+given out are noticed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tarsdb.columns import Column
+from tarsdb.errors import CorruptionError
 from tarsdb.schema import IndexDef
 from tarsdb.storage import keys
 from tarsdb.storage.own_rows import OwnRows
@@ -34,7 +37,7 @@ def find(
     encoded = view.state.cache.codec(view.table, index).encode(key)
     unique = index.unique and None not in key
     if own is None or own.is_untouched:
-        return base_rowids(view.txn, index, encoded, unique)
+        return given_out(view, index, base_rowids(view.txn, index, encoded, unique))
     found = own.find_key(index.id, encoded)
     if not _is_rebuilt(own, index):
         base = base_rowids(view.txn, index, encoded, unique)
@@ -50,8 +53,18 @@ def find_one(view: TableView, own: OwnRows | None, index: IndexDef, key: tuple[A
         if mine or _is_rebuilt(own, index):
             return mine[0] if mine else -1
     raw = view.txn.get("index", keys.index_prefix(index.id) + encoded)
-    rowid = -1 if raw is None else keys.read_rowid(raw)
-    return -1 if own is not None and rowid >= 0 and own.ends_entry(index.id, rowid) else rowid
+    if raw is None:
+        return -1
+    rowid = keys.read_rowid(raw)
+    if own is not None and own.ends_entry(index.id, rowid):
+        return -1
+    row = view.row(rowid, index.column_ids)
+    # a key may equal what is stored without being the same to Python: NaN, say
+    if row != key and (
+        row is None or view.state.cache.codec(view.table, index).encode(row) != encoded
+    ):
+        raise _damaged(view, index, rowid, f"of key {', '.join(map(repr, key))} ")
+    return rowid
 
 
 def find_each(view: TableView, own: OwnRows | None, index: IndexDef, column: Column) -> np.ndarray:
@@ -66,11 +79,41 @@ def find_each(view: TableView, own: OwnRows | None, index: IndexDef, column: Col
         prefix = keys.index_prefix(index.id)
         found = view.txn.each("index", [prefix + key for key in encoded], _NOWHERE)
         rowids = np.frombuffer(found, dtype=">i8").astype(np.int64)
+        _require_keys(view, index, rowids, encoded)
     if own is not None and not own.is_untouched:
         for at, (key, rowid) in enumerate(zip(encoded, rowids.tolist(), strict=True)):
             if rowid < 0 or own.ends_entry(index.id, rowid):
                 rowids[at] = next(iter(own.find_key(index.id, key)), -1)
     return rowids
+
+
+def _require_keys(
+    view: TableView, index: IndexDef, rowids: np.ndarray, encoded: list[bytes]
+) -> None:
+    """Raise CorruptionError unless committed rows, -1 for none, have their keys."""
+    there = np.flatnonzero(rowids != -1)
+    codec = view.state.cache.codec(view.table, index)
+    found = codec.encode_columns(view.base_rows(rowids[there], index.column_ids))
+    if found != [encoded[at] for at in there.tolist()]:
+        at = next(at for at, key in zip(there.tolist(), found, strict=True) if key != encoded[at])
+        raise _damaged(view, index, int(rowids[at]))
+
+
+def given_out(view: TableView, index: IndexDef, rowids: np.ndarray) -> np.ndarray:
+    """Return committed rowids an index holds; one that no row ever had is a CorruptionError."""
+    if len(rowids):
+        greatest = rowids.view(np.uint64).max()
+        if greatest >= view.state.counters.next_rowid:
+            raise _damaged(view, index, int(greatest))
+    return rowids
+
+
+def _damaged(view: TableView, index: IndexDef, rowid: int, which: str = "") -> CorruptionError:
+    return CorruptionError(
+        f"table {view.table.name}, index {index.name}: an entry {which}leads to row {rowid}, which "
+        f"{'is not there' if view.row(rowid, ()) is None else 'has another key'}",
+        hint=f"REINDEX {index.name} makes it anew from the rows",
+    )
 
 
 _NOWHERE = b"\xff" * _ROWID
@@ -82,7 +125,9 @@ def base_rowids(txn: ReadTxn, index: IndexDef, encoded: bytes, unique: bool) -> 
     stored = keys.index_prefix(index.id) + encoded
     if unique:
         raw = txn.get("index", stored)
-        return _NONE if raw is None else np.array((keys.read_rowid(raw),), dtype=np.int64)
+        if raw is None:
+            return _NONE
+        return np.array((keys.read_rowid(raw),), dtype=np.uint64).view(np.int64)
     return np.frombuffer(txn.values("index", [stored], _ROWID), dtype=">u8").astype(np.int64)
 
 
@@ -107,7 +152,8 @@ def scan(
             rows += len(part)
             if most is not None and rows > most:
                 break
-        return np.concatenate(parts).astype(np.int64) if parts else _NONE
+        found = np.concatenate(parts).astype(np.int64) if parts else _NONE
+        return given_out(view, index, found)
     merged = list(own.entries(index.id, *bounds))
     if not _is_rebuilt(own, index):
         for key, value in view.txn.range("index", start, stop):

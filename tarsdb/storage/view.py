@@ -343,7 +343,8 @@ class TableView:
 
         Of a table this transaction has not changed; rows of one key are in no certain order.
         """
-        return scalar_index.in_order(self.txn, index, bounds, most, descending)
+        found = scalar_index.in_order(self.txn, index, bounds, most, descending)
+        return scalar_index.given_out(self, index, found)
 
     # --- vectors ---
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tarsdb.engine.reading import access
 from tarsdb.engine.reading.evaluate import Calls
-from tarsdb.errors import CorruptionError
 from tarsdb.schema import IndexDef, TableDef
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import TableView
@@ -32,10 +30,10 @@ class KeyLookup:
         A parameter or literal for each column of the index.
     """
 
-    __slots__ = ("_ids", "_index", "_parts", "_table")
+    __slots__ = ("_index", "_parts", "_table")
 
     def __init__(self, table: TableDef, index: IndexDef, key: Sequence[ex.Expr]) -> None:
-        self._table, self._index, self._ids = table, index, index.column_ids
+        self._table, self._index = table, index
         columns = [ex.ColumnRef(table.column_by_id(each)) for each in index.column_ids]
         self._parts = [
             (node, column, _PLAIN.get(column.column.type.kind))
@@ -58,27 +56,7 @@ class KeyLookup:
             if plain is None or type(item) is not int or not plain[0] <= item <= plain[1]:
                 item = access.exact_key(item, column)
             key.append(item)
-        if None in key:
-            return -1
-        whole = tuple(key)
-        rowid = view.find_one(self._index, whole)
-        if rowid >= 0 and (row := view.row(rowid, self._ids)) != whole:
-            self._require(view, whole, rowid, row)
-        return rowid
-
-    def _require(
-        self, view: TableView, key: tuple[Any, ...], rowid: int, row: tuple[Any, ...] | None
-    ) -> None:
-        """Raise CorruptionError unless a row has a key: entries of indexes have no checksum."""
-        index, codec = self._index, view.state.cache.codec(self._table, self._index)
-        if row is not None and codec.encode(row) == codec.encode(key):  # NaN, say
-            return
-        raise CorruptionError(
-            f"table {self._table.name}, index {index.name}: the entry of key "
-            f"{', '.join(map(repr, key))} leads to row {rowid}, "
-            f"{'which is not there' if row is None else 'which has another key'}",
-            hint=f"REINDEX {index.name} makes it anew from the rows",
-        )
+        return -1 if None in key else view.find_one(self._index, tuple(key))
 
     def terms(self) -> ex.Expr:
         """Return the key as a predicate."""

@@ -18,6 +18,8 @@ STATEMENTS = (
     "SELECT n FROM t WHERE id = 7", "SELECT * FROM t WHERE id = ? AND n >= 0",
     "UPDATE t SET n = 1 WHERE id = 7", "UPDATE t SET n = n + 1 WHERE id = 7 RETURNING n",
     "DELETE FROM t WHERE id = 7",
+    "INSERT INTO t VALUES (7, 1) ON CONFLICT (id) DO UPDATE SET n = 1",
+    "INSERT INTO t SELECT i, 1 FROM range(1, 20) r(i) ON CONFLICT (id) DO UPDATE SET n = 1",
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def make(path: pathlib.Path, in_segment: bool) -> None:
 
 
 def redirect(path: pathlib.Path, change: Callable[[int], int]) -> None:
-    """Change the row that the entry of key 7 leads to."""
+    """Change the row that an entry of key 7 leads to."""
     env = Environment.open(path, OPTIONS)
     with Snapshot(env) as snapshot:
         table = snapshot.catalog.tables()[0]
@@ -70,13 +72,47 @@ def test_a_key_leads_to_its_row_or_to_an_error(
             for start in (False, True):
                 if start:
                     db.execute("BEGIN")
-                with pytest.raises(CorruptionError, match=f"index t_pkey: .* key 7 .*{says}"):
+                with pytest.raises(CorruptionError, match=f"index t_pkey: an entry .*{says}"):
                     db.execute(sql, [7] if "?" in sql else [])
                 db.rollback()
+        with pytest.raises(CorruptionError, match="index t_pkey: an entry"):
+            db.executemany("UPDATE t SET n = ? WHERE id = ?", [(1, i) for i in range(20)])
         assert "index t_pkey" in str(db.execute("PRAGMA integrity_check").fetchall())
         db.execute("REINDEX t_pkey")
         assert db.execute("SELECT n FROM t WHERE id = 7").fetchall() == [(7,)]
         assert db.execute("SELECT sum(n), count(*) FROM t").fetchall() == [(4900, 99)]
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("bit", [20, 40, 62, 63])
+def test_a_row_that_never_was_is_noticed_by_every_search(tmp_path: pathlib.Path, bit: int) -> None:
+    path = tmp_path / "t.tars"
+    with tarsdb.connect(path, options=OPTIONS) as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, n INT)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(i, i // 10) for i in range(3000)])
+        db.execute("CREATE INDEX t_n ON t (n)")
+    env = Environment.open(path, OPTIONS)
+
+    def work(txn: WriteTxn) -> None:
+        for key, value in [(k, bytes(v)) for k, v in txn.range("index", b"", None)]:
+            rowid = int.from_bytes(value, "big")
+            if rowid == 8:  # id 7, n 0
+                txn.delete("index", key, value)
+                txn.put("index", key, (rowid ^ 1 << bit).to_bytes(8, "big"))
+
+    env.stage(work)
+    env.release()
+    with tarsdb.connect(path, options=OPTIONS) as db:
+        for sql in (
+            "SELECT n FROM t WHERE id BETWEEN 5 AND 9", "SELECT n FROM t WHERE id IN (6, 7)",
+            "SELECT id FROM t WHERE n = 0", "SELECT id FROM t WHERE n < 2",
+            "SELECT id FROM t ORDER BY n LIMIT 20", "UPDATE t SET n = 1 WHERE n = 0",
+            "SELECT min(id) FROM t WHERE id >= 7", "DELETE FROM t WHERE n <= 0",
+        ):  # fmt: skip
+            with pytest.raises(CorruptionError, match=r"index t_.*leads to row .*is not there"):
+                db.execute(sql)
+        db.execute("REINDEX t")
+        assert db.execute("SELECT count(*) FROM t WHERE n = 0").fetchall() == [(10,)]
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
