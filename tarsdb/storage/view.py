@@ -400,7 +400,9 @@ def _overlaid(base: list[VectorBlock], hidden: np.ndarray) -> list[VectorBlock]:
     blocks = []
     for block in base:
         live = _without(block.rowids, block.live, hidden)
-        blocks.append(block if live is block.live else dataclasses.replace(block, live=live))
+        if live is not block.live:
+            block = dataclasses.replace(block, live=live, placed=None)
+        blocks.append(block)
     return blocks
 
 

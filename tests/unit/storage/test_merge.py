@@ -107,6 +107,22 @@ def test_segments_a_commit_leaves_alone_keep_their_blocks(env: Environment) -> N
         assert len(snapshot.table(table).vectors(3)) == 3  # no row of the first is live
 
 
+def test_blocks_with_own_deletes_do_not_lie_where_the_others_do(env: Environment) -> None:
+    table = tables.make_table(env)
+    rowids = tables.insert(env, table, tables.rows(*range(100)))
+    merge(env, force=True)
+    with Snapshot(env) as snapshot:
+        (block,) = snapshot.table(table).vectors(3)
+        assert len(placed(block).held) == 2  # all are live
+        writes = WriteSet(env, snapshot.commit)
+        view = snapshot.table(table, writes)
+        writes.delete(table, view, np.array([rowids[7]]))
+        (own,) = view.vectors(3)
+        assert np.flatnonzero(~placed(own).held[2]).tolist() == [7]
+        assert len(placed(block).held) == 2
+        writes.discard()
+
+
 def test_small_segments_are_combined(env: Environment) -> None:
     table = tables.make_table(env)
     for start in range(0, 360, 60):
