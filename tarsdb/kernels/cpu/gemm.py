@@ -186,7 +186,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
     """
     form = form_of(kind, variant)
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
-    streams = form.streams
+    streams, tail = form.streams, form.tail_bytes
 
     @linked
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
@@ -202,6 +202,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
             done += 2
         blocks = (rows + most - 1) // most
         reach = depth // per_line * line
+        jump = width * tile if reach + tail >= tile else reach  # to what comes after these lines
         while done < tiles:
             here = min(width, tiles - done)
             at, to = weights + done * tile, sums + 64 * done
@@ -210,7 +211,7 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
                 count = rows * (block + 1) // blocks - first
                 row, place = a + first * a_stride, to + first * sums_stride
                 # the rows together ask for the lines that follow, each block for its share
-                ahead, pace = reach + reach * block // blocks, line // blocks
+                ahead, pace = jump + reach * block // blocks, line // blocks
                 if blocks == 1:  # a line passes once, and the next is wanted at once
                     ahead, pace = _SOON, line
                 if here == width:
