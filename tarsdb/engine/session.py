@@ -504,7 +504,8 @@ class Session:
             lease.check()
 
         run = generation.stream if stream else generation.complete
-        return run(generator, prompt, options, check)
+        with generation.naming(lease.model):
+            return run(generator, prompt, options, check)
 
     def close(self) -> None:
         """Roll back what is open and let go of the environment."""

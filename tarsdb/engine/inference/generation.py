@@ -6,7 +6,8 @@ says between steps whether the model is still in the catalog. Knows no SQL text 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.engine.inference import model_device
@@ -39,6 +40,7 @@ class Lease:
     """
 
     def __init__(self, env: Environment, *models: ModelDef) -> None:
+        self.model = models[0]
         self._env = env
         self._versions = {model.name: model.find_version() for model in models}
         self._catalog = -1
@@ -56,6 +58,17 @@ class Lease:
         for name, model in found.items():
             if model is None or self._versions[name] not in model.versions:
                 raise ModelError(f"model {name} was dropped or replaced while it generated")
+
+
+@contextmanager
+def naming(model: ModelDef | None) -> Iterator[None]:
+    """Have an error of a model's code, which knows no names, say which model it is about."""
+    try:
+        yield
+    except ModelError as error:
+        if model is None or model.name in error.message:
+            raise
+        raise type(error)(f"model {model.name}: {error.message}", hint=error.hint) from error
 
 
 def open_model(

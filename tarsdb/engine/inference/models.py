@@ -15,7 +15,7 @@ import numpy as np
 
 from tarsdb.columns import Column, from_list
 from tarsdb.engine.inference import model_device
-from tarsdb.engine.inference.generation import Lease, with_draft
+from tarsdb.engine.inference.generation import Lease, naming, with_draft
 from tarsdb.engine.inference.inference_cache import question_of, through
 from tarsdb.engine.inference.loaded_models import Key, adapted_model, loaded_models, memory_bytes
 from tarsdb.engine.inference.model_functions import FUNCTIONS, Request, Values
@@ -104,7 +104,7 @@ class ModelRuntime:
             call.name, loaded, items, with_draft(context, options, device), listener.report,
             interrupt.is_set, check, context.engines.settings,
         )  # fmt: skip
-        with context.without_snapshot():
+        with context.without_snapshot(), naming(model):
             values = FUNCTIONS[call.name](request)
         cut = getattr(loaded, "cut", None)
         METRICS.add(f"{call.name}_truncated", cut.told() if cut else 0)

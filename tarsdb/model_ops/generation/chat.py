@@ -1,17 +1,16 @@
 """Chat templates: messages to the text a model was trained on.
 
-A template is a Jinja program that comes with the model, so it runs in Jinja's sandbox. Knows no
-tokens but the text of special ones: where they stand in a message they are marked, so that the
-tokenizer can take them as plain text there.
+A template is a Jinja program that comes with the model, so it runs in a sandbox that counts its
+work. Knows no tokens but the text of special ones: where they stand in a message they are marked,
+so that the tokenizer can take them as plain text there.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import ModelError, ModelFormatError
@@ -19,6 +18,8 @@ from tarsdb.model_ops.sentence import read_object
 
 if TYPE_CHECKING:
     import jinja2
+
+    from tarsdb.model_ops.generation.template_work import CountingEnvironment
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 Message = Mapping[str, str]
@@ -48,7 +49,7 @@ class ChatTemplate:
     ) -> None:
         self._variables = dict(variables)
         self._special = _any_of(special)
-        self._template = _compile(source)
+        self._environment, self._template = _compile(source)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], special: Iterable[str]) -> ChatTemplate | None:
@@ -60,24 +61,31 @@ class ChatTemplate:
         tokens = {**read_object(files, "special_tokens_map.json"), **config}
         return cls(source, dict(_texts(tokens)), special)
 
-    def render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    def render(
+        self, messages: Sequence[Message], check: Callable[[], None] = lambda: None
+    ) -> list[tuple[str, bool]]:
         """Return the text of a conversation up to where the model's answer begins, in pieces.
 
         A piece that comes with True is a special token's text found inside a message: it is to be
-        read as plain text.
+        read as plain text. ``check`` is called now and then; what it raises ends the rendering.
 
         Raises
         ------
         ModelError
-            A message has no role or content, or the template refuses the messages.
+            A message has no role or content, the template refuses the messages, or it does more
+            work than a template may.
         """
         marked, found = self._mark(check_messages(messages))
-        try:
-            text = self._template.render(
-                messages=marked, add_generation_prompt=True, **self._variables
-            )
-        except Exception as error:  # it is a program of others, and may raise whatever it likes
-            raise ModelError(f"the chat template refuses the messages: {error!s:.300}") from error
+        with self._environment.counting(check) as work:
+            try:
+                text = self._template.render(
+                    messages=marked, add_generation_prompt=True, **self._variables
+                )
+            except Exception as error:  # it is a program of others, and may raise what it likes
+                if work.stopped is not None:
+                    raise work.stopped from None
+                refused = f"the chat template refuses the messages: {error!s:.300}"
+                raise ModelError(refused) from error
         if not found:
             return [(text, False)]
         pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text)
@@ -166,27 +174,21 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _compile(source: str) -> jinja2.Template:
-    import jinja2.sandbox  # on first need: keeps `import tarsdb` light
+def _compile(source: str) -> tuple[CountingEnvironment, jinja2.Template]:
+    # on first need: keeps `import tarsdb` light
+    from tarsdb.model_ops.generation.template_work import CountingEnvironment
 
     if len(source) > MAX_TEMPLATE_CHARACTERS:
         raise ModelFormatError(
             f"the chat template has {len(source)} characters, at most {MAX_TEMPLATE_CHARACTERS} are"
             " read"
         )
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )  # as transformers sets it up; templates are written for that
-    environment.filters["tojson"] = _to_json
+    environment = CountingEnvironment()
     environment.globals.update(raise_exception=_refuse, strftime_now=_now)
     try:
-        return environment.from_string(source)
+        return environment, environment.from_string(source)
     except Exception as error:  # its own, and what a deep nesting makes of Python's parser
         raise ModelFormatError(f"the chat template is not usable: {error!s:.300}") from error
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _now(pattern: str) -> str:

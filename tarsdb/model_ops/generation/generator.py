@@ -141,7 +141,8 @@ class Generator:
         prompts : sequence of str or of messages
         options : GenerationOptions
         check : callable
-            Called between steps; what it raises ends this call and nobody else's.
+            Called between steps and while a chat template works; what it raises ends this call
+            and nobody else's.
         progress : callable, optional
             Takes how many texts are finished and how many there are.
 
@@ -157,7 +158,7 @@ class Generator:
             ``timeout`` passed.
         """
         batch = self._require_batch()
-        requests = self._requests(batch, prompts, options)
+        requests = self._requests(batch, prompts, options, check)
         waiting, running = deque(requests), list[Request]()
         try:
             while waiting or running:
@@ -181,7 +182,7 @@ class Generator:
     ) -> TextIterator:
         """Write a text piece by piece; raises as :meth:`generate`, at once or while it goes on."""
         batch = self._require_batch()
-        (request,) = self._requests(batch, [prompt], options)
+        (request,) = self._requests(batch, [prompt], options, check)
         request.streamed = True
         batch.submit([request])
         return TextIterator(batch, request, check)
@@ -194,12 +195,16 @@ class Generator:
         return batch
 
     def _requests(
-        self, batch: ContinuousBatch, prompts: Sequence[Prompt], options: GenerationOptions
+        self,
+        batch: ContinuousBatch,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        check: Callable[[], None],
     ) -> list[Request]:
         spec = self.decoder.spec
         deadline = math.inf if options.timeout is None else time.monotonic() + options.timeout
         requests = []
-        for number, tokens in enumerate(self.prompts.encode(prompts, options)):
+        for number, tokens in enumerate(self.prompts.encode(prompts, options, check)):
             length = min(len(tokens) + options.sampling.max_tokens, spec.max_positions)
             _check_length(number, len(tokens), length, spec.max_positions, batch)
             sequence = scheduler.Sequence(

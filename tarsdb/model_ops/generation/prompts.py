@@ -6,7 +6,7 @@ stored text cannot end a message or begin one in another's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tarsdb.errors import DataError, ModelError
@@ -55,10 +55,16 @@ class PromptTokenizer:
         self._literal.add_special_tokens(special)
         self.template = ChatTemplate.from_files(files, special)
 
-    def encode(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[list[int]]:
         """Return the tokens of each prompt.
 
-        A prompt is a text, or messages: dicts of ``role`` and ``content``.
+        A prompt is a text, or messages: dicts of ``role`` and ``content``. ``check`` is called
+        while a chat template works; what it raises ends that.
 
         Raises
         ------
@@ -67,7 +73,7 @@ class PromptTokenizer:
         DataError
             A text is no valid Unicode, or empty where the model has no token to begin with.
         """
-        rows = [self._encode(prompt, options) or self._begin for prompt in prompts]
+        rows = [self._encode(prompt, options, check) or self._begin for prompt in prompts]
         if not all(rows):
             raise DataError(f"generate: prompt {rows.index([])} is empty, there is no first token")
         return rows
@@ -92,7 +98,9 @@ class PromptTokenizer:
             )
         self._same = other
 
-    def _encode(self, prompt: Prompt, options: GenerationOptions) -> list[int]:
+    def _encode(
+        self, prompt: Prompt, options: GenerationOptions, check: Callable[[], None]
+    ) -> list[int]:
         if not isinstance(prompt, str):
             check_messages(prompt)
         chat = options.chat
@@ -108,7 +116,7 @@ class PromptTokenizer:
                 "generate: messages, system and chat need a chat template, the model has none",
                 hint="give the whole prompt as one text",
             )
-        pieces = self.template.render(_messages(prompt, options))
+        pieces = self.template.render(_messages(prompt, options), check)
         return [
             token
             for text, plain in pieces
