@@ -63,6 +63,17 @@ def test_a_part_is_what_its_arrays_say(method: Method) -> None:
         np.testing.assert_array_equal(again.search(query, 10, 20), part.search(query, 10, 20))
 
 
+def test_all_codes_of_lists_stay_in_the_file() -> None:
+    lists = METHODS["ivf"]
+    part = lists.build(source(gaussian(900)), lists.options()(codes="bits", refine_bits=2))
+    whole = b"".join(bytes(piece) for piece in arrays.pack(part.to_arrays()))
+    again = lists.read(*arrays.unpack_runs([memoryview(whole)], lists.left))
+    codes = sum(part.to_arrays()[name].nbytes for name in ("codes", "further"))
+    assert again.nbytes == part.nbytes - codes
+    for query in gaussian(20, 2).astype(np.float32):
+        np.testing.assert_array_equal(again.search(query, 10, 20), part.search(query, 10, 20))
+
+
 def test_more_effort_is_measured_to_find_more(method: Method) -> None:
     _, steps = built(method, gaussian(3000))
     assert steps.shape[1] == 1 + len(method.calibrated)
