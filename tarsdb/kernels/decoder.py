@@ -101,7 +101,7 @@ class StepInput:
     slots : (n,) int64
         Where in the cache each row's keys and values go: 16 * block + place.
     angles : (kinds, n, head_dim) float32
-    keys, values : float32, or uint16 (bfloat16) beside matrices of bfloat16
+    keys, values : float32, or uint16 (bfloat16) unless matrices are float32
         Of the cache.
     runs : (r, 3) int64
         First row, number of rows and adapter of rows that an adapter adds to.

@@ -30,7 +30,7 @@ class KVCache:
     Attributes
     ----------
     keys : (layers, groups, kv_heads, 16 blocks, head_dim, 16) float32, or uint16
-        Bits of bfloat16, if the model's matrices are. Transposed inside a block, so that the
+        Bits of bfloat16, unless the model is float32. Transposed inside a block, so that the
         scores of 16 tokens are one row of a product.
     values : (layers, groups, kv_heads, 16 blocks, 16, width), of the same type
         ``width`` is head_dim, padded with zeros to a multiple of 16.
@@ -52,7 +52,7 @@ class KVCache:
             raise DataError(f"a KV cache of {blocks} blocks holds nothing")
         heads = (len(spec.layers), -(-blocks // BLOCK_GROUP), spec.kv_heads, BLOCK_GROUP)
         width = -(-spec.head_dim // _LANES) * _LANES
-        element: Any = np.uint16 if kind == "bf16" else np.float32
+        element: Any = np.float32 if kind == "f32" else np.uint16
         return cls(
             np.zeros((*heads, spec.head_dim, BLOCK_TOKENS), element),
             np.zeros((*heads, BLOCK_TOKENS, width), element),

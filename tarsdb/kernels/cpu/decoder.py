@@ -75,7 +75,7 @@ _inlined = linked(error_model="numpy", inline="always")
 
 def cache_bytes(kind: str) -> int:
     """Return the bytes of an element of the KV cache beside a kind of weights."""
-    return 2 if kind == "bf16" else 4
+    return 4 if kind == "f32" else 2
 
 
 def sync_bytes(layers: int) -> int:

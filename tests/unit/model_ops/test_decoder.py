@@ -158,7 +158,9 @@ def test_sequences_share_the_blocks_of_a_common_beginning(tiny) -> None:
     assert np.abs(before[0]).max() > 0.1
 
 
-@pytest.mark.parametrize(("quantize", "nan"), [("none", np.nan), ("bf16", 0x7FC0)])
+@pytest.mark.parametrize(
+    ("quantize", "nan"), [("none", np.nan), ("bf16", 0x7FC0), ("int8", 0x7FC0)]
+)
 def test_stale_blocks_do_not_show(quantize: str, nan: float, tiny) -> None:
     decoder, prompt = tiny("llama", quantize), tiny_prompts()[3]
     clean = step(decoder, decoder.new_cache(2), [(prompt, 0, [0, 1])])
@@ -172,7 +174,8 @@ def test_memory_of_a_cache(tiny) -> None:
     cache = tiny("llama").new_cache(7)
     assert cache.blocks == 7
     assert cache.block_bytes == 3 * 2 * 16 * (12 + 16) * 4  # layers, heads, tokens, padded values
-    assert tiny("llama", "bf16").new_cache(7).block_bytes == cache.block_bytes // 2
+    for kind in ("bf16", "int8", "int4"):
+        assert tiny("llama", kind).new_cache(7).block_bytes == cache.block_bytes // 2
     with pytest.raises(DataError, match="0 blocks"):
         tiny("llama").new_cache(0)
 
