@@ -333,7 +333,7 @@ def _bits(
         constants[part.tiles, :, part.lanes] = own
         if more is not None:
             rotated = coder.rotate(rows - means[part.lists])
-            more[done : done + len(rows)] = further(rotated, turned[part.lists], own[:, :2])
+            more[done : done + len(rows)] = further(rotated, turned[part.lists], y > 0, own)
         done += len(rows)
         told.advance(len(rows))
     return tiles, constants, more

@@ -23,7 +23,9 @@ def row_bytes(padded: int) -> int:
     return padded // 4 + FURTHER_CONSTANTS
 
 
-def further(rotated: np.ndarray, turned: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def further(
+    rotated: np.ndarray, turned: np.ndarray, signs: np.ndarray, known: np.ndarray
+) -> np.ndarray:
     """Return the further bits of rows and their constants, uint8 (n, row_bytes).
 
     Parameters
@@ -32,24 +34,26 @@ def further(rotated: np.ndarray, turned: np.ndarray, signs: np.ndarray) -> np.nd
         What rows lack to their centroids, rotated.
     turned : float32 (n, padded)
         Their centroids, rotated.
-    signs : float32 (n, 2)
-        Base and slope of their sign bits.
+    signs : bool (n, padded)
+        Their sign bits: of an element next to zero another rounding may have another sign.
+    known : float32 (n, 3)
+        Base and slope of their sign bits first.
     """
     count, padded = rotated.shape
     squares = np.einsum("ij,ij->i", rotated, rotated, dtype=np.float64)
     steps = _STEP * np.sqrt(squares / padded)[:, np.newaxis]
     scaled = np.abs(rotated) / np.where(steps > 0, steps, 1).astype(np.float32)
     levels = np.minimum(scaled, np.float32(3)).astype(np.uint8)
-    bits = np.where(rotated > 0, levels, 3 - levels)
+    bits = np.where(signs, levels, 3 - levels)
     sizes = levels + np.float32(0.5)
-    y = np.where(rotated > 0, sizes, -sizes)
+    y = np.where(signs, sizes, -sizes)
     along = np.einsum("ij,ij->i", y, rotated, dtype=np.float64)
     slopes = np.zeros(count)
     np.divide(-2 * squares, along, out=slopes, where=along > 0)
     ratios = np.zeros(count)
-    np.divide(4 * slopes, signs[:, 1], out=ratios, where=signs[:, 1] != 0)
+    np.divide(4 * slopes, known[:, 1], out=ratios, where=known[:, 1] != 0)
     bases = squares - slopes * np.einsum("ij,ij->i", y, turned, dtype=np.float64)
-    constants = np.stack([bases - ratios * signs[:, 0], ratios, slopes, bits.sum(axis=1)], axis=1)
+    constants = np.stack([bases - ratios * known[:, 0], ratios, slopes, bits.sum(axis=1)], axis=1)
     quarters = bits.reshape(count, 4, -1) << np.arange(0, 8, 2, dtype=np.uint8)[:, np.newaxis]
     codes = np.bitwise_or.reduce(quarters, axis=1)
     return np.concatenate([codes, constants.astype(np.float32).view(np.uint8)], axis=1)

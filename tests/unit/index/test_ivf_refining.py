@@ -13,6 +13,7 @@ from tarsdb.errors import CorruptionError, DataError, NotSupportedError
 from tarsdb.index import arrays
 from tarsdb.index.ivf import Ivf, IvfOptions, build_ivf, estimated_bytes, on_device
 from tarsdb.index.ivf.build import rotation_matrix
+from tarsdb.index.ivf.refining import further
 from tarsdb.kernels import dispatch
 from tarsdb.kernels import ivf as kernels
 from tests.unit.index.levels import forced
@@ -74,6 +75,19 @@ def test_the_nearest_are_ordered_by_the_better_keys(op: str) -> None:
         assert (np.diff(keys[found]) > -0.01 * spread).all()
         assert keys[found].max() < np.sort(keys)[199] + 0.01 * spread
         assert (np.diff((near + signed)[found]) < -0.01 * spread).any()  # a control
+
+
+def test_bits_are_levels_beside_their_signs() -> None:
+    rotated = drawn(50, 128, 1)
+    signs = rotated > 0
+    rotated[:, ::9] = np.where(signs[:, ::9], -1e-9, 1e-9)  # rounded to the other side
+    more = further(rotated, np.zeros_like(rotated), signs, np.ones((50, 3), np.float32))
+    four = more[:, :-16, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
+    y = 4.0 * (signs - 0.5) + four.swapaxes(1, 2).reshape(50, -1) - 1.5
+    steps = 0.586 * np.sqrt(np.square(rotated).mean(axis=1, keepdims=True))
+    assert np.abs(y - (rotated / steps).clip(-3.5, 3.5)).max() <= 0.51
+    wrong = 4.0 * ((rotated > 0) - 0.5) + y - 4.0 * (signs - 0.5)  # a control
+    assert np.abs(wrong - (rotated / steps).clip(-3.5, 3.5)).max() > 3
 
 
 def test_levels_agree() -> None:
