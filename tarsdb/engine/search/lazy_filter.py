@@ -1,10 +1,11 @@
 """Searches whose filter is a sandboxed function: about which rows it is asked.
 
 The nearest rows are taken in growing numbers until enough of them pass. Where asking about all rows
-is cheaper than about the next of these, or that would come near to all, the function answers for
-every row at once, and the answer of an IMMUTABLE one is kept for the state of the table. Numbers it
-reads are kept too, in the order of the vectors, so that other constants cost one call
-(docs/decisions/0009 has the figures behind this).
+is cheaper than about the next of these, with what searches with the same constants asked about
+before, or that would come near to all, the function answers for every row at once, and the answer
+of an IMMUTABLE one is kept for the state of the table. Numbers it reads are kept too, in the order
+of the vectors, so that other constants cost one call (docs/decisions/0009 has the figures behind
+this).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FUEL_S = 0.4e-9
 """Seconds a function takes for a unit of fuel, about."""
 BATCH_ROWS = 1 << 16
 KEPT_ANSWERS = 8
+KEPT_SPENT = 64
 KEPT_ARGUMENTS = 4
 MOST_ARGUMENT_BYTES = 64 << 20
 """Of the arguments of one filter."""
@@ -76,37 +78,45 @@ def search(
     if known(context, plan, view, flat) is None:
         total = flat.rows if positions is None else len(positions)
         kept = positions is None and _kept(context, plan, view, flat) is not None
-        most = _most(context, plan, total, kept)
-        found = _lazily(context, plan, view, nearest, (k, positions, most))
+        limits = total / LARGEST_SHARE, _price(context, plan, total, kept)
+        spent = _spent(context, plan, view, flat) if positions is None else Spent(flat, view.state)
+        found = _lazily(context, plan, nearest, (k, positions), limits, spent)
         if found is not None:
             return found
     return nearest(k, passing(context, plan, view, flat, positions))
 
 
-def _most(context: Context, plan: Knn, total: int, kept: bool) -> float:
-    """Return how many of the nearest rows may be asked about before all are.
+def _price(context: Context, plan: Knn, total: int, kept: bool) -> float:
+    """Return what asking about all rows costs, in rows of those that are nearest.
 
     What the function costs is told by the fuel it used so far, where it counts any.
     """
-    most, fuel = total / LARGEST_SHARE, 0.0
+    fuel = 0.0
     for call in plan.filters:
         function = context.catalog.function(call.target)
         figures = None if function is None else context.engines.functions.figures(function)
         if figures is None or not figures.fuel or _arguments_of(plan) is None:
-            return most
+            return total
         fuel += figures.fuel / figures.rows
     whole = WHOLE_S + total * (ROW_S + fuel * FUEL_S + (0 if kept else READ_S))
-    return min(most, (whole - ROUND_S) / (NEAREST_S + fuel * FUEL_S))
+    return (whole - ROUND_S) / (NEAREST_S + fuel * FUEL_S)
 
 
 def _lazily(
-    context: Context, plan: Knn, view: TableView, nearest: Nearest,
-    asked: tuple[int, np.ndarray | None, float],
+    context: Context, plan: Knn, nearest: Nearest, asked: tuple[int, np.ndarray | None],
+    limits: tuple[float, float], spent: Spent,
 ) -> Found | None:  # fmt: skip
-    """Ask about the nearest rows; None where all should be asked about."""
-    k, positions, most = asked
+    """Ask about the nearest rows; None where all should be asked about.
+
+    ``limits`` are how many may be asked about at once, and how many are as dear as all. What
+    earlier searches spent on the same constants counts: the next one would pay that again.
+    """
+    k, positions = asked
+    most = min(limits[0], limits[1] - spent.rows)
+    view = context.view(plan.table)
     wanted, verdicts = max(MORE * k, FIRST_ROWS), dict[int, bool]()
     while wanted <= most:
+        spent.rows += wanted + ROUND_S / NEAREST_S
         rowids, distances = nearest(wanted, positions)
         ids = rowids[0][rowids[0] >= 0]
         fresh = np.array([i for i in ids.tolist() if i not in verdicts], dtype=np.int64)
@@ -152,6 +162,37 @@ def _passes(context: Context, plan: Knn, view: TableView, rowids: np.ndarray) ->
 
 def _true(plan: Knn, batch: evaluate.Batch) -> np.ndarray:
     return evaluate.truth(ex.And(plan.filters), batch).true
+
+
+@dataclass(slots=True)
+class Spent:
+    """What searches with the same filter and constants paid in one state of a table.
+
+    Attributes
+    ----------
+    flat : FlatIndex
+    state : TableState
+    rows : float
+        Nearest rows asked about; asking once counts as some more.
+    """
+
+    flat: FlatIndex
+    state: Any
+    rows: float = 0.0
+
+
+def _spent(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Spent:
+    """Return what was spent so far, to add to; where nothing is kept, on this search only."""
+    key = _key(context, plan)
+    known_searches = context.snapshot.env.caches.setdefault("filter searches", OrderedDict())
+    found: Spent | None = None if key is None else known_searches.get(key)
+    if found is None or found.flat is not flat or found.state is not view.state:
+        found = Spent(flat, view.state)
+        if key is not None:
+            known_searches[key] = found
+            while len(known_searches) > KEPT_SPENT:
+                known_searches.popitem(last=False)
+    return found
 
 
 # --- arguments of all rows, kept ---

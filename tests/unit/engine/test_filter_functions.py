@@ -197,6 +197,30 @@ def test_only_candidates_are_asked_about(
     assert (99999,) not in rows(db, rare, query(2))
 
 
+def test_searches_with_the_same_constants_ask_about_all_rows_in_the_end(
+    shared: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = shared
+    price = 2 * (lazy_filter.FIRST_ROWS + lazy_filter.ROUND_S / lazy_filter.NEAREST_S)
+    monkeypatch.setattr(lazy_filter, "_price", lambda *_: price)
+    sql = f"SELECT id FROM t WHERE {{}}(n, ?) ORDER BY emb <-> ? LIMIT {K}"
+
+    def asked(constant: int, number: int) -> int:
+        before = calls(db)
+        found = rows(db, sql.format("passes_f"), constant, query(number))
+        count = calls(db) - before
+        assert found == rows(db, sql.format("passes"), constant, query(number))
+        return count
+
+    few = [asked(2, number) for number in range(2)]
+    assert all(0 < count <= lazy_filter.FIRST_ROWS for count in few)
+    assert asked(4, 5) <= lazy_filter.FIRST_ROWS  # each constant has its own account
+    assert asked(2, 2) > ROWS / 2  # the third search would make it as dear as all rows
+    assert [asked(2, number) for number in range(3, 6)] == [0, 0, 0]
+    db.execute("UPDATE t SET word = 'x' WHERE id = 1")
+    assert 0 < asked(2, 2) <= lazy_filter.FIRST_ROWS  # another state, another account
+
+
 def test_what_a_transaction_wrote_is_filtered_too(db: tarsdb.Connection) -> None:
     sql = f"SELECT id FROM t WHERE passes_f(n, 301) ORDER BY emb <-> ? LIMIT {K}"
     expected = rows(db, sql, query(3))
