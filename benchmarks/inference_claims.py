@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.claim import Claim, Record, path
 
 OWN = "tarsdb"
+_RIVALS = {"none": "llama.cpp F32", "bf16": "llama.cpp BF16", "int8": "llama.cpp Q8_0",
+           "int4": "llama.cpp Q4_0"}  # fmt: skip
 
 
 def _of_rivals(kind: str, mode: str, threads: int = 1) -> Callable[[Record], Any]:
@@ -90,6 +92,27 @@ def _mapped(key: str, *, inverse: bool = False) -> Callable[[Record], Any]:
     return read
 
 
+def _decoding(shape: str, modes: Sequence[str], batches: Mapping[str, float]) -> Iterator[Claim]:
+    """Yield the bars of a decoder's shape; ``batches``: of eight sequences together, by mode."""
+    name, head = f"decode_{shape}_1", f"{shape}, decoding"
+    for mode in modes:
+        rival = _RIVALS[mode]
+        yield Claim(name, f"{head} {mode}, one sequence, times faster", ">= 1.5",
+                    _speed("b1", mode, rival), rival)  # fmt: skip
+    for mode, rival in (("none", "torch float32"), ("bf16", "torch bfloat16")):
+        if mode in modes:
+            yield Claim(name, f"{head} {mode}, one sequence, times faster", ">= 2",
+                        _speed("b1", mode, rival), rival)  # fmt: skip
+    for mode, bar in (("bf16", 0.85), ("int8", 0.8), ("int4", 0.7)):
+        share = f"{head} {mode}, share of the memory's bandwidth"
+        yield Claim(name, share, f">= {bar}", _of_bandwidth(mode))
+    for mode, bar in batches.items():
+        together = f"{head} {mode}, eight sequences, times the tokens/s"
+        yield Claim(name, together, f">= {bar}", _batch(mode), "one sequence")
+    yield Claim(name, f"{shape}, a prompt of 256 tokens, bf16, times faster", ">= 1.5",
+                _speed("prefill", "bf16", "torch bfloat16"), "torch bfloat16")  # fmt: skip
+
+
 INFERENCE = (
     *(
         Claim("embed", f"MiniLM {mode}, texts {kind} by length, times faster", f">= {bar}",
@@ -118,27 +141,8 @@ INFERENCE = (
     ),
     Claim("embed", "MiniLM int8, nDCG@10 on Cranfield, distance in halves of the interval", "<= 1",
           _of_interval, "fp32"),
-    *(
-        Claim("decode_110M_1", f"decoding {mode}, one sequence, times faster", f">= {bar}",
-              _speed("b1", mode, rival), rival)
-        for mode, rival, bar in (
-            ("none", "llama.cpp F32", 1.5), ("bf16", "llama.cpp BF16", 1.5),
-            ("int8", "llama.cpp Q8_0", 1.5), ("int4", "llama.cpp Q4_0", 1.5),
-            ("none", "torch float32", 2),
-            ("bf16", "torch bfloat16", 2))
-    ),
-    *(
-        Claim("decode_110M_1", f"decoding {mode}, share of the memory's bandwidth", f">= {bar}",
-              _of_bandwidth(mode))
-        for mode, bar in (("bf16", 0.85), ("int8", 0.8), ("int4", 0.7))
-    ),
-    *(
-        Claim("decode_110M_1", f"decoding {mode}, eight sequences, times the tokens/s", ">= 3.5",
-              _batch(mode), "one sequence")
-        for mode in ("none", "bf16", "int8")
-    ),
-    Claim("decode_110M_1", "a prompt of 256 tokens, bf16, times faster", ">= 1.5",
-          _speed("prefill", "bf16", "torch bfloat16"), "torch bfloat16"),
+    *_decoding("110M", ("none", "bf16", "int8", "int4"), {"none": 3.5, "bf16": 3.5, "int8": 3.5}),
+    *_decoding("0.5B", ("bf16", "int8", "int4"), {"bf16": 6}),
     Claim("first_embedding", "first embedding of a new process, through SQL, s", "<= 0.6",
           path("tarsdb", "whole", "median")),
     Claim("packed_weights", "110M decoder packed in the file, first token, times sooner", ">= 5",

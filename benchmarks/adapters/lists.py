@@ -62,9 +62,13 @@ class TarsdbLists:
         """Look at so many lists."""
         (self._probes,) = setting
 
+    def candidates(self, k: int) -> int:
+        """Return how many vectors a search reads."""
+        return self._ivf.candidates(k)
+
     def search(self, query: np.ndarray, k: int) -> np.ndarray:
         """Return row numbers."""
-        wanted = self._ivf.candidates(k)
+        wanted = self.candidates(k)
         at = self._ivf.search(query, wanted, self._probes, places=self._positions)
         return self._flat.search(query[np.newaxis], k, "<->", positions=at)[0][0]
 
