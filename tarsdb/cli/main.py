@@ -166,6 +166,10 @@ def _profile_model(parser: argparse.ArgumentParser) -> None:
         help="show functions instead of stages; with TARSDB_ISA=portable each of NumPy's",
     )  # fmt: skip
     parser.add_argument(
+        "--layers", action="store_true",
+        help="show what each layer's operations take inside the compiled calls, in ms of a run",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-tokens", type=int, default=32, metavar="N", help="of a generated text (32)"
     )
     parser.add_argument("--format", choices=render.MODES, default="table")
@@ -213,7 +217,7 @@ _COMMANDS = {
     "warmup": ("compile the kernels once for this machine", _warmup),
     "bench": ("measure recall and speed of a table's vector indexes on its own rows", _bench),
     "profile-model": (
-        "show where the time of a model goes, by stage or by operation",
+        "show where the time of a model goes, by stage, operation or layer",
         _profile_model,
     ),
     "verify-model": ("compare a model directory with transformers", _verify_model),

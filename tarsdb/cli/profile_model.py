@@ -2,7 +2,7 @@
 
 Stages are those of statements, run through SQL. Operations are the functions that compute, in a run
 of the model alone: with ``TARSDB_ISA=portable`` NumPy's, one by one; otherwise a compiled kernel is
-one of them, whatever it does inside.
+one of them. What it does inside is shown by layer, by a variant of it that looks at the clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import pstats
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tarsdb.cli import render
@@ -22,6 +22,7 @@ from tarsdb.database import Connection, connect
 from tarsdb.engine.context import Context
 from tarsdb.engine.inference import model_device
 from tarsdb.errors import CatalogError, DataError, NotSupportedError, OperationalError
+from tarsdb.kernels import profiling
 
 OPERATIONS = ("operation", "calls", "ms", "share")
 _SHOWN = 16
@@ -39,24 +40,28 @@ _CALLS = {
     "generate": "generate({model}, t, max_tokens => {max_tokens})",
 }
 _Row = tuple[Any, ...]
+_Runs = Callable[[int], None]
 
 
 def profile_model(arguments: argparse.Namespace) -> int:
-    """Print what the stages, or the operations, of a warm run take; the file is only read."""
+    """Print what stages, operations or layers of a warm run take; the file is only read."""
     if not os.path.exists(arguments.file):
         raise OperationalError(f"{arguments.file!r} does not exist", hint="check the path")
     for name in ("repeat", "max_tokens"):
         if getattr(arguments, name) < 1:
             option = name.replace("_", "-")
             raise DataError(f"--{option} must be at least 1, not {getattr(arguments, name)}")
-    header, work = (OPERATIONS, _operations) if arguments.operations else (HEADER, _rows)
+    if arguments.layers and arguments.operations:
+        raise DataError("--layers and --operations are two ways to look at a run; give one")
+    work = _layers if arguments.layers else _operations if arguments.operations else _stage_rows
     with connect(arguments.file, read_only=True) as db:
-        rows = interruptibly(db, lambda: list(work(db, arguments)))
+        header, *rows = interruptibly(db, lambda: list(work(db, arguments)))
     render.WRITERS[arguments.format](header, rows, sys.stdout)
     return 0
 
 
-def _rows(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
+def _stage_rows(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
+    yield HEADER
     texts = arguments.text or list(TEXTS)
     name, task = _model(db, arguments.model)
     quoted = "'" + name.replace("'", "''") + "'"
@@ -108,28 +113,78 @@ def _model(db: Connection, wanted: str) -> tuple[str, str]:
 
 def _operations(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
     """Yield the functions of model and kernels that took longest themselves, texts one by one."""
-    name, task = _model(db, arguments.model)
-    session = db._require_session()
+    profile = cProfile.Profile()
+    _alone(db, arguments, lambda runs: profile.runcall(runs, arguments.repeat))
+    yield OPERATIONS
+    yield from _slowest(pstats.Stats(profile))
 
-    def work(context: Context) -> pstats.Stats:
+
+def _layers(db: Connection, arguments: argparse.Namespace) -> Iterator[_Row]:
+    """Yield what each layer's stages took, and what the calls took with and without marks."""
+    found: list[profiling.StageTimes] = []
+
+    def measure(runs: _Runs) -> None:
+        for marked, repeat in ((True, 1), (True, arguments.repeat), (False, arguments.repeat)):
+            with profiling.timing(marked) as times:  # the first compiles
+                runs(repeat)
+            found.append(times)
+
+    _alone(db, arguments, measure)
+    _, marked, usual = found
+    if not marked.calls:
+        raise NotSupportedError(
+            f"model {arguments.model} is not computed by compiled calls here",
+            hint="--operations shows what computes instead",
+        )
+    yield from _layer_rows(marked, usual, 1000 / arguments.repeat)
+
+
+def _layer_rows(
+    marked: profiling.StageTimes, usual: profiling.StageTimes, scale: float
+) -> Iterator[_Row]:
+    """Yield a header and rows in ms of a run: ``scale`` times the seconds of all."""
+    outside, layers = marked.found()
+    total = float(outside.sum() + layers.sum())
+
+    def row(name: str, parts: Iterable[float | None], seconds: float) -> _Row:
+        shown = (None if part is None else round(scale * part, 3) for part in parts)
+        return (name, *shown, round(scale * seconds, 3), round(seconds / total, 3))
+
+    nothing = [None] * len(marked.stages)
+    yield ("layer", *marked.stages, "all", "share")
+    for number, layer in enumerate(layers):
+        yield row(str(number), layer.tolist(), float(layer.sum()))
+    for stage, seconds in list(zip(marked.outside, outside.tolist(), strict=True))[1:]:
+        yield row(stage, nothing, seconds)
+    yield row("sum", layers.sum(axis=0).tolist(), total)
+    yield row("calls", nothing, marked.seconds)
+    yield row("calls without marks", nothing, usual.seconds)
+
+
+def _alone(
+    db: Connection, arguments: argparse.Namespace, measure: Callable[[_Runs], object]
+) -> None:
+    """Call ``measure`` with what runs the model over all texts some times, on this thread."""
+    name, task = _model(db, arguments.model)
+
+    def work(context: Context) -> None:
         model = context.catalog.model(name)
         if model is None:
             raise CatalogError(f"model {name!r} was dropped")
         device = model_device.choose(context.engines.settings, [model])
         loaded = context.engines.models.load(context, model, device)
         call = _direct(loaded, task, arguments.max_tokens)
-        texts = arguments.text or list(TEXTS)
-        _compile()
-        for text in texts:
-            call(text)
-        profile = cProfile.Profile()
-        for _ in range(arguments.repeat):
-            for text in texts:
-                context.engines.interrupt.check()
-                profile.runcall(call, text)
-        return pstats.Stats(profile)
 
-    yield from _slowest(session.inspect(work))
+        def runs(repeat: int) -> None:
+            for text in (arguments.text or TEXTS) * repeat:
+                context.engines.interrupt.check()
+                call(text)
+
+        _compile()
+        runs(1)
+        measure(runs)
+
+    db._require_session().inspect(work)
 
 
 def _direct(loaded: Any, task: str, max_tokens: int) -> Callable[[str], Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import InternalError
-from tarsdb.kernels import dispatch
+from tarsdb.kernels import dispatch, profiling
 from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
 from tarsdb.kernels.packing import PackedMatrix, aligned
@@ -44,6 +44,7 @@ class StepKernel:
 
 _compiled = CompiledKinds("decoder", StepKernel)
 _adapted = CompiledKinds("adapted_decoder", StepKernel)
+_marked = CompiledKinds("profiled_decoder", StepKernel)
 finish = _compiled.finish
 
 
@@ -174,8 +175,13 @@ class DecoderStep:
             table = self._table(batch, logits, adapted)
             self._sync[:] = 0
             step = self._with_adapters().step if len(batch.runs) else self._kernel.step
+            times = profiling.asked()
+            if times is not None and times.marked and not len(batch.runs):
+                step = profiling.with_marks(_marked, self._kernel).step
             model, place = address(self._model), address(table)
-            self._team.run(lambda part, parts: step(part, parts, model, place), self.threads)
+            profiling.run(lambda: self._team.run(
+                lambda part, parts: step(part, parts, model, place), self.threads
+            ))  # fmt: skip
         return logits
 
     def _table(
@@ -195,9 +201,15 @@ class DecoderStep:
             "yielding": self._yielding, "scratch": self._room("scratch", own * self.threads),
             "normed": self._room("normed", 4 * sizes["hidden"] * max(count, len(batch.wanted))),
             **{name: self._room(name, 4 * width * count) for name, width in floats.items()},
-            **vars(batch), **adapted,
+            **vars(batch), **adapted, "marks": self._marks(),
         }  # fmt: skip
         return np.array([_address(values[name]) for name in self._layout.STEP], np.int64)
+
+    def _marks(self) -> int:
+        times = profiling.asked()
+        if times is None:
+            return 0
+        return times.marks(self._layout, len(self._layers))
 
     def _with_adapters(self) -> StepKernel:
         """Return the kernel for rows with adapters, compiled on first use."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tarsdb.kernels import dispatch
+from tarsdb.kernels import dispatch, profiling
 from tarsdb.kernels.forms import CompiledKinds
 from tarsdb.kernels.native import address
 from tarsdb.kernels.packing import PackedMatrix, aligned, pack_bias
@@ -36,6 +36,7 @@ class EncoderKernel:
 
 
 _compiled = CompiledKinds("encoder", EncoderKernel)
+_marked = CompiledKinds("profiled_encoder", EncoderKernel)
 finish, wait = _compiled.finish, _compiled.wait
 _patient_until: dict[str, float] = {}
 
@@ -172,9 +173,13 @@ class Memory:
             _rows(1, BLOCK), aligned(product), _rows(BLOCK, hidden), _rows(BLOCK, wide),
         ]  # fmt: skip
         self._held: list[npt.NDArray[Any]] = [self.hidden, *others]
-        self._table = np.array([address(array) for array in self._held], np.int64)
+        self._table = np.array([*map(address, self._held), 0], np.int64)
         self.address = address(self._table)
         self.nbytes = self.update.nbytes + sum(array.nbytes for array in self._held)
+
+    def set_marks(self, marks: int) -> None:
+        """Say where the kernel with marks leaves them."""
+        self._table[-1] = marks
 
 
 def encode(
@@ -189,10 +194,16 @@ def encode(
     angles : float32 (kinds, tokens, model.shape.turned), C order
         Cosines, then sines, by which queries and keys of each token are turned.
     """
-    kernel.encode(
+    times = profiling.asked()
+    if times is not None and times.marked:
+        from tarsdb.kernels.cpu import encoder as layout
+
+        kernel = profiling.with_marks(_marked, kernel)
+        memory.set_marks(times.marks(layout, model.shape.layers))
+    profiling.run(lambda: kernel.encode(
         model.address, address(offsets), len(offsets) - 1, address(angles), memory.address,
         address(memory.update), BLOCK,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _whole(count: int) -> int:

@@ -57,11 +57,11 @@ STEP = ("rows", "sequences", "wanted_rows", "table_blocks", "cache_groups", "tok
         "positions", "tables", "slots", "wanted", "angles", "keys", "values", "stream", "normed",
         "qkv", "context", "activations", "logits", "scratch", "scratch_bytes", "sync",
         "yielding", "runs", "run_table", "adapter_table", "unfused", "lowered",
-        "lowered_bytes")  # fmt: skip
+        "lowered_bytes", "marks")  # fmt: skip
 (ROWS, SEQUENCES, WANTED_ROWS, TABLE_BLOCKS, CACHE_GROUPS, TOKENS, OFFSETS, POSITIONS, TABLES,
  SLOTS, WANTED, ANGLES, KEYS, VALUES, STREAM, NORMED, QKV_ROWS, CONTEXT_ROWS, ACTIVATIONS, LOGITS,
  SCRATCH, SCRATCH_BYTES, SYNC, YIELDING, RUNS, RUN_TABLE, ADAPTER_TABLE, UNFUSED, LOWERED,
- LOWERED_BYTES) = range(len(STEP))  # fmt: skip
+ LOWERED_BYTES, MARKS) = range(len(STEP))  # fmt: skip
 # A run of rows that one adapter adds to: first row, rows, adapter. An adapter, layer by layer and
 # matrix by matrix: addresses of both its packed float32 matrices (0: none), and its rank.
 RUN = 3
@@ -277,16 +277,20 @@ def _make_attention_part(linear: Any, form: str, size: int, adapt: Any) -> Any:
         both = 2 * read_long(model, KV_HEADS) * read_long(model, HEAD_DIM)
         _normalise(part, parts, model, batch, read_long(layer, ATTENTION_NORM), normed, 0)
         wait_for_all(sync, parts, yielding)
+        # stage: norm
         linear(part, parts, normed, hidden, count, read_long(layer, QKV), queries + both,
                LINEAR, read_long(layer, QKV_BIAS), read_long(batch, QKV_ROWS),
                scratch)  # fmt: skip
         adapt(part, parts, model, batch, number, ADAPTED_QKV, normed, hidden, queries + both,
               16, read_long(batch, QKV_ROWS), 4 * (queries + both), scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
+        # stage: qkv
         store_heads(part, parts, model, layer, batch, number)
         wait_for_all(sync, parts, yielding)
+        # stage: cache
         attention(model, layer, batch, number, scratch)
         wait_for_all(sync, parts, yielding)
+        # stage: attention
         after = read_long(layer, CONTEXT_NORM)
         linear(part, parts, read_long(batch, CONTEXT_ROWS), queries, count,
                read_long(layer, CONTEXT), hidden, LINEAR if after else RESIDUAL,
@@ -295,9 +299,11 @@ def _make_attention_part(linear: Any, form: str, size: int, adapt: Any) -> Any:
               read_long(batch, CONTEXT_ROWS), queries, hidden, 16,
               normed if after else stream, 4 * hidden, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
+        # stage: context
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
             wait_for_all(sync, parts, yielding)
+            # stage: norm
 
     return attention_part
 
@@ -314,8 +320,10 @@ def _make_mlp_part(linear: Any, adapt: Any, gate: Any) -> Any:
         inner, activations = read_long(model, INTERMEDIATE), read_long(batch, ACTIVATIONS)
         _normalise(part, parts, model, batch, read_long(layer, MLP_NORM), normed, 0)
         wait_for_all(sync, parts, yielding)
+        # stage: norm
         gate(part, parts, model, layer, batch, number, activations, scratch)
         wait_for_all(sync, parts, yielding)
+        # stage: gate and up
         after = read_long(layer, DOWN_NORM)
         linear(part, parts, activations, inner, count, read_long(layer, DOWN), hidden,
                LINEAR if after else RESIDUAL, read_long(layer, DOWN_BIAS),
@@ -323,9 +331,11 @@ def _make_mlp_part(linear: Any, adapt: Any, gate: Any) -> Any:
         adapt(part, parts, model, batch, number, ADAPTED_DOWN, activations, inner, hidden, 16,
               normed if after else stream, 4 * hidden, scratch)  # fmt: skip
         wait_for_all(sync, parts, yielding)
+        # stage: down
         if after:
             _add_normalised(part, parts, model, batch, normed, after)
             wait_for_all(sync, parts, yielding)
+            # stage: norm
 
     return mlp_part
 
@@ -360,18 +370,23 @@ def make_step(variant: str, adapt: Any, make_gate: Any) -> Any:
         scratch = read_long(batch, SCRATCH) + part * read_long(batch, SCRATCH_BYTES)
         wanted, normed = read_long(batch, WANTED_ROWS), read_long(batch, NORMED)
         hidden, vocabulary = read_long(model, HIDDEN), read_long(model, VOCABULARY)
+        # stage outside layers: call
         _embed(part, parts, model, batch)
         wait_for_all(sync, parts, yielding)
+        # stage outside layers: embedding
         for number in range(read_long(model, LAYERS)):
+            # layer
             layer = read_long(model, LAYER_TABLE) + 8 * len(LAYER) * number
             attention_part(part, parts, model, layer, batch, number, scratch)
             mlp_part(part, parts, model, layer, batch, number, scratch)
         _normalise(part, parts, model, batch, read_long(model, NORM), normed,
                    read_long(batch, WANTED))  # fmt: skip
         wait_for_all(sync, parts, yielding)
+        # stage outside layers: last norm
         logits = read_long(batch, LOGITS)
         linear(part, parts, normed, hidden, wanted, read_long(model, HEAD), vocabulary,
                LINEAR, 0, logits, scratch)  # fmt: skip
+        # stage outside layers: logits
         cap = read_real(read_long(model, REALS), LOGIT_CAP)
         if cap != np.float32(0.0):
             wait_for_all(sync, parts, yielding)

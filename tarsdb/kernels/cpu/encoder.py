@@ -33,8 +33,9 @@ SIGNATURES = {"encode": types.void(*[types.int64] * 7)}
 (QKV, QKV_BIAS, CONTEXT, CONTEXT_BIAS, CONTEXT_SCALE, CONTEXT_SHIFT, EXPAND, EXPAND_BIAS, REDUCE,
  REDUCE_BIAS, OUTPUT_SCALE, OUTPUT_SHIFT, BIAS, BIAS_STEP, REACH, ANGLES,
  LAYER_SIZE) = range(17)  # fmt: skip
-# Memory of a call; the last two have rows for a block only.
-(HIDDEN_ROWS, QKV_ROWS, KEYS, SCORES, FACTORS, PRODUCT, UPDATE_ROWS, EXPANDED_ROWS) = range(8)
+# Memory of a call; the last two of rows have them for a block only. Marks are for ``stages``.
+(HIDDEN_ROWS, QKV_ROWS, KEYS, SCORES, FACTORS, PRODUCT, UPDATE_ROWS, EXPANDED_ROWS,
+ MARKS) = range(9)  # fmt: skip
 BLOCK = 48
 """Rows of a block."""
 
@@ -69,15 +70,20 @@ def make_encode(variant: str, kind: str) -> Any:
         scratch = read_long(memory, PRODUCT)
         gemm(context, qkv_stride, rows, read_long(layer, CONTEXT), width, stride // 4, LINEAR,
              read_long(layer, CONTEXT_BIAS), update, update, stride, scratch)  # fmt: skip
+        # stage: context
         add_and_norm(values, update, read, stride, rows, hidden, read_long(layer, CONTEXT_SCALE),
                      read_long(layer, CONTEXT_SHIFT), epsilon)  # fmt: skip
+        # stage: norm
         gemm(read, stride, rows, read_long(layer, EXPAND), hidden, wide // 4,
              read_long(model, ACTIVATION), read_long(layer, EXPAND_BIAS), expanded, expanded, wide,
              scratch)  # fmt: skip
+        # stage: expand
         gemm(expanded, wide, rows, read_long(layer, REDUCE), intermediate, stride // 4, LINEAR,
              read_long(layer, REDUCE_BIAS), update, update, stride, scratch)  # fmt: skip
+        # stage: reduce
         add_and_norm(values, update, read, stride, rows, hidden, read_long(layer, OUTPUT_SCALE),
                      read_long(layer, OUTPUT_SHIFT), epsilon)  # fmt: skip
+        # stage: norm
 
     @linked
     def turn(qkv, qkv_stride, rows, heads, size, angles, turned):  # type: ignore[no-untyped-def]
@@ -95,18 +101,23 @@ def make_encode(variant: str, kind: str) -> Any:
         stride, qkv_stride = (hidden + 15) // 16 * 64, 12 * heads * size
         rows, values = read_long(offsets, texts), read_long(memory, HIDDEN_ROWS)
         qkv, normed = read_long(memory, QKV_ROWS), values
+        # stage outside layers: call
         add_and_norm(values, update, values, stride, rows, hidden, read_long(model, NORM_SCALE),
                      read_long(model, NORM_SHIFT), read_real(model + 8 * EPSILON, 0))  # fmt: skip
         if read_long(model, PRE_NORM):
             normed = update
             scale(normed, values, np.float32(1.0), rows * stride // 4)
+        # stage outside layers: embedding norm
         for _ in range(read_long(model, LAYERS)):
+            # layer
             gemm(normed, stride, rows, read_long(layer, QKV), hidden, qkv_stride // 4, LINEAR,
                  read_long(layer, QKV_BIAS), qkv, qkv, qkv_stride,
                  read_long(memory, PRODUCT))  # fmt: skip
+            # stage: qkv
             if turned:
                 turn(qkv, qkv_stride, rows, heads, size,
                      angles + 4 * rows * turned * read_long(layer, ANGLES), turned)  # fmt: skip
+                # stage: rotary
             for text in range(texts):
                 first = read_long(offsets, text)
                 attention(qkv + first * qkv_stride, qkv_stride,
@@ -114,6 +125,7 @@ def make_encode(variant: str, kind: str) -> Any:
                           read_long(layer, BIAS), read_long(layer, BIAS_STEP),
                           read_long(layer, REACH), read_long(memory, KEYS),
                           read_long(memory, SCORES), read_long(memory, FACTORS))  # fmt: skip
+            # stage: attention
             for first in range(0, rows, block):
                 rest_of_layer(model, layer, memory, normed, first, min(block, rows - first),
                               qkv_stride)  # fmt: skip

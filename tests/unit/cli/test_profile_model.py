@@ -80,6 +80,7 @@ def test_operations_of_the_portable_path_are_shown_one_by_one(file: str) -> None
         (["FILE", "n"], "model 'n' does not exist (hint: models: m)"),
         (["FILE", "m", "--repeat", "0"], "--repeat must be at least 1"),
         (["FILE", "m", "--max-tokens", "0"], "--max-tokens must be at least 1"),
+        (["FILE", "m", "--layers", "--operations"], "give one"),
     ],
 )
 def test_wrong_arguments(
@@ -88,3 +89,28 @@ def test_wrong_arguments(
     given = [file if each == "FILE" else each for each in arguments]
     assert main(["profile-model", *given]) == 1
     assert message.split(" (hint")[0] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(kernels.wait("f32") is None, reason="no compiled kernels here")
+def test_layers_of_compiled_calls_are_shown(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile-model", file, "m", "--layers", "--repeat", "5", "--format", "json"]) == 0
+    rows = {row["layer"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ["0", "1", "embedding norm", "sum", "calls", "calls without marks"]
+    operations = list(rows["0"])[1:-2]
+    assert {"qkv", "attention", "expand"} < set(operations)
+    for row in rows.values():
+        if row["qkv"] is not None:
+            assert sum(row[name] for name in operations) == pytest.approx(row["all"], abs=0.02)
+    parts = rows["0"]["all"] + rows["1"]["all"] + rows["embedding norm"]["all"]
+    assert parts == pytest.approx(rows["sum"]["all"], abs=0.01)
+    assert 0 < rows["sum"]["all"] <= 1.02 * rows["calls"]["all"]
+    assert rows["sum"]["share"] == 1
+
+
+def test_layers_of_numpy_are_an_error_that_says_what_to_do(file: str) -> None:
+    start = "import sys; from tarsdb.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "profile-model", file, "m", "--layers"]
+    environment = {**os.environ, "TARSDB_ISA": "portable"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "model m is not computed by compiled calls here\nhint: --operations" in done.stderr
