@@ -49,12 +49,13 @@ def inspect(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise OperationalError(f"cannot read {path}: {error.strerror}") from error
     found = describe(to_wasm(code))
+    memory = found.memory_bytes
     rows = [
         ("size", f"{found.size:,} bytes"),
         ("sha256", found.sha256),
         ("abi", found.abi or "-"),
-        ("imports", ", ".join(found.imports) or "none"),
-        ("memory at start", f"{found.memory_bytes:,} bytes: the least max_memory"),
+        ("imports", "-" if found.imports is None else ", ".join(found.imports) or "none"),
+        ("memory at start", "-" if memory is None else f"{memory:,} bytes: the least max_memory"),
         ("largest function", f"{found.largest_function:,} bytes"),
         ("sections", ", ".join(f"{name} {size}" for name, size in found.sections) or "none"),
         ("verdict", f"refused: {found.refused}" if found.refused else "accepted"),

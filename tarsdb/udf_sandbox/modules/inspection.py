@@ -52,11 +52,12 @@ class Inspection:
         What its exports follow: plain numbers, or the columnar ABI.
     sections : list of (str, int)
         Name and bytes of each, in their order.
-    imports : list of str
+    imports : list of str, optional
+        None where they cannot be read.
     functions : list of ExportedFunction
         Without what the ABI itself asks for.
-    memory_bytes : int
-        What its memory starts with: the least ``max_memory``.
+    memory_bytes : int, optional
+        What its memory starts with: the least ``max_memory``. None where that cannot be read.
     largest_function : int
         Bytes of the longest body.
     refused : str
@@ -67,9 +68,9 @@ class Inspection:
     sha256: str
     abi: str = ""
     sections: list[tuple[str, int]] = field(default_factory=list)
-    imports: list[str] = field(default_factory=list)
+    imports: list[str] | None = None
     functions: list[ExportedFunction] = field(default_factory=list)
-    memory_bytes: int = 0
+    memory_bytes: int | None = None
     largest_function: int = 0
     refused: str = ""
 
@@ -80,12 +81,12 @@ def describe(code: bytes) -> Inspection:
     try:
         found.sections = [(name, size) for name, size, _ in _sections(code)]
         found.largest_function = _largest(code)
-        found.imports = sections.read_outline(code).imports
+        outline = sections.read_outline(code)
+        found.imports, found.memory_bytes = outline.imports, sum(outline.memories) * WASM_PAGE
         info = inspect_module(code, allow=tuple(SIGNATURES))
     except UdfValidationError as error:
         found.refused = str(error)
         return found
-    found.memory_bytes = info.memory_pages * WASM_PAGE
     if info.columnar:
         found.abi = "columnar, version 1" + (", with tars_reset" if info.resettable else "")
     else:

@@ -59,14 +59,16 @@ def test_refused_modules_are_shown_as_far_as_they_go(
     capsys: Output, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "m.wat"
-    path.write_text('(module (import "wasi_snapshot_preview1" "fd_write" (func)))')
+    path.write_text('(module (import "wasi_snapshot_preview1" "fd_write" (func)) (memory 5))')
     code, found, exports = inspected(path, capsys)
     assert code == 1 and exports == {}
     assert found["imports"] == "wasi_snapshot_preview1.fd_write"
+    assert found["memory at start"] == "327,680 bytes: the least max_memory"
     assert found["verdict"].startswith("refused: module imports wasi")
     path.write_bytes(b"\0asm\1\0\0\0\x01\xff")
     code, found, _ = inspected(path, capsys)
     assert code == 1 and "malformed" in found["verdict"]
+    assert found["imports"] == found["memory at start"] == "-"
 
 
 def test_errors(capsys: Output, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
