@@ -274,6 +274,10 @@ CLAIMS = (
             ("what f(x) adds to SELECT x", "<= 4.5", ("sql", "added_times_of_numba")),
             ("what f(x) adds to WHERE x > c", "<= 4.5", ("sql", "where", "added_times_of_numba")),
             ("what f(x) adds to sum(x)", "<= 4.5", ("sql", "sum", "added_times_of_numba")),
+            ("the whole of SELECT f(x)", "<= 4.5", ("sql", "statement_times_of_numba")),
+            ("the whole of WHERE f(x) > c", "<= 4.5",
+             ("sql", "where", "statement_times_of_numba")),
+            ("the whole of sum(f(x))", "<= 4.5", ("sql", "sum", "statement_times_of_numba")),
             ("100,000 vectors ordered by a metric", "<= 6", ("metric", "order", "times_of_numba")),
         )
     ),
