@@ -169,12 +169,22 @@ class ViewDef:
     version: int = 0
 
 
+BFLOAT16 = "bfloat16"
+"""The type of a tensor that NumPy has no name for; its bits are kept, as uint16."""
+
+
+def stored_type(dtype: str) -> np.dtype[Any]:
+    """Return the NumPy type that the elements of a tensor are kept as."""
+    return np.dtype("<u2" if dtype == BFLOAT16 else dtype)
+
+
 @dataclass(frozen=True)
 class ModelVersion:
     """One immutable version of a model: content-addressed files, never changed after creation.
 
     ``files`` maps a file name of the Hugging Face layout (``config.json``, ``tokenizer.json``) to
-    the digest of its bytes; ``tensors`` maps a tensor name to ``(dtype, shape, digest)``.
+    the digest of its bytes; ``tensors`` maps a tensor name to ``(dtype, shape, digest)``, the dtype
+    as NumPy writes it or BFLOAT16.
     """
 
     name: str
@@ -187,7 +197,8 @@ class ModelVersion:
     def tensor_bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
         return sum(
-            math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape, _ in self.tensors.values()
+            math.prod(shape) * stored_type(dtype).itemsize
+            for dtype, shape, _ in self.tensors.values()
         )
 
     @cached_property

@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from tarsdb.columns import Column, from_list
 from tarsdb.engine import definitions
 from tarsdb.engine.context import Context
@@ -19,7 +17,7 @@ from tarsdb.engine.standard_tables import STANDARD_TABLES
 from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
-from tarsdb.schema import IndexDef, ModelDef
+from tarsdb.schema import IndexDef, ModelDef, stored_type
 from tarsdb.storage import commit_log, known_parts, packed
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
 
@@ -124,7 +122,7 @@ def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int, int]:
     tensors: dict[str, int] = {}
     for version in model.versions:
         for dtype, shape, digest in version.tensors.values():
-            tensors[digest] = math.prod(shape) * np.dtype(dtype).itemsize
+            tensors[digest] = math.prod(shape) * stored_type(dtype).itemsize
     loaded = loaded_models(context.engines.env)
     in_memory = {version.weights_digest for version in model.versions}
     device = model_device.choose(context.engines.settings, [model], may_refuse=False)

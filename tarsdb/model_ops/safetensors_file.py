@@ -51,6 +51,10 @@ class Tensors(Mapping[str, npt.NDArray[Any]]):
         array = self._arrays[name]
         return widen_bfloat16(array) if name in self._narrow else array
 
+    def bits(self, name: str) -> npt.NDArray[np.uint16] | None:
+        """Return the bits of a tensor of bfloat16 numbers, which are not copied; None of others."""
+        return self._arrays[name] if name in self._narrow else None
+
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
 

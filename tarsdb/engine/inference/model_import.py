@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tarsdb.engine.inference.loaded_models import ADAPTER_OF, adapted_model
 from tarsdb.errors import CatalogError, ModelError
 from tarsdb.kernels import forms
-from tarsdb.schema import ModelDef, ModelVersion
+from tarsdb.schema import BFLOAT16, ModelDef, ModelVersion
 from tarsdb.storage import WriteSet
 
 if TYPE_CHECKING:
@@ -90,11 +90,25 @@ def _staged(
 ) -> ModelDef:
     files = {file: writes.put_blob(data) for file, data in found.files.items()}
     tensors = {
-        tensor: (array.dtype.str, tuple(array.shape), writes.put_blob(_bytes(array)))
-        for tensor, array in found.tensors.items()
+        tensor: (dtype, tuple(array.shape), writes.put_blob(_bytes(array)))
+        for tensor, dtype, array in _stored(found.tensors)
     }
     version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
     return ModelDef(writes.new_id(), name, found.task, found.dim, "v1", (version,), kept)
+
+
+def _stored(
+    tensors: Mapping[str, np.ndarray],
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield names, types and elements as a file keeps them: bfloat16 numbers as their bits."""
+    bits: Callable[[str], np.ndarray | None] = getattr(tensors, "bits", lambda name: None)
+    for name in tensors:
+        narrow = bits(name)
+        if narrow is not None:
+            yield name, BFLOAT16, narrow
+        else:
+            array = tensors[name]
+            yield name, array.dtype.str, array
 
 
 def _bytes(array: np.ndarray) -> bytes:

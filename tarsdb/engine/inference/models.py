@@ -24,8 +24,9 @@ from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.engine.reading.compare import both_valid
 from tarsdb.errors import CatalogError, InternalError, ModelError
 from tarsdb.kernels.gpu.device import Device
+from tarsdb.kernels.packing import from_bfloat16
 from tarsdb.metrics import METRICS
-from tarsdb.schema import ModelDef, ModelVersion
+from tarsdb.schema import BFLOAT16, ModelDef, ModelVersion, stored_type
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import Environment
 from tarsdb.types import Kind, SqlType, from_storage, to_storage
@@ -204,7 +205,9 @@ class _Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         dtype, shape, digest = self._stored[name]
-        return np.frombuffer(self._context.read_blob(digest), dtype=dtype).reshape(shape)
+        data = self._context.read_blob(digest)
+        array = np.frombuffer(data, dtype=stored_type(dtype)).reshape(shape)
+        return from_bfloat16(array) if dtype == BFLOAT16 else array
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

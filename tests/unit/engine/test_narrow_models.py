@@ -1,0 +1,103 @@
+"""Models of bfloat16 and float16 weights take their own room in the file, and answer alike."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import tarsdb
+from tarsdb.kernels.packing import from_bfloat16, to_bfloat16
+from tarsdb.schema import BFLOAT16
+from tests.golden.models.tiny_decoders import write_tiny_decoder
+from tests.unit.model_ops.conftest import model_dir as model_dir
+
+TEXTS = ["the time of a text", "a", ""]
+
+
+def write_tensors(path: pathlib.Path, dtype: str, tensors: dict[str, npt.NDArray[Any]]) -> None:
+    """Write a safetensors file; its library has no bfloat16 for NumPy."""
+    header, data = {}, b""
+    for name, array in tensors.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+        data += array.tobytes()
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
+
+
+def narrowed(folder: pathlib.Path, half: bool = False) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return a directory whose weights take 16 bits, and one of the same numbers in float32."""
+    from tarsdb.model_ops.safetensors_file import read_safetensors
+
+    given = read_safetensors(str(folder / "model.safetensors"))
+    narrow, wide = (folder.parent / f"{folder.name}-{kind}" for kind in ("narrow", "wide"))
+    for each in (narrow, wide):
+        shutil.copytree(folder, each)
+    if half:
+        bits: dict[str, npt.NDArray[Any]] = {n: a.astype(np.float16) for n, a in given.items()}
+        values = {name: array.astype(np.float32) for name, array in bits.items()}
+    else:
+        bits = {name: to_bfloat16(array) for name, array in given.items()}
+        values = {name: from_bfloat16(array) for name, array in bits.items()}
+    write_tensors(narrow / "model.safetensors", "F16" if half else "BF16", bits)
+    write_tensors(wide / "model.safetensors", "F32", values)
+    return narrow, wide
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("quantize", ["none", "bf16", "int8"])
+def test_an_encoder_takes_half_the_room_and_gives_the_same_vectors(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path, half: bool, quantize: str
+) -> None:
+    narrow, wide = narrowed(model_dir, half)
+    path = tmp_path / "db.tars"
+    with tarsdb.connect(path) as db:
+        # what earlier releases wrote for bfloat16 weights is what this one writes for float32
+        for name, folder in (("narrow", narrow), ("wide", wide)):
+            db.execute(f"CREATE MODEL {name} FROM '{folder}' WITH (quantize = '{quantize}')")
+    with tarsdb.connect(path) as db:
+        ours, theirs = (
+            [db.execute(f"SELECT embed('{name}', ?)", (t,)).fetchone()[0] for t in TEXTS]
+            for name in ("narrow", "wide")
+        )
+        np.testing.assert_array_equal(ours, theirs)
+        stored = dict(db.execute("SELECT name, bytes_stored FROM tars_models").fetchall())
+        assert 2 * stored["narrow"] == stored["wide"] > 10_000
+        kept = {
+            name: {dtype for dtype, _, _ in model.versions[0].tensors.values()}
+            for name in stored
+            if (model := db._require_session().inspect(lambda c, n=name: c.catalog.model(n)))
+        }
+    assert kept == {"narrow": {"<f2" if half else BFLOAT16}, "wide": {"<f4"}}
+
+
+def test_a_decoder_does_the_same(tmp_path: pathlib.Path) -> None:
+    write_tiny_decoder(tmp_path / "tiny", "qwen3")
+    narrow, wide = narrowed(tmp_path / "tiny")
+    with tarsdb.connect(tmp_path / "db.tars") as db:
+        for name, folder in (("narrow", narrow), ("wide", wide)):
+            db.execute(f"CREATE MODEL {name} FROM '{folder}' WITH (quantize = 'none')")
+        texts = [db.generate(name, "abcab", max_tokens=20) for name in ("narrow", "wide")]
+        assert texts[0] == texts[1]
+        stored = dict(db.execute("SELECT name, bytes_stored FROM tars_models").fetchall())
+        assert 2 * stored["narrow"] == stored["wide"]
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_vacuum_and_drop_know_narrow_weights(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    narrow, _ = narrowed(model_dir)
+    with tarsdb.connect(tmp_path / "db.tars") as db:
+        db.execute(f"CREATE MODEL m FROM '{narrow}'")
+        db.execute("VACUUM")
+        assert len(db.execute("SELECT embed('m', 'a')").fetchone()[0]) > 0
+        db.execute("DROP MODEL m")
+        db.execute("VACUUM")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
