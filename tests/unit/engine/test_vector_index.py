@@ -562,3 +562,17 @@ def test_a_small_part_is_searched_as_long_as_it_matters(
         assert longer == recall()
         monkeypatch.setattr(vector_index, "_important", lambda *given: [])
         assert recall() < longer
+
+
+def test_ended_rows_are_passed_by_inside_the_search(db: tarsdb.Connection, method: str) -> None:
+    """Were they left out of what it names afterwards only, hardly any would be left."""
+    away = np.square(clustered(ROWS, 1) - QUERIES[0]).sum(axis=1)
+    nearest = np.argsort(away)
+    db.execute(f"DELETE FROM t WHERE id IN ({', '.join(map(str, nearest[:60]))})")
+    db.execute(f"SET {METHODS[method].setting} = 20")
+    before = METRICS.snapshot()
+    found = db.execute(f"SELECT id FROM t ORDER BY emb <-> ? LIMIT {K}", (QUERIES[0],)).fetchall()
+    after = METRICS.snapshot()
+    assert len({row for (row,) in found} & set(nearest[60 : 60 + K].tolist())) >= 0.8 * K
+    for name, more in ((METHODS[method].counter, 1), ("index.exact_instead", 0)):
+        assert after.get(name, 0) == before.get(name, 0) + more
