@@ -282,7 +282,13 @@ class Session:
     def _inside(
         self, opened: _Open, prepared: _Prepared, parameters: Parameters, variables: Any, many: Any
     ) -> Result:
-        """Run a statement in the open transaction; between statements its snapshot may expire."""
+        """Run a statement in the open transaction."""
+        with self._resumed(opened):
+            return self._statement(opened, prepared, parameters, variables, many)
+
+    @contextmanager
+    def _resumed(self, opened: _Open) -> Iterator[None]:
+        """Use the snapshot of the open transaction; between statements it may expire."""
         try:
             opened.snapshot.txn.resume()
         except SnapshotExpiredError as error:
@@ -290,7 +296,7 @@ class Session:
             error.message += "; the transaction was rolled back"
             raise
         try:
-            return self._statement(opened, prepared, parameters, variables, many)
+            yield
         finally:
             if self._open is opened:
                 opened.snapshot.txn.park()
@@ -489,23 +495,34 @@ class Session:
     def generate(self, name: str, prompt: Any, options: Mapping[str, Any], stream: bool) -> Any:
         """Complete a prompt; other statements of the connection may run meanwhile.
 
+        It sees the models of the open transaction, as statements do, and then answers whatever
+        others commit.
+
         Returns a text, a list of texts for a list of prompts, or with ``stream`` an iterator.
         """
         self.engines.functions.refuse_own()
         interrupt = Interrupt()
+
         with self._lock:
-            lease, generator, options = self.inspect(
-                lambda context: generation.open_model(context, name, options)
-            )
+            inside = self._open
+            if inside is None:
+                lease, generator, prepared = self.inspect(
+                    lambda context: generation.open_model(context, name, options)
+                )
+            else:
+                with self._resumed(inside):
+                    context = Context(self.engines, inside.snapshot, inside.writes, ())
+                    lease, generator, prepared = generation.open_model(context, name, options)
             self._generating.add(interrupt)
 
         def check() -> None:
             interrupt.check()
-            lease.check()
+            if inside is None:
+                lease.check()
 
         run = generation.stream if stream else generation.complete
         with generation.naming(lease.model):
-            return run(generator, prompt, options, check)
+            return run(generator, prompt, prepared, check)
 
     def close(self) -> None:
         """Roll back what is open and let go of the environment."""
