@@ -59,11 +59,12 @@ class OtherColumns:
         """Put these columns into a RETURNING clause; return the titles of its items."""
         items = [self._star(node) for node in clause.expressions]
         clause.set("expressions", [node for found in items for node in found])
-        for column in list(_columns(clause)):
+        for column in list(_outside_queries(clause, exp.Column)):
             self._replace(column, clause)
-        for star in clause.find_all(exp.Star) if self.columns else ():  # one with EXCLUDE
-            hidden = [exp.column(each.name) for each in self.columns]
-            star.set("except_", [*(star.args.get("except_") or []), *hidden])
+        hidden = [exp.column(each.name) for each in self.columns]
+        for star in list(_outside_queries(clause, exp.Star)):  # with REPLACE, or of COLUMNS
+            if hidden and not isinstance(star.parent, exp.Count):
+                star.set("except_", [*(star.args.get("except_") or []), *hidden])
         if len(titles) != len(items):
             return titles
         return [title for title, found in zip(titles, items, strict=True) for _ in found]
@@ -71,14 +72,18 @@ class OtherColumns:
     def _star(self, node: Any) -> list[Any]:
         """Return a star as the columns of the one table it stands for; else the node."""
         star = node.this if isinstance(node, exp.Column) else node
-        if not self._sources or not isinstance(star, exp.Star) or any(star.args.values()):
+        if not self._sources or not isinstance(star, exp.Star):
             return [node]
+        given = {part: value for part, value in star.args.items() if value}
+        excluded = {each.name.lower() for each in given.pop("except_", ())}
         qualifier = node.args.get("table")
         name = self._alias if qualifier is None else qualifier.name.lower()
         of = self._table if name == self._alias else self._sources.get(name)
-        if of is None:
+        names = [] if of is None else [each.name for each in of.columns]
+        kept = [each for each in names if each.lower() not in excluded]
+        if given or not kept or len(kept) + len(excluded) != len(names):
             return [node]
-        return [exp.column(each.name, table=name, quoted=True) for each in of.columns]
+        return [exp.column(each, table=name, quoted=True) for each in kept]
 
     def _replace(self, node: Any, clause: Any) -> None:
         found = self._source(node)
@@ -121,10 +126,10 @@ class OtherColumns:
         return (None, None) if None in self._sources.values() else None
 
 
-def _columns(clause: Any) -> Iterator[Any]:
-    """Yield the columns that a clause names outside queries inside it."""
+def _outside_queries(clause: Any, kind: type[Any]) -> Iterator[Any]:
+    """Yield the nodes of a kind in a clause but not in queries inside it."""
     for node in clause.walk(prune=lambda each: isinstance(each, exp.Query)):
-        if isinstance(node, exp.Column):
+        if isinstance(node, kind):
             yield node
 
 

@@ -89,6 +89,26 @@ def test_a_star_is_the_changed_table(db: tarsdb.Connection) -> None:
     assert db.execute(f"{sql} RETURNING t.*, word").fetchall() == [(4, 40, "s4", "w4")]
     assert db.execute(f"{sql} RETURNING word, o.k, *").fetchall() == [("w4", 4, 4, 40, "s4")]
     assert db.execute(f"{sql} RETURNING * EXCLUDE (n), word").fetchall() == [(4, "s4", "w4")]
+    assert db.execute(f"{sql} RETURNING o.* EXCLUDE (v, J)").fetchall() == [(4, 40, "w4")]
+    assert db.execute(f"{sql} RETURNING *, o.* EXCLUDE (v, j, k)").fetchall() == [
+        (4, 40, "s4", 40, "w4")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("item", "value"),
+    [
+        ("count(*) OVER ()", 1),
+        ("(SELECT count(*) FROM o)", 4500),
+        ("(SELECT max(k) FROM (SELECT * FROM o) q)", 8998),
+        ("(SELECT count(*) FROM (SELECT o.* FROM o))", 4500),
+    ],
+)
+def test_other_stars_are_left_alone(db: tarsdb.Connection, item: str, value: int) -> None:
+    sql = "UPDATE t SET n = b FROM o WHERE k = a AND a = 4"
+    assert db.execute(f"{sql} RETURNING {item}, word").fetchall() == [(value, "w4")]
+    rest = db.execute(f"{sql} RETURNING {item}, word, * EXCLUDE (n)").fetchall()
+    assert rest == [(value, "w4", 4, "s4")]
 
 
 @pytest.mark.parametrize(
