@@ -66,7 +66,7 @@ def naming(model: ModelDef | None) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        if model is None or model.name in error.message:
+        if model is None or f"model {model.name}" in error.message:
             raise
         raise type(error)(f"model {model.name}: {error.message}", hint=error.hint) from error
 

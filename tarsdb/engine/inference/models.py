@@ -125,7 +125,8 @@ class ModelRuntime:
         budget = memory_bytes(context.engines.settings["model_memory"])
 
         def load() -> Any:
-            return _load(context, model, found, device)
+            with naming(model):
+                return _load(context, model, found, device)
 
         return loaded_models(self._env).get(key, load, found.tensor_bytes, budget, model.name)
 

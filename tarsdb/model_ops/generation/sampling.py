@@ -87,6 +87,9 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("top_p", 0, 1, False), ("min_p", 0, 1, False), ("repetition_penalty", 0.01, 100, False),
 )  # fmt: skip
 
+_COLDEST = 1e-200
+"""A temperature below is 0: scores divided by it are no numbers, and only the largest counts."""
+
 
 def choose(
     logits: npt.NDArray[np.float32],
@@ -122,7 +125,7 @@ def choose(
     scores = _adjusted(logits, options, seen)
     if allowed is not None:
         scores = np.where(allowed, scores, -np.inf)
-    if not options.temperature:
+    if options.temperature < _COLDEST:
         return int(np.argmax(scores))
     return _drawn(scores / options.temperature, options, draw)
 

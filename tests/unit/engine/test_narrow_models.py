@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import tarsdb
+from tarsdb.errors import ModelError, ModelFormatError
 from tarsdb.kernels.packing import from_bfloat16, to_bfloat16
 from tarsdb.schema import BFLOAT16
 from tests.golden.models.tiny_decoders import write_tiny_decoder
@@ -101,3 +102,19 @@ def test_vacuum_and_drop_know_narrow_weights(
         db.execute("DROP MODEL m")
         db.execute("VACUUM")
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_narrow_weights_that_are_no_numbers_are_an_error_that_names_model_and_tensor(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    narrow, _ = narrowed(model_dir)
+    raw = bytearray((narrow / "model.safetensors").read_bytes())
+    raw[-2:] = b"\xc0\x7f"  # NaN
+    (narrow / "model.safetensors").write_bytes(raw)
+    with tarsdb.connect(tmp_path / "db.tars") as db:
+        db.execute(f"CREATE MODEL m FROM '{narrow}'")
+        with pytest.raises(ModelFormatError, match=r"^model m: tensor '.*' holds NaN"):
+            db.execute("SELECT embed('m', 'a')")
+        with pytest.raises(ModelError, match=r"^model m: the model has no prompt 'x'"):
+            db.execute(f"CREATE OR REPLACE MODEL m FROM '{model_dir}'")
+            db.execute("SELECT embed('m', 'a', kind => 'x')")

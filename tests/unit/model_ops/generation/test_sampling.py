@@ -37,6 +37,8 @@ def test_temperature_sharpens_and_flattens() -> None:
     np.testing.assert_allclose(drawn(temperature=0.5), powers / powers.sum(), atol=0.03)
     assert drawn(temperature=0.05)[0] > 0.99
     assert drawn(temperature=100.0).min() > 0.15
+    for coldest in (1e-150, 1e-199, 1e-300, 5e-324):
+        assert drawn(100, temperature=coldest, logit_bias={0: 1e6, 1: 1e6})[0] == 1
 
 
 @pytest.mark.parametrize(
