@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def search(
         total = flat.rows if positions is None else len(positions)
         kept = positions is None and _kept(context, plan, view, flat) is not None
         limits = total / LARGEST_SHARE, _price(context, plan, total, kept)
-        spent = _spent(context, plan, view, flat) if positions is None else Spent(flat, view.state)
+        spent = _spent(context, plan, view) if positions is None else Spent()
         found = _lazily(context, plan, nearest, (k, positions), limits, spent)
         if found is not None:
             return found
@@ -170,28 +171,24 @@ class Spent:
 
     Attributes
     ----------
-    flat : FlatIndex
-    state : TableState
     rows : float
         Nearest rows asked about; asking once counts as some more.
     """
 
-    flat: FlatIndex
-    state: Any
     rows: float = 0.0
 
 
-def _spent(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Spent:
+def _spent(context: Context, plan: Knn, view: TableView) -> Spent:
     """Return what was spent so far, to add to; where nothing is kept, on this search only."""
     key = _key(context, plan)
-    known_searches = context.snapshot.env.caches.setdefault("filter searches", OrderedDict())
-    found: Spent | None = None if key is None else known_searches.get(key)
-    if found is None or found.flat is not flat or found.state is not view.state:
-        found = Spent(flat, view.state)
-        if key is not None:
-            known_searches[key] = found
-            while len(known_searches) > KEPT_SPENT:
-                known_searches.popitem(last=False)
+    if key is None:
+        return Spent()
+    states: WeakKeyDictionary[Any, OrderedDict[Any, Spent]]  # what is over is not held by it
+    states = context.snapshot.env.caches.setdefault("filter searches", WeakKeyDictionary())
+    kept = states.setdefault(view.state, OrderedDict())
+    found = kept.setdefault(key, Spent())
+    while len(kept) > KEPT_SPENT:
+        kept.popitem(last=False)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import tarsdb
 from tarsdb import errors
 from tarsdb.engine.search import lazy_filter
+from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import graph
 from tests.sandbox.wasm_text import PRELUDE
 
@@ -219,6 +221,18 @@ def test_searches_with_the_same_constants_ask_about_all_rows_in_the_end(
     assert [asked(2, number) for number in range(3, 6)] == [0, 0, 0]
     db.execute("UPDATE t SET word = 'x' WHERE id = 1")
     assert 0 < asked(2, 2) <= lazy_filter.FIRST_ROWS  # another state, another account
+
+
+def test_what_searches_spent_holds_no_vectors_of_commits_before(
+    shared: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy_filter, "_price", lambda *_: ROWS)
+    sql = f"SELECT id FROM t WHERE passes_f(n, ?) ORDER BY emb <-> ? LIMIT {K}"
+    for number in range(30):
+        shared.execute("UPDATE t SET emb = ? WHERE id = 1", (query(number),))
+        assert rows(shared, sql, 2 + number, query(number))
+    gc.collect()
+    assert sum(type(each) is FlatIndex for each in gc.get_objects()) < 20
 
 
 def test_what_a_transaction_wrote_is_filtered_too(db: tarsdb.Connection) -> None:
