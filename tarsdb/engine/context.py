@@ -198,6 +198,15 @@ class Context:
         if self.writes is not None and self.snapshot.catalog_version != version:
             raise ConflictError("the catalog changed while a model ran")
 
+    @contextmanager
+    def with_snapshot(self) -> Iterator[None]:
+        """Keep the snapshot, whatever runs: something that it shows is being read."""
+        may_release, self.may_release = self.may_release, False
+        try:
+            yield
+        finally:
+            self.may_release = may_release
+
     def refresh(self) -> None:
         """Take the catalog anew after the write set changed it."""
         self._catalog = None

@@ -40,6 +40,9 @@ WHOLE_SHARE = 8
 
 def run(context: Context, plan: Query) -> Result:
     """Run a query plan to its full result."""
+    if context.may_release and not isinstance(plan, (OneRow, Relational)):
+        with context.with_snapshot():
+            return run(context, plan)
     match plan:
         case PointLookup():
             return point.lookup(context, plan)
@@ -386,8 +389,13 @@ def relational_result(
     searched = next((each for each in plan.relations if each.window is not None), None)
     if searched is not None:
         return _joined_search(context, plan, window_of(context, searched))
-    answer = context.engines.relational.run(plan, RelationalInputs(context, plan, batches))
+    answer = _run_relational(context, plan, RelationalInputs(context, plan, batches))
     return Result(answer.names, answer.types, table=answer.table)
+
+
+def _run_relational(context: Context, plan: Relational, inputs: RelationalInputs) -> Any:
+    with context.with_snapshot():  # until the inputs say otherwise
+        return context.engines.relational.run(plan, inputs)
 
 
 def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) -> Result:
@@ -396,7 +404,7 @@ def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) 
     The search is run again for more rows until the join leaves as many as were asked for, or there
     are no more. Where that takes many of the table's rows, all are compared, batch by batch.
     """
-    relational, (skipped, wanted) = context.engines.relational, window
+    skipped, wanted = window
     first = plan.first or plan
     needed = wanted if plan.first is None else skipped + wanted  # it has no OFFSET
     nearest = skipped + wanted
@@ -407,10 +415,10 @@ def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) 
             first = replace(first, relations=tuple(
                 compared(searched) if each is searched else each for each in first.relations
             ))  # fmt: skip
-            answer = relational.run(first, RelationalInputs(context, first))
+            answer = _run_relational(context, first, RelationalInputs(context, first))
             break
         inputs = RelationalInputs(context, first, None, nearest)
-        answer, found = relational.run(first, inputs), inputs.found
+        answer, found = _run_relational(context, first, inputs), inputs.found
         assert found is not None
         if answer.table.num_rows >= needed or len(found.rowids) < nearest:
             break
@@ -421,7 +429,8 @@ def _joined_search(context: Context, plan: Relational, window: tuple[int, int]) 
         rows = [column.to_numpy()[:needed] for column in answer.table.columns[:2]]
         _, places = np.unique(rows[0], return_index=True)
         given = Neighbors(rows[0][np.sort(places)], rows[1][np.sort(places)])
-        answer = relational.run(plan, RelationalInputs(context, plan, None, nearest, given))
+        inputs = RelationalInputs(context, plan, None, nearest, given)
+        answer = _run_relational(context, plan, inputs)
     return Result(answer.names, answer.types, table=answer.table)
 
 

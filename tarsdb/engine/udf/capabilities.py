@@ -66,11 +66,8 @@ def embed(context: Context, function: FunctionDef, text: str) -> bytes:
     model = _model(context, function)
     vector = SqlType(Kind.VECTOR, dim=model.dim)
     call = ex.Call("model", "embed", model.name, (ex.Literal(text),), vector)
-    released, context.may_release = context.may_release, False  # its statement is at work
-    try:
+    with context.with_snapshot():  # its statement is at work
         column = context.call(call, [from_list(TEXT, [text])], 1)
-    finally:
-        context.may_release = released
     return np.ascontiguousarray(column.values[0], "<f4").tobytes()
 
 

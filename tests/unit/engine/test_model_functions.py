@@ -234,6 +234,49 @@ def test_models_pin_no_snapshot_while_rows_are_made(
     assert all(a is b or np.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("into", ["CREATE TABLE c AS ", "INSERT INTO c "])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT d.id, x FROM (SELECT id FROM docs ORDER BY emb <-> embed('vectors', 'w5') LIMIT 3) "
+        "d JOIN o ON o.id = d.id",
+        "SELECT docs.id, x FROM docs JOIN o ON o.id = docs.id "
+        "WHERE emb <-> embed('vectors', 'w5') < 1",
+        "SELECT id, x FROM o WHERE vec <-> embed('vectors', 'w5') < 1.3",
+        "SELECT id, x FROM o ORDER BY vec <-> embed('vectors', 'w5') LIMIT 4",
+        "SELECT id, vec <-> embed('vectors', 'w5') AS x FROM o WHERE id = 4",
+    ],
+)
+def test_rows_that_are_written_come_of_one_commit(
+    db: tarsdb.Connection, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+    query: str, into: str,
+) -> None:  # fmt: skip
+    """A model that runs before all tables are read keeps the statement's snapshot."""
+    db.execute("SET inference_cache = 0")
+    db.execute("ALTER TABLE docs ADD COLUMN emb VECTOR(24)")
+    db.execute("UPDATE docs SET emb = embed('vectors', body)")
+    db.execute("CREATE TABLE o (id INT PRIMARY KEY, x TEXT, vec VECTOR(24))")
+    db.execute("INSERT INTO o SELECT id, body, emb FROM docs WHERE body <> ''")
+    expected = sorted(db.execute(query).fetchall())
+    if into.startswith("INSERT"):
+        db.execute(f"CREATE TABLE c AS SELECT * FROM ({query}) LIMIT 0")
+    env, embed = Environment.open(folder / "t.tars"), FUNCTIONS["embed"]
+    pinned = []
+
+    def noted(request: Any) -> Any:
+        pinned.append(len(env.live_readers()))
+        with tarsdb.connect(folder / "t.tars") as other:
+            other.execute("UPDATE o SET x = 'new', vec = NULL")
+            other.execute("VACUUM o")
+        return embed(request)
+
+    monkeypatch.setitem(FUNCTIONS, "embed", noted)
+    db.execute(into + query)
+    env.release()
+    assert pinned == [1]
+    assert sorted(db.execute("SELECT * FROM c").fetchall()) == expected != []
+
+
 def test_chunks_in_from(db: tarsdb.Connection) -> None:
     sql = (
         "SELECT id, unnest(chunk('vectors', body, size => 2, overlap => 1)) FROM docs WHERE id = 0"
