@@ -82,13 +82,16 @@ class Encoder:
             if FILE in files
             else _transformer(spec, tensors, settings.weights, device, shelf)
         )
-        if FILE in files:
-            self.weight_bytes = len(files[FILE])  # no tensors tell it
         self._base: Encoder | None = None
         self._adapter: EncoderAdapter | None = None
         self.dim = pooled_width(self._settings, self._spec)
         self.max_length = self._settings.max_length
         self.cut = CutTexts()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory, or of a device, that the weights take."""
+        return self._transformer.weight_bytes
 
     @classmethod
     def from_files(

@@ -227,6 +227,11 @@ class Classifier:
         self._head, self._shapes = head, shapes
         self._weights = {n: read_tensor(tensors, n, shape) for n, shape in shapes.items()}
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory, or of a device, that the weights take."""
+        return self.encoder.weight_bytes + sum(array.nbytes for array in self._weights.values())
+
     @classmethod
     def from_files(
         cls, files: Mapping[str, bytes], tensors: Mapping[str, npt.NDArray[Any]],

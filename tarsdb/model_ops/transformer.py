@@ -126,6 +126,11 @@ class Transformer:
             self._memories.append(memory)
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory the weights take."""
+        return self._weights.nbytes
+
+    @property
     def scratch_bytes(self) -> int:
         """Bytes of memory kept for the next calls: at most one panel's for each core."""
         return sum(memory.nbytes for memory in tuple(self._memories))

@@ -109,6 +109,22 @@ class EncoderWeights:
     angles: Angles | None = None
     region: Region | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that all of it takes."""
+        return sum(part.nbytes for part in _arrays(self))
+
+
+def _arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
+    """Yield the arrays that weights, or parts of them, consist of."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, PackedMatrix):
+        yield value.data
+    elif isinstance(value, (EncoderWeights, LayerWeights, Linear, tuple)):
+        for part in value if isinstance(value, tuple) else vars(value).values():
+            yield from _arrays(part)
+
 
 def check_tensors(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> str:
     """Check names and shapes against the config.

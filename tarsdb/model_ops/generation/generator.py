@@ -72,6 +72,11 @@ class Generator:
         self._adapter: Adapter | None = None
         self._root = b""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory, or of a device, that the weights take."""
+        return self.decoder.weight_bytes
+
     @classmethod
     def from_files(
         cls,

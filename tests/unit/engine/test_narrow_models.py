@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,12 @@ import numpy.typing as npt
 import pytest
 
 import tarsdb
+from tarsdb.engine.inference import models
 from tarsdb.errors import ModelError, ModelFormatError
+from tarsdb.kernels import decoder
 from tarsdb.kernels.packing import from_bfloat16, to_bfloat16
+from tarsdb.model_ops.decoder import read_spec
+from tarsdb.model_ops.decoder_spec import decoder_tensors
 from tarsdb.schema import BFLOAT16
 from tests.golden.models.tiny_decoders import write_tiny_decoder
 from tests.unit.model_ops.conftest import model_dir as model_dir
@@ -70,6 +75,9 @@ def test_an_encoder_takes_half_the_room_and_gives_the_same_vectors(
         np.testing.assert_array_equal(ours, theirs)
         stored = dict(db.execute("SELECT name, bytes_stored FROM tars_models").fetchall())
         assert 2 * stored["narrow"] == stored["wide"] > 10_000
+        query = "SELECT name, bytes_loaded FROM tars_models"  # by what computes, not by the file
+        loaded = dict(db.execute(query).fetchall())
+        assert loaded["narrow"] == loaded["wide"]
         kept = {
             name: {dtype for dtype, _, _ in model.versions[0].tensors.values()}
             for name in stored
@@ -118,3 +126,52 @@ def test_narrow_weights_that_are_no_numbers_are_an_error_that_names_model_and_te
         with pytest.raises(ModelError, match=r"^model m: the model has no prompt 'x'"):
             db.execute(f"CREATE OR REPLACE MODEL m FROM '{model_dir}'")
             db.execute("SELECT embed('m', 'a', kind => 'x')")
+
+
+def wide_decoder(folder: pathlib.Path) -> None:
+    """Write a decoder whose layers are most of it: 8 of 6.6 MB in float32."""
+    write_tiny_decoder(folder, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config.update(hidden_size=512, intermediate_size=1024, num_hidden_layers=8)
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = read_spec({"config.json": json.dumps(config).encode()})
+    random = np.random.default_rng(0)
+    tensors = {
+        name: random.standard_normal(shape).astype(np.float32) * np.float32(0.02)
+        for name, shape in decoder_tensors(spec).items()
+    }
+    write_tensors(folder / "model.safetensors", "F32", tensors)
+
+
+@pytest.mark.skipif(decoder.wait("f32") is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("held", [False, True])
+def test_loading_holds_a_layer_beside_the_packed_weights(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    write_tiny_decoder(tmp_path / "warm", "llama")
+    wide_decoder(tmp_path / "m")
+    narrow, _ = narrowed(tmp_path / "m")
+    with tarsdb.connect(tmp_path / "db.tars") as db:
+        db.execute(f"CREATE MODEL m FROM '{narrow}' WITH (quantize = 'none')")
+        db.execute(f"CREATE MODEL warm FROM '{tmp_path / 'warm'}' WITH (quantize = 'none')")
+        db.generate("warm", "abc", max_tokens=1)
+    if held:  # what the bar is to see: all tensors in memory at a time
+        kept: list[Any] = []
+        read = models._Tensors.__getitem__
+        monkeypatch.setattr(
+            models._Tensors, "__getitem__", lambda t, name: kept.append(read(t, name)) or kept[-1]
+        )
+    with tarsdb.connect(tmp_path / "db.tars") as db:
+        db.execute("SET kv_cache_memory = '1MB'")
+        db.execute("SELECT 1").fetchall()
+        tracemalloc.start()
+        try:
+            db.generate("m", "abc", max_tokens=1)
+            _, peak = tracemalloc.get_traced_memory()  # of NumPy and Python; packed ones are mapped
+        finally:
+            tracemalloc.stop()
+        ((stored, loaded),) = db.execute(
+            "SELECT bytes_stored, bytes_loaded FROM tars_models WHERE name = 'm'"
+        ).fetchall()
+    assert 2 * stored <= loaded < 2.1 * stored  # float32, and no more
+    assert (peak < loaded / 2) is not held
