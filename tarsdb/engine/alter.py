@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tarsdb.engine.context import Context
@@ -22,7 +23,7 @@ from tarsdb.engine.writing import derive, triggers
 from tarsdb.engine.writing.identity import check_identity
 from tarsdb.errors import BindError, CatalogError, IntegrityError, NotSupportedError
 from tarsdb.schema import ColumnDef, TableDef
-from tarsdb.sql import bind_expression, rename_column
+from tarsdb.sql import bind_expression, rename_column, rename_table
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.names import quoted
 from tarsdb.sql.plan import AlterTable
@@ -171,15 +172,18 @@ def _rename_column(context: Context, table: TableDef, plan: AlterTable) -> None:
             ) from error
         raise CatalogError(f"cannot rename {table.name}.{column.name}: {label} uses it")
 
-    publish(context, replace(
-        renamed,
-        columns=tuple(
-            c if c.generated is None
-            else replace(c, generated=reading(f"generated column {c.name}", c.generated))
-            for c in renamed.columns
-        ),
-        checks=tuple((name, reading(f"CHECK {name}", text)) for name, text in table.checks),
-    ))  # fmt: skip
+    publish(context, _with_expressions(renamed, reading))
+
+
+def _with_expressions(table: TableDef, change: Callable[[str, str], str]) -> TableDef:
+    """Return a table with other texts of CHECKs and generated columns, of a label and the text."""
+    columns = (
+        c if c.generated is None
+        else replace(c, generated=change(f"generated column {c.name}", c.generated))
+        for c in table.columns
+    )  # fmt: skip
+    checks = ((name, change(f"CHECK {name}", text)) for name, text in table.checks)
+    return replace(table, columns=tuple(columns), checks=tuple(checks))
 
 
 def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
@@ -188,10 +192,14 @@ def _rename(context: Context, table: TableDef, plan: AlterTable) -> None:
     if context.catalog.table(new_name) not in (None, table):
         raise CatalogError(f"table {new_name!r} exists already")
     refuse_view(context, new_name)
-    writes = context.require_writes()
     indexes = tuple(replace(index, table=new_name) for index in table.indexes)
-    writes.delete_object("table", table.name)
-    publish(context, replace(table, name=new_name, indexes=indexes))
+    renamed = _with_expressions(
+        replace(table, name=new_name, indexes=indexes),
+        lambda _, text: rename_table(text, table.name, new_name),
+    )
+    validate_expressions(context, renamed)
+    context.require_writes().delete_object("table", table.name)
+    publish(context, renamed)
 
 
 def _set_default(context: Context, table: TableDef, plan: AlterTable) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bind", "bind_expression", "check_function_name", "check_stored", "explain", "parameter_keys",
-    "parse", "rename_column", "split",
+    "parse", "rename_column", "rename_table", "split",
 ]  # fmt: skip
 
 ParameterTypes = Mapping[int | str, Any]
@@ -116,6 +116,19 @@ def rename_column(text: str, old: str, new: str) -> str:
     from tarsdb.sql import stored
 
     return stored.rename_column(text, old, new)
+
+
+def rename_table(text: str, old: str, new: str) -> str:
+    """Return the text of a CHECK or generated column with the new name of its table.
+
+    Raises
+    ------
+    BindError
+        One of the names is that of a variable in it.
+    """
+    from tarsdb.sql import stored
+
+    return stored.rename_table(text, old, new)
 
 
 def check_function_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The text of a DEFAULT, CHECK or generated column: what it may not say, and a column's new name.
+"""The text of a DEFAULT, CHECK or generated column: what it may not say, and new names in it.
 
 It is about one row. CHECK and generated columns also give the same for the same row whenever they
 are computed.
@@ -57,15 +57,27 @@ def rename_column(text: str, old: str, new: str) -> str:
     BindError
         One of the names is that of a variable in it (of a lambda function, say).
     """
+    return _renamed(text, "this", old, new)
+
+
+def rename_table(text: str, old: str, new: str) -> str:
+    """Do as `rename_column` does with the name of the table, where columns have it before them."""
+    return _renamed(text, "table", old, new)
+
+
+def _renamed(text: str, part: str, old: str, new: str) -> str:
+    """Give that part of columns' names another name."""
     start = "SELECT "
     tree = parse_statement(start + text).take_tree()
+    named = [node.args.get(part) for node in tree.find_all(exp.Column)]
+    found = [each for each in named if each is not None and each.name.lower() == old.lower()]
+    if not found:
+        return text
     for variable in _variables(tree):
         if variable in (old.lower(), new.lower()):
             raise BindError(f"{text!r} has a variable {variable!r}")
     places = [
-        (node.this.meta["start"] - len(start), node.this.meta["end"] + 1 - len(start))
-        for node in tree.find_all(exp.Column)
-        if node.name.lower() == old.lower()
+        (each.meta["start"] - len(start), each.meta["end"] + 1 - len(start)) for each in found
     ]
     for first, after in sorted(places, reverse=True):
         text = text[:first] + quoted(new) + text[after:]

@@ -1,4 +1,4 @@
-"""ALTER TABLE ... RENAME COLUMN of columns that CHECKs and generated columns read."""
+"""ALTER TABLE ... RENAME of tables and columns that CHECKs and generated columns name."""
 
 from __future__ import annotations
 
@@ -90,3 +90,33 @@ def test_names_of_variables_are_not_taken(tmp_path: pathlib.Path, generated: str
             db.execute("ALTER TABLE t RENAME COLUMN a TO y")
             db.execute("INSERT INTO t (y, l) VALUES (10, [1])")
             assert db.execute("SELECT g FROM t").fetchall() == before * 2
+
+
+@pytest.mark.parametrize("new", ["z", "Odd Name", "a", "T"])
+def test_a_table_is_renamed_in_its_own_expressions(tmp_path: pathlib.Path, new: str) -> None:
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute(
+            "CREATE TABLE t (a INT CHECK (t.a > 0), t TEXT, CHECK (T.t <> 't.t' AND a < 9), "
+            "g INT GENERATED ALWAYS AS (t.a * 3) STORED)"
+        )
+        db.execute("INSERT INTO t (a, t) VALUES (1, 'x')")
+        db.execute(f'ALTER TABLE t RENAME TO "{new}"')
+        db.execute(f"INSERT INTO \"{new}\" (a, t) VALUES (2, 'y')")
+        db.execute(f"UPDATE \"{new}\" SET a = 3 WHERE t = 'x'")
+        assert db.execute(f'SELECT a, t, g FROM "{new}" ORDER BY a').fetchall() == [
+            (2, "y", 6), (3, "x", 9),
+        ]  # fmt: skip
+        for wrong in ("(0, 'x')", "(1, 't.t')", "(9, 'x')"):
+            with pytest.raises(errors.IntegrityError, match="CHECK"):
+                db.execute(f'INSERT INTO "{new}" (a, t) VALUES {wrong}')
+        (text,) = db.execute("SELECT sql FROM tars_tables").fetchall()[0]
+        db.execute(f'DROP TABLE "{new}"')
+        db.execute(text)  # what is shown makes the same table
+
+
+def test_a_variable_of_the_name_of_a_renamed_table(tmp_path: pathlib.Path) -> None:
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute("CREATE TABLE t (a INT, CHECK (list_transform([{'b': 1}], x -> x.b)[1] < t.a))")
+        with pytest.raises(errors.BindError, match="has a variable 'x'"):
+            db.execute("ALTER TABLE t RENAME TO x")
+        db.execute("INSERT INTO t VALUES (2)")
