@@ -17,7 +17,8 @@ from typing import Any
 
 PEERS_VARIABLE = "TARSDB_BENCH_PEERS"
 TRACED = "openat,open,dup,fdatasync,fsync,msync,sync_file_range,pwrite64,pwritev,write,writev"
-_CALL = re.compile(r"(?:\d+ )?(\w+)\((.*)")
+_CALL = re.compile(r"(?:\d+ +)?(\w+)\((.*)")
+"""A process id, padded with spaces, a call and the rest of its line."""
 _WRITES = ("pwrite64", "pwritev", "write", "writev")
 
 
@@ -127,7 +128,7 @@ def _count(text: str) -> dict[str, int]:
     synchronous: set[str] = set()
     counts = {"fsync": 0, "fdatasync": 0, "msync": 0, "sync_write": 0}
     for line in text.splitlines():
-        found = _CALL.match(line.strip().partition(" ")[2] if line[:1].isdigit() else line)
+        found = _CALL.match(line.strip())
         if found is None:
             continue
         name, rest = found[1], found[2]
