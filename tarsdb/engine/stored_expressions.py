@@ -26,7 +26,6 @@ def validate_expressions(context: Context, table: TableDef) -> None:
             _validate_default(context, table, column)
         if column.generated is not None:
             expression = _bound(context, table, column.generated)
-            check_stored(column.generated, is_default=False)
             _validate_generated(table, column, expression)
             if derive.sources(expression) & generated:
                 raise CatalogError(
@@ -34,7 +33,6 @@ def validate_expressions(context: Context, table: TableDef) -> None:
                 )
     for name, text in table.checks:
         found = _type_of(_bound(context, table, text), context, table)
-        check_stored(text, is_default=False)
         if found is not None and found.kind not in _TRUTHS:
             raise BindError(
                 f"CHECK {name} of table {table.name}: {text} is {found}, neither true nor false"
@@ -45,10 +43,9 @@ def validate_expressions(context: Context, table: TableDef) -> None:
 def _validate_default(context: Context, table: TableDef, column: ColumnDef) -> None:
     """Refuse a DEFAULT that reads a row, and a constant that its column does not take."""
     text = str(column.default)
-    expression = _bound(context, table, text)
+    expression = _bound(context, table, text, is_default=True)
     if derive.sources(expression):
         raise CatalogError(f"DEFAULT of {table.name}.{column.name} reads a column")
-    check_stored(text, is_default=True)
     if isinstance(expression, ex.Literal):
         derive.cast_column(derive.evaluate_bound(context, expression, table, {}, 1), column, 1)
 
@@ -66,9 +63,12 @@ def _type_of(expression: ex.Expr | Relational, context: Context, table: TableDef
     return getattr(expression, "returns", None)
 
 
-def _bound(context: Context, table: TableDef, text: str) -> ex.Expr | Relational:
+def _bound(
+    context: Context, table: TableDef, text: str, is_default: bool = False
+) -> ex.Expr | Relational:
     """Bind an expression; what DuckDB evaluates, DuckDB binds too, over no rows."""
     expression = bind_expression(text, table, context.catalog)
+    check_stored(text, is_default)
     if isinstance(expression, Relational):
         nothing = {column.id: empty(column.type) for column in table.columns}
         try:

@@ -16,7 +16,7 @@ from tarsdb.sql.parser import parse_statement
 
 _OTHERS: tuple[tuple[Any, str], ...] = (
     (exp.Query, "a query"), (exp.Window, "a window"), (exp.Explode, "unnest()"),
-    (exp.Unnest, "unnest()"),
+    (exp.Unnest, "unnest()"), (exp.Columns, "COLUMNS()"),
 )  # fmt: skip
 _DIFFER = (
     exp.Rand, exp.Uuid, exp.CurrentDate, exp.CurrentTime, exp.CurrentTimestamp,

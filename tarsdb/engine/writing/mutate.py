@@ -267,6 +267,11 @@ def _updates(
     table = relational_result(context, plan.source).arrow()
     from tarsdb.engine.arrow_input import from_arrow
 
+    given = table.num_columns - 1 - len(plan.others)
+    if given != len(plan.columns):  # COLUMNS(...) may stand for several
+        raise BindError(
+            f"UPDATE {plan.table.name}: {len(plan.columns)} columns are set, to {given} values"
+        )
     seen = np.asarray(table.column(0).to_numpy()).astype(np.int64)
     if len(np.unique(seen)) != len(seen):
         raise IntegrityError(

@@ -133,3 +133,10 @@ def test_wrong_names(db: tarsdb.Connection, items: str, says: str) -> None:
 def test_an_alias_in_any_expression(db: tarsdb.Connection) -> None:
     sql = "UPDATE t AS y SET n = 5 WHERE a = 1 RETURNING repeat(y.s, 2), y.n"
     assert db.execute(sql).fetchall() == [("s1s1", 5)]
+
+
+@pytest.mark.parametrize("more", ["", " FROM o WHERE k = a RETURNING word"])
+def test_a_value_of_several_columns(db: tarsdb.Connection, more: str) -> None:
+    with pytest.raises(BindError, match=r"UPDATE t: 1 columns are set, to [0-9] values"):
+        db.execute(f"UPDATE t SET n = COLUMNS('a|n') + 1{more}")
+    assert db.execute("SELECT sum(n) - sum(a) FROM t").fetchall() == [(0,)]

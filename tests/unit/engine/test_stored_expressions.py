@@ -36,6 +36,8 @@ WRONG = [
     ("x INT DEFAULT (SELECT 1)", "has a query"),
     ("x INT, y INT GENERATED ALWAYS AS (row_number() OVER ()) STORED", "has a window"),
     ("x INT, y INT GENERATED ALWAYS AS (unnest([1, 2])) STORED", "has unnest()"),
+    ("x INT, y INT, CHECK (COLUMNS(*) > 0)", "has COLUMNS()"),
+    ("x INT DEFAULT COLUMNS(*)", "has COLUMNS()"),
     ("x UUID CHECK (x)", "CHECK t_x_check of table t: x is UUID, neither true nor false"),
     ("x TEXT CHECK (upper(x))", "is TEXT, neither true nor false"),
     ("x TEXT CHECK (x || 'a')", "is TEXT, neither true nor false"),
