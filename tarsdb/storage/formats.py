@@ -6,6 +6,7 @@ Knows no transactions.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import struct
 from collections.abc import Collection
 
@@ -66,7 +67,7 @@ class TableCounters:
 
     def encode(self) -> bytes:
         """Return the payload; :meth:`decode` reads it back."""
-        payload = _COUNTERS.pack(*[getattr(self, name) for name in _NAMES])
+        payload = _COUNTERS.pack(*_packed(self))
         if self.tombstone_digest is None:
             return payload
         return payload + _TOMBSTONE_DIGEST.pack(self.tombstone_digest)
@@ -114,4 +115,4 @@ def key_digest(keys: Collection[bytes]) -> int:
     return sum(map(xxhash.xxh3_64_intdigest, keys)) & DIGEST_MASK
 
 
-_NAMES = [field.name for field in dataclasses.fields(TableCounters)][:-1]
+_packed = operator.attrgetter(*[field.name for field in dataclasses.fields(TableCounters)][:-1])

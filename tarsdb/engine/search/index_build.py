@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,21 +130,17 @@ def _source(
     table: TableDef,
     index: IndexDef,
     commits: tuple[int, int],
-    stored: tuple[Sequence[IndexPart], Sequence[IndexPart]],
+    choose_by: Callable[[Shape], Choice],
     build: Build,
 ) -> tuple[Rows, Choice]:
-    """Choose how to build a part, announce it, and copy its rows.
-
-    ``stored`` are the parts it stays beside, and all that are there.
-    """
+    """Choose how to build a part, announce it, and copy its rows."""
     flat = _flat(snapshot, table, index)
     created = flat.created()
     chosen = flat.live() & (created > commits[0]) & (created <= commits[1])
     positions = np.flatnonzero(chosen)
     column = table.column_by_id(index.column_ids[0])
     op = OPERATORS[index.options["metric"]]
-    searches = asked.known(snapshot.env, index.id, stored[1])
-    choice = _choice(index, Shape(len(positions), column.type, op), stored[0], searches)
+    choice = choose_by(Shape(len(positions), column.type, op))
     build.check()
     _announce(index, Shape(len(positions), column.type, op), choice, build)
     build.check()
@@ -164,7 +161,7 @@ def _source(
 
 
 def _choice(
-    index: IndexDef, shape: Shape, kept: Sequence[IndexPart], searches: asked.Asked
+    index: IndexDef, kept: Sequence[IndexPart], searches: asked.Asked, shape: Shape
 ) -> Choice:
     """Return what makes a part of that shape beside others of an index."""
     given = _options(index)
@@ -258,8 +255,10 @@ def publish(context: Context, table: TableDef, index: IndexDef) -> tuple[IndexPa
     writes.depend("table", table.name, table.version)  # the index may be dropped meanwhile
     commits = (0, context.snapshot.commit)
     build = Build.of(context)
-    stored = known_parts(context.snapshot.txn, index.id)
-    source, choice = _source(context.snapshot, table, index, commits, ((), stored), build)
+    snapshot = context.snapshot
+    searches = asked.known(snapshot.env, index.id, known_parts(snapshot.txn, index.id))
+    choose_by = partial(_choice, index, (), searches)
+    source, choice = _source(snapshot, table, index, commits, choose_by, build)
     parts = _make_part(source, index, choice, commits, writes.put_blob, build)
     writes.set_parts(index.id, parts)
     return tuple(parts)
@@ -289,7 +288,8 @@ def refresh(env: Environment, table: TableDef, index: IndexDef, build: Build, wh
             whole = whole or not all(part.digest for part in stored)
             kept = () if whole else stored[: _kept(stored, _fresh(snapshot, table, index, stored))]
             commits = (kept[-1].upto if kept else 0, snapshot.commit)
-            source, choice = _source(snapshot, table, index, commits, (kept, stored), build)
+            choose_by = partial(_choice, index, kept, asked.known(env, index.id, stored))
+            source, choice = _source(snapshot, table, index, commits, choose_by, build)
         made = _make_part(
             source, index, choice, commits, lambda pieces: put_blob(env, pieces, lease), build
         )

@@ -35,7 +35,7 @@ MAX_LIMIT = 2**40
 _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
 FEW = 10
-"""Exact searches among a filter's rows are few where these are at most one row in so many."""
+"""A filter leaves few rows where these are at most one in so many."""
 KEPT_POSITIONS = 1 << 16
 """Rows of a predicate's answer up to which it is kept with the plan."""
 # A batch is searched in parts, between which it can be interrupted: of a second or so each, and
