@@ -55,8 +55,7 @@ class Asked:
 
     def stored(self) -> tuple[float, ...]:
         """Return what :meth:`of` reads; nothing where there is nothing to choose by."""
-        is_worth = self.is_enough
-        return (self.searches, self.k, self.recall, self.filtered) if is_worth else ()
+        return (self.searches, self.k, self.recall, self.filtered) if self.is_enough else ()
 
     @staticmethod
     def of(parts: Sequence[IndexPart]) -> Asked:
