@@ -234,16 +234,19 @@ OUTPUTS = [
 ]  # fmt: skip
 
 
-def _bytes(name: str, literal: str, outcome: str, returns: str = "TEXT") -> Hostile:
-    """Return a module whose row 0 is these bytes and whose other rows are empty."""
+def _bytes(
+    name: str, literal: str, outcome: str, returns: str = "TEXT", *, every: bool = False
+) -> Hostile:
+    """Return a module whose row 0 is these bytes; the others are empty, or row 1 is the same."""
+    end = "(i32.mul (local.get $i) (i32.const {}))" if every else "(i32.const {})"
     length = len(literal) - 2 * literal.count("\\")  # an escape is a backslash and two digits
-    text = f"""(module {PRELUDE} (data (i32.const 65000) "{literal}")
+    text = f"""(module {PRELUDE} (data (i32.const 65000) "{literal * (1 + every)}")
       (func (export "f") (param $d i32) (param $n i32) (result i32) (local $i i32)
         (i32.store offset=40 (local.get $d) (i32.const 65000))
         (loop $l
           (local.set $i (i32.add (local.get $i) (i32.const 1)))
           (i32.store (i32.add {OUTPUT} (i32.shl (local.get $i) (i32.const 2)))
-            (i32.const {length}))
+            {end.format(length)})
           (br_if $l (i32.lt_u (local.get $i) (local.get $n))))
         (i32.const 0)))"""
     return Hostile(name, text, outcome, "TEXT", returns)
@@ -416,7 +419,9 @@ NAMES = [
             0, b"\x04name\x01\x05\x01\x00\x02\n\x1b")), "trap UNREACHABLE"),
 ]  # fmt: skip
 
-CORPUS = [
-    *LOOPS, *MEMORY, *TRAPS, *ALLOCATORS, *OUTPUTS, *TEXTS, *VALUES, *IMPORTS, *LYING, *FEATURES,
-    *NOT_MODULES, *BOMBS, *NAMES,
-]  # fmt: skip
+GROUPS = {
+    "loops": LOOPS, "memory": MEMORY, "traps": TRAPS, "allocators": ALLOCATORS,
+    "outputs": OUTPUTS, "texts": TEXTS, "values": VALUES, "imports": IMPORTS, "lying": LYING,
+    "features": FEATURES, "no modules": NOT_MODULES, "bombs": BOMBS, "names": NAMES,
+}  # fmt: skip
+CORPUS = [hostile for group in GROUPS.values() for hostile in group]

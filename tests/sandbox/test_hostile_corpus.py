@@ -23,7 +23,8 @@ from tests.sandbox.hostile_calls import (
     opened,
     outcome,
 )  # fmt: skip
-from tests.sandbox.hostile_modules import CORPUS, Hostile, scalar
+from tests.sandbox.hostile_modules import CORPUS, GROUPS, Hostile, scalar
+from tests.sandbox.tame_modules import TAME
 
 BACKENDS = ("wasmtime", "worker")
 ATTEMPTS = 3  # at being in time, on a busy machine
@@ -73,6 +74,26 @@ def test_the_corpus_is_large_and_has_every_outcome() -> None:
     assert len(names) == len(set(names)) >= 120
     kinds = {hostile.outcome.split(" ")[0] for hostile in CORPUS}
     assert kinds == {"refused", "trap", "limit", "error", "harmless"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "tame", [pytest.param(tame, id=tame.name) for group in TAME.values() for tame in group]
+)
+def test_tame_module(
+    db: tarsdb.Connection, tame: Hostile, backend: str, tmp_path: pathlib.Path
+) -> None:
+    """Control: what a hostile module does is answered as long as it stays within bounds."""
+    create(db, tame, tmp_path, limits(tame) | {"backend": f"'{backend}'"})
+    found, seconds = outcome(db, tame)
+    assert agrees(found, tame.outcome)
+    assert seconds <= deadline(tame)
+    check_transactions(db, tame, True)
+
+
+def test_every_kind_has_tame_modules() -> None:
+    assert list(TAME) == list(GROUPS)
+    assert {tame.outcome.split(" ")[0] for group in TAME.values() for tame in group} == {"harmless"}
 
 
 CONTROLS = {
