@@ -9,8 +9,8 @@ import numpy as np
 BLOCK_ROWS = 16_384
 
 
-def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """Return the ``k`` nearest rows of each query by L2 distance, nearest first.
+def nearest(base: np.ndarray, queries: np.ndarray, k: int, metric: str = "l2") -> np.ndarray:
+    """Return the ``k`` nearest rows of each query, nearest first.
 
     Parameters
     ----------
@@ -20,6 +20,8 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         float32 (q, dim).
     k : int
         At most as many as there are rows are returned.
+    metric : str
+        ``l2``, or ``ip``: the largest inner products.
 
     Returns
     -------
@@ -30,7 +32,9 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     keys, rows = np.empty((len(asked), 0)), np.empty((len(asked), 0), np.int64)
     for at in range(0, len(base), BLOCK_ROWS):
         block = base[at : at + BLOCK_ROWS].astype(np.float64)
-        near = np.einsum("ij,ij->i", block, block) - 2 * (asked @ block.T)
+        near = -2 * (asked @ block.T)
+        if metric == "l2":
+            near += np.einsum("ij,ij->i", block, block)
         kept = _least(near, k)
         keys = np.concatenate([keys, np.take_along_axis(near, kept, 1)], axis=1)
         rows = np.concatenate([rows, kept + at], axis=1)

@@ -61,6 +61,15 @@ def vectors(rows: int) -> Vectors:
     return Vectors(drawn[:rows], drawn[rows:], "synthetic, 500 clusters")
 
 
+def main_axes(data: Vectors, dim: int) -> Vectors:
+    """Return the vectors along their first ``dim`` principal axes: shorter, of many lengths."""
+    base = data.base.astype(np.float64)
+    _, axes = np.linalg.eigh(base.T @ base)  # the largest last
+    kept = axes[:, ::-1][:, :dim].astype(np.float32)
+    source = f"{data.source}, its first {dim} principal axes"
+    return Vectors(data.base @ kept, data.queries @ kept, source)
+
+
 class Expansion:
     """More vectors like the given ones, drawn around each in the directions of its neighbours.
 

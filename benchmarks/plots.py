@@ -25,7 +25,7 @@ STYLE = {
 }  # fmt: skip
 COLOURS = {
     "tarsdb": "#c1272d", "tarsdb_sql": "#e88b8e", "tarsdb_fast_build": "#8a1a1f",
-    "hnswlib": "#0065a4", "svs-lvq8": "#3b8f3f",
+    "hnswlib": "#0065a4", "svs-lvq8": "#3b8f3f", "usearch": "#17888c", "scann": "#7d4ba0",
     "faiss": "#b8860b", "numpy": "#6b6b6b", "sqlite-vec": "#7d4ba0", "zvec": "#3b8f3f",
     "hnswlib_sqlite": "#0065a4", "lancedb": "#b8860b", "chroma": "#6b6b6b",
     "milvus_lite": "#17888c", "sqlite_vec": "#7d4ba0", "duckdb": "#a0522d", "qdrant": "#333333",

@@ -1,8 +1,9 @@
-"""Graph search beside hnswlib and SVS: recall, queries per second, building; one thread, CPU time.
+"""Graph search beside its rivals: recall, queries per second, building; one thread, CPU time.
 
 One query a call at each library's Python interface, all indexes in one process, in turns by list
 size. ``tarsdb_sql`` is a whole SQL statement on a durable file. Speeds at a recall are interpolated
-between list sizes. Writes ``results/graph_index.LEVEL.json``.
+between list sizes. Writes ``results/graph_index.LEVEL.json``; with ``--dim 128 --metric ip``, other
+vectors and another metric, ``results/graph_index_ip128.LEVEL.json``.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ import tarsdb  # noqa: E402
 from benchmarks import exact, inputs, processes  # noqa: E402
 from benchmarks.adapters import graphs  # noqa: E402
 
-PACKAGES = ("numpy", "numba", "hnswlib", "scalable-vs")
+PACKAGES = ("numpy", "numba", "hnswlib", "scalable-vs", "faiss-cpu", "usearch", "scann")
 K = 10
 RIVALS = tuple(rival.name for rival in graphs.RIVALS)
 TARGETS = (0.90, 0.95, 0.99)
 FAST = graphs.TarsdbFastBuild.name
-SQL = "SELECT id FROM docs ORDER BY emb <-> ? LIMIT 10"
 
 
 class TarsdbSql:
@@ -38,12 +38,13 @@ class TarsdbSql:
     sizes = graphs.TarsdbGraph.sizes
     bytes_per_vector = None
 
-    def __init__(self, base: np.ndarray, path: Any) -> None:
+    def __init__(self, base: np.ndarray, path: Any, metric: str = "l2") -> None:
+        self._sql = f"SELECT id FROM docs ORDER BY emb {graphs.OPERATORS[metric]} ? LIMIT 10"
         self._db = tarsdb.connect(path)
         self._db.execute(f"CREATE TABLE docs (id BIGINT PRIMARY KEY, emb VECTOR({base.shape[1]}))")
         start = time.process_time()
         self._db.table("docs").insert({"id": np.arange(len(base)), "emb": base})
-        self._db.execute("CREATE INDEX docs_emb ON docs USING hnsw (emb)")
+        self._db.execute(f"CREATE INDEX docs_emb ON docs USING hnsw (emb {metric}_ops)")
         self.build_seconds = time.process_time() - start
         self._size = 0
         self.disk_bytes = path.stat().st_size
@@ -53,24 +54,25 @@ class TarsdbSql:
         if size != self._size:
             self._size = size
             self._db.execute(f"SET ef_search = {size}")
-        return np.array([row[0] for row in self._db.execute(SQL, (query,)).fetchall()])
+        return np.array([row[0] for row in self._db.execute(self._sql, (query,)).fetchall()])
 
     def close(self) -> None:
         """Close."""
         self._db.close()
 
 
-def run(rows: int, repeats: int, rivals: Iterable[str] = RIVALS) -> dict[str, Any]:
+def run(
+    data: inputs.Vectors, repeats: int, rivals: Iterable[str] = RIVALS, metric: str = "l2"
+) -> dict[str, Any]:
     """Measure and return the record that is stored."""
-    data = inputs.vectors(rows)
-    truth = exact.nearest(data.base, data.queries, K)
+    truth = exact.nearest(data.base, data.queries, K, metric)
     with inputs.scratch() as folder:
-        contenders: list[Any] = [graphs.TarsdbGraph(data.base)]
-        contenders.append(TarsdbSql(data.base, folder / "bench.tars"))
-        contenders.append(graphs.TarsdbFastBuild(data.base))
+        contenders: list[Any] = [graphs.TarsdbGraph(data.base, metric)]
+        contenders.append(TarsdbSql(data.base, folder / "bench.tars", metric))
+        contenders.append(graphs.TarsdbFastBuild(data.base, metric))
         for rival in (each for each in graphs.RIVALS if each.name in rivals):
             try:
-                contenders.append(rival(data.base))
+                contenders.append(rival(data.base, metric))
             except ImportError as reason:
                 print(f"without {rival.name}: {reason}")
         curves: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
@@ -80,7 +82,7 @@ def run(rows: int, repeats: int, rivals: Iterable[str] = RIVALS) -> dict[str, An
                     size = contender.sizes[step]
                     curves[contender.name].append(_point(contender, data, truth, size, repeats))
         disk = contenders[1].disk_bytes / data.base.nbytes
-    return _record(contenders, curves, data, disk)
+    return {"metric": metric, **_record(contenders, curves, data, disk)}
 
 
 def _point(
@@ -142,10 +144,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=inputs.LIMIT)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
-    parser.add_argument("--store", default="graph_index", help="name of the result")
+    parser.add_argument("--dim", type=int, default=inputs.DIM,
+                        help="less: the vectors along their first principal axes")  # fmt: skip
+    parser.add_argument("--metric", choices=graphs.OPERATORS, default="l2")
+    parser.add_argument("--store", help="name of the result")
     given = parser.parse_args()
     processes.pin()
-    record = run(given.rows, given.repeats, given.rivals)
+    data = inputs.vectors(given.rows)
+    if given.dim < inputs.DIM:
+        data = inputs.main_axes(data, given.dim)
+    record = run(data, given.repeats, given.rivals, given.metric)
     for name, curve in record["curves"].items():
         line = ", ".join(f"{p['recall']:.3f}: {p['microseconds']:.0f} us" for p in curve)
         print(f"  {name:<11} {line}")
@@ -153,7 +161,9 @@ def main() -> None:
                 "fast_build_share_of", "fast_build_times", "bytes_per_vector",
                 "disk_of_raw"):  # fmt: skip
         print(f"  {key}: {record[key]}")
-    harness.write(given.store, {**record, **harness.environment(PACKAGES)})
+    is_usual = (given.dim, given.metric) == (inputs.DIM, "l2")
+    name = "graph_index" if is_usual else f"graph_index_{given.metric}{given.dim}"
+    harness.write(given.store or name, {**record, **harness.environment(PACKAGES)})
 
 
 if __name__ == "__main__":
