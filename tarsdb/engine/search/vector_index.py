@@ -297,7 +297,7 @@ def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
     if not is_exact and method.prefers_exact(effort, share, parts, is_coded=True):
         is_exact = flat.is_coded(ask.positions)
     if is_exact:
-        return 0, f"exact over the {allowed} matching rows"
+        return 0, f"exact over the {allowed} matching rows, cheaper than the {method.noun}"
     how = f"{method.noun} with the filter inside, {effort_text}"
     return effort, f"{how}, {allowed} matching rows"
 

@@ -35,8 +35,10 @@ INVALID = [(kind, m) for kind, metrics in TYPES.items() for m in OPERATORS if m 
 CASES = [(method, kind, metric) for method in METHODS for kind, metric in PAIRS]
 REFINED = "codes = 'bits', refine_bits = 2"
 CODED = [(*case, "") for case in CASES] + [
-    ("ivf", kind, metric, REFINED) for kind, metric in PAIRS if kind != "BIT"
-]
+    ("ivf", kind, metric, codes) for codes in (REFINED, "codes = 'pq'")
+    for kind, metric in PAIRS if kind != "BIT"
+]  # fmt: skip
+FLAT = [("flat", kind, metric, "") for kind, metric in PAIRS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +83,7 @@ TRUE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 class Life:
-    """A table with one index, and the rows it should hold."""
+    """A table with one index, none if the method is flat, and the rows it should hold."""
 
     def __init__(
         self, db: tarsdb.Connection, method: str, kind: str, metric: str, options: str = ""
@@ -91,9 +93,10 @@ class Life:
         self.queries = drawn(15, 99, kind)
         db.execute(f"CREATE TABLE t (id INT PRIMARY KEY, kind INT, emb {kind}({DIM}))")
         self.insert(0, ROWS, 1)
-        name = f"{kind.lower()}_{metric}_ops"
-        given = f"WITH ({options})" if options else ""
-        db.execute(f"CREATE INDEX tv ON t USING {method} (emb {name}) {given}")
+        if method != "flat":
+            name = f"{kind.lower()}_{metric}_ops"
+            given = f"WITH ({options})" if options else ""
+            db.execute(f"CREATE INDEX tv ON t USING {method} (emb {name}) {given}")
 
     def insert(self, start: int, rows: int, seed: int) -> None:
         ids, vectors = np.arange(start, start + rows), drawn(rows, seed, self.kind)
@@ -139,36 +142,44 @@ class Life:
 
     def uses_index(self, db: tarsdb.Connection | None = None, kinds: int = 100) -> bool:
         how = self.explained(db, kinds)
+        if self.method == "flat":
+            return "search: exact (flat), " in how
         return f"index tv ({self.method}): {METHODS[self.method].noun}" in how
 
 
-@pytest.mark.parametrize(("method", "kind", "metric", "options"), CODED)
+@pytest.mark.parametrize(("method", "kind", "metric", "options"), CODED + FLAT)
 def test_the_life_of_a_table(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, metric: str,
     options: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
 
+    has_index = method != "flat"
+
     def good(db: tarsdb.Connection | None = None, kinds: int = 100) -> bool:
-        return life.uses_index(db, kinds) and life.recall(db, kinds) >= 0.9
+        return life.uses_index(db, kinds) and life.recall(db, kinds) >= (0.9 if has_index else 1)
 
     with tarsdb.connect(tmp_path / "a.tars") as db:
         life = Life(db, method, kind, metric, options)
-        before = METRICS.snapshot().get(METHODS[method].counter, 0)
+        counter = METHODS[method].counter if has_index else "index.searches of none"
+        before = METRICS.snapshot().get(counter, 0)
         assert good()
-        assert METRICS.snapshot()[METHODS[method].counter] == before + len(life.queries)
+        assert METRICS.snapshot().get(counter, 0) == before + has_index * len(life.queries)
         life.insert(ROWS, 200, 2)
-        assert "200 fresh rows" in life.explained()
+        assert ("200 fresh rows" in life.explained()) == has_index
         assert good()
         life.insert(ROWS + 200, 100, 3)  # the indexer takes them in
         index_build.wait(db._require_session().env)
-        assert "0 fresh rows" in life.explained()
+        assert ("0 fresh rows" in life.explained()) == has_index
         assert good()
         life.update(range(3, 603, 4), 4)
         life.delete(7)
         assert good()
         assert good(kinds=95)
         assert life.recall(kinds=3) == 1
+        few = sum(row % 100 < 3 for row in life.rows)
+        reason = f"exact over the {few} matching rows, cheaper than the "
+        assert (reason in life.explained(kinds=3)) == has_index
         db.execute("BEGIN")
         kept = dict(life.rows)
         life.insert(5000, 50, 5)
@@ -192,6 +203,8 @@ def _batches_and_reports(db: tarsdb.Connection, life: Life, path: pathlib.Path) 
     singly = [(n, *row) for n, query in enumerate(life.queries)
               for row in db.execute(sql, (query,)).fetchall()]  # fmt: skip
     assert db.execute(sql, (life.queries,)).fetchall() == singly
+    if life.method == "flat":
+        return
     ((recall, reason),) = db.execute("SELECT recall, reason FROM tars_recall_stats").fetchall()
     assert recall >= 0.9, reason
 
@@ -367,6 +380,36 @@ def odd(kind: str) -> dict[str, np.ndarray]:
         "one row": np.ones((1, 20), dtype),
         "no rows": np.ones((0, 20), dtype),
     }
+
+
+@pytest.mark.parametrize("growth", [0.01, 100.0])
+@pytest.mark.parametrize(("method", "kind", "metric", "options"), [
+    each for each in CODED + FLAT if each[1] == "VECTOR" and each[2] in ("l2", "ip")])  # fmt: skip
+def test_lengths_change_after_a_build(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, metric: str,
+    options: str, growth: float,
+) -> None:  # fmt: skip
+    """What codes were made for no longer holds: of fresh rows, in parts, and in one part of all."""
+    monkeypatch.setattr(index_build, "FRESH_ROWS", 250)
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        life = Life(db, method, kind, metric, options)
+        usual = life.queries
+        for turn in range(3):
+            ids = np.arange(ROWS + 200 * turn, ROWS + 200 * (turn + 1))
+            vectors = drawn(200, 50 + turn, kind) * growth
+            db.table("t").insert({"id": ids, "kind": ids % 100, "emb": vectors})
+            life.rows.update(zip(ids.tolist(), vectors, strict=True))
+            if turn:
+                index_build.wait(db._require_session().env)
+            for queries in (usual, (usual * growth).astype(usual.dtype)):
+                life.queries = queries
+                assert life.uses_index()
+                assert life.recall() >= 0.9
+        db.execute("OPTIMIZE t")
+        for queries in (usual, (usual * growth).astype(usual.dtype)):
+            life.queries = queries
+            assert life.uses_index()
+            assert life.recall() >= 0.9
 
 
 @pytest.mark.parametrize(("method", "kind", "metric"), CASES)
