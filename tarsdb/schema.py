@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tarsdb.errors import NotSupportedError
 from tarsdb.records import dataclass
 from tarsdb.types import SqlType, parse_type
 
@@ -171,11 +172,37 @@ class ViewDef:
 
 BFLOAT16 = "bfloat16"
 """The type of a tensor that NumPy has no name for; its bits are kept, as uint16."""
+BLOCKS = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176),
+    "Q6_K": (256, 210), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
+}  # fmt: skip
+"""Types of tensors kept as a GGUF file has them: elements of a row, and bytes, of each block."""
 
 
 def stored_type(dtype: str) -> np.dtype[Any]:
-    """Return the NumPy type that the elements of a tensor are kept as."""
-    return np.dtype("<u2" if dtype == BFLOAT16 else dtype)
+    """Return the NumPy type that the elements of a tensor are kept as, of blocks their bytes.
+
+    Raises
+    ------
+    NotSupportedError
+        A type of a later release.
+    """
+    if dtype in BLOCKS:
+        return np.dtype(np.uint8)
+    try:
+        return np.dtype("<u2" if dtype == BFLOAT16 else dtype)
+    except TypeError:
+        raise NotSupportedError(
+            f"a tensor is stored as {dtype!r:.60}, which this release does not read",
+            "the model was imported by a later release",
+        ) from None
+
+
+def stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a tensor takes in the file; raises as :func:`stored_type`."""
+    elements, nbytes = BLOCKS.get(dtype, (1, stored_type(dtype).itemsize))
+    return math.prod(shape) // elements * nbytes
 
 
 @dataclass(frozen=True)
@@ -184,7 +211,7 @@ class ModelVersion:
 
     ``files`` maps a file name of the Hugging Face layout (``config.json``, ``tokenizer.json``) to
     the digest of its bytes; ``tensors`` maps a tensor name to ``(dtype, shape, digest)``, the dtype
-    as NumPy writes it or BFLOAT16.
+    as NumPy writes it, BFLOAT16 or one of BLOCKS.
     """
 
     name: str
@@ -196,10 +223,7 @@ class ModelVersion:
     @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
-        return sum(
-            math.prod(shape) * stored_type(dtype).itemsize
-            for dtype, shape, _ in self.tensors.values()
-        )
+        return sum(stored_bytes(dtype, shape) for dtype, shape, _ in self.tensors.values())
 
     @cached_property
     def weights_digest(self) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from tarsdb.engine.standard_tables import STANDARD_TABLES
 from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError
 from tarsdb.metrics import METRICS
-from tarsdb.schema import IndexDef, ModelDef, stored_type
+from tarsdb.schema import IndexDef, ModelDef, stored_bytes
 from tarsdb.storage import commit_log, known_parts, packed
 from tarsdb.types import BIGINT, BOOLEAN, DOUBLE, TEXT, TIMESTAMP, SqlType, to_storage
 
@@ -122,7 +121,7 @@ def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int, int]:
     tensors: dict[str, int] = {}
     for version in model.versions:
         for dtype, shape, digest in version.tensors.values():
-            tensors[digest] = math.prod(shape) * stored_type(dtype).itemsize
+            tensors[digest] = stored_bytes(dtype, shape)
     loaded = loaded_models(context.engines.env)
     in_memory = {version.weights_digest for version in model.versions}
     device = model_device.choose(context.engines.settings, [model], may_refuse=False)

@@ -147,7 +147,7 @@ def _read_gguf(path: str, given: dict[str, Any]) -> ModelFiles:
     if "tokenizer.json" not in files:
         files["tokenizer.json"] = _read_tokenizer(os.path.dirname(path) or ".")
     task = choose_task(files, given.pop("task", None))
-    facts = TASKS[task].check(files, tensors.shapes(), given, path)
+    facts = TASKS[task].check(files, tensors.shapes, given, path)
     return ModelFiles(task, facts.dim, files, tensors, facts.max_length)
 
 

@@ -64,9 +64,12 @@ def _vector(size: int) -> Slot:
 def pack_decoder(spec: DecoderSpec, read: DecoderReader, views: Mapping[str, Weight]) -> None:
     """Read the weights, one layer at a time, and pack them into the arrays of a plan."""
     words = read.words()
-    store(views["head"], words if spec.tied else read.head())
     halved = getattr(views["words"], "dtype", None) == np.uint16
     store(views["words"], packing.to_bfloat16(words) if halved else words)
+    if not spec.tied:
+        del words  # before the next one of its size
+        words = read.head()
+    store(views["head"], words)
     del words
     store(views["norm"], read.final_norm())
     for number in range(len(spec.layers)):

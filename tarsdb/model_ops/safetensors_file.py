@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
+from tarsdb.schema import BFLOAT16
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -51,9 +52,10 @@ class Tensors(Mapping[str, npt.NDArray[Any]]):
         array = self._arrays[name]
         return widen_bfloat16(array) if name in self._narrow else array
 
-    def bits(self, name: str) -> npt.NDArray[np.uint16] | None:
-        """Return the bits of a tensor of bfloat16 numbers, which are not copied; None of others."""
-        return self._arrays[name] if name in self._narrow else None
+    def stored(self, name: str) -> tuple[str, tuple[int, ...], npt.NDArray[Any]]:
+        """Return a tensor's type and shape, and its elements as the file has them, no copy."""
+        array = self._arrays[name]
+        return BFLOAT16 if name in self._narrow else array.dtype.str, array.shape, array
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

@@ -11,7 +11,7 @@ import numpy as np
 from tarsdb.engine.inference.loaded_models import ADAPTER_OF, adapted_model
 from tarsdb.errors import CatalogError, ModelError
 from tarsdb.kernels import forms
-from tarsdb.schema import BFLOAT16, ModelDef, ModelVersion
+from tarsdb.schema import ModelDef, ModelVersion
 from tarsdb.storage import WriteSet
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tarsdb.model_ops import ModelFiles
 
 
+StoredTensor = tuple[str, tuple[int, ...], np.ndarray]
+"""Type and shape as a ``ModelVersion`` has them, and the elements that are stored."""
 ADAPTABLE = ("embed", "classify", "rerank", "generate")
 """Tasks of models that adapters add to."""
 
@@ -90,26 +92,19 @@ def _staged(
 ) -> ModelDef:
     files = {file: writes.put_blob(data) for file, data in found.files.items()}
     tensors = {
-        tensor: (dtype, tuple(array.shape), writes.put_blob(_bytes(array)))
-        for tensor, dtype, array in _stored(found.tensors)
+        tensor: (dtype, tuple(shape), writes.put_blob(np.ascontiguousarray(array).tobytes()))
+        for tensor, (dtype, shape, array) in _stored(found.tensors)
     }
     version = ModelVersion("v1", 0, files, tensors, lineage=f"imported from {source}")
     return ModelDef(writes.new_id(), name, found.task, found.dim, "v1", (version,), kept)
 
 
-def _stored(
-    tensors: Mapping[str, np.ndarray],
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield names, types and elements as a file keeps them: bfloat16 numbers as their bits."""
-    bits: Callable[[str], np.ndarray | None] = getattr(tensors, "bits", lambda name: None)
+def _stored(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield names and how a file keeps them: as wide as what the model was read from."""
+    stored: Callable[[str], StoredTensor] | None = getattr(tensors, "stored", None)
     for name in tensors:
-        narrow = bits(name)
-        if narrow is not None:
-            yield name, BFLOAT16, narrow
+        if stored is not None:
+            yield name, stored(name)
         else:
             array = tensors[name]
-            yield name, array.dtype.str, array
-
-
-def _bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
+            yield name, (array.dtype.str, array.shape, array)

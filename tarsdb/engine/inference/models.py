@@ -22,11 +22,11 @@ from tarsdb.engine.inference.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.inference.packed_weights import shelf_for
 from tarsdb.engine.progress import SILENT, Listener, Work
 from tarsdb.engine.reading.compare import both_valid
-from tarsdb.errors import CatalogError, InternalError, ModelError
+from tarsdb.errors import CatalogError, CorruptionError, InternalError, ModelError
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.packing import from_bfloat16
 from tarsdb.metrics import METRICS
-from tarsdb.schema import BFLOAT16, ModelDef, ModelVersion, stored_type
+from tarsdb.schema import BFLOAT16, BLOCKS, ModelDef, ModelVersion, stored_bytes, stored_type
 from tarsdb.sql import expressions as ex
 from tarsdb.storage import Environment
 from tarsdb.types import Kind, SqlType, from_storage, to_storage
@@ -205,8 +205,17 @@ class _Tensors(Mapping[str, np.ndarray]):
         self._stored = version.tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
+        from tarsdb.model_ops.gguf.blocks import decode_stored
+
         dtype, shape, digest = self._stored[name]
         data = self._context.read_blob(digest)
+        if len(data) != (expected := stored_bytes(dtype, shape)):
+            raise CorruptionError(
+                f"tensor {name!r} of type {dtype} and shape {shape} takes {expected} bytes, "
+                f"{len(data)} are stored"
+            )
+        if dtype in BLOCKS:
+            return decode_stored(dtype, data).reshape(shape)
         array = np.frombuffer(data, dtype=stored_type(dtype)).reshape(shape)
         return from_bfloat16(array) if dtype == BFLOAT16 else array
 

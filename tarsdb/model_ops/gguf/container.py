@@ -52,8 +52,12 @@ class GgufTensors(Mapping[str, F32]):
 
     def __getitem__(self, name: str) -> F32:
         entry = self.entries[name]
-        values = CODINGS[entry.coding].decode(self._data[entry.start : entry.stop])
-        return values.reshape(entry.shape)
+        return CODINGS[entry.coding].decode(self.rows(name)).reshape(entry.shape)
+
+    def rows(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a tensor's bytes in the file, no copy; of a matrix (rows, bytes of a row)."""
+        entry = self.entries[name]
+        return self._data[entry.start : entry.stop].reshape(*entry.shape[:-1], -1)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

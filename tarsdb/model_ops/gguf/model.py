@@ -11,17 +11,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError, NotSupportedError
+from tarsdb.model_ops.gguf.blocks import CODINGS
 from tarsdb.model_ops.gguf.container import GgufTensors, read_gguf
 from tarsdb.model_ops.gguf.tokenizer import read_chat_template, tokenizer_json
 from tarsdb.model_ops.rope import Rope
 
 F32 = npt.NDArray[np.float32]
+Value = TypeVar("Value", bound=np.generic)
 
 _FAMILIES = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
@@ -78,12 +80,24 @@ class DecoderTensors(Mapping[str, F32]):
         self._names = {new: old for new, old in named.items() if new is not None}
 
     def __getitem__(self, name: str) -> F32:
-        values = self._tensors[self._names[name]]
-        part = name.split(".")[-2]
-        heads = self._heads.get(part)
-        if heads is not None:
-            return _halved(name, values, heads)
+        values, part = self._tensors[self._names[name]], name.split(".")[-2]
+        if part in self._heads:
+            return _halved(name, values, self._heads[part])
         return values - self._shift if "norm" in part else values
+
+    def stored(self, name: str) -> tuple[str, tuple[int, ...], npt.NDArray[Any]]:
+        """Return type, shape and elements that stand for a tensor: of a matrix the file's bytes.
+
+        Whole rows change places where llama.cpp has them in other ones, so no code changes.
+        """
+        old, part = self._names[name], name.split(".")[-2]
+        entry = self._tensors.entries[old]
+        if len(entry.shape) == 1:  # a norm or bias: little, and some are changed
+            return "<f4", entry.shape, self[name]
+        rows: npt.NDArray[np.uint8] = self._tensors.rows(old)
+        if part in self._heads:
+            rows = _halved(name, rows, self._heads[part])
+        return CODINGS[entry.coding].stored, entry.shape, rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -91,8 +105,9 @@ class DecoderTensors(Mapping[str, F32]):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor; nothing is read."""
+        """The shape of each tensor; nothing is read."""
         return {new: self._tensors.entries[old].shape for new, old in self._names.items()}
 
 
@@ -218,7 +233,7 @@ def _renamed(name: str, parts: Mapping[str, str]) -> str | None:
     return f"model.layers.{found[1]}.{parts[found[2]]}.{found[3]}"
 
 
-def _halved(name: str, values: F32, heads: Any) -> F32:
+def _halved(name: str, values: npt.NDArray[Value], heads: Any) -> npt.NDArray[Value]:
     """Put the pairs that turn together from neighbouring rows into the halves of a head."""
     if not isinstance(heads, int) or heads < 1 or len(values) % (2 * heads):
         raise ModelFormatError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,17 @@ _UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
 ALIGNMENT = 32
 
 
-def encode(values: np.ndarray, coding: int) -> bytes:
+class Blocks(NamedTuple):
+    """Elements that are coded already."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def encode(values: np.ndarray | Blocks, coding: int) -> bytes:
     """Return a tensor's bytes."""
+    if isinstance(values, Blocks):
+        return values.data
     flat = np.ascontiguousarray(values, np.float32)
     if coding == F32:
         return flat.tobytes()
@@ -36,7 +45,9 @@ def encode(values: np.ndarray, coding: int) -> bytes:
 
 
 def write_gguf(
-    path: pathlib.Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, int]]
+    path: pathlib.Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, tuple[np.ndarray | Blocks, int]],
 ) -> None:
     """Write a file of version 3."""
     head, data = bytearray(), bytearray()
@@ -44,7 +55,8 @@ def write_gguf(
         head += _text(key) + _value(value)
     for name, (values, coding) in tensors.items():
         data += b"\0" * (-len(data) % ALIGNMENT)
-        dims = struct.pack(f"<I{values.ndim}Q", values.ndim, *values.shape[::-1])
+        rank = len(values.shape)
+        dims = struct.pack(f"<I{rank}Q", rank, *values.shape[::-1])
         head += _text(name) + dims + struct.pack("<IQ", coding, len(data))
         data += encode(values, coding)
     start = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + bytes(head)

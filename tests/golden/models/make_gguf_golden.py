@@ -33,7 +33,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
                "final_logit_softcapping": 3.0, "hidden_activation": "gelu_pytorch_tanh"},
 }  # fmt: skip
 CODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-BLOCKS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32")
+BLOCKS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32", "Q4_1", "Q5_0", "Q5_1", "Q2_K",
+          "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS")  # fmt: skip
+SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_0": (0,),
+          "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q5_K": (0, 2), "IQ4_NL": (0,),
+          "IQ4_XS": (0,)}  # fmt: skip
+"""Where a block holds a float16."""
 
 
 def in_turns(values: np.ndarray, heads: int) -> np.ndarray:
@@ -113,7 +118,7 @@ def blocks() -> dict[str, np.ndarray]:
         kind = gguf.GGMLQuantizationType[name]
         data = random.randint(0, 256, (6, gguf.GGML_QUANT_SIZES[kind][1])).astype(np.uint8)
         half = np.frombuffer(random.standard_normal(6).astype(np.float16).tobytes(), np.uint8)
-        places = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}.get(name, ())
+        places = SCALES.get(name, ())
         for place in places:
             data[:, place : place + 2] = half.reshape(6, 2)
         if not places:

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 import tarsdb
 from tarsdb.errors import ModelFormatError, NotSupportedError
+from tarsdb.kernels import packing
 from tarsdb.model_ops import Decoder, ModelFiles, read_model_directory
 from tarsdb.model_ops.gguf.blocks import CODINGS
 from tarsdb.model_ops.gguf.container import read_gguf
@@ -61,6 +62,8 @@ def test_blocks_are_the_floats_of_the_reference(number: int) -> None:
     assert np.array_equal(found, expected)
     assert len(found) == len(stored[coding.name]) // coding.nbytes * coding.elements
     assert len(np.unique(found)) > 5
+    many = -(-100_000 // len(found))  # decoded in several parts
+    assert np.array_equal(coding.decode(np.tile(stored[coding.name], many)), np.tile(found, many))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -103,6 +106,14 @@ def test_codings_lose_what_they_lose(tmp_path: pathlib.Path) -> None:
         read = read_model_directory(str(path)).tensors["model.layers.0.self_attn.v_proj.weight"]
         errors.append(float(np.abs(read - exact).max()))
     assert errors[0] < 1e-7 < errors[1] < errors[2] < errors[3] < 0.2
+
+
+def test_int4_computes_with_the_very_weights_of_q4_0() -> None:
+    values = np.random.RandomState(3).standard_normal((48, 256)).astype(np.float32)
+    coded = np.frombuffer(gguf_writer.encode(values, Q4_0), np.uint8)
+    weights = CODINGS[Q4_0].decode(coded).reshape(values.shape)
+    assert np.array_equal(packing.pack(weights, "int4").unpack(), weights)
+    assert not np.array_equal(packing.pack(weights, "int8").unpack(), weights)
 
 
 def read(path: pathlib.Path, head: dict[str, Any], body: dict[str, Any]) -> ModelFiles:
@@ -153,7 +164,7 @@ def test_damaged_files_are_refused(tmp_path: pathlib.Path) -> None:
     for size in range(4, 2000, 61):
         refused(good[:size], "ends at byte|needs bytes")
     coded = good.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 16
-    refused(good[:coded] + struct.pack("<I", 10) + good[coded + 4 :], "Q2_K", NotSupportedError)
+    refused(good[:coded] + struct.pack("<I", 16) + good[coded + 4 :], "IQ2_XXS", NotSupportedError)
     refused(good[:coded] + struct.pack("<I", 12) + good[coded + 4 :], "256 elements of a row")
 
 
