@@ -221,9 +221,9 @@ class ModelVersion:
     lineage: str = ""
 
     @cached_property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
-        return sum(stored_bytes(dtype, shape) for dtype, shape, _ in self.tensors.values())
+    def elements(self) -> int:
+        """Numbers that all tensors have together."""
+        return sum(math.prod(shape) for _, shape, _ in self.tensors.values())
 
     @cached_property
     def weights_digest(self) -> bytes:

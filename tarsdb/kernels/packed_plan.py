@@ -52,6 +52,13 @@ class Slot:
         columns, depth = self.shape
         return layout.tile_bytes(depth) * -(-columns // TILE) * (2 if self.gated else 1)
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes it takes as elements that are not packed, of a matrix float32."""
+        if self.layout not in LAYOUTS:
+            return self.nbytes
+        return 4 * math.prod(self.shape) * (2 if self.gated else 1)
+
     def view(self, data: U8) -> Weight:
         """Return its bytes as what they are."""
         layout = LAYOUTS.get(self.layout)
@@ -70,6 +77,8 @@ class Plan:
         Stands for all names, shapes and layouts, and how weights are packed.
     nbytes : int
         Of the whole.
+    array_bytes, dense_bytes : int
+        Of all arrays, without what lies between them; packed, and with matrices as float32.
     """
 
     def __init__(self, slots: Mapping[str, Slot]) -> None:
@@ -79,6 +88,8 @@ class Plan:
         for name, slot in self._slots.items():
             self._starts[name] = self.nbytes
             self.nbytes += -(-slot.nbytes // ALIGNMENT) * ALIGNMENT
+        self.array_bytes = sum(slot.nbytes for slot in self._slots.values())
+        self.dense_bytes = sum(slot.dense_bytes for slot in self._slots.values())
         said = repr([VERSION, [(name, *vars(slot).values()) for name, slot in slots.items()]])
         self.name = hashlib.sha256(said.encode()).hexdigest()
 

@@ -7,6 +7,7 @@ request: which rows, and which blocks of the KV cache, is the scheduler's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from tarsdb.errors import DataError, ModelError
 from tarsdb.kernels import decoder as compiled
 from tarsdb.kernels.decoder_reference import BLOCK_TOKENS
+from tarsdb.kernels.forms import form_of
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.kernels.team import cores
 from tarsdb.model_ops import proofs
@@ -31,6 +33,7 @@ from tarsdb.model_ops.decoder_weights import DecoderReader
 from tarsdb.model_ops.kv_cache import KVCache
 from tarsdb.model_ops.lora import CONFIG, adaptable, read_lora
 from tarsdb.model_ops.on_device import DeviceDecoder, kernels_on
+from tarsdb.model_ops.packed_decoder import decoder_plan
 from tarsdb.model_ops.rope import Angles
 from tarsdb.model_ops.sentence import read_object
 from tarsdb.model_ops.shelf import Shelf
@@ -170,6 +173,21 @@ def _forward(
     if kernel is None or not is_proven(kernel):
         return NumpyForward(spec, read, kind)
     return CompiledForward(spec, read, kernel, shelf)
+
+
+def weigh_decoder(files: Mapping[str, bytes], options: Mapping[str, Any]) -> int:
+    """Return the ``weight_bytes`` of a :class:`Decoder` that is loaded here, not on a device.
+
+    Less where kernels that are there turn out not to be usable.
+    """
+    spec, kind = read_spec(files), QUANTIZE[str(options.get("quantize", "none"))]
+    form = form_of(kind)
+    if form is not None:
+        return decoder_plan(spec, *form.split("/")).array_bytes
+    shapes = list(decoder_tensors(spec).values())
+    if spec.tied and kind != "f32":
+        shapes.append((spec.vocabulary, spec.hidden))  # rounded otherwise than vectors of tokens
+    return 4 * sum(map(math.prod, shapes))
 
 
 def is_proven(kernel: compiled.StepKernel) -> bool:

@@ -138,7 +138,7 @@ class NumpyForward:
             weights.norm,
             *(a for x in weights.layers for a in vars(x).values()),
         ]
-        arrays += [] if self._spec.tied else [weights.head]
+        arrays += [] if weights.head is weights.words else [weights.head]
         return sum(array.nbytes for array in arrays if array is not None)
 
     @property

@@ -39,8 +39,8 @@ from tarsdb.model_ops.sentence import (
 )
 from tarsdb.model_ops.shelf import Shelf
 from tarsdb.model_ops.tokenizer import TextTokenizer, TokenizedTexts
-from tarsdb.model_ops.transformer import Panel, Transformer
-from tarsdb.model_ops.weights import check_tensors, load_weights
+from tarsdb.model_ops.transformer import Panel, Transformer, weigh_layers
+from tarsdb.model_ops.weights import QUANTIZE, check_tensors, load_weights
 
 F32 = npt.NDArray[np.float32]
 Text = str | tuple[str, str]
@@ -364,6 +364,14 @@ def _read_spec(files: Mapping[str, bytes], options: Mapping[str, Any]) -> Encode
     if "quantize" in options:
         raise ModelError("onnxruntime runs the graph as it is: there is no option 'quantize'")
     return read_onnx_spec(config, OnnxTransformer(files[FILE]))
+
+
+def weigh_encoder(files: Mapping[str, bytes], options: Mapping[str, Any]) -> int:
+    """Return the ``weight_bytes`` of an encoder that is loaded here, not on a device."""
+    if FILE in files:
+        return len(files[FILE])
+    spec = read_spec(read_object(files, "config.json"))
+    return weigh_layers(spec, QUANTIZE[options.get("quantize", "none")])
 
 
 def check_encoder(

@@ -8,6 +8,7 @@ family names its parts.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from tarsdb.kernels import gemm_reference, transformer_reference
 from tarsdb.kernels.gpu.device import Device
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.config_values import flag, real, short
-from tarsdb.model_ops.encoder import CutTexts, Encoder, Text, require_finite
+from tarsdb.model_ops.encoder import CutTexts, Encoder, Text, require_finite, weigh_encoder
 from tarsdb.model_ops.encoder_adapter import EncoderAdapter
 from tarsdb.model_ops.sentence import (
     SentenceSettings,
@@ -207,6 +208,13 @@ def check_classifier(
     head = read_head(config, check_tensors(spec, shapes, where))
     compare_shapes(head_shapes(spec, head), shapes, where)
     return read_max_length(files, spec, options.get("max_length"))
+
+
+def weigh_classifier(files: Mapping[str, bytes], options: Mapping[str, Any]) -> int:
+    """Return the ``weight_bytes`` of a :class:`Classifier` that is loaded here, not on a device."""
+    config = read_object(files, "config.json")
+    shapes = head_shapes(read_spec(config), read_head(config))
+    return weigh_encoder(files, options) + 4 * sum(map(math.prod, shapes.values()))
 
 
 class Classifier:

@@ -13,9 +13,9 @@ from tarsdb.model_ops import decoder, predictor
 from tarsdb.model_ops.decoder_spec import FAMILIES as DECODERS
 from tarsdb.model_ops.decoder_spec import decoder_tensors
 from tarsdb.model_ops.decoder_weights import check_decoder_tensors
-from tarsdb.model_ops.encoder import Encoder, check_encoder
+from tarsdb.model_ops.encoder import Encoder, check_encoder, weigh_encoder
 from tarsdb.model_ops.generation.generator import Generator
-from tarsdb.model_ops.heads import Classifier, check_classifier, read_labels
+from tarsdb.model_ops.heads import Classifier, check_classifier, read_labels, weigh_classifier
 from tarsdb.model_ops.predictor import Predictor
 from tarsdb.model_ops.sentence import module_paths, read_object
 from tarsdb.model_ops.tokenizer import TextTokenizer
@@ -34,10 +34,14 @@ class Task:
     load : callable
         Takes files, tensors, options and, but for 'predict', a device or none; returns what the
         engine runs.
+    weigh : callable
+        Takes files and options; returns the bytes of memory that a model without a device is going
+        to take, its ``weight_bytes``.
     """
 
     check: Callable[..., Facts]
     load: Callable[..., Any]
+    weigh: Callable[[Mapping[str, bytes], Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,16 @@ def _check_predictor(
     return Facts(0, Predictor(files[predictor.FILE]).width)
 
 
+def _weigh_predictor(files: Mapping[str, bytes], options: Mapping[str, Any]) -> int:
+    return len(files[predictor.FILE])
+
+
 TASKS = {
-    "embed": Task(_check_encoder, Encoder.from_files),
-    "classify": Task(_check_classifier, Classifier.from_files),
-    "rerank": Task(_check_reranker, Classifier.from_files),
-    "generate": Task(_check_generator, Generator.from_files),
-    "predict": Task(_check_predictor, Predictor.from_files),
+    "embed": Task(_check_encoder, Encoder.from_files, weigh_encoder),
+    "classify": Task(_check_classifier, Classifier.from_files, weigh_classifier),
+    "rerank": Task(_check_reranker, Classifier.from_files, weigh_classifier),
+    "generate": Task(_check_generator, Generator.from_files, decoder.weigh_decoder),
+    "predict": Task(_check_predictor, Predictor.from_files, _weigh_predictor),
 }
 
 

@@ -31,7 +31,13 @@ from tarsdb.model_ops.encoder_rotary import Rotary
 from tarsdb.model_ops.panels import PANEL_TOKENS
 from tarsdb.model_ops.rope import Rope
 from tarsdb.model_ops.shelf import Shelf
-from tarsdb.model_ops.weights import EncoderWeights, LayerWeights, Linear, load_weights
+from tarsdb.model_ops.weights import (
+    EncoderWeights,
+    LayerWeights,
+    Linear,
+    encoder_plan,
+    load_weights,
+)
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -103,8 +109,7 @@ class Transformer:
         self._form = form_of(kind)
         if self._form is not None:
             kernels.prepare(kind)  # while the weights are read
-        portable = None if kind == "f32" else f"{kind}/avx2"
-        self._weights = load_weights(spec, tensors, self._form or portable, shelf)
+        self._weights = load_weights(spec, tensors, _packed_form(kind), shelf)
         self._model = None if self._form is None else model_table(spec, self._weights)
         self._memories: deque[kernels.Memory] = deque(maxlen=os.cpu_count() or 1)
 
@@ -142,6 +147,19 @@ class Transformer:
         except IndexError:
             return kernels.Memory(model.shape, max(tokens, PANEL_TOKENS), form)
         return memory if memory.tokens >= tokens else kernels.Memory(model.shape, tokens, form)
+
+
+def _packed_form(kind: str) -> str | None:
+    """Return the KIND/VARIANT that weights are packed in here; None where they are not."""
+    return form_of(kind) or (None if kind == "f32" else f"{kind}/avx2")
+
+
+def weigh_layers(spec: EncoderSpec, kind: str) -> int:
+    """Return the ``weight_bytes`` of a :class:`Transformer` that is not there yet."""
+    form = _packed_form(kind)
+    if form is None:
+        return encoder_plan(spec, "f32/avx2").dense_bytes
+    return encoder_plan(spec, form).array_bytes
 
 
 def is_proven(kernel: kernels.EncoderKernel) -> bool:

@@ -40,16 +40,18 @@ class LoadedModels:
         self._loading = threading.Lock()
         self._models: dict[Key, _Loaded] = {}
 
-    def get(self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str) -> Any:
+    def get(
+        self, key: Key, load: Callable[[], Any], weigh: Callable[[], int], budget: int, name: str
+    ) -> Any:
         """Return a model, loaded by whoever asks first.
 
         Parameters
         ----------
         key : tuple
         load : callable
-            Returns the model; its ``weight_bytes``, where it has them, say what it takes.
-        stored : int
-            Bytes of its tensors in the file, what it takes unless it says otherwise.
+            Returns the model; its ``weight_bytes`` say what it takes.
+        weigh : callable
+            Returns what it is going to take, so that no other leaves for one that is refused.
         budget : int
             Bytes that all models may take; others leave for this one.
         name : str
@@ -65,7 +67,7 @@ class LoadedModels:
             with self._loading:
                 found = self._use(key)
                 if found is None:
-                    found = self._load(key, load, stored, budget, name)
+                    found = self._load(key, load, weigh(), budget, name)
         return found
 
     def _use(self, key: Key) -> Any:
@@ -77,12 +79,12 @@ class LoadedModels:
             self._models[key] = found
             return found.model
 
-    def _load(self, key: Key, load: Callable[[], Any], stored: int, budget: int, name: str) -> Any:
-        if stored > budget:
-            raise too_large(name, stored, budget)
-        self._make_room(budget - stored)
+    def _load(self, key: Key, load: Callable[[], Any], nbytes: int, budget: int, name: str) -> Any:
+        if nbytes > budget:
+            raise too_large(name, nbytes, budget)
+        self._make_room(budget - nbytes)
         model = load()
-        nbytes = int(getattr(model, "weight_bytes", stored))
+        nbytes = int(model.weight_bytes)
         if nbytes > budget:
             raise too_large(name, nbytes, budget)
         METRICS.add("models.loaded")

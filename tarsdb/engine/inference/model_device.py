@@ -21,6 +21,8 @@ Value = TypeVar("Value")
 
 ELSEWHERE = frozenset({"predict"})
 """Tasks that no device computes: onnxruntime has its own."""
+_BITS = {"none": 32, "bf16": 16, "int8": 8, "int4": 4}
+"""Of a weight on a device, by the model's ``quantize``."""
 
 
 def choose(
@@ -47,8 +49,7 @@ def choose(
     device = None if models[0].task in ELSEWHERE else devices.choose(setting)
     if device is None:
         return None
-    versions = [model.find_version() for model in models]
-    needed = sum(version.tensor_bytes for version in versions if version is not None)
+    needed = sum(map(least_bytes, models))
     if needed <= device.arrays.budget:
         return device
     if setting == "auto" or not may_refuse:
@@ -58,6 +59,13 @@ def choose(
         f"{device.arrays.budget} for models",
         "SET device = 'auto' leaves it to the processor",
     )
+
+
+def least_bytes(model: ModelDef) -> int:
+    """Return the bytes that a model's weights take on a device, what goes with codes left out."""
+    version = model.find_version()
+    bits = _BITS[str(model.options.get("quantize", "none"))]
+    return 0 if version is None else version.elements * bits // 8
 
 
 def run(

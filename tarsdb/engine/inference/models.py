@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,11 +125,17 @@ class ModelRuntime:
         key += () if device is None else (device.name,)
         budget = memory_bytes(context.engines.settings["model_memory"])
 
+        source = _Source(context, model, found)
+
         def load() -> Any:
             with naming(model):
-                return _load(context, model, found, device)
+                return source.load(device)
 
-        return loaded_models(self._env).get(key, load, found.tensor_bytes, budget, model.name)
+        def weigh() -> int:
+            with naming(model):
+                return source.weigh(device)
+
+        return loaded_models(self._env).get(key, load, weigh, budget, model.name)
 
     def _adapted(
         self, context: Context, model: ModelDef, version: ModelVersion, device: Device | None
@@ -144,7 +151,10 @@ class ModelRuntime:
             files = {name: context.read_blob(digest) for name, digest in version.files.items()}
             return loaded.new_adapter(files, _Tensors(context, version))
 
-        adapter = loaded_models(self._env).get(key, load, version.tensor_bytes, budget, model.name)
+        def weigh() -> int:
+            return 4 * version.elements  # float32, whatever the mode
+
+        adapter = loaded_models(self._env).get(key, load, weigh, budget, model.name)
         root = (version.weights_digest,) if base.task == "generate" else ()
         return loaded.with_adapter(adapter, *root)
 
@@ -186,15 +196,34 @@ def _column(returns: SqlType, values: Values, known: np.ndarray, rows: int) -> C
     return from_list(returns, items)
 
 
-def _load(context: Context, model: ModelDef, version: ModelVersion, device: Device | None) -> Any:
-    from tarsdb.model_ops import TASKS
+class _Source:
+    """A model version in the file, to be loaded for a device or None, the processor."""
 
-    files = {name: context.read_blob(digest) for name, digest in version.files.items()}
-    tensors = _Tensors(context, version)
-    options = dict(model.options)
-    if device is not None:
-        return TASKS[model.task].load(files, tensors, options, device=device)
-    return TASKS[model.task].load(files, tensors, options, shelf=shelf_for(context, version))
+    def __init__(self, context: Context, model: ModelDef, version: ModelVersion) -> None:
+        self._context, self._model, self._version = context, model, version
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        read = self._context.read_blob
+        return {name: read(digest) for name, digest in self._version.files.items()}
+
+    def weigh(self, device: Device | None) -> int:
+        """Return the bytes it is going to take there; of a device, at least."""
+        from tarsdb.model_ops import TASKS
+
+        if device is not None:
+            return model_device.least_bytes(self._model)
+        return TASKS[self._model.task].weigh(self._files, self._model.options)
+
+    def load(self, device: Device | None) -> Any:
+        """Return what its task makes of it."""
+        from tarsdb.model_ops import TASKS
+
+        tensors, options = _Tensors(self._context, self._version), dict(self._model.options)
+        place: dict[str, Any] = {"device": device}
+        if device is None:
+            place = {"shelf": shelf_for(self._context, self._version)}
+        return TASKS[self._model.task].load(self._files, tensors, options, **place)
 
 
 class _Tensors(Mapping[str, np.ndarray]):

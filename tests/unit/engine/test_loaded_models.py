@@ -31,7 +31,7 @@ class Model:
 
 def get(models: LoadedModels, name: str, nbytes: int = 100, budget: int = 250) -> Any:
     key = (name.encode(), "embed")
-    return models.get(key, lambda: Model(nbytes), nbytes, budget, name)
+    return models.get(key, lambda: Model(nbytes), lambda: nbytes, budget, name)
 
 
 def test_a_model_is_loaded_once_and_the_one_used_longest_ago_leaves() -> None:
@@ -55,9 +55,9 @@ def test_a_model_larger_than_the_budget_is_refused_and_leaves_the_others() -> No
     ):
         get(models, "big", 300)
     assert get(models, "a") is a
-    key = (b"grown", "embed")  # small in the file, large in memory
+    key = (b"grown", "embed")  # more than it was weighed as
     with pytest.raises(ModelError, match="grown"):
-        models.get(key, lambda: Model(300), 10, 250, "grown")
+        models.get(key, lambda: Model(300), lambda: 10, 250, "grown")
     assert models.nbytes(b"grown") == 0
 
 
@@ -71,7 +71,7 @@ def test_threads_that_ask_at_once_load_once() -> None:
 
     def ask() -> None:
         barrier.wait()
-        models.get((b"a", "embed"), load, 1, 10, "a")
+        models.get((b"a", "embed"), load, lambda: 1, 10, "a")
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
