@@ -20,10 +20,34 @@ RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
+CAPS = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2", "CT2_FORCE_CPU_ISA": "AVX2", "FAISS_OPT_LEVEL": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+}  # fmt: skip
+"""Environment of rivals by ``TARSDB_ISA``, for those that have a knob."""
+
+
 def one_thread() -> None:
-    """Limit numeric libraries to one thread; call before importing any of them."""
+    """Limit numeric libraries to one thread, and ``cap_rivals``; call before importing any."""
     for name in THREAD_LIMITS:
         os.environ[name] = "1"
+    cap_rivals()
+
+
+def cap_rivals() -> None:
+    """Limit libraries to the instructions ``TARSDB_ISA`` allows us; call before importing any.
+
+    Who has no knob (onnxruntime, llama.cpp, hnswlib, usearch, ScaNN) uses all it finds.
+    """
+    os.environ.update(_caps())
+
+
+def _caps() -> dict[str, str]:
+    return CAPS.get(os.environ.get("TARSDB_ISA", ""), {})
 
 
 def measure(
@@ -79,7 +103,7 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
             "cpu": _cpu_name(), "cores": os.cpu_count(), "architecture": platform.machine(),
             "system": platform.system(),
         },
-        "isa": dispatch.level(),
+        "isa": dispatch.level(), "rivals_capped_by": _caps(),
         "versions": {"python": platform.python_version(), **_versions(packages)},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }  # fmt: skip

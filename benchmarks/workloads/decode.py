@@ -144,6 +144,16 @@ def write_gguf(config: dict[str, Any], kind: str, path: str) -> None:
     writer.close()
 
 
+def has_tiles() -> bool:
+    """Return True where llama.cpp has to do without its AMX buffers: Q8_0 and Q4_0 crash in them.
+
+    That is ggml-org/llama.cpp#20824; without them it repacks no weights either.
+    """
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("amx-int8"))
+
+
 def with_llama(config: dict[str, Any], kind: str, threads: int) -> dict[str, Callable[[], Any]]:
     """Return the same calls of llama.cpp."""
     import llama_cpp
@@ -153,6 +163,7 @@ def with_llama(config: dict[str, Any], kind: str, threads: int) -> dict[str, Cal
         write_gguf(config, kind, path)
         settings = llama_cpp.llama_model_default_params()
         settings.use_mmap = False
+        settings.use_extra_bufts = not has_tiles()
         model = llama_cpp.llama_model_load_from_file(path.encode(), settings)
     context_settings = llama_cpp.llama_context_default_params()
     context_settings.n_ctx, context_settings.n_seq_max = 8 * (CONTEXT + 64), 8
@@ -247,6 +258,7 @@ def contenders(shape: str, modes: list[str], threads: int) -> dict[str, dict[str
 
 def main() -> None:
     """Measure and store."""
+    harness.cap_rivals()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="110M")
     parser.add_argument("--modes", nargs="+", default=["none", "bf16", "int8", "int4"])
@@ -262,7 +274,8 @@ def main() -> None:
                                   mode: bytes_a_token(SHAPES[arguments.shape], mode)
                                   for mode in arguments.modes
                               },
-                              "agreement": agreed}  # fmt: skip
+                              "agreement": agreed,
+                              "llama_cpp_without_extra_buffers": has_tiles()}  # fmt: skip
     for what, tokens in (("b1", 1), ("b8", 8), ("prefill", CONTEXT)):
         steps = {name: each[what] for name, each in calls.items()}
         figures = harness.measure(steps, repeats=arguments.repeats, clock=time.perf_counter)

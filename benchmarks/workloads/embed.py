@@ -148,6 +148,7 @@ def check(names: list[str], count: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and store."""
+    harness.cap_rivals()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
