@@ -38,8 +38,9 @@ ROWS_AT_ONCE = 96
 """Rows whose sums of two tiles wait in scratch memory."""
 _TILE_BYTES = 24576
 """Bytes of a tile that stay in the L1 cache while the rows pass by."""
-_SOON = 4096
-"""Bytes a stream of weights is asked for ahead where it passes only once."""
+_FAR, _SOON = 262144, 8192
+"""Most bytes that memory is asked for ahead: they wait in the L2 cache, beside as many in use; and
+how many instead where tiles are longer."""
 _SUMS = 128  # places in the scratch memory: a line of zeros, sums, scales and codes of rows
 _SCALES = _SUMS + 128 * ROWS_AT_ONCE
 _CODES = _SCALES + 4 * ROWS_AT_ONCE
@@ -88,7 +89,7 @@ def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args:
         for column in columns if asks else ():
             soon = b.add(b.add(column, ahead), b.mul(number, pace))
             for offset in range(0, form.line_bytes, 64):
-                emit_prefetch(b, b.add(soon, ir.Constant(I64, offset)))
+                emit_prefetch(b, b.add(soon, ir.Constant(I64, offset)), cache=2)
         form.step(
             b, totals, [b.add(column, down) for column in columns],
             [b.add(start, along) for start in starts],
@@ -111,27 +112,27 @@ def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args:
 
 @intrinsic(prefer_literal=True)
 def accumulate(  # type: ignore[no-untyped-def]
-    typingctx, form, most, tiles, rows, a, a_stride, weights, line, tile, depth, sums, sums_stride,
-    fresh, ahead, pace,
+    typingctx, form, most, tiles, asks, rows, a, a_stride, weights, line, tile, depth, sums,
+    sums_stride, fresh, ahead, pace,
 ):  # fmt: skip
     """Add the products of ``rows`` rows, 1 to the literal ``most``, and some tiles, a literal.
 
     Line i of tile t lies at ``weights + t * tile + i * line``; the sums of row r are numbers of
     32 bits at ``sums + r * sums_stride``, tile after tile. They start at zero if ``fresh`` is not
-    0. ``form`` is a literal number of FORMS. With line i, memory is asked for what lies ``ahead``
-    + i * ``pace`` bytes behind a tile's first line, unless ``most`` is 3 or less: few rows read
-    several tiles at a time, which the processor foresees.
+    0. ``form`` is a literal number of FORMS. With line i, if the literal ``asks`` is not 0, memory
+    is asked for what lies ``ahead`` + i * ``pace`` bytes behind a tile's first line.
     """
     chosen, width = FORMS[form.literal_value], tiles.literal_value
+    has_request = bool(asks.literal_value)
     counts = range(1, most.literal_value + 1)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         for count in counts:
-            with b.if_then(b.icmp_signed("==", args[3], ir.Constant(I64, count))):
-                _emit_products(b, chosen, count, width, len(counts) > 3, args[4:])
+            with b.if_then(b.icmp_signed("==", args[4], ir.Constant(I64, count))):
+                _emit_products(b, chosen, count, width, has_request, args[5:])
         return context.get_dummy_value()
 
-    return types.void(form, most, tiles, *[types.int64] * 12), codegen
+    return types.void(form, most, tiles, asks, *[types.int64] * 12), codegen
 
 
 def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
@@ -169,8 +170,16 @@ def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
     return multiply
 
 
-def make_multiply(variant: str, kind: str = "f32") -> Any:
+def make_multiply(variant: str, kind: str = "f32", ahead: int = 0) -> Any:
     """Return the product of some rows and some tiles, to be called by other kernels.
+
+    Parameters
+    ----------
+    variant, kind : str
+    ahead : int
+        How many bytes ahead memory is asked for, where lines pass by once. 0: for the tiles that
+        come next, if rows are more than three; fewer leave it to the processor, which foresees
+        what they read.
 
     Parameters of the kernel
     ------------------------
@@ -186,23 +195,25 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
     """
     form = form_of(kind, variant)
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
-    streams, tail = form.streams, form.tail_bytes
+    streams, tail, few = form.streams, form.tail_bytes, 2 if variant == AVX2 else 4
+    few_ask = int(ahead > 0)
 
     @linked
     def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
         keep_apart()
         done = 0
         while rows == 1 and done + streams <= tiles:
-            accumulate(number, 1, streams, 1, a, a_stride, weights + done * tile, line, tile, depth,
-                       sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip
+            accumulate(number, 1, streams, few_ask, 1, a, a_stride, weights + done * tile, line,
+                       tile, depth, sums + 64 * done, sums_stride, fresh, ahead, line)  # fmt: skip
             done += streams
-        while rows < 4 and done + 2 <= tiles:
-            accumulate(number, 3, 2, rows, a, a_stride, weights + done * tile, line, tile, depth,
-                       sums + 64 * done, sums_stride, fresh, 0, 0)  # fmt: skip
-            done += 2
+        while rows < 4 and done + few <= tiles:
+            accumulate(number, 3, few, few_ask, rows, a, a_stride, weights + done * tile, line,
+                       tile, depth, sums + 64 * done, sums_stride, fresh, ahead, line)  # fmt: skip
+            done += few
         blocks = (rows + most - 1) // most
         reach = depth // per_line * line
         jump = width * tile if reach + tail >= tile else reach  # to what comes after these lines
+        once = ahead if ahead else jump if jump <= _FAR else _SOON
         while done < tiles:
             here = min(width, tiles - done)
             at, to = weights + done * tile, sums + 64 * done
@@ -211,15 +222,15 @@ def make_multiply(variant: str, kind: str = "f32") -> Any:
                 count = rows * (block + 1) // blocks - first
                 row, place = a + first * a_stride, to + first * sums_stride
                 # the rows together ask for the lines that follow, each block for its share
-                ahead, pace = jump + reach * block // blocks, line // blocks
-                if blocks == 1:  # a line passes once, and the next is wanted at once
-                    ahead, pace = _SOON, line
+                soon, pace = jump + reach * block // blocks, line // blocks
+                if blocks == 1:
+                    soon, pace = once, line
                 if here == width:
-                    accumulate(number, most, width, count, row, a_stride, at, line, tile, depth,
-                               place, sums_stride, fresh, ahead, pace)  # fmt: skip
+                    accumulate(number, most, width, 1, count, row, a_stride, at, line, tile, depth,
+                               place, sums_stride, fresh, soon, pace)  # fmt: skip
                 else:
-                    accumulate(number, most, 1, count, row, a_stride, at, line, tile, depth, place,
-                               sums_stride, fresh, ahead, pace)  # fmt: skip
+                    accumulate(number, most, 1, 1, count, row, a_stride, at, line, tile, depth,
+                               place, sums_stride, fresh, soon, pace)  # fmt: skip
             done += here
 
     return multiply
@@ -275,7 +286,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                 row, stride = scratch + _CODES, codes_stride
                 reach = (depth + per_line - 1) // per_line * per_line
             part_depth = at_once if count > most else reach + 1
-            group = 4 if count == 1 else 2
+            group = 4 if count < 4 else 2
             for t in range(0, tiles, group):
                 here, here_at = min(group, tiles - t), weights + t * tile
                 step = here if count < 4 else width

@@ -141,9 +141,9 @@ def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
     return types.void(types.int64), codegen
 
 
-def emit_prefetch(b: Any, address: Any) -> None:
-    """Emit a request for the cache line of an address."""
-    flags = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep close, data
+def emit_prefetch(b: Any, address: Any, cache: int = 1) -> None:
+    """Emit a request for the cache line of an address, into the L1 or the L2 cache."""
+    flags = [ir.Constant(_I32, value) for value in (0, 4 - cache, 1)]  # read, how close, data
     call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, address, _I8), *flags)
 
 

@@ -25,6 +25,8 @@ GROUP = 16
 """Blocks of a group, as in ``decoder_reference.BLOCK_GROUP``."""
 QUERIES = 24
 """Queries whose scores are kept at a time."""
+_AHEAD = 8192
+"""Bytes that keys and values are asked for ahead."""
 _HIDDEN = np.float32(-np.inf)
 _TILE = np.int64(1)  # no literal: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
@@ -61,7 +63,7 @@ def make_attend(variant: str, size: int) -> Any:
     scratch : address
         ``scratch_bytes``.
     """
-    multiply = make_multiply(variant, "f32" if size == 4 else "halves")
+    multiply = make_multiply(variant, "f32" if size == 4 else "halves", _AHEAD)
     line_bytes = np.int64(16 * size)
 
     @linked
