@@ -520,9 +520,11 @@ class Session:
             if inside is None:
                 lease.check()
 
-        run = generation.stream if stream else generation.complete
         with generation.naming(lease.model):
-            return run(generator, prompt, prepared, check)
+            if stream:
+                pieces = generation.stream(generator, prompt, prepared, check)
+                return generation.NamedPieces(pieces, lease.model)
+            return generation.complete(generator, prompt, prepared, check)
 
     def close(self) -> None:
         """Roll back what is open and let go of the environment."""

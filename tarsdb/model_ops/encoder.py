@@ -153,7 +153,8 @@ class Encoder:
         progress : callable, optional
             Called on this thread with (texts done, texts in all).
         interrupted : callable, optional
-            Asked between panels of a few hundred tokens; InterruptError when it says yes.
+            Asked between panels of a few hundred tokens, and while texts are tokenised;
+            InterruptError when it says yes.
 
         Returns
         -------
@@ -239,7 +240,8 @@ class Encoder:
         self, batch: _Batch, start: int, threads: int, watch: Watch, figures: EncodeFigures
     ) -> None:
         began = time.perf_counter()
-        tokens = self._tokens(batch.unique[start : start + _WINDOW])
+        texts = batch.unique[start : start + _WINDOW]
+        tokens = self._tokens(texts, lambda: watch.check(watch.done))
         self._check(tokens, batch, start)
         lengths = tokens.offsets[1:] - tokens.offsets[:-1]
         figures.tokenized(lengths, time.perf_counter() - began)
@@ -256,13 +258,13 @@ class Encoder:
         figures.waited(run_panels(panels, work, threads, lambda done: watch.check(before + done)))
         watch.check(before + int(repeats[: len(lengths)].sum()))
 
-    def _tokens(self, texts: list[Text]) -> TokenizedTexts:
+    def _tokens(self, texts: list[Text], check: Callable[[], None]) -> TokenizedTexts:
         pairs = [text for text in texts if isinstance(text, tuple)]
         if not pairs:
-            return self._tokenizer.encode([text for text in texts if isinstance(text, str)])
+            return self._tokenizer.encode([text for text in texts if isinstance(text, str)], check)
         if len(pairs) < len(texts):
             raise DataError("texts and pairs of texts cannot be mixed in one call")
-        tokens = self._tokenizer.encode_pairs(pairs)
+        tokens = self._tokenizer.encode_pairs(pairs, check)
         # RoBERTa's kind knows one type or none and is never told them
         return tokens if self._spec.token_types > 1 else replace(tokens, types=None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ MAX_TOKENIZER_BYTES = 256 << 20
 # A text is tokenised in full up to this many characters per token it may have; of a longer one
 # the beginning is enough, unless it makes too few tokens.
 _CHARACTERS_PER_TOKEN = 32
+CHARACTERS_AT_A_TIME = 1 << 18
+"""What the library is given in one call, which nothing can stop, unless one text is longer."""
 _CUT_MARGIN = 256  # tokens at a cut that a longer text could still have changed
 
 
@@ -67,16 +69,20 @@ class TextTokenizer:
         self._tokenizer = load_tokenizer(data)
         self._suffix = self._special_suffix()
 
-    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
+    def encode(
+        self, texts: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> TokenizedTexts:
         """Tokenise texts, special tokens included, each cut to ``max_length``.
 
         A cut text keeps its first tokens and the special tokens at its end, as Hugging Face's
-        truncation does. DataError when a text is no valid Unicode.
+        truncation does. ``check`` is called between texts now and then, and may raise. DataError
+        when a text is no valid Unicode.
         """
         prepared = [self._prepare(text) for text in texts]
-        rows = self._ids([self._shorten(text) for text in prepared])
+        rows = self._ids([self._shorten(text) for text in prepared], check)
         for row, text in enumerate(prepared):
             if len(text) > self._enough and len(rows[row]) <= self.max_length + _CUT_MARGIN:
+                check()
                 rows[row] = self._long_ids(text)
         found = [len(ids) for ids in rows]
         for row, count in enumerate(found):
@@ -85,14 +91,17 @@ class TextTokenizer:
                 rows[row] = ids[: self.max_length - self._suffix] + ids[count - self._suffix :]
         return _packed(rows, found)
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> TokenizedTexts:
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], check: Callable[[], None] = lambda: None
+    ) -> TokenizedTexts:
         """Tokenise pairs the way the model's template joins them, e.g. [CLS] a [SEP] b [SEP].
 
         A pair of more than ``max_length`` tokens loses the last tokens of its longer text first, as
-        Hugging Face's ``longest_first``. DataError when a text is no valid Unicode.
+        Hugging Face's ``longest_first``. ``check`` is called as by :meth:`encode`. DataError when a
+        text is no valid Unicode.
         """
         distinct = {text: number for number, text in enumerate(dict.fromkeys(chain(*pairs)))}
-        pieces = self._pieces([self._prepare(text) for text in distinct])
+        pieces = self._pieces([self._prepare(text) for text in distinct], check)
         room = self.max_length - self._tokenizer.num_special_tokens_to_add(is_pair=True)
         rows, types, found = [], [], []
         for pair in pairs:
@@ -160,24 +169,31 @@ class TextTokenizer:
             if size >= len(text) or len(ids) > self.max_length + _CUT_MARGIN:
                 return ids
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._encodings(texts)]
+    def _ids(self, texts: list[str], check: Callable[[], None] = lambda: None) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encodings(texts, check)]
 
-    def _pieces(self, texts: list[str]) -> list[tokenizers.Encoding]:
+    def _pieces(self, texts: list[str], check: Callable[[], None]) -> list[tokenizers.Encoding]:
         """Encode texts without special tokens; of a very long one only the beginning if it can."""
-        found = self._encodings([self._shorten(text) for text in texts], special=False)
+        found = self._encodings([self._shorten(text) for text in texts], check, special=False)
         for row, text in enumerate(texts):
             if len(text) > self._enough and len(found[row]) <= self.max_length + _CUT_MARGIN:
+                check()
                 found[row] = self._encodings([text], special=False)[0]
         return found
 
     def _encodings(
-        self, texts: list[str], *, special: bool = True, places: bool = False
-    ) -> list[tokenizers.Encoding]:
+        self, texts: list[str], check: Callable[[], None] = lambda: None, *, special: bool = True,
+        places: bool = False,
+    ) -> list[tokenizers.Encoding]:  # fmt: skip
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if places else tokenizer.encode_batch_fast
-        with tokenizing():
-            return encode(texts, add_special_tokens=special)
+        found: list[tokenizers.Encoding] = []
+        for some in _batches(texts):
+            if found:
+                check()
+            with tokenizing():
+                found += encode(some, add_special_tokens=special)
+        return found
 
     def _special_suffix(self) -> int:
         """Count the special tokens that end every text, e.g. 1 for BERT's [SEP]."""
@@ -193,6 +209,19 @@ class TextTokenizer:
         while common < len(empty.ids) and empty.ids[common] == some.ids[common]:
             common += 1
         return len(empty.ids) - common
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """Yield some texts at a time, about as many as the library is given at once."""
+    if len(texts) == 1:
+        yield texts
+        return
+    start = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text)
+        if size >= CHARACTERS_AT_A_TIME or end == len(texts):
+            yield texts[start:end]
+            start, size = end, 0
 
 
 def _packed(

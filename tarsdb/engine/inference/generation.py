@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tarsdb.engine.inference.model_functions import Request, Values
     from tarsdb.model_ops.generation.generation_options import GenerationOptions
     from tarsdb.model_ops.generation.generator import Generator, TextIterator
+    from tarsdb.model_ops.generation.request import Completion
 
 
 class Lease:
@@ -69,6 +70,26 @@ def naming(model: ModelDef | None) -> Iterator[None]:
         if model is None or f"model {model.name}" in error.message:
             raise
         raise type(error)(f"model {model.name}: {error.message}", hint=error.hint) from error
+
+
+class NamedPieces(Iterator[str]):
+    """The pieces of a model's text as they come; errors that end it name the model."""
+
+    def __init__(self, pieces: TextIterator, model: ModelDef) -> None:
+        self._pieces, self._model = pieces, model
+
+    def __next__(self) -> str:
+        with naming(self._model):
+            return next(self._pieces)
+
+    @property
+    def completion(self) -> Completion | None:
+        """What the whole text came to; None before its end."""
+        return self._pieces.completion
+
+    def close(self) -> None:
+        """Give the text up."""
+        self._pieces.close()
 
 
 def open_model(

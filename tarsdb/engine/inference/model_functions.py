@@ -6,7 +6,7 @@ with those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from tarsdb.engine.inference import generation, shared_batches
 from tarsdb.engine.inference.loaded_models import model_threads
 from tarsdb.errors import BindError
 from tarsdb.records import dataclass
+
+_CHARACTERS = 1 << 17  # taken apart between two looks whether to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,17 @@ def _texts(request: Request) -> list[Any]:
     return [item[0] if len(item) == 1 else item for item in request.items]
 
 
+def _single(request: Request) -> Iterator[str]:
+    """Yield the texts of a function that computes them one by one, and lets itself be stopped."""
+    characters = 0
+    for (text,) in request.items:
+        if characters >= _CHARACTERS:
+            request.check()
+            characters = 0
+        characters += len(text)
+        yield text
+
+
 def embed(request: Request) -> Values:
     """Return the texts' vectors, cut to ``dimensions`` where asked."""
     kind, dimensions = request.options.get("kind"), request.options.get("dimensions")
@@ -115,7 +128,7 @@ def predict(request: Request) -> Values:
 
 def tokenize(request: Request) -> Values:
     """Return each text's token ids, special tokens included, nothing cut."""
-    return [request.model.tokenizer.tokens(text) for (text,) in request.items]
+    return [request.model.tokenizer.tokens(text) for text in _single(request)]
 
 
 def chunk(request: Request) -> Values:
@@ -126,9 +139,9 @@ def chunk(request: Request) -> Values:
     if "size" not in options:
         raise BindError("chunk: the size is missing", "write chunk(text, size, overlap)")
     if request.model is None:
-        return [chunk_text(text, **options) for (text,) in request.items]
+        return [chunk_text(text, **options) for text in _single(request)]
     tokenizer = request.model.tokenizer
-    return [chunk_tokens(tokenizer, text, **options) for (text,) in request.items]
+    return [chunk_tokens(tokenizer, text, **options) for text in _single(request)]
 
 
 KEPT = frozenset({"embed", "classify", "score", "rerank", "predict", "generate"})

@@ -195,10 +195,7 @@ class ContinuousBatch:
         """Take out what has ended, is no longer wanted or comes too late."""
         for sequence in self.scheduler.expired(time.monotonic()):
             request = self._requests[id(sequence)]
-            waited = time.monotonic() - request.submitted
-            request.error = StatementTimeoutError(
-                f"generate: a text was not finished after {waited:.1f} s, its timeout"
-            )
+            request.error = timed_out(time.monotonic() - request.submitted)
         for key, request in list(self._requests.items()):
             if request.finished:
                 del self._requests[key]
@@ -220,6 +217,13 @@ class ContinuousBatch:
                 METRICS.add("generate.prompt_tokens", sequence.prompt_length)
                 METRICS.add("generate.cached_tokens", sequence.cached)
                 METRICS.add("generate.queue_seconds", now - seconds - request.submitted)
+
+
+def timed_out(waited: float) -> StatementTimeoutError:
+    """Return the error of a text that takes longer than its ``timeout``, seconds so far."""
+    return StatementTimeoutError(
+        f"generate: a text was not finished after {waited:.1f} s, its timeout"
+    )
 
 
 def _draft_together(batch: DraftBatch, requests: Sequence[Request]) -> None:

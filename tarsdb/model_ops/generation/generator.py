@@ -24,7 +24,7 @@ from tarsdb.model_ops.decoder import Decoder
 from tarsdb.model_ops.decoder_forward import Adapter
 from tarsdb.model_ops.generation import scheduler
 from tarsdb.model_ops.generation.constraint import ConstraintCompiler
-from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch
+from tarsdb.model_ops.generation.continuous_batch import ContinuousBatch, timed_out
 from tarsdb.model_ops.generation.draft_model import DraftBatch, DraftModel
 from tarsdb.model_ops.generation.generation_options import GenerationOptions
 from tarsdb.model_ops.generation.prompt_lookup import PromptLookup
@@ -146,8 +146,8 @@ class Generator:
         prompts : sequence of str or of messages
         options : GenerationOptions
         check : callable
-            Called between steps and while a chat template works; what it raises ends this call
-            and nobody else's.
+            Called between steps and while prompts are made of chat templates and tokenised; what
+            it raises ends this call and nobody else's.
         progress : callable, optional
             Takes how many texts are finished and how many there are.
 
@@ -207,9 +207,16 @@ class Generator:
         check: Callable[[], None],
     ) -> list[Request]:
         spec = self.decoder.spec
-        deadline = math.inf if options.timeout is None else time.monotonic() + options.timeout
+        began = time.monotonic()
+        deadline = math.inf if options.timeout is None else began + options.timeout
+
+        def in_time() -> None:
+            check()
+            if (now := time.monotonic()) > deadline:
+                raise timed_out(now - began)
+
         requests = []
-        for number, tokens in enumerate(self.prompts.encode(prompts, options, check)):
+        for number, tokens in enumerate(self.prompts.encode(prompts, options, in_time)):
             length = min(len(tokens) + options.sampling.max_tokens, spec.max_positions)
             _check_length(number, len(tokens), length, spec.max_positions, batch)
             sequence = scheduler.Sequence(

@@ -64,7 +64,7 @@ class PromptTokenizer:
         """Return the tokens of each prompt.
 
         A prompt is a text, or messages: dicts of ``role`` and ``content``. ``check`` is called
-        while a chat template works; what it raises ends that.
+        while a chat template works and before each text; what it raises ends that.
 
         Raises
         ------
@@ -110,18 +110,18 @@ class PromptTokenizer:
         if not chat:
             if options.system is not None or not isinstance(prompt, str):
                 raise ModelError("generate: messages and a system text cannot go with chat false")
+            check()
             return self._ids(prompt, parse=options.special_tokens, whole=True)
         if self.template is None:
             raise ModelError(
                 "generate: messages, system and chat need a chat template, the model has none",
                 hint="give the whole prompt as one text",
             )
-        pieces = self.template.render(_messages(prompt, options), check)
-        return [
-            token
-            for text, plain in pieces
-            for token in self._ids(text, parse=options.special_tokens or not plain, whole=False)
-        ]
+        ids: list[int] = []
+        for text, plain in self.template.render(_messages(prompt, options), check):
+            check()
+            ids += self._ids(text, parse=options.special_tokens or not plain, whole=False)
+        return ids
 
     def _ids(self, text: Any, *, parse: bool, whole: bool) -> list[int]:
         """Tokenise a text; a ``whole`` prompt gets the tokens that begin every text."""

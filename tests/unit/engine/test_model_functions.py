@@ -13,16 +13,19 @@ import pytest
 import safetensors.numpy
 
 import tarsdb
+from tarsdb.engine.inference import model_functions
 from tarsdb.engine.inference.models import FUNCTIONS
 from tarsdb.errors import (
     BindError,
     CatalogError,
     DataError,
+    InterruptError,
     ModelError,
     ModelFormatError,
     NotSupportedError,
 )
 from tarsdb.model_ops import Classifier, read_model_directory
+from tarsdb.model_ops.tokenizer import TextTokenizer
 from tarsdb.storage import Environment
 from tests.golden.models.tiny_heads import HEADS, head_tensors, words_tokenizer
 from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
@@ -439,3 +442,21 @@ def test_a_tokenizer_of_another_model(db: tarsdb.Connection, folder: pathlib.Pat
         ModelFormatError, match=r"tokenizer\.json made token 80, the model knows 50"
     ):
         column(db, "SELECT classify('other', 'w80')")
+
+
+@pytest.mark.parametrize("call", ["tokenize('vectors', body)", "chunk('vectors', body, size => 2)"])
+def test_texts_taken_apart_one_by_one_can_be_stopped_between_them(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    encodings, asked = TextTokenizer._encodings, []
+
+    def interrupting(self: TextTokenizer, texts: list[str], *more: Any, **options: Any) -> Any:
+        asked.append(texts)
+        db.interrupt()
+        return encodings(self, texts, *more, **options)
+
+    monkeypatch.setattr(TextTokenizer, "_encodings", interrupting)
+    monkeypatch.setattr(model_functions, "_CHARACTERS", 1)
+    with pytest.raises(InterruptError):
+        db.execute(f"SELECT {call} FROM docs").fetchall()
+    assert len(asked) == 1

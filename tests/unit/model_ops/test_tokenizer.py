@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tarsdb.errors import DataError, ModelFormatError
+from tarsdb.errors import DataError, InterruptError, ModelFormatError
+from tarsdb.model_ops import Encoder, tokenizer
 from tarsdb.model_ops.tokenizer import TextTokenizer
 from tests.golden.models.varied_texts import varied_texts
 from tests.unit.model_ops.conftest import tokenizer_json
@@ -87,3 +88,39 @@ def test_what_is_no_text_is_refused(text: Any) -> None:
 def test_unusable_files(data: bytes) -> None:
     with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
         TextTokenizer(data, 16)
+
+
+def test_a_batch_is_given_in_parts_and_can_be_stopped_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, texts = TextTokenizer(tokenizer_json().encode(), 5000), varied_texts(120)
+    pairs, asked = list(zip(texts, reversed(texts), strict=True)), []
+    whole = [tokens.tolist() for tokens in (ours.encode(texts).ids, ours.encode_pairs(pairs).ids)]
+    ours.encode(texts, lambda: asked.append(1))
+    assert not asked  # they are given at once
+    monkeypatch.setattr(tokenizer, "CHARACTERS_AT_A_TIME", 200)
+    cut = ours.encode(texts, lambda: asked.append(1)).ids.tolist()
+    assert len(asked) > 5
+    assert whole == [cut, ours.encode_pairs(pairs, lambda: asked.append(2)).ids.tolist()]
+    assert asked.count(2) > 5
+
+    def stop() -> None:
+        raise InterruptError("enough")
+
+    with pytest.raises(InterruptError, match="enough"):
+        ours.encode(texts, stop)
+    assert rows(ours, []) == []
+
+
+def test_encoding_can_be_stopped_before_all_is_tokenised(
+    tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, given = varied_texts(120), []
+    encode = tiny_encoder.tokenizer._tokenizer.encode_batch_fast
+    stand_in: Any = type("Library", (), {})()
+    stand_in.encode_batch_fast = lambda some, **options: given.append(some) or encode(some)
+    monkeypatch.setattr(tiny_encoder.tokenizer, "_tokenizer", stand_in)
+    monkeypatch.setattr(tokenizer, "CHARACTERS_AT_A_TIME", 200)
+    with pytest.raises(InterruptError, match="after 0 of 120 texts"):
+        tiny_encoder.encode(texts, interrupted=lambda: len(given) >= 2)
+    assert len(given) == 2

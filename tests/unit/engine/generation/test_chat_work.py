@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 import tarsdb
 from tarsdb.errors import InterruptError, ModelError, StatementTimeoutError
+from tarsdb.model_ops import Decoder
 from tarsdb.model_ops.generation import template_work
 from tests.golden.models.tiny_decoders import write_tiny_decoder
 
@@ -52,3 +54,30 @@ def test_statement_timeout_and_interrupt_are_asked_in_a_template(db: tarsdb.Conn
         with pytest.raises(InterruptError):
             call()
         timer.join()
+
+
+def test_a_timeout_of_the_call_is_asked_in_a_template(db: tarsdb.Connection) -> None:
+    for call in (
+        lambda: db.generate("endless", "Hi", timeout=0.05),
+        lambda: db.generate("endless", "Hi", timeout=0.05, stream=True),
+        lambda: db.execute(SQL.replace("max", "timeout => 0.05, max")).fetchall(),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StatementTimeoutError, match=r"not finished after 0\.\d s, its timeout"):
+            call()
+        assert time.monotonic() - began < 5
+
+
+def test_a_stream_that_fails_names_the_model(
+    db: tarsdb.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*of_step: object) -> None:
+        raise ValueError("broken")
+
+    stream = db.generate("endless", "Hi", chat=False, stream=True, speculate=False)
+    next(stream)
+    monkeypatch.setattr(Decoder, "step", fail)
+    with pytest.raises(ModelError, match=r"^model endless: generate: a step failed: ValueError"):
+        list(stream)
+    assert stream.completion is None
+    stream.close()
