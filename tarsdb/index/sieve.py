@@ -68,7 +68,7 @@ HUGE = 1e36
 GROUP = 32
 """Queries that go to the kernel of many at once, in multiples."""
 _TILE, _LINES, _ENTRY = 16, 7, 7  # as in kernels/cpu; a test compares
-_SCRATCH, _SCRATCH_MANY = 134_912, 5952
+_SCRATCH, _SCRATCH_MANY = 134_912, 9664
 _EACH = 596  # bytes of a query among many, besides an eighth of its head
 _SCRATCH_ONE = _SCRATCH + 3 * 64  # coded_nearest's, before the coded query
 _NUMBERS, _WORK = 10, 56

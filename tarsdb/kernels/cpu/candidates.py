@@ -116,6 +116,14 @@ def passing(typingctx, prepared, dots, query, pitch, out):  # type: ignore[no-un
 
 
 @linked
+def half_width(number, pitch, here):  # type: ignore[no-untyped-def]
+    """Return how wide a query's bounds of a row are on either side, but for the residual."""
+    half = read_real(number + pitch, 0) * read_real(here, NORM * TILE)
+    half += read_real(number + 3 * pitch, 0) * read_real(here, SQUARE * TILE)
+    return half + read_real(number + 4 * pitch, 0)
+
+
+@linked
 def offer(heap, size, k, value):  # type: ignore[no-untyped-def]
     """Offer an upper bound to the max-heap of the k smallest; returns the heap's size."""
     if size < k:

@@ -23,12 +23,14 @@ from numba.extending import intrinsic
 from tarsdb.kernels.cpu.candidates import (
     BASE,
     CONSTANTS,
+    CORRECTION,
     ENTRY,
     HEAD_CORRECTION,
     LIMIT,
     NEVER,
     NORM,
     PREPARED,
+    RESIDUAL,
     SCALE,
     SQUARE,
     TAIL,
@@ -36,12 +38,12 @@ from tarsdb.kernels.cpu.candidates import (
     emit_correction,
     emit_of_tail,
     finish,
+    half_width,
     is_live,
     keep,
-    passing,
     prepare,
 )
-from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles, rest_dot
+from tarsdb.kernels.cpu.coded import SIEVE_SIGNATURE, VNNI, dpbusd, nibbles
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
 from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
@@ -59,11 +61,12 @@ __all__ = ["AMX", "GROUP", "SCRATCH", "SIEVE_SIGNATURE", "make_sieve_many"]
 AMX = "amx"
 GROUP = 32  # queries are given in multiples of it; tile registers take as many at once
 AT_ONCE = 8  # queries that vector registers take at once
+TURN = 64  # queries whose marks are made before the first of them is looked at
 _HALF = PREPARED + 64  # bytes of a tile's prepared constants and their maxima
 _LIMITS = 2 * _HALF  # places in the scratch memory
-_SHAPES, _BOUNDS, _HITS = _LIMITS + 128, _LIMITS + 192, _LIMITS + 320
-_DOTS = _HITS + 16 * GROUP
-SCRATCH = _DOTS + 4 * GROUP * 2 * TILE
+_SHAPES, _MASKS = _LIMITS + 128, _LIMITS + 192
+_DOTS = _MASKS + 4 * TURN
+SCRATCH = _DOTS + 4 * TURN * 2 * TILE
 """Bytes of scratch memory before the codes of two tiles."""
 
 _FLOAT = ir.FloatType()
@@ -171,86 +174,68 @@ def _emit_limits(b: Any, prepared: Any, numbers: Any, pitch: Any, count: int, li
         store(b, b.fadd(b.fadd(limit, half), more), limits, start)
 
 
-class _Marks:
-    """Emits the test of two tiles' products against a query's limit, and the list of marks.
+class _Rows:
+    """Emits the test of two tiles' products, less that of zero, against a query's limit."""
 
-    Pairs of a query's number and its 32 bits, int64, go to ``hits``.
-    """
-
-    def __init__(self, b: Any, prepared: Any, hits: Any) -> None:
-        self.b, self.hits = b, hits
-        self.rows = [
+    def __init__(self, b: Any, prepared: Any) -> None:
+        self.b = b
+        self.lines = [
             [load(b, prepared, _F16, tile * _HALF + 64 * line) for line in (SCALE, BASE, TAIL)]
             for tile in range(2)
         ]
-        self.found = cgutils.alloca_once_value(b, ir.Constant(_I64, 0))
-        b.store(ir.Constant(_I64, 0), self.found)
 
-    def within(self, dot: Any, tile: int, query: tuple[Any, Any, Any]) -> Any:
-        """Return which rows of a tile are within the limit, by their corrected products.
+    def mark(self, dots: list[Any], query: tuple[Any, Any, Any], out: Any, offset: int) -> None:
+        """Write a bit for each row within the limit, 32 of them.
 
         ``query`` is its factors of product and tail, and its limit.
         """
-        b, (scale, base, tail), (of_dot, of_tail, limit) = self.b, self.rows[tile], query
-        nearest = fma(b, b.fneg(of_tail), tail, base)
-        low = fma(b, b.fneg(of_dot), b.fmul(scale, b.sitofp(dot, _F16)), nearest)
-        return b.fcmp_unordered("<=", low, limit)
-
-    def add(self, query: Any, masks: list[Any]) -> None:
-        """List a query if any of its rows is marked, without a branch."""
-        b = self.b
-        low, high = (b.zext(b.bitcast(mask, _I16), _I64) for mask in masks)
-        marked = b.or_(low, b.shl(high, ir.Constant(_I64, 16)))
-        count = b.load(self.found)
-        place = b.add(self.hits, b.shl(count, ir.Constant(_I64, 4)))
-        store(b, query, place)
-        store(b, marked, place, 8)
-        any_ = b.zext(b.icmp_unsigned("!=", marked, ir.Constant(_I64, 0)), _I64)
-        b.store(b.add(count, any_), self.found)
+        b, (of_dot, of_tail, limit) = self.b, query
+        for tile, (dot, (scale, base, tail)) in enumerate(zip(dots, self.lines, strict=True)):
+            nearest = fma(b, b.fneg(of_tail), tail, base)
+            low = fma(b, b.fneg(of_dot), b.fmul(scale, b.sitofp(dot, _F16)), nearest)
+            within = b.fcmp_unordered("<=", low, limit)
+            store(b, b.bitcast(within, _I16), out, offset + 2 * tile)
 
 
 @intrinsic
-def _screen(typingctx, prepared, dots, numbers, pitch, limits, hits):  # type: ignore[no-untyped-def]
-    """Mark what may pass among two tiles and 32 queries; returns how many queries are marked."""
+def _screen(typingctx, prepared, dots, numbers, pitch, limits, masks):  # type: ignore[no-untyped-def]
+    """Mark what may pass among two tiles and 32 queries, and take that of zero from products."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        prepared, dots, numbers, pitch, limits, hits = args
+        prepared, dots, numbers, pitch, limits, masks = args
         _emit_limits(b, prepared, numbers, pitch, GROUP, limits)
-        marks = _Marks(b, prepared, hits)
-        with cgutils.for_range(b, ir.Constant(_I64, GROUP // 4)) as loop:
-            for step in range(4):
-                query = b.add(b.shl(loop.index, ir.Constant(_I64, 2)), ir.Constant(_I64, step))
-                at = b.shl(query, ir.Constant(_I64, 2))
-                of_dot = splat(b, load(b, b.add(numbers, at), _FLOAT))
-                of_tail = emit_of_tail(b, b.add(numbers, at), pitch)
-                correction = emit_correction(b, b.add(numbers, at), pitch, HEAD_CORRECTION)
-                own = of_dot, of_tail, splat(b, load(b, b.add(limits, at), _FLOAT))
-                line = b.add(dots, b.shl(query, ir.Constant(_I64, 7)))
-                marks.add(query, [
-                    marks.within(b.sub(load(b, line, _W16, 64 * tile), correction), tile, own)
-                    for tile in range(2)
-                ])  # fmt: skip
-        return b.load(marks.found)
+        rows = _Rows(b, prepared)
+        with cgutils.for_range(b, ir.Constant(_I64, GROUP)) as loop:
+            at = b.shl(loop.index, ir.Constant(_I64, 2))
+            query, line = b.add(numbers, at), b.add(dots, b.shl(loop.index, ir.Constant(_I64, 7)))
+            correction = emit_correction(b, query, pitch, HEAD_CORRECTION)
+            limit = splat(b, load(b, b.add(limits, at), _FLOAT))
+            own = splat(b, load(b, query, _FLOAT)), emit_of_tail(b, query, pitch), limit
+            pair = [b.sub(load(b, line, _W16, 64 * tile), correction) for tile in range(2)]
+            for tile, each in enumerate(pair):
+                store(b, each, line, 64 * tile)
+            rows.mark(pair, own, b.add(masks, at), 0)
+        return context.get_dummy_value()
 
-    return types.int64(*[types.int64] * 6), codegen
+    return types.void(*[types.int64] * 6), codegen
 
 
 @intrinsic
-def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limits, hits):  # type: ignore[no-untyped-def]
-    """Mark what may pass among two tiles and eight queries; returns how many are marked.
+def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limits, masks):  # type: ignore[no-untyped-def]
+    """Mark what may pass among two tiles and eight queries.
 
-    The second tile follows the first. Inner products, int32 (8, 32), go to ``dots`` if any is.
+    The second tile follows the first. Inner products less that of zero, int32 (8, 32), go to
+    ``dots``.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        first, queries, head, prepared, numbers, pitch, dots, limits, hits = args
+        first, queries, head, prepared, numbers, pitch, dots, limits, masks = args
         second = b.add(first, b.shl(head, ir.Constant(_I64, 4)))
         at = [b.add(numbers, ir.Constant(_I64, 4 * j)) for j in range(AT_ONCE)]
-        corrections = [emit_correction(b, each, pitch, HEAD_CORRECTION) for each in at]
         sums = [[cgutils.alloca_once(b, _W16) for _ in range(2)] for _ in range(AT_ONCE)]
-        for correction, pair in zip(corrections, sums, strict=True):
+        for query, pair in zip(at, sums, strict=True):
             for each in pair:
-                b.store(b.neg(correction), each)
+                b.store(b.neg(emit_correction(b, query, pitch, HEAD_CORRECTION)), each)
         with cgutils.for_range(b, b.lshr(head, ir.Constant(_I64, 6))) as loop:
             down = b.shl(loop.index, ir.Constant(_I64, 10))
             tiles, query = [b.add(each, down) for each in (first, second)], b.add(queries, down)
@@ -261,25 +246,29 @@ def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limit
                     for code, each in zip(codes, pair, strict=True):
                         b.store(dpbusd(b, b.load(each), code, word), each)
         _emit_limits(b, prepared, numbers, pitch, AT_ONCE, limits)
-        marks = _Marks(b, prepared, hits)
-        masks = []
+        rows = _Rows(b, prepared)
         for j, pair in enumerate(sums):
             limit = splat(b, load(b, limits, _FLOAT, 4 * j))
             own = splat(b, load(b, at[j], _FLOAT)), emit_of_tail(b, at[j], pitch), limit
-            masks.append([marks.within(b.load(each), tile, own) for tile, each in enumerate(pair)])
-        every = masks[0][0]
-        for mask in (mask for pair in masks for mask in pair):
-            every = b.or_(every, mask)
-        some = b.icmp_unsigned("!=", b.bitcast(every, _I16), ir.Constant(_I16, 0))
-        with b.if_then(some, likely=False):
-            for j, pair in enumerate(sums):
-                for tile, each in enumerate(pair):
-                    whole = b.add(b.load(each), corrections[j])
-                    store(b, whole, dots, 128 * j + 64 * tile)
-                marks.add(ir.Constant(_I64, j), masks[j])
-        return b.load(marks.found)
+            done = [b.load(each) for each in pair]
+            rows.mark(done, own, masks, 4 * j)
+            for tile, each in enumerate(done):
+                store(b, each, dots, 128 * j + 64 * tile)
+        return context.get_dummy_value()
 
-    return types.int64(*[types.int64] * 9), codegen
+    return types.void(*[types.int64] * 9), codegen
+
+
+@intrinsic
+def _marked(typingctx, masks):  # type: ignore[no-untyped-def]
+    """Return a bit for each of 64 queries of which a row is marked."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_I32, TURN)
+        some = b.icmp_unsigned("!=", load(b, args[0], kind), ir.Constant(kind, None))
+        return b.bitcast(some, _I64)
+
+    return types.int64(types.int64), codegen
 
 
 # --- the sieve -------------------------------------------------------------------------------
@@ -287,20 +276,22 @@ def _mark(typingctx, first, queries, head, prepared, numbers, pitch, dots, limit
 
 @linked
 def _by_tile_registers(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
-    """Mark what may pass among two tiles and the next 32 queries; returns how many are marked."""
-    dots = scratch + _DOTS
+    """Mark what may pass among two tiles and the next 32 queries."""
+    turn = done % TURN
+    dots = scratch + _DOTS + 128 * turn
     multiply_tiles("codes", 2, 2, queries + done * padded, np.int64(64), np.int64(1024),
                    TILE * padded, codes, TILE * head, head // 64, dots, np.int64(128),
                    np.int64(1))  # fmt: skip
-    return _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS, scratch + _HITS)
+    _screen(scratch, dots, numbers + 4 * done, pitch, scratch + _LIMITS,
+            scratch + _MASKS + 4 * turn)  # fmt: skip
 
 
 @linked
 def _by_vectors(codes, queries, done, padded, head, numbers, pitch, scratch):  # type: ignore[no-untyped-def]
     """Mark what may pass among two tiles and the next eight queries."""
-    laid = queries + done // TILE * TILE * padded + done % TILE * 64
-    return _mark(codes, laid, head, scratch, numbers + 4 * done, pitch, scratch + _DOTS,
-                 scratch + _LIMITS, scratch + _HITS)  # fmt: skip
+    laid, turn = queries + done // TILE * TILE * padded + done % TILE * 64, done % TURN
+    _mark(codes, laid, head, scratch, numbers + 4 * done, pitch, scratch + _DOTS + 128 * turn,
+          scratch + _LIMITS, scratch + _MASKS + 4 * turn)  # fmt: skip
 
 
 def make_sieve_many(variant: str) -> Any:
@@ -329,42 +320,76 @@ def make_sieve_many(variant: str) -> Any:
     return sieve_many
 
 
+@intrinsic
+def _rest_dot(typingctx, row, query, count):  # type: ignore[no-untyped-def]
+    """Inner product of the bytes behind a row's head and those of a query, 64 of every 1024."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        row, query, count = args
+        total = cgutils.alloca_once_value(b, ir.Constant(_W16, None))
+        b.store(ir.Constant(_W16, None), total)
+        with cgutils.for_range(b, b.lshr(count, ir.Constant(_I64, 6))) as loop:
+            codes = load(b, b.add(row, b.shl(loop.index, ir.Constant(_I64, 6))), _W16)
+            own = load(b, b.add(query, b.shl(loop.index, ir.Constant(_I64, 10))), _W16)
+            b.store(dpbusd(b, b.load(total), codes, own), total)
+        return b.sext(call(b, "llvm.vector.reduce.add.v16i32", _I32, b.load(total)), _I64)
+
+    return types.int64(*[types.int64] * 3), codegen
+
+
 @linked
-def _add_rests(bits, dots, row, block, queries, q, padded, head):  # type: ignore[no-untyped-def]
-    """Add what is behind the heads to the products of the marked rows of a tile."""
-    left, rows = padded - head, read_long(block, 3)
-    query = queries + q // TILE * TILE * padded + q % TILE * 64 + TILE * head
-    rest = read_long(block, 6) + row * left
+def prefetch_part(block, tile, count, turn, turns, padded, head):  # type: ignore[no-untyped-def]
+    """Ask for one of so many parts of some tiles: of their planes, then of the rest."""
+    tile_bytes, rest_bytes = head * TILE // 2, (padded - head) * TILE
+    plane = count * tile_bytes
+    part = ((2 * plane + count * rest_bytes) // turns + 63) // 64 * 64
+    for offset in range(turn * part, turn * part + part, 64):
+        if offset < plane:
+            prefetch(read_long(block, 0) + tile * tile_bytes + offset)
+        elif offset < 2 * plane:
+            prefetch(read_long(block, 1) + tile * tile_bytes + offset - plane)
+        else:
+            prefetch(read_long(block, 6) + tile * rest_bytes + offset - 2 * plane)
+
+
+@linked
+def _keep_marked(bits, dots, row, block, query, padded, head, number, pitch, k, heap, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+    """Bound the marked rows of two tiles by their whole codes; keep the candidates."""
+    left, limit_at = padded - head, number + LIMIT * pitch
+    behind = read_int(number + CORRECTION * pitch, 0)
+    behind -= read_int(number + HEAD_CORRECTION * pitch, 0)
     while bits:
         lane = lowest_bit(bits)
         bits &= bits - 1
-        if row + lane < rows:
-            more = rest_dot(rest + lane * left, query, left, 64 * TILE)
-            put_int(dots, lane, read_int(dots, lane) + more)
+        if not is_live(row + lane, block):
+            continue
+        dot, here = read_int(dots, lane), scratch + lane // TILE * _HALF + lane % TILE * 4
+        if left > 0:
+            rest = read_long(block, 6) + (row + lane) * left
+            dot += _rest_dot(rest, query + head * TILE, left) - behind
+        slope = read_real(number, 0) * read_real(here, SCALE * TILE)
+        middle = read_real(here, BASE * TILE) - slope * np.float32(dot)
+        half = half_width(number, pitch, here)
+        half += read_real(number + 2 * pitch, 0) * read_real(here, RESIDUAL * TILE)
+        if not middle - half > read_real(limit_at, 0):
+            keep(middle - half, middle + half, read_long(block, 5) + row + lane, limit_at, k, heap,
+                 places, lows, cap, state)  # fmt: skip
 
 
 @linked
-def _keep_marked(marked, row, here, block, queries, done, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
-    """Bound the marked rows one by one and keep the candidates."""
-    hits, bounds, first = scratch + _HITS, scratch + _BOUNDS, read_long(block, 5)
-    for hit in range(marked):
-        at, mask = read_long(hits, 2 * hit), read_long(hits, 2 * hit + 1)
-        q = done + at
-        for tile in range(here):
-            bits, dots = mask >> TILE * tile & 65535, scratch + _DOTS + 128 * at + 64 * tile
-            if bits == 0:
-                continue
-            if padded > head:
-                _add_rests(bits, dots, row + TILE * tile, block, queries, q, padded, head)
-            bits &= passing(scratch + _HALF * tile, dots, numbers + 4 * q, pitch, bounds)
-            while bits:
-                lane = lowest_bit(bits)
-                bits &= bits - 1
-                place = row + TILE * tile + lane
-                if is_live(place, block):
-                    keep(read_real(bounds, lane), read_real(bounds, TILE + lane), first + place,
-                         numbers + LIMIT * pitch + 4 * q, k, heaps + 4 * k * q,
-                         places + 8 * cap * q, lows + 4 * cap * q, cap, state + 16 * q)  # fmt: skip
+def _keep_all(first, row, block, queries, padded, head, numbers, pitch, k, heaps, places, lows, cap, state, scratch):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+    """Keep the candidates among what is marked, of the queries from the first of a turn on."""
+    marked = _marked(scratch + _MASKS)
+    while marked:
+        at = lowest_bit(marked)
+        marked &= marked - 1
+        q = first + at
+        bits = read_int(scratch + _MASKS, at) & 0xFFFFFFFF
+        put_int(scratch + _MASKS, at, 0)  # a last turn may be of fewer queries
+        query = queries + q // TILE * TILE * padded + q % TILE * 64
+        _keep_marked(bits, scratch + _DOTS + 128 * at, row, block, query, padded, head,
+                     numbers + 4 * q, pitch, k, heaps + 4 * k * q, places + 8 * cap * q,
+                     lows + 4 * cap * q, cap, state + 16 * q, scratch)  # fmt: skip
 
 
 def _marking(mark: Any, at_once: int) -> Any:
@@ -378,8 +403,9 @@ def _marking(mark: Any, at_once: int) -> Any:
         asked = count  # without the last ones, which no row can pass
         while asked > 0 and read_real(numbers + LIMIT * pitch, asked - 1) == NEVER:
             asked -= 1
+        for at in range(TURN):
+            put_int(scratch + _MASKS, at, 0)
         turns = (asked + at_once - 1) // at_once
-        part = (4 * tile_bytes // max(1, turns) + 63) // 64 * 64
         for number in range(blocks):
             block = table + ENTRY * number
             tiles = (read_long(block, 3) + TILE - 1) // TILE
@@ -393,16 +419,13 @@ def _marking(mark: Any, at_once: int) -> Any:
                     prepare(metric, constants + this * size, scratch + _HALF * j)
                     _maxima(scratch + _HALF * j)
                 for done in range(0, asked, at_once):
-                    # what comes next, a part at a time, of the one plane and then of the other
-                    ahead = done // at_once * part
-                    for offset in range(ahead, ahead + part, 64):
-                        plane = high if offset < 2 * tile_bytes else low - 2 * tile_bytes
-                        prefetch(plane + (tile + 2) * tile_bytes + offset)
-                    marked = mark(codes, queries, done, padded, head, numbers, pitch, scratch)
-                    if marked:
-                        _keep_marked(marked, tile * TILE, here, block, queries, done, padded, head,
-                                     numbers, pitch, k, heaps, places, lows, cap, state,
-                                     scratch)  # fmt: skip
+                    prefetch_part(block, tile + 2, 2, done // at_once, turns, padded, head)
+                    mark(codes, queries, done, padded, head, numbers, pitch, scratch)
+                    after = done + at_once
+                    if after % TURN == 0 or after >= asked:
+                        _keep_all(done // TURN * TURN, tile * TILE, block, queries, padded, head,
+                                  numbers, pitch, k, heaps, places, lows, cap, state,
+                                  scratch)  # fmt: skip
         finish(numbers + LIMIT * pitch, count, places, lows, cap, state)
         return count
 

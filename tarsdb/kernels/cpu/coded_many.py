@@ -41,17 +41,17 @@ from tarsdb.kernels.cpu.candidates import (
     TAIL,
     TILE,
     finish,
+    half_width,
     is_live,
     keep,
     prepare,
 )
 from tarsdb.kernels.cpu.coded import emit_maddubs, emit_widened, left_of_five, rest_dot
-from tarsdb.kernels.cpu.coded_batch import emit_whole_codes
+from tarsdb.kernels.cpu.coded_batch import emit_whole_codes, prefetch_part
 from tarsdb.kernels.cpu.emit import call, fma, load, splat, store
 from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
     lowest_bit,
-    prefetch,
     put_int,
     put_long,
     put_real,
@@ -264,14 +264,6 @@ def _mark(typingctx, codes, queries, head, centres, numbers, pitch, scratch):  #
 
 
 @linked
-def _half(number, pitch, here):  # type: ignore[no-untyped-def]
-    """Return how wide a query's bounds of a row are on either side, but for the residual."""
-    half = read_real(number + pitch, 0) * read_real(here, NORM * TILE)
-    half += read_real(number + 3 * pitch, 0) * read_real(here, SQUARE * TILE)
-    return half + read_real(number + 4 * pitch, 0)
-
-
-@linked
 def _of_head(dot, row, block, query, head, number, pitch):  # type: ignore[no-untyped-def]
     """Return the product of the whole head, from that of five bits."""
     before = read_int(number + HEAD_CORRECTION * pitch, 0) // _BYTE
@@ -300,7 +292,7 @@ def _keep_marked(bits, at, q, row, block, query, padded, head, number, pitch, k,
         here, limit = scratch + 4 * lane, read_real(limit_at, 0)
         base = read_real(here, BASE * TILE)
         slope = read_real(number, 0) * read_real(here, SCALE * TILE)
-        of_residual, half = read_real(number + 2 * pitch, 0), _half(number, pitch, here)
+        of_residual, half = read_real(number + 2 * pitch, 0), half_width(number, pitch, here)
         tail = read_real(number + OF_TAIL * pitch, 0) * read_real(here, TAIL * TILE)
         nearest = base - slope * np.float32(8 * read_int(dots, lane)) - half - tail
         if nearest - of_residual * read_real(here, FIVE * TILE) > limit:
@@ -369,7 +361,7 @@ def _guess(items, ranks, table, query, padded, head, number, pitch, metric, scra
         dot = _of_head(read_int(item, _DOT), row, block, query, head, number, pitch)
         if padded > head:
             dot += _of_rest(row, block, query, padded, head, number, pitch)
-        half = _half(number, pitch, here)
+        half = half_width(number, pitch, here)
         half += read_real(number + 2 * pitch, 0) * read_real(here, RESIDUAL * TILE)
         slope = read_real(number, 0) * read_real(here, SCALE * TILE)
         high = read_real(here, BASE * TILE) - slope * np.float32(dot) + half
@@ -407,20 +399,6 @@ def _lay(block, tile, metric, head, codes, scratch, is_sample):  # type: ignore[
             put_real(scratch, BASE * TILE + lane, np.float32(np.inf))
 
 
-@linked
-def _prefetch_part(block, tile, turn, turns, padded, head):  # type: ignore[no-untyped-def]
-    """Ask for one of so many parts of a tile."""
-    tile_bytes, rest_bytes = head * TILE // 2, (padded - head) * TILE
-    part = ((2 * tile_bytes + rest_bytes) // turns + 63) // 64 * 64
-    for offset in range(turn * part, turn * part + part, 64):
-        if offset < tile_bytes:
-            prefetch(read_long(block, 0) + tile * tile_bytes + offset)
-        elif offset < 2 * tile_bytes:
-            prefetch(read_long(block, 1) + (tile - 1) * tile_bytes + offset)
-        else:
-            prefetch(read_long(block, 6) + tile * rest_bytes + offset - 2 * tile_bytes)
-
-
 def make_sieve_many() -> Any:
     """Return the (not yet compiled) sieve of many queries for AVX2.
 
@@ -450,7 +428,7 @@ def make_sieve_many() -> Any:
                 for tile in range(0, tiles, SAMPLED if is_sample else 1):
                     _lay(block, tile, metric, head, codes, scratch, is_sample)
                     for turn in range(turns):
-                        _prefetch_part(block, tile + 1, turn, turns, padded, head)
+                        prefetch_part(block, tile + 1, 1, turn, turns, padded, head)
                         done = turn * AT_ONCE
                         laid = queries + done // TILE * TILE * padded + done % TILE * 64
                         marked = _mark(codes, laid, head, centres + (head // 8 + 4) * done,

@@ -150,6 +150,7 @@ def test_inner_products_of_many_are_exact(variant: str, width: int) -> None:
 def test_what_is_around_tile_registers_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     coder()
     emulation.replace_registers(monkeypatch)
+    monkeypatch.setattr(coded_batch, "dpbusd", emulation.called_dpbusd)
     mark = njit(nogil=True)(coded_batch._by_tile_registers.py_func)
     kernel = coded_batch._marking(mark, coded_batch.GROUP)
     kernel.compile(coded.SIEVE_SIGNATURE)
