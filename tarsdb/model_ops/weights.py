@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tarsdb.errors import ModelFormatError
 from tarsdb.kernels import gemm_reference
+from tarsdb.kernels.decoder_reference import product
 from tarsdb.kernels.packed_plan import Plan, Slot, Weight, matrix_slot, store
 from tarsdb.kernels.packing import TILE, PackedMatrix
 from tarsdb.memory_region import Region
@@ -55,14 +56,17 @@ class Linear:
     bias: F32
 
     def product(self, rows: F32) -> F32:
-        """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy."""
+        """Return ``rows`` (n, inputs) times the matrix, without the bias, by NumPy.
+
+        A row's result does not depend on the rows beside it.
+        """
         matrix = self.matrix
         if not isinstance(matrix, PackedMatrix):
-            return rows @ matrix
+            return product(rows, matrix.T)
         if matrix.kind in ("int8", "int4"):
             parts = [gemm_reference.product(rows, matrix, n) for n in range(1 + matrix.gated)]
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        return gemm_reference.rounded_rows(rows, matrix.kind) @ self.dense()
+        return product(gemm_reference.rounded_rows(rows, matrix.kind), self.dense().T)
 
     def dense(self) -> F32:
         """Return the matrix as float32 (inputs, outputs)."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +15,7 @@ from tarsdb.kernels.forms import form_of
 from tarsdb.model_ops.architecture import EncoderSpec, read_spec
 from tarsdb.model_ops.transformer import Panel, Transformer, compiled_forward, forward, model_table
 from tarsdb.model_ops.weights import EncoderWeights, load_weights
+from tests.conftest import ROOT
 from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
 
 KINDS = ("f32", "bf16", "int8", "int4")
@@ -82,3 +88,47 @@ def test_memory_is_used_again() -> None:
     assert kept > 0
     assert np.array_equal(transformer.forward(panel), first)
     assert transformer.scratch_bytes == kept
+
+
+PORTABLE = """
+import numpy as np
+from tarsdb.model_ops import weights
+from tarsdb.model_ops.architecture import read_spec
+from tarsdb.model_ops.transformer import Transformer
+from tests.golden.models.tiny_models import CONFIGS, tiny_tensors
+from tests.unit.model_ops.test_compiled_encoder import KINDS, panel_of, random_texts
+{patch}
+for name, config in CONFIGS.items():
+    spec = read_spec(config)
+    texts = random_texts(spec, [5, 1, 16, 33 % spec.max_tokens, 2, 11, 3] * 3)
+    for kind in KINDS:
+        transformer = Transformer(spec, tiny_tensors(config), kind)
+        alone = np.concatenate([transformer.forward(panel_of([text])) for text in texts])
+        if not np.array_equal(alone, transformer.forward(panel_of(texts))):
+            print(name, kind)
+"""
+
+
+def differing(core: str, patch: str = "") -> list[str]:
+    """Return models and kinds whose texts alone differ from texts in a batch, by NumPy."""
+    environment = {**os.environ, "TARSDB_ISA": "portable", "OPENBLAS_CORETYPE": core,
+                   "PYTHONPATH": str(ROOT)}  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", PORTABLE.format(patch=patch)], env=environment,
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    return ran.stdout.splitlines()
+
+
+def has_avx2() -> bool:
+    processor = pathlib.Path("/proc/cpuinfo")
+    return processor.exists() and "avx2" in processor.read_text(encoding="ascii", errors="replace")
+
+
+@pytest.mark.parametrize("core", ["", "Haswell"])
+def test_a_text_does_not_depend_on_its_batch_by_numpy(core: str) -> None:
+    """BLAS orders its sums by shape and place; that for AVX2 does so for any number of rows."""
+    if core and not has_avx2():
+        pytest.skip("another processor's BLAS would not run here")
+    assert differing(core) == []
+    if core:
+        differs = differing(core, "weights.product = lambda rows, weight: rows @ weight.T")
+        assert any("f32" in line for line in differs)  # control

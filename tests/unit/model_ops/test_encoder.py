@@ -19,8 +19,7 @@ def model(model_dir) -> ModelFiles:
 
 
 def test_result_does_not_depend_on_the_batch(minilm: Encoder) -> None:
-    if kernels.wait("f32") is None:
-        pytest.skip("NumPy's products depend on the number of rows")
+    kernels.wait("f32")
     texts = varied_texts(150)
     together = minilm.encode(texts)
     alone = np.concatenate([minilm.encode([text]) for text in texts[::6]])
