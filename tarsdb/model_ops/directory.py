@@ -81,8 +81,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
     ----------
     path : str
         A directory, a .gguf or .onnx file, 'package:NAME' for the model directory inside an
-        installed Python package, which is found without importing it, or 'hf://owner/name' (see
-        ``hub``).
+        installed Python package, which is found without importing it, or 'hf://owner/name', with
+        '/FILE.gguf' behind it where that is meant (see ``hub``).
     options : mapping, optional
         Of CREATE MODEL: the task, else told by the files, and the task's own options, checked here
         so that a wrong one fails before anything is stored.
@@ -97,7 +97,8 @@ def read_model_directory(path: str, options: Mapping[str, Any] | None = None) ->
         An unknown option or a value it cannot have.
     """
     if str(path).endswith(_GGUF):
-        return _read_gguf(os.path.expanduser(path), dict(options or {}))
+        file = hub.download_gguf(path) if path.startswith(hub.SCHEME) else os.path.expanduser(path)
+        return _read_gguf(file, dict(options or {}))
     if str(path).endswith(_ONNX_FILE):
         return _read_onnx(os.path.expanduser(path), dict(options or {}))
     directory = resolve_directory(str(path))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tarsdb.errors import ModelFormatError, NotSupportedError
 from tarsdb.model_ops.gguf.blocks import CODINGS
 from tarsdb.model_ops.gguf.container import GgufTensors, read_gguf
-from tarsdb.model_ops.gguf.tokenizer import read_chat_template, tokenizer_json
+from tarsdb.model_ops.gguf.tokenizer import end_tokens, read_chat_template, tokenizer_json
 from tarsdb.model_ops.rope import Rope
 
 F32 = npt.NDArray[np.float32]
@@ -135,6 +135,11 @@ def read_gguf_decoder(path: str) -> tuple[dict[str, bytes], DecoderTensors]:
             f"{path} holds a model of the architecture {architecture!r:.60}",
             "supported: " + ", ".join(_FAMILIES),
         )
+    parts = metadata.get("split.count", 1)
+    if parts != 1:
+        raise NotSupportedError(
+            f"{path} is one of {parts!r:.20} files of a model", "llama-gguf-split --merge makes one"
+        )
     config = _config(path, str(architecture), metadata, tensors)
     files = {"config.json": json.dumps(config).encode()}
     beside = os.path.join(os.path.dirname(path), "tokenizer.json")
@@ -166,13 +171,10 @@ def _config(
     if scaling is not None:
         config["rope_scaling"] = scaling
     config.update(_gemma(architecture, config))
-    for key in ("bos_token_id", "eos_token_id"):
-        token = metadata.get(f"tokenizer.ggml.{key}")
-        if token is not None:
-            config[key] = token
-    also = metadata.get("tokenizer.ggml.eot_token_id")  # ends a turn of a conversation
-    if also is not None and "eos_token_id" in config and also != config["eos_token_id"]:
-        config["eos_token_id"] = [config["eos_token_id"], also]
+    begin = metadata.get("tokenizer.ggml.bos_token_id")
+    if begin is not None:
+        config["bos_token_id"] = begin
+    config["eos_token_id"] = end_tokens(metadata)
     return config
 
 

@@ -23,10 +23,18 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|"
     r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA_3 = frozenset({"llama-bpe", "llama3", "llama-v3"})
+_QWEN = frozenset({"qwen2", "deepseek-r1-qwen"})
+_DIGITS = r"\p{N}"
 _SPLITS = {
-    "gpt-2": None, "llama-bpe": _WORDS.format(digits="{1,3}"), "qwen2": _WORDS.format(digits=""),
+    "gpt-2": None, "smollm": _DIGITS, **dict.fromkeys(_LLAMA_3, _WORDS.format(digits="{1,3}")),
+    **dict.fromkeys(_QWEN, _WORDS.format(digits="")),
 }  # fmt: skip
 """How ``tokenizer.ggml.pre`` cuts a text into words before merging; None: as GPT-2 does."""
+_ENDS = frozenset({
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>",
+})  # fmt: skip
+"""Special tokens that end a text or a turn, whether a file says so or not: llama.cpp's rule."""
 _BESIDE = "put the model's tokenizer.json beside the file"
 
 
@@ -61,6 +69,19 @@ def tokenizer_json(path: str, metadata: Mapping[str, Any]) -> bytes:
     except Exception as error:  # the library raises a bare Exception
         raise ModelFormatError(f"the vocabulary of {path} is not usable: {error}") from error
     return str(made.to_str()).encode()
+
+
+def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that end a text: those that a file names so, and those called so."""
+    named = [metadata.get(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot", "eom")]
+    tokens = metadata.get(f"{_PREFIX}tokens") or []
+    types = metadata.get(f"{_PREFIX}token_type") or []
+    called = [
+        number
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind in (_CONTROL, _USER) and token in _ENDS
+    ]
+    return list(dict.fromkeys([token for token in named if token is not None] + called))
 
 
 def read_chat_template(metadata: Mapping[str, Any]) -> bytes | None:
@@ -107,17 +128,18 @@ def _byte_pairs(metadata: Mapping[str, Any], tokens: list[str]) -> tokenizers.To
         raise ModelFormatError(f"the vocabulary has no {_PREFIX}merges", _BESIDE)
     pairs = [(first, rest) for first, _, rest in (str(merge).partition(" ") for merge in merges)]
     model: Any = models.BPE(
-        vocab=_vocabulary(tokens), merges=pairs, ignore_merges=words == "llama-bpe"
+        vocab=_vocabulary(tokens), merges=pairs, ignore_merges=words in _LLAMA_3
     )
     made = Tokenizer(model)
     pattern = _SPLITS[words]
-    last: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    as_gpt_2 = pattern in (None, _DIGITS)
+    last: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=as_gpt_2)
     if pattern is not None:
         split: Any = pre_tokenizers.Split(Regex(pattern), "isolated")
         last = pre_tokenizers.Sequence([split, last])
     made.pre_tokenizer = last
     made.decoder = decoders.ByteLevel()
-    if words == "qwen2":
+    if words in _QWEN:
         made.normalizer = normalizers.NFC()
     return made
 
@@ -189,7 +211,7 @@ def _add_begin(
     from tokenizers import processors
 
     begin = metadata.get(f"{_PREFIX}bos_token_id")
-    default = default or metadata.get(f"{_PREFIX}pre") == "llama-bpe"
+    default = default or metadata.get(f"{_PREFIX}pre") in _LLAMA_3
     wanted = metadata.get(f"{_PREFIX}add_bos_token", default)
     if wanted and isinstance(begin, int) and 0 <= begin < len(tokens):
         token = tokens[begin]
