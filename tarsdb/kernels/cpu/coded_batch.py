@@ -2,9 +2,9 @@
 
 The two planes of a pair of tiles are put together once, in memory that stays in the L1 cache: four
 bytes of one row, then of the next. Against it go the queries, 32 at a time in tile registers, or
-eight at a time with all sums in vector registers. Where the planes hold but the heads of codes,
-rows that the bound of the head lets pass are looked at one by one. Arguments are integers
-(addresses and counts).
+eight at a time with all sums in vector registers. Which rows the bounds let pass is written down
+without a branch; after every 64 queries these rows are looked at one by one. Where the planes hold
+but the heads of codes, that reads the rest. Arguments are integers (addresses and counts).
 """
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.

@@ -172,6 +172,40 @@ def test_what_is_around_vnni_is_exact(many: bool, monkeypatch: pytest.MonkeyPatc
         assert_exact(kernel, width, many)
 
 
+def test_marks_of_a_turn_are_gone_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 96 queries the second turn has 32; the marks of 32 more would be of none that is there."""
+    kernel = sieve(coded.VNNI, many=True)
+    assert not states(kernel, 96)[96:].any()
+    monkeypatch.setattr(coded_batch, "put_int", njit(lambda address, index, value: None))
+    keeping = njit(nogil=True)(coded_batch._keep_all.py_func)
+    monkeypatch.setattr(coded_batch, "_keep_all", keeping)
+    careless = coded_batch.make_sieve_many(coded.VNNI)
+    careless.compile(coded.SIEVE_SIGNATURE)
+    assert states(careless, 96)[96:].any()
+
+
+def states(kernel: Any, count: int) -> np.ndarray:
+    """Search 64 rows, all of which pass, for some queries; return their states and 64 more."""
+    rng, room = np.random.default_rng(1), count + 64
+    high, low, rest = in_planes(rng.integers(0, 256, (64, 64)).astype(np.uint8), 64)
+    constants = np.zeros((4, candidates.CONSTANTS, 16), np.float32)
+    constants[:, 0] = 1
+    queries = rng.integers(-127, 128, (room, 64)).astype(np.int8)
+    numbers = np.zeros((candidates.PARAMETERS, count), np.float32)
+    numbers[0], numbers[5] = -1, np.inf
+    sums = 136 * queries[:count].sum(axis=1, dtype=np.int64)
+    numbers.view(np.int32)[6] = numbers.view(np.int32)[8] = sums
+    table = np.array([[*map(address, (high, low, constants)), 64, 0, 0, address(rest)]])
+    places, lows = np.empty((room, 64), np.int64), np.empty((room, 64), np.float32)
+    heaps, state = np.empty((room, 64), np.float32), np.zeros((room, 2), np.int64)
+    scratch = index_sieve.aligned(memory_of(room, 64))
+    kernel(address(table), 1, address(index_sieve.side_by_side(queries)), count, 64, 64,
+           address(numbers), 64, address(heaps), reference.IP, address(places), address(lows), 64,
+           address(state), address(scratch))  # fmt: skip
+    assert (state[:count] == 64).all()
+    return state
+
+
 def assert_exact(kernel: Any, width: int, many: bool) -> None:
     """Compare the bounds of 53 rows, which are made the inner products, with NumPy's."""
     for head in heads_of(index_sieve.padded_width(width)):
