@@ -74,6 +74,8 @@ def ours(config: dict[str, Any], quantize: str, threads: int) -> dict[str, Calla
     decoder = Decoder.from_files(files, RandomTensors(config), {"quantize": quantize})
     decoder.threads = threads
     cache = decoder.new_cache(8 * (CONTEXT // 16 + 1))
+    for part in (cache.keys, cache.values):
+        part.fill(0)  # memory that was never written may be one page of zeros
     steps = {
         "b1": batch(1, CONTEXT, 1),
         "b8": batch(8, CONTEXT, 1),

@@ -154,11 +154,11 @@ def make_attention(multiply: Any) -> Any:
                 seen = min(tokens, first + count + reach) - near
                 tiles, values = (seen + 15) // 16, queries + 2 * part + near * stride
                 multiply(here, stride, count, keys + 4 * near * size, np.int64(64), 64 * size,
-                         tiles, size, scores, 64 * tiles, np.int64(1))  # fmt: skip
+                         tiles, size, scores, 64 * tiles, np.int64(1), 0)  # fmt: skip
                 relative = bias + head * bias_step + 4 * (near - first) if bias else 0
                 softmax_terms(scores, 64 * tiles, count, seen, relative, factors)
                 multiply(scores, 64 * tiles, count, values, stride, np.int64(64),
-                         size // 16, seen, here, stride, np.int64(1))  # fmt: skip
+                         size // 16, seen, here, stride, np.int64(1), 0)  # fmt: skip
                 scale_rows(here, stride, count, size // 16, factors)
 
     return attention

@@ -144,9 +144,12 @@ def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
     has_few = few is not None
 
     @linked
-    def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+    def multiply(  # type: ignore[no-untyped-def]
+        a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh, ahead,
+    ):  # fmt: skip
         if has_few and rows < 4:
-            few(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh)
+            few(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh,
+                ahead)  # fmt: skip
             return
         turns = (depth * size + 63) // 64
         step, block = 64, 16 * a_stride
@@ -170,16 +173,15 @@ def _make_tile_multiply(kind: str, size: int, few: Any) -> Any:
     return multiply
 
 
-def make_multiply(variant: str, kind: str = "f32", ahead: int = 0) -> Any:
+def make_multiply(variant: str, kind: str = "f32", asks: bool = False) -> Any:
     """Return the product of some rows and some tiles, to be called by other kernels.
 
     Parameters
     ----------
     variant, kind : str
-    ahead : int
-        How many bytes ahead memory is asked for, where lines pass by once. 0: for the tiles that
-        come next, if rows are more than three; fewer leave it to the processor, which foresees
-        what they read.
+    asks : bool
+        Whether memory is asked ahead for up to three rows, too. What they read of weights the
+        processor foresees.
 
     Parameters of the kernel
     ------------------------
@@ -192,14 +194,19 @@ def make_multiply(variant: str, kind: str = "f32", ahead: int = 0) -> Any:
         float32 or int32 (rows, 16 * tiles), the result.
     fresh : int
         0 adds to what ``sums`` holds.
+    ahead : bytes
+        From a line to one that is wanted soon, where lines pass by once; 0: that of the tiles that
+        come next.
     """
     form = form_of(kind, variant)
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
     streams, tail, few = form.streams, form.tail_bytes, 2 if variant == AVX2 else 4
-    few_ask = int(ahead > 0)
+    few_ask = int(asks)
 
     @linked
-    def multiply(a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh):  # type: ignore[no-untyped-def] # fmt: skip
+    def multiply(  # type: ignore[no-untyped-def]
+        a, a_stride, rows, weights, line, tile, tiles, depth, sums, sums_stride, fresh, ahead,
+    ):  # fmt: skip
         keep_apart()
         done = 0
         while rows == 1 and done + streams <= tiles:
@@ -295,7 +302,7 @@ def make_gemm(variant: str, kind: str = "f32") -> Any:
                         multiply(row + k // per_line * row_step, stride, count,
                                  here_at + part * tile + k // per_line * line, line, tile,
                                  min(step, here - part), min(part_depth, reach - k),
-                                 sums + 64 * part, 64 * group, int(k == 0))  # fmt: skip
+                                 sums + 64 * part, 64 * group, int(k == 0), 0)  # fmt: skip
                 if has_scales:
                     for part in range(here):
                         dequantize(offset, sums + 64 * part, 64 * group, count, scratch + _SCALES,

@@ -25,8 +25,8 @@ GROUP = 16
 """Blocks of a group, as in ``decoder_reference.BLOCK_GROUP``."""
 QUERIES = 24
 """Queries whose scores are kept at a time."""
-_AHEAD = 8192
-"""Bytes that keys and values are asked for ahead."""
+_AHEAD = 4
+"""Blocks whose keys are read at a time, and that memory is asked for ahead."""
 _HIDDEN = np.float32(-np.inf)
 _TILE = np.int64(1)  # no literal: Numba would compile for each of them
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
@@ -63,7 +63,7 @@ def make_attend(variant: str, size: int) -> Any:
     scratch : address
         ``scratch_bytes``.
     """
-    multiply = make_multiply(variant, "f32" if size == 4 else "halves", _AHEAD)
+    multiply = make_multiply(variant, "f32" if size == 4 else "halves", asks=True)
     line_bytes = np.int64(16 * size)
 
     @linked
@@ -91,32 +91,51 @@ def make_attend(variant: str, size: int) -> Any:
             alike += 1
         return apart, alike
 
+    @linked
+    def place(number, table, lines, keys, values, kv_heads, key_bytes, value_bytes):  # type: ignore[no-untyped-def]
+        """Return where a block lies of what is read: keys, values, then the next head's keys."""
+        first, own = (keys, key_bytes) if number < lines else (values, value_bytes)
+        number = number if number < lines else number - lines
+        if number >= lines:
+            first, own = keys + GROUP * key_bytes, key_bytes
+            number = min(number - lines, lines - 1)
+        return first + own * piece(0, kv_heads, read_int(table, number))
+
     @linked(error_model="numpy")
     def attend(queries, stride, count, position, step, table, keys, values, kv_heads, head_dim, width, window, scaling, cap, out, out_stride, scratch):  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
         keep_apart()
         last = position + (count - 1) * step
         begin = max(0, position - window + 1) // 16 if window else 0
         lines = last // 16 + 1 - begin
+        table, key_bytes, value_bytes = (
+            table + 4 * begin, line_bytes * head_dim, line_bytes * width
+        )  # fmt: skip
         sums, context = scratch, scratch + 4 * QUERIES
         scores, scores_stride = context + 4 * QUERIES * width, 64 * lines
         line = 0
         while line < lines:
-            block = piece(0, kv_heads, read_int(table, begin + line))
-            apart, alike = neighbours(table, begin + line, lines - line)
-            multiply(queries, stride, count, keys + line_bytes * head_dim * block,
-                     line_bytes, line_bytes * head_dim * apart, alike, head_dim,
-                     scores + 64 * line, scores_stride, _TILE)  # fmt: skip
+            apart, alike = neighbours(table, line, min(_AHEAD, lines - line))
+            here, soon = (
+                place(line, table, lines, keys, values, kv_heads, key_bytes, value_bytes),
+                place(line + alike, table, lines, keys, values, kv_heads, key_bytes, value_bytes),
+            )
+            multiply(queries, stride, count, here, line_bytes, key_bytes * apart, alike, head_dim,
+                     scores + 64 * line, scores_stride, _TILE, soon - here)  # fmt: skip
             line += alike
         for i in range(count):
             total = soften(scores + i * scores_stride, lines, 16 * begin, position + i * step,
                            window, scaling, cap)  # fmt: skip
             put_real(sums, i, total)
         for line in range(lines):
-            block = piece(0, kv_heads, read_int(table, begin + line))
+            at, later = lines + line, lines + line + _AHEAD
+            here, soon = (
+                place(at, table, lines, keys, values, kv_heads, key_bytes, value_bytes),
+                place(later, table, lines, keys, values, kv_heads, key_bytes, value_bytes),
+            )
             known = min(16, last + 1 - 16 * (begin + line))
-            multiply(scores + 64 * line, scores_stride, count, values + line_bytes * width * block,
-                     size * width, line_bytes, width // 16, known, context, 4 * width,
-                     int(line == 0))  # fmt: skip
+            multiply(scores + 64 * line, scores_stride, count, here, size * width, line_bytes,
+                     width // 16, known, context, 4 * width, int(line == 0),
+                     soon - here)  # fmt: skip
         for i in range(count):
             scale(out + i * out_stride, context + i * 4 * width, _ONE / read_real(sums, i),
                        head_dim)  # fmt: skip

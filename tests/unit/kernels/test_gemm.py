@@ -342,20 +342,20 @@ def test_a_disproved_variant_makes_way_for_the_next(
 
 @functools.cache
 def multiply_of(level: str) -> Any:
-    multiply = cpu.make_multiply(level)
-    multiply.compile("void(" + ", ".join(["int64"] * 11) + ")")
+    multiply = cpu.make_multiply(level, asks=True)
+    multiply.compile("void(" + ", ".join(["int64"] * 12) + ")")
     return multiply
 
 
 @pytest.mark.parametrize("level", [cpu.AVX2, cpu.AVX512])
 @pytest.mark.parametrize("rows", [1, 2, 3, 6, 31])
 def test_rows_of_a_plain_matrix_serve_as_weights(level: str, rows: int) -> None:
-    multiply = multiply_of(level)
+    multiply, far = multiply_of(level), 1 << 62  # where no memory is
     a, values, sums = normal(1, rows, 21), normal(2, 21, 80), normal(3, rows, 80)
     added = sums.copy()
     args = (address(a), a.strides[0], rows, address(values), values.strides[0], 64, 5, 21)
-    multiply(*args, address(sums), sums.strides[0], 1)
-    multiply(*args, address(added), added.strides[0], 0)
+    multiply(*args, address(sums), sums.strides[0], 1, far)
+    multiply(*args, address(added), added.strides[0], 0, 0)
     expected = gemm_reference.product(a, packing.pack(np.ascontiguousarray(values.T)))
     assert np.array_equal(sums, expected)
     assert np.allclose(added, normal(3, rows, 80) + expected, atol=1e-5)
