@@ -1,9 +1,9 @@
-"""Searches by a graph whose filter is a sandboxed function: asked in batches, as they are.
+"""Searches by a graph whose filter is a sandboxed function.
 
-``changing`` has another constant each time, so the function answers anew; ``repeated`` the same,
-whose answer is known; ``column`` is a condition on a column that keeps as many rows. ``calls`` is
-what one call costs from a compiled loop, which a search that asks from inside would pay for each
-row (docs/decisions/0009), beside a row of a batch and a call from Python. CPU time; contenders
+``changing`` has another constant each time, so the function answers anew, asked by the search or
+about all rows (``inside`` counts the former); ``repeated`` has the same, whose answer is known;
+``column`` is a condition on a column that keeps as many rows. ``calls`` is what one call costs from
+a compiled loop (docs/decisions/0012), beside a row of a batch and a call from Python. CPU time; contenders
 take turns. Writes ``results/filter_functions.LEVEL.json``.
 """
 
@@ -27,6 +27,7 @@ import wasmtime  # noqa: E402
 import tarsdb  # noqa: E402
 from benchmarks import inputs  # noqa: E402
 from tarsdb.columns import Column  # noqa: E402
+from tarsdb.metrics import METRICS  # noqa: E402
 from tarsdb.types import BIGINT, BOOLEAN  # noqa: E402
 from tarsdb.udf_sandbox import ScalarFunction, settings, to_wasm  # noqa: E402
 
@@ -79,9 +80,13 @@ def searches(folder: pathlib.Path, rows: int, repeats: int) -> dict[str, Any]:
             answers = [each() for each in kinds.values()]
             measured = harness.measure(kinds, repeats=repeats)
             same = [_same(answer, answers[-1]) for answer in answers]
+            before = METRICS.snapshot().get("udf_filter_inside", 0)
+            kinds["changing"]()
+            inside = METRICS.snapshot().get("udf_filter_inside", 0) - before
             figures[str(share)] = {
                 "us": {name: found["median"] / SEARCHES * 1e6 for name, found in measured.items()},
                 "same_as_column": min(same),
+                "inside": inside / SEARCHES,
             }
     return figures
 
@@ -148,7 +153,7 @@ def main() -> None:
         record["searches"] = searches(folder, given.rows, given.repeats)
     for share, found in record["searches"].items():
         print(f"  {share:>6}", {name: round(each) for name, each in found["us"].items()},
-              f"same {found['same_as_column']:.3f}")  # fmt: skip
+              f"same {found['same_as_column']:.3f} inside {found['inside']:.2f}")  # fmt: skip
     record["data"] = {"rows": given.rows, "dim": DIM, "source": f"{CLUSTERS} clusters"}
     harness.write("filter_functions", {**record, **harness.environment(PACKAGES)})
 

@@ -19,6 +19,7 @@ class GraphKernels:
     variant: str
     sketch: Callable[..., None]
     search: Callable[..., int]
+    ask: Callable[..., int]
     nearest: Callable[..., int]
     insert: Callable[..., None]
     link: Callable[..., None]

@@ -17,9 +17,11 @@ from tarsdb.sql.core import Core
 from tarsdb.sql.dialect import OPERATOR_OF
 from tarsdb.sql.expressions import Output
 from tarsdb.sql.kinds import constant_type, output_type
+from tarsdb.types import Kind, SqlType
 
 _PARTS = frozenset({"expressions", "from_", "where", "order", "limit", "offset"})
 _TABLE_PARTS = frozenset({"this", "alias", "db"})
+_WHOLE = (Kind.SMALLINT, Kind.INT, Kind.BIGINT)
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class TableSelect:
         found: list[ex.Expr] = []
         for each, (_, sql_type) in zip(call.arguments, call.function.arguments, strict=True):
             argument = self.core.expr(each)
-            if isinstance(argument, ex.ColumnRef) and argument.column.type != sql_type:
+            if isinstance(argument, ex.ColumnRef) and not _widens(argument.column.type, sql_type):
                 return None
             if not isinstance(argument, (ex.ColumnRef, ex.Literal, ex.Parameter)):
                 return None
@@ -229,3 +231,10 @@ def window_of(core: Core, node: Any) -> tuple[ex.Expr | None, ex.Expr | None] | 
             return None
         found.append(bound)
     return found[0], found[1]
+
+
+def _widens(given: SqlType, wanted: SqlType) -> bool:
+    """Return whether a type is another one, or a shorter whole number than it."""
+    if given.kind in _WHOLE and wanted.kind in _WHOLE:
+        return given.dtype.itemsize <= wanted.dtype.itemsize
+    return given == wanted

@@ -13,6 +13,7 @@ from tarsdb.udf_sandbox.functions.function import SandboxedFunction, ScalarFunct
 from tarsdb.udf_sandbox.functions.metric_functions import MetricFunction, check_metric
 from tarsdb.udf_sandbox.functions.source_functions import Source, SourceFunction, check_source
 from tarsdb.udf_sandbox.functions.table_functions import TableFunction
+from tarsdb.udf_sandbox.guests import Lent
 from tarsdb.udf_sandbox.limits import Budget, limits_from_options
 from tarsdb.udf_sandbox.modules.module import (
     ModuleInfo,
@@ -32,6 +33,7 @@ __all__ = [
     "AggregateFunction",
     "Budget",
     "Figures",
+    "Lent",
     "MetricFunction",
     "ModuleInfo",
     "SandboxedFunction",

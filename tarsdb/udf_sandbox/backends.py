@@ -7,7 +7,7 @@ another. Nothing here runs code: a backend's module is imported when a function 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from tarsdb.errors import BindError, UdfBackendError
 from tarsdb.options import SandboxLimits
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NAMES = ("wasmtime", "worker", "hyperlight")
 
 T = TypeVar("T")
+Place: TypeAlias = tuple[int, int, int, int, int, int]
+"""What compiled code calls a guest by: a function of C, its first three arguments (addresses), the
+fourth (a number) and the fifth, where it leaves a trap."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,12 @@ class Instance(Protocol):
         ------
         UdfTrapError, UdfLimitError, InterruptError, UdfBackendError
             The instance must then be closed.
+        """
+
+    def lend(self, export: str, call: Call) -> tuple[Place, Callable[[int], None]] | None:
+        """Return by what compiled code calls an export without parameters; None where it cannot.
+
+        And a function that takes what such a call returned and raises as :meth:`invoke` does.
         """
 
     def memory(self) -> WritableMemory:

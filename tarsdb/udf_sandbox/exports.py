@@ -101,13 +101,43 @@ class Export:
             values[number].i32 = arguments[number]
         self._store.ptr()  # raises once the store is closed, and with it the context is gone
         error = _call_unchecked(self._context, self._raw, values, len(values), self._trap_address)
+        if error or self._trap:
+            self._raise(error)
+        return int(values[0].i32)
+
+    def _raise(self, error: Any) -> None:
         if error:
             raise wasmtime.WasmtimeError._from_ptr(error)
-        if self._trap:
-            trap = self._trap
-            self._expect_trap()
-            raise wasmtime.Trap._from_ptr(trap)
-        return int(values[0].i32)
+        trap = self._trap
+        self._expect_trap()
+        raise wasmtime.Trap._from_ptr(trap)
+
+    def place(self) -> tuple[int, int, int, int, int, int] | None:
+        """Return by what compiled code calls it; None where it cannot.
+
+        ``wasmtime_func_call_unchecked`` of wasmtime's C interface, and its arguments: the store's
+        context, the function, values, how many, and where it leaves a trap.
+        """
+        if self._raw is None:
+            return None
+        self._store.ptr()
+        target, context = (
+            ctypes.cast(each, ctypes.c_void_p).value or 0
+            for each in (_call_unchecked, self._context)
+        )
+        function, values = map(ctypes.addressof, (self._function._func, self._arguments))
+        return target, context, function, values, len(self._arguments), ctypes.addressof(self._trap)
+
+    def check(self, error: int) -> None:
+        """Raise for a call by :meth:`place` that returned this, or left a trap.
+
+        Raises
+        ------
+        wasmtime.Trap, wasmtime.WasmtimeError
+        """
+        if error or self._trap:
+            kind = _call_unchecked.restype
+            self._raise(ctypes.cast(error, kind) if error else None)
 
 
 def describe_trap(trap: wasmtime.Trap) -> tuple[str, str]:

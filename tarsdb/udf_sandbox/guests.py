@@ -8,16 +8,17 @@ instance as exports and a memory of bytes; what runs it is the backend's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.errors import UdfError
+from tarsdb.records import dataclass
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import outputs
 from tarsdb.udf_sandbox.abi import BatchLayout, WritableMemory
-from tarsdb.udf_sandbox.backends import Guest, Instance, Program
+from tarsdb.udf_sandbox.backends import Guest, Instance, Place, Program
 from tarsdb.udf_sandbox.limits import Call, memory_error
 from tarsdb.udf_sandbox.modules import driver
 from tarsdb.udf_sandbox.modules.module import scalar_type, to_wasm
@@ -128,6 +129,48 @@ class ScalarGuest(InstanceGuest):
         column = outputs.checked(Column(returns, values), call.function)
         column.values = column.values.astype(returns.dtype, copy=False)
         return column
+
+    def lend(self, call: Call) -> Lent | None:
+        """Return what compiled code needs to call it; None where it cannot."""
+        found = self.instance.lend("run", call)
+        if found is None:
+            return None
+
+        def end(rows: int, calls: int) -> None:
+            call.rows, call.transitions = rows, call.transitions + calls
+            call.bytes_in = rows * sum(each.itemsize for each in self._inputs)
+            call.bytes_out = rows * self._output.itemsize
+
+        place, check = found
+        return Lent(place, self._rows, self._inputs, self._output, check, end)
+
+
+@dataclass(slots=True)
+class Lent:
+    """A guest that compiled code calls, for a batch at a time, as long as its call lasts.
+
+    Attributes
+    ----------
+    place : tuple of int
+        By what it is called; see ``backends``.
+    rows : uint32 (1,)
+        Takes the number of rows of a batch.
+    arguments : list of (rows,)
+        Take the arguments, none of them NULL.
+    answers : (rows,)
+        Has the results then.
+    check : callable
+        Takes what the last call returned; raises its error, if there was one.
+    end : callable
+        Takes how many rows it was called for, and by how many calls.
+    """
+
+    place: Place
+    rows: np.ndarray
+    arguments: list[np.ndarray]
+    answers: np.ndarray
+    check: Callable[[int], None]
+    end: Callable[[int, int], None]
 
 
 def _slot_view(memory: np.ndarray, number: int, dtype: np.dtype[np.generic]) -> np.ndarray:

@@ -189,10 +189,11 @@ class Budget:
             fuel = min(max(granted - spent.fuel, 0), MAX_FUEL)
             return fuel, limits.timeout_ms / 1000 - spent.seconds
 
-    def end(self, key: int, fuel: int, seconds: float) -> None:
-        """Count the fuel and time a call has used."""
+    def end(self, key: int, fuel: int, seconds: float, spared: int = 0) -> None:
+        """Count the fuel and time a call has used; ``spared`` rows were not passed after all."""
         with self._lock:
             spent = self._spent.setdefault(key, _Spent())
+            spent.rows -= spared
             spent.fuel += fuel
             spent.seconds += seconds
 

@@ -276,15 +276,18 @@ def _called(node: ex.Call, batch: Batch) -> Column:
     known = batch.called.get(node) if batch.called else None
     if known is not None:
         return known
-    types = node.takes or (None,) * len(node.args)
-    arguments = [
-        _argument(value(argument, batch), batch.rows, sql_type, f"{node.name}: argument {number}")
-        for number, (argument, sql_type) in enumerate(zip(node.args, types, strict=True), 1)
-    ]
+    arguments = [argument_of(node, number, batch) for number in range(len(node.args))]
     answer = batch.calls.call(node, arguments, batch.rows)
     if node.kind == "udf" and not node.is_volatile:
         batch.called[node] = answer
     return answer
+
+
+def argument_of(node: ex.Call, number: int, batch: Batch) -> Column:
+    """Return an argument of a call for the rows of a batch, not cast to the function's type yet."""
+    sql_type = node.takes[number] if node.takes else None
+    given = value(node.args[number], batch)
+    return _argument(given, batch.rows, sql_type, f"{node.name}: argument {number + 1}")
 
 
 def _guarded(node: ex.Guarded, batch: Batch) -> Column:

@@ -155,6 +155,8 @@ class Method(ABC):
     """Numbers of neighbours that its effort is measured for, ascending."""
     shown: ClassVar[tuple[int, ...]]
     """Efforts worth measuring for people, ascending."""
+    asks: ClassVar[bool] = False
+    """Whether searches of a part may ask a filter about the nodes they come to."""
     left: ClassVar[tuple[str, ...]] = ()
     """Arrays of a part that are searched where the file has them, not copied into memory."""
 
@@ -273,6 +275,7 @@ class Hnsw(Method):
     name, noun, effort = "hnsw", "graph", "ef"
     setting, counter, default_effort = "ef_search", "index.graph_searches", 64
     calibrated = (10,)
+    asks = True
     shown = (16, 32, 64, 128, 256, 512)
     _LADDER = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     _LOOSE = (768, 1024)
@@ -357,8 +360,13 @@ class Hnsw(Method):
     def prefers_exact(
         self, effort: int, share: tuple[int, int], parts: Sequence[Part], is_coded: bool
     ) -> bool:
-        """Return whether comparing all allowed rows is cheaper."""
+        """Return whether comparing all allowed rows is cheaper, or likely done in the end.
+
+        It is where the reach is too short for as many of them as the effort asks for.
+        """
         allowed, rows = share
+        if effort * rows > self.reach(effort, allowed) * allowed:
+            return True
         return allowed**2 <= (CODED_WORK if is_coded else EXACT_WORK) * effort * rows
 
     def reach(self, effort: int, allowed: int | None) -> int:

@@ -17,14 +17,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from tarsdb.columns import Column
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import evaluate
+from tarsdb.engine.search import filter_arguments
 from tarsdb.index.base import Found
 from tarsdb.index.flat import FlatIndex
 from tarsdb.metrics import METRICS
 from tarsdb.records import dataclass
-from tarsdb.schema import ColumnDef
 from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
 from tarsdb.storage import TableView
@@ -35,18 +34,15 @@ MORE = 4
 """How many times as many rows are asked about next, and how many times k at first."""
 LARGEST_SHARE = 8
 """The nearest rows are asked about while they are at most one in so many of all."""
-ROUND_S, NEAREST_S = 300e-6, 1.5e-6
+ROUND_S, NEAREST_S = 300e-6, 2.5e-6
 """Seconds that asking about the nearest rows takes, and for each of them: a search, a call."""
-WHOLE_S, ROW_S, READ_S = 100e-6, 12e-9, 100e-9
+WHOLE_S, ROW_S, READ_S = 100e-6, 5e-9, 100e-9
 """Seconds that asking about all rows takes, for each row, and for reading its arguments first."""
 FUEL_S = 0.4e-9
 """Seconds a function takes for a unit of fuel, about."""
 BATCH_ROWS = 1 << 16
 KEPT_ANSWERS = 8
 KEPT_SPENT = 64
-KEPT_ARGUMENTS = 4
-MOST_ARGUMENT_BYTES = 64 << 20
-"""Of the arguments of one filter."""
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 Nearest = Callable[[int, np.ndarray | None], Found]
@@ -78,29 +74,50 @@ def search(
     view = context.view(plan.table)
     if known(context, plan, view, flat) is None:
         total = flat.rows if positions is None else len(positions)
-        kept = positions is None and _kept(context, plan, view, flat) is not None
-        limits = total / LARGEST_SHARE, _price(context, plan, total, kept)
-        spent = _spent(context, plan, view) if positions is None else Spent()
+        price, reading = seconds(context, plan, total), total * READ_S
+        if positions is None:
+            reading = unread(context, plan, view, flat)
+        limits = total / LARGEST_SHARE, _price(price, reading, total)
+        spent = spent_on(context, plan, view) if positions is None else Spent()
+        before = spent.rows
         found = _lazily(context, plan, nearest, (k, positions), limits, spent)
         if found is not None:
+            if price is not None and positions is None:
+                paid = (spent.rows - before) * NEAREST_S
+                habit_of(context, plan).unread += max(paid - price[0], 0)
             return found
     return nearest(k, passing(context, plan, view, flat, positions))
 
 
-def _price(context: Context, plan: Knn, total: int, kept: bool) -> float:
-    """Return what asking about all rows costs, in rows of those that are nearest.
+def _price(price: tuple[float, float] | None, reading: float, total: int) -> float:
+    """Return what asking about all rows costs, in rows of those that are nearest."""
+    return total if price is None else (price[0] + reading - ROUND_S) / (NEAREST_S + price[1])
 
-    What the function costs is told by the fuel it used so far, where it counts any.
+
+def seconds(context: Context, plan: Knn, total: int) -> tuple[float, float] | None:
+    """Return what asking about all rows costs, and what the function takes for a row.
+
+    The latter is told by the fuel it used so far; None where it counts none.
     """
     fuel = 0.0
     for call in plan.filters:
         function = context.catalog.function(call.target)
         figures = None if function is None else context.engines.functions.figures(function)
-        if figures is None or not figures.fuel or _arguments_of(plan) is None:
-            return total
+        if not figures or not figures.fuel or filter_arguments.columns_of(plan) is None:
+            return None
         fuel += figures.fuel / figures.rows
-    whole = WHOLE_S + total * (ROW_S + fuel * FUEL_S + (0 if kept else READ_S))
-    return (whole - ROUND_S) / (NEAREST_S + fuel * FUEL_S)
+    row = fuel * FUEL_S
+    return WHOLE_S + total * (ROW_S + row), row
+
+
+def unread(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> float:
+    """Return the seconds that reading the arguments of all rows costs this search.
+
+    Those that earlier searches would have been spared are taken off.
+    """
+    if filter_arguments.kept(context, plan, view, flat) is not None:
+        return 0
+    return max(flat.rows * READ_S - habit_of(context, plan).unread, 0)
 
 
 def _lazily(
@@ -115,7 +132,8 @@ def _lazily(
     k, positions = asked
     most = min(limits[0], limits[1] - spent.rows)
     view = context.view(plan.table)
-    wanted, verdicts = max(MORE * k, FIRST_ROWS), dict[int, bool]()
+    habit, verdicts = habit_of(context, plan), dict[int, bool]()
+    wanted = max(MORE * k, FIRST_ROWS, int(1.5 * k / habit.share))
     while wanted <= most:
         spent.rows += wanted + ROUND_S / NEAREST_S
         rowids, distances = nearest(wanted, positions)
@@ -123,6 +141,7 @@ def _lazily(
         fresh = np.array([i for i in ids.tolist() if i not in verdicts], dtype=np.int64)
         verdicts.update(zip(fresh.tolist(), _passes(context, plan, view, fresh), strict=True))
         keep = np.flatnonzero([verdicts[i] for i in ids.tolist()])[:k]
+        habit.learn(sum(verdicts.values()), len(verdicts))
         if len(keep) == k or len(ids) < wanted:
             return rowids[:, keep], distances[:, keep]
         wanted = max(wanted * MORE, wanted * k // max(len(keep), 1))  # as many pass farther away
@@ -138,10 +157,13 @@ def passing(
         METRICS.add("udf_filter_hits")
         return kept if positions is None else positions[np.isin(positions, kept)]
     if positions is None:
-        whole = _arguments(context, plan, view, flat)
+        whole = filter_arguments.of(context, plan, view, flat)
         if whole is not None:
             passed: np.ndarray = whole.places[_true(plan, whole.batch(context))]
             _keep(context, plan, view, flat, passed)
+            habit = habit_of(context, plan)
+            habit.learn(len(passed), len(whole.places))
+            habit.unread = 0
             return passed
     places = np.flatnonzero(flat.live()) if positions is None else positions
     parts = []
@@ -178,7 +200,7 @@ class Spent:
     rows: float = 0.0
 
 
-def _spent(context: Context, plan: Knn, view: TableView) -> Spent:
+def spent_on(context: Context, plan: Knn, view: TableView) -> Spent:
     """Return what was spent so far, to add to; where nothing is kept, on this search only."""
     key = _key(context, plan)
     if key is None:
@@ -192,75 +214,34 @@ def _spent(context: Context, plan: Knn, view: TableView) -> Spent:
     return found
 
 
-# --- arguments of all rows, kept ---
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """What filters read of every row of a table, in the order of its vectors.
+@dataclass(slots=True)
+class Habit:
+    """What the searches of this process with some filters found out about these.
 
     Attributes
     ----------
-    flat : FlatIndex
-    state : TableState
-    places : int64 (n,)
-        Positions of the live vectors.
-    columns : dict of Column
-        Owned, by column id; ``n`` values each.
+    share : float
+        Of the rows asked about, those that passed, by the last search.
+    unread : float
+        Seconds that would have been spared had the arguments of all rows been read.
     """
 
-    flat: FlatIndex
-    state: Any
-    places: np.ndarray
-    columns: dict[int, Column]
+    share: float = 1.0
+    unread: float = 0.0
 
-    def batch(self, context: Context) -> evaluate.Batch:
-        """Return them as what a predicate is evaluated over."""
-        return evaluate.Batch(len(self.places), dict(self.columns), context)
+    def learn(self, passed: int, asked: int) -> None:
+        """Take note of a search."""
+        self.share = (passed + 1) / (asked + 1)
 
 
-def _arguments_of(plan: Knn) -> dict[int, ColumnDef] | None:
-    """Return the columns the filters read, by id; None where one is not a plain number."""
-    columns = evaluate.columns_of(*plan.filters)
-    plain = all(not (c.type.is_vector or c.type.is_variable) for c in columns.values())
-    return columns if plain and columns else None
-
-
-def _arguments(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
-    """Return the filters' arguments for all rows; None where they are not kept.
-
-    Those are texts and vectors, what takes much memory, and the rows of a transaction that writes.
-    """
-    columns = _arguments_of(plan)
-    if columns is None or context.writes is not None:
-        return None
-    if flat.rows * sum(c.type.dtype.itemsize for c in columns.values()) > MOST_ARGUMENT_BYTES:
-        return None
-    found = _kept(context, plan, view, flat)
-    if found is None:
-        places = np.flatnonzero(flat.live())
-        read = [column.owned() for column in view.rows(flat.rowids(places), list(columns))]
-        found = Arguments(flat, view.state, places, dict(zip(columns, read, strict=True)))
-        kept = _kept_arguments(context)
-        kept[plan.table.id, plan.column.id, *columns] = found
-        while len(kept) > KEPT_ARGUMENTS:
-            kept.popitem(last=False)
+def habit_of(context: Context, plan: Knn) -> Habit:
+    """Return the habit of a plan's filters, whatever their constants are."""
+    habits: OrderedDict[Any, Habit]
+    habits = context.snapshot.env.caches.setdefault("filter habits", OrderedDict())
+    found = habits.setdefault((plan.table.id, *(call.target for call in plan.filters)), Habit())
+    while len(habits) > KEPT_SPENT:
+        habits.popitem(last=False)
     return found
-
-
-def _kept(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
-    columns = _arguments_of(plan)
-    if columns is None or context.writes is not None:
-        return None
-    found = _kept_arguments(context).get((plan.table.id, plan.column.id, *columns))
-    current = found is not None and found.flat is flat and found.state is view.state
-    return found if current else None
-
-
-def _kept_arguments(context: Context) -> OrderedDict[Any, Arguments]:
-    kept: OrderedDict[Any, Arguments]
-    kept = context.snapshot.env.caches.setdefault("filter arguments", OrderedDict())
-    return kept
 
 
 # --- answers for all rows, kept ---
@@ -298,12 +279,14 @@ def _key(context: Context, plan: Knn) -> Any:
     """Return what the filters' answer depends on besides the rows; None where more than that."""
     if context.writes is not None:
         return None
-    key: list[Any] = [plan.table.id, plan.column.id]
+    if "filter text" not in plan.memo:
+        plan.memo["filter text"] = repr(plan.filters)
+    key: list[Any] = [plan.table.id, plan.column.id, plan.memo["filter text"]]
     for call in plan.filters:
         function = context.catalog.function(call.target)
         if function is None or function.volatility.upper() != "IMMUTABLE":
             return None
-        key += [function.digest, function.export, call]
+        key += [function.digest, function.export]
         for node in call.args:
             value = context.parameter(node.key) if isinstance(node, ex.Parameter) else None
             if type(value) not in _PLAIN:

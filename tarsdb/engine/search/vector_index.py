@@ -52,6 +52,8 @@ OPERATORS = {
 """Metric of an index -> the operator it answers."""
 KEPT_BYTES = 1 << 30
 """Parts a process keeps in memory for the next search, whatever snapshot they belong to."""
+SCARCE = 1e-9
+"""A share of rows that stands for none."""
 MANY = 3
 """A part that gave more than one in so many of the answers is searched with the whole effort."""
 QUERIES_AT_ONCE = 32
@@ -303,7 +305,13 @@ def choose(placed: Placed, flat: FlatIndex, ask: Ask) -> tuple[int, str]:
 
 
 def _effort(placed: Placed, ask: Ask, rows: int) -> int:
-    """Return the effort asked for, or for the recall; 0 where a part cannot reach it.
+    """Return the effort asked for, or for the recall; 0 where a part cannot reach it."""
+    share = 1.0 if ask.positions is None else len(ask.positions) / max(rows, 1)
+    return effort_among(placed, ask, share)
+
+
+def effort_among(placed: Placed, ask: Ask, share: float) -> int:
+    """Return the effort where a share of the rows may be found; 0 where a part cannot reach it.
 
     The rows a filter keeps lie as far from the query as more neighbours would without it.
     """
@@ -313,9 +321,9 @@ def _effort(placed: Placed, ask: Ask, rows: int) -> int:
         efforts = [part.effort_for(recall, k) for part in placed.parts]
         return max(efforts) if all(efforts) else 0
 
-    if ask.positions is None:
+    if share == 1:
         return ask.effort or needed(ask.k)
-    sparse = needed(ask.k * rows / max(len(ask.positions), 1))
+    sparse = needed(ask.k / max(share, SCARCE))
     if not ask.effort:
         return sparse
     return max(ask.effort, round(ask.effort * sparse / max(needed(ask.k), 1)))

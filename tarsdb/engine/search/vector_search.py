@@ -17,13 +17,14 @@ from tarsdb.columns import Column
 from tarsdb.engine.context import Context
 from tarsdb.engine.reading import batches, evaluate, project
 from tarsdb.engine.search import asked as searches
-from tarsdb.engine.search import lazy_filter, vector_index
+from tarsdb.engine.search import inside_filter, lazy_filter, vector_index
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found, OneCall
 from tarsdb.index.coded import CERTIFIED, CodeCache
 from tarsdb.index.flat import FlatIndex, prepare_queries, prepare_query
 from tarsdb.index.own_metric import Distance
 from tarsdb.kernels.gpu.device import choose
+from tarsdb.metrics import METRICS
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef, IndexDef
 from tarsdb.sql import expressions as ex
@@ -98,10 +99,26 @@ def _answer(
         return _nearest(context, plan, index, (queries, k, positions))
 
     if plan.filters and not (plan.descending or is_batch):
-        found = lazy_filter.search(context, plan, index, nearest, (k, positions))
+        inside = _inside(context, plan, index, (queries, k, positions))
+        found = inside or lazy_filter.search(context, plan, index, nearest, (k, positions))
     else:
         found = nearest(k, positions)
     return _flatten(*found, skip, is_batch)
+
+
+def _inside(context: Context, plan: Knn, flat: FlatIndex, asked: _Asked) -> Found | None:
+    """Search a graph that asks the plan's filter by itself, where it can and that is cheaper."""
+    definition, (_, k, positions) = Shape.of(plan).index, asked
+    if definition is None or definition.function or positions is not None or not k:
+        return None
+    placed = vector_index.place(context, definition, flat)
+    if placed is None:
+        return None
+    found = inside_filter.search(context, plan, placed, flat, _ask(context, placed, asked))
+    if found is not None:
+        METRICS.add(placed.method.counter)
+        _tally(context, definition, k, is_few=False)[0] += 1
+    return found
 
 
 def _nearest(context: Context, plan: Knn, index: FlatIndex, asked: _Asked) -> Found:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from tarsdb.types import Kind, SqlType, to_storage
 
 if TYPE_CHECKING:
     from tarsdb.engine.context import Context
-    from tarsdb.udf_sandbox import Budget, Figures, SandboxedFunction, StateTree
+    from tarsdb.udf_sandbox import Budget, Figures, Lent, SandboxedFunction, StateTree
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,17 @@ class FunctionRuntime:
             row = int(np.argmax(np.isnan(answer.values)))
             raise UdfError(f"function {function.name}: the score of row {row} is NaN")
         return answer
+
+    def lend(
+        self, context: Context, function: FunctionDef, work: Callable[[Lent], T], rows: int
+    ) -> T | None:
+        """Run work with a guest of a scalar function that compiled code may call for so many rows.
+
+        None where the function's backend has none, or ``work`` returned it.
+        """
+        with self._running_one(context, function, 0) as (compiled, budget):
+            found: T | None = compiled.lend(work, rows, budget) if compiled.lends else None
+            return found
 
     def call_aggregate(
         self, context: Context, function: FunctionDef, columns: list[Column], offsets: np.ndarray

@@ -9,6 +9,7 @@ import numpy as np
 
 from tarsdb.errors import CorruptionError, DimensionMismatchError, OperationalError
 from tarsdb.index.arrays import private
+from tarsdb.index.hnsw.asking import Unknown
 from tarsdb.index.hnsw.codes import LINE, Space, padded_width
 from tarsdb.kernels import graph as kernels
 from tarsdb.kernels.graph import LIST_ROOM, STARTS, TOGETHER
@@ -97,7 +98,7 @@ class Graph:
         query: np.ndarray,
         wanted: int,
         ef: int,
-        allowed: np.ndarray | None = None,
+        allowed: np.ndarray | Unknown | None = None,
         reach: int = 0,
         places: np.ndarray | None = None,
     ) -> np.ndarray | None:
@@ -110,9 +111,9 @@ class Graph:
             Nodes to return at most.
         ef : int
             List size (Malkov & Yashunin 2018): how many of the nearest so far are followed.
-        allowed : uint8 (n,), optional
+        allowed : uint8 (n,) or Unknown, optional
             Return nodes with a 1 here only. The search passes through all, until the nearest
-            ``ef`` allowed ones are known.
+            ``ef`` allowed ones are known. Of unknown ones it asks when it comes to them.
         reach : int
             With ``allowed``: how many nodes may be kept in sight meanwhile.
         places : int64 (n,), optional
@@ -120,7 +121,7 @@ class Graph:
 
         Returns
         -------
-        int64 (<= wanted,), or None when ``reach`` did not suffice
+        int64 (<= wanted,), or None when ``reach`` did not suffice or asking failed
         """
         found = kernels.current()
         if found is None:
@@ -132,9 +133,11 @@ class Graph:
                 f"the query has shape {given.shape}, the graph is of {dim} elements"
             )
         ef, room = list_and_room((ef, wanted, reach), is_filtered=allowed is not None)
+        asked = address(allowed.words) if isinstance(allowed, Unknown) else 0
+        mask = allowed.allowed if isinstance(allowed, Unknown) else allowed
         count: int = found.search(
-            table, address(given), wanted, ef, room, 0 if allowed is None else address(allowed),
-            0 if places is None else address(places), address(out),
+            table, address(given), wanted, ef, room, 0 if mask is None else address(mask),
+            asked, 0 if places is None else address(places), address(out),
             scratch.of(self.scratch_bytes(room)),
         )  # fmt: skip
         return out[:count] if count >= 0 else None

@@ -1,4 +1,4 @@
-"""Calling a compiled kernel by its address: kernels put together at run time."""
+"""Calling by an address: kernels put together at run time, and functions of other libraries."""
 
 # Numba's decorators and llvmlite's builders tell mypy nothing true of what is compiled.
 # mypy: disallow-untyped-calls=False, disable-error-code="call-arg, unreachable, var-annotated"
@@ -25,5 +25,18 @@ def call_at(typingctx, entry, given):  # type: ignore[no-untyped-def]
         kernel = b.inttoptr(args[0], kind.as_pointer())
         b.call(kernel, [out, error, *cgutils.unpack_tuple(b, args[1], count)])
         return b.load(out)
+
+    return types.int64(types.int64, given), codegen
+
+
+@intrinsic
+def call_native(typingctx, entry, given):  # type: ignore[no-untyped-def]
+    """Call a function of C, int64 or pointer of a tuple of these, by its address."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        count, word = signature.args[1].count, ir.IntType(64)
+        kind = ir.FunctionType(word, [word] * count)
+        function = b.inttoptr(args[0], kind.as_pointer())
+        return b.call(function, cgutils.unpack_tuple(b, args[1], count))
 
     return types.int64(types.int64, given), codegen

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from tarsdb.kernels.cpu.asking import ask
 from tarsdb.kernels.cpu.graph_nearest import make_nearest
 from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
 from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
@@ -42,7 +43,8 @@ _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
     "sketch": types.void(_CODES, _CONSTANTS, types.int64, types.int64, _CODES),
-    "search": types.int64(*[types.int64] * 9),
+    "search": types.int64(*[types.int64] * 10),
+    "ask": types.int64(*[types.int64] * 4),
     "nearest": types.int64(*[types.int64] * 7),
     "insert": types.void(types.int64, _EDGES, *[types.int64] * 4, _F4, _LIST, _MARKS),
     "link": types.void(
@@ -84,12 +86,16 @@ def make_kernels(variant: str) -> dict[str, Any]:
     sketch(codes, constants, bits, width, sketches)
         Writes of each node the signs of its codes, a bit each, then float32 squared norm, scale,
         factor of the estimate and its standard deviation a unit of the query's norm.
-    search(graph, query, wanted, ef, room, allowed, places, out, scratch)
+    search(graph, query, wanted, ef, room, allowed, asked, places, out, scratch)
         ``graph`` is a table as ``graph_search.py`` says, ``query`` float32 (dim,), ``allowed``
-        uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (wanted,) gets nodes in order, or
-        their places; returns how many. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
-        the nearest allowed are looked for, the search goes on until what is left is farther, and
-        ``room`` bounds its work: -1 when that did not suffice. ``scratch``: see ``Graph``.
+        uint8 (n,) or 0, ``asked`` the words of ``ask`` or 0, ``places`` int64 (n,) or 0. ``out``
+        int64 (wanted,) gets nodes in order, or their places; returns how many. ``room`` is ``ef``
+        without ``allowed``; with it ``ef`` of the nearest allowed are looked for, the search goes
+        on until what is left is farther, and ``room`` bounds its work: -1 when that did not
+        suffice, or a filter ended it. ``scratch``: see ``Graph``.
+    ask(words, nodes, count, allowed)
+        Asks a filter of another library about nodes that are unknown; ``asking.py`` says what the
+        words are, ``nodes`` are int32.
     nearest(words, numbers, queries, rows, ids, values, scratch)
         Searches graphs and compares what they name by the vectors; ``graph_nearest.py`` says what
         the words are. ``numbers`` are queries as float32, ``queries`` as the scan takes them.
@@ -164,7 +170,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         for node in range(start, stop):
             offset, factor = _turn(rows, node, width, query, 0)
             size = traverse(
-                graph, done, address_of(query), factor, offset, 0, 0, address_of(beam), ef,
+                graph, done, address_of(query), factor, offset, 0, 0, 0, address_of(beam), ef,
                 address_of(visited), address_of(near),
             )  # fmt: skip
             found = address_of(beam) + 8
@@ -244,6 +250,6 @@ def make_kernels(variant: str) -> dict[str, Any]:
             apart += 1
 
     return {
-        "sketch": sketch, "search": search, "nearest": make_nearest(search), "insert": insert,
-        "link": link, "order": order,
+        "sketch": sketch, "search": search, "ask": ask, "nearest": make_nearest(search),
+        "insert": insert, "link": link, "order": order,
     }  # fmt: skip

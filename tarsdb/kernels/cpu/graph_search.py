@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from tarsdb.kernels.cpu.calls import call_at
 from tarsdb.kernels.cpu.graph_products import make_products, offset_of
 from tarsdb.kernels.cpu.linked import linked
 from tarsdb.kernels.cpu.memory import (
@@ -124,13 +125,14 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
 
     @linked
     def traverse(  # type: ignore[no-untyped-def]
-        graph, limit, query, factor, offset, allowed, wanted, beam, room, visited, near
+        graph, limit, query, factor, offset, allowed, asked, wanted, beam, room, visited, near
     ):
         """Search from the entries among nodes below ``limit``; return the size of the list.
 
         ``beam`` is memory for a list of ``room`` entries, of which ``wanted`` are allowed at most,
         ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of entries:
-        edges of nodes below it lead to nodes below it. Returns -1 when ``room`` did not suffice.
+        edges of nodes below it lead to nodes below it. Returns -1 when ``room`` did not suffice, or
+        what ``asked`` names (see ``asking.py``; 0: all of ``allowed`` is known) ended the search.
         """
         rows = rows_of(graph)
         codes, numbers, lines, stride, padded, bits = rows
@@ -192,6 +194,9 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                         continue
                     for i in range(degree):  # where there is none, what is harmless to ask for
                         prefetch(signs + read_int(other, i) * stride)
+            # the answers come while memory brings the codes
+            if asked and call_at(read_long(asked, 0), (asked, near, count, allowed)):
+                return np.int64(-1)
             lowest = size
             for i in range(count):
                 node = read_int(near, i)
@@ -240,7 +245,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                 return size
 
     @njit(nogil=True)
-    def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
+    def search(graph, query, wanted, ef, room, allowed, asked, places, out, scratch):  # type: ignore[no-untyped-def]
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
@@ -249,7 +254,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
         factor = _code_query(query, graph, code)
         size = traverse(
             graph, read_long(graph, NODES), code, factor, offset_of(code, padded, bits), allowed,
-            ef, beam, room, visited, near,
+            asked, ef, beam, room, visited, near,
         )  # fmt: skip
         beam += 8
         taken = min(size, np.int64(0))

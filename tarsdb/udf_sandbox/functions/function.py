@@ -20,7 +20,7 @@ from tarsdb.options import SandboxLimits
 from tarsdb.types import SqlType
 from tarsdb.udf_sandbox import figures
 from tarsdb.udf_sandbox.backends import Guest, Program, backend
-from tarsdb.udf_sandbox.guests import driver_code
+from tarsdb.udf_sandbox.guests import Lent, ScalarGuest, driver_code
 from tarsdb.udf_sandbox.limits import WASM_PAGE, Budget, Call, memory_error, time_error
 from tarsdb.udf_sandbox.modules.module import ModuleInfo, check_signature, inspect_module
 
@@ -105,7 +105,7 @@ class SandboxedFunction:
         failure: BaseException | None = None
         try:
             result = self._backend.run(lambda watched: self._with_guest(work, call, watched), call)
-            call.bytes_out = figures.size(result if isinstance(result, list) else [result])
+            call.bytes_out += figures.size(result if isinstance(result, list) else [result])
             return result
         except BaseException as error:
             failure = error
@@ -114,7 +114,7 @@ class SandboxedFunction:
             with self._lock:
                 self._calls.discard(call)
             took = time.monotonic() - began - call.waited
-            budget.end(self._key, call.used, took)
+            budget.end(self._key, call.used, took, rows - call.rows)
             for kept in (self.figures, budget.figures_of(self.name)):
                 kept.add(call, took, failure)
             figures.count(call, took, failure)
@@ -226,6 +226,28 @@ class ScalarFunction(SandboxedFunction):
         taken = [column.take(chosen) for column in columns]
         taken = [Column(c.type, c.values, c.offsets, None) for c in taken]
         return _scatter(self._run(taken, len(chosen), budget), keep)
+
+    @property
+    def lends(self) -> bool:
+        """Whether guests may be lent to compiled code: bare scalar exports in this process."""
+        return self._program.driver is not None and self.limits.backend == "wasmtime"
+
+    def lend(self, work: Callable[[Lent], T], rows: int, budget: Budget) -> T | None:
+        """Run work with a guest it may call for so many rows; None where there is no such guest.
+
+        ``work`` may be begun anew in another thread, where it turns out to be long.
+
+        Raises
+        ------
+        UdfTrapError, UdfLimitError, UdfError, InterruptError
+            By ``Lent.check``. The guest is thrown away then.
+        """
+
+        def lent(guest: Guest, call: Call) -> T | None:
+            found = guest.lend(call) if isinstance(guest, ScalarGuest) else None
+            return None if found is None else work(found)
+
+        return self._within_budget(lent, (), rows, budget)
 
     def _run(self, columns: Sequence[Column], rows: int, budget: Budget) -> Column:
         pieces = 1 if self._program.driver is not None else self._pieces(columns, rows)

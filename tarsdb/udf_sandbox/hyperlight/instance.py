@@ -69,6 +69,9 @@ class SandboxInstance:
         self._call = call
         return True
 
+    def lend(self, export: str, call: Call) -> None:
+        """Return None: compiled code cannot call into a virtual machine."""
+
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Write what is to be written, then call an export."""
         return self._memory.send(self._numbers[export], *arguments)

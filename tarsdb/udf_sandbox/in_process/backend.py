@@ -12,7 +12,7 @@ import wasmtime
 from tarsdb.errors import UdfLimitError
 from tarsdb.options import SandboxLimits
 from tarsdb.records import dataclass
-from tarsdb.udf_sandbox.backends import Guest, Program
+from tarsdb.udf_sandbox.backends import Guest, Place, Program
 from tarsdb.udf_sandbox.exports import Export, Exports
 from tarsdb.udf_sandbox.guests import guest_of
 from tarsdb.udf_sandbox.in_process import stacks
@@ -137,12 +137,24 @@ class InProcessInstance:
 
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Call an export; traps and stops become typed errors."""
+        call.transitions += 1
+        function = self._function(export, len(arguments))
+        return self._store.invoke(function, call, self._memory, *arguments)
+
+    def lend(self, export: str, call: Call) -> tuple[Place, Callable[[int], None]] | None:
+        """Return by what compiled code calls an export, and what raises for a call that failed."""
+        function = self._function(export, 0)
+        place = function.place()
+        if place is None:
+            return None
+        return place, lambda error: self._store.check(function, error, call, self._memory)
+
+    def _function(self, export: str, parameters: int) -> Export:
         function = self._functions.get(export)
         if function is None:
             found = self._exports[export]
-            function = self._functions[export] = Export(self._store.raw, found, len(arguments))
-        call.transitions += 1
-        return self._store.invoke(function, call, self._memory, *arguments)
+            function = self._functions[export] = Export(self._store.raw, found, parameters)
+        return function
 
     def memory(self) -> np.ndarray:
         """Return the memory as bytes; valid until the guest next runs."""

@@ -249,6 +249,13 @@ class Store:
             size = None if memory is None else memory.data_len(self.raw)
             raise _converted(error, call, size) from error
 
+    def check(self, function: Export, error: int, call: Call, memory: Any) -> None:
+        """Raise a typed error where compiled code called an export that trapped or was stopped."""
+        try:
+            function.check(error)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as raised:
+            raise _converted(raised, call, memory.data_len(self.raw)) from raised
+
     def view(self, memory: Any) -> np.ndarray:
         """Return a memory as bytes; valid until the guest next runs (growth moves it)."""
         size = memory.data_len(self.raw)

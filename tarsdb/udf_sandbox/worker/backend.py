@@ -172,6 +172,9 @@ class WorkerInstance:
     def _report(self, call: Call) -> None:
         call.confinement = self._process.unfiltered or "seccomp"
 
+    def lend(self, export: str, call: Call) -> None:
+        """Return None: compiled code cannot call into another process."""
+
     def invoke(self, export: str, call: Call, *arguments: int) -> int:
         """Call an export; traps, stops and the process's death become typed errors."""
         numbers = [argument & 0xFFFFFFFF for argument in arguments]

@@ -12,7 +12,7 @@ import pytest
 
 import tarsdb
 from tarsdb import errors
-from tarsdb.engine.search import lazy_filter
+from tarsdb.engine.search import filter_arguments, lazy_filter
 from tarsdb.index.flat import FlatIndex
 from tarsdb.kernels import graph
 from tests.sandbox.wasm_text import PRELUDE
@@ -127,10 +127,15 @@ def test_a_filter_gives_what_the_function_gives(
         assert found == rows(shared, form.format(condition), query(1))
 
 
-def kept_arguments(db: tarsdb.Connection) -> dict[Any, lazy_filter.Arguments]:
-    found: dict[Any, lazy_filter.Arguments]
+def kept_arguments(db: tarsdb.Connection) -> dict[Any, filter_arguments.Arguments]:
+    found: dict[Any, filter_arguments.Arguments]
     found = db._require_session().env.caches.get("filter arguments", {})
     return found
+
+
+def forget_habits(db: tarsdb.Connection) -> None:
+    """Forget which share of rows passed in earlier searches."""
+    db._require_session().env.caches.pop("filter habits", None)
 
 
 def test_numbers_of_all_rows_are_asked_about_where_that_is_cheaper(
@@ -168,6 +173,7 @@ def test_numbers_of_all_rows_are_asked_about_where_that_is_cheaper(
     with pytest.raises(errors.UdfTrapError, match="passes_f"):
         rows(db, sql.format("t", "passes_f"), 0, query(1))
     monkeypatch.setattr(lazy_filter, "WHOLE_S", 1e12)
+    forget_habits(db)
     before = calls(db)
     assert len(rows(db, sql.format("t", "passes_f"), 2, query(77))) == K
     assert 0 < calls(db) - before <= lazy_filter.FIRST_ROWS
@@ -178,6 +184,7 @@ def test_only_candidates_are_asked_about(
 ) -> None:
     db = shared
     monkeypatch.setattr(lazy_filter, "WHOLE_S", 1e12)  # rows to a thousand are cheap at once
+    forget_habits(db)
     sql = f"SELECT id FROM t WHERE passes_f(n, 2) ORDER BY emb <-> ? LIMIT {K}"
     before = calls(db)
     found = rows(db, sql, query(2))
@@ -208,6 +215,7 @@ def test_searches_with_the_same_constants_ask_about_all_rows_in_the_end(
     sql = f"SELECT id FROM t WHERE {{}}(n, ?) ORDER BY emb <-> ? LIMIT {K}"
 
     def asked(constant: int, number: int) -> int:
+        forget_habits(db)
         before = calls(db)
         found = rows(db, sql.format("passes_f"), constant, query(number))
         count = calls(db) - before
