@@ -3,8 +3,8 @@
 ``changing`` has another constant each time, so the function answers anew, asked by the search or
 about all rows (``inside`` counts the former); ``repeated`` has the same, whose answer is known;
 ``column`` is a condition on a column that keeps as many rows. ``calls`` is what one call costs from
-a compiled loop (docs/decisions/0012), beside a row of a batch and a call from Python. CPU time; contenders
-take turns. Writes ``results/filter_functions.LEVEL.json``.
+a compiled loop (docs/decisions/0012), beside a row of a batch and a call from Python. CPU time;
+contenders take turns. Writes ``results/filter_functions.LEVEL.json``.
 """
 
 from __future__ import annotations
