@@ -14,6 +14,8 @@ All arguments are addresses and counts; memory belongs to the caller.
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
 from tarsdb.kernels.cpu.calls import call_native
@@ -24,7 +26,7 @@ from tarsdb.kernels.cpu.memory import put_byte, put_int, put_long, read_byte, re
     ASK, FUNCTION, CONTEXT, EXPORT, VALUES, COUNT, TRAP, ERROR, ROWS, ANSWERS, LEFT, CALLS, PASSED,
     PLACES, COLUMNS,
 ) = range(15)  # fmt: skip
-"""The words: address of :func:`ask`; of the function and its five arguments, the last of them where
+"""The words: address of ``ask``; of the function and its five arguments, the last of them where
 it leaves a trap; what it returned, an error; where it reads an int32 number of rows and leaves an
 int32 answer for each; rows that may still be asked about, calls made, rows that passed; positions
 of the nodes, int64; number of columns. Then of each column:"""
@@ -62,39 +64,44 @@ def _put_row(words, place, row):  # type: ignore[no-untyped-def]
         line += 8 * COLUMN
 
 
-@njit(nogil=True)
-def ask(words, nodes, count, allowed):  # type: ignore[no-untyped-def]
-    """Ask about those of ``count`` nodes (int32) that are UNKNOWN; return 0, or 1 to end."""
-    places, rows = read_long(words, PLACES), 0
-    for i in range(count):
-        node = read_int(nodes, i)
-        if read_byte(allowed, node) == UNKNOWN:
-            place = read_long(places, node)
-            if _is_null(words, place):
-                put_byte(allowed, node, 0)
-            else:
-                _put_row(words, place, rows)
-                rows += 1
-    if rows == 0:
+def make_ask() -> Any:
+    """Return ``ask``; see ``graph.py``."""
+
+    @njit(nogil=True)
+    def ask(words, nodes, count, allowed):  # type: ignore[no-untyped-def]
+        """Ask about those of ``count`` nodes (int32) that are UNKNOWN; return 0, or 1 to end."""
+        places, rows = read_long(words, PLACES), 0
+        for i in range(count):
+            node = read_int(nodes, i)
+            if read_byte(allowed, node) == UNKNOWN:
+                place = read_long(places, node)
+                if _is_null(words, place):
+                    put_byte(allowed, node, 0)
+                else:
+                    _put_row(words, place, rows)
+                    rows += 1
+        if rows == 0:
+            return 0
+        if rows > read_long(words, LEFT):
+            return 1
+        put_int(read_long(words, ROWS), 0, rows)
+        put_long(words, CALLS, read_long(words, CALLS) + 1)
+        put_long(words, ERROR, call_native(read_long(words, FUNCTION), (
+            read_long(words, CONTEXT), read_long(words, EXPORT), read_long(words, VALUES),
+            read_long(words, COUNT), read_long(words, TRAP),
+        )))  # fmt: skip
+        if read_long(words, ERROR) or read_long(read_long(words, TRAP), 0):
+            return 1
+        row = passed = 0
+        for i in range(count):
+            node = read_int(nodes, i)
+            if read_byte(allowed, node) == UNKNOWN:
+                answer = read_int(read_long(words, ANSWERS), row) != 0
+                put_byte(allowed, node, answer)
+                passed += answer
+                row += 1
+        put_long(words, LEFT, read_long(words, LEFT) - rows)
+        put_long(words, PASSED, read_long(words, PASSED) + passed)
         return 0
-    if rows > read_long(words, LEFT):
-        return 1
-    put_int(read_long(words, ROWS), 0, rows)
-    put_long(words, CALLS, read_long(words, CALLS) + 1)
-    put_long(words, ERROR, call_native(read_long(words, FUNCTION), (
-        read_long(words, CONTEXT), read_long(words, EXPORT), read_long(words, VALUES),
-        read_long(words, COUNT), read_long(words, TRAP),
-    )))  # fmt: skip
-    if read_long(words, ERROR) or read_long(read_long(words, TRAP), 0):
-        return 1
-    row = passed = 0
-    for i in range(count):
-        node = read_int(nodes, i)
-        if read_byte(allowed, node) == UNKNOWN:
-            answer = read_int(read_long(words, ANSWERS), row) != 0
-            put_byte(allowed, node, answer)
-            passed += answer
-            row += 1
-    put_long(words, LEFT, read_long(words, LEFT) - rows)
-    put_long(words, PASSED, read_long(words, PASSED) + passed)
-    return 0
+
+    return ask

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from tarsdb.kernels.cpu.asking import ask
+from tarsdb.kernels.cpu.asking import make_ask
 from tarsdb.kernels.cpu.graph_nearest import make_nearest
 from tarsdb.kernels.cpu.graph_products import VARIANTS, code_of, offset_of
 from tarsdb.kernels.cpu.graph_search import START, TOGETHER, WIDTH, make_search, rows_of
@@ -250,6 +250,6 @@ def make_kernels(variant: str) -> dict[str, Any]:
             apart += 1
 
     return {
-        "sketch": sketch, "search": search, "ask": ask, "nearest": make_nearest(search),
+        "sketch": sketch, "search": search, "ask": make_ask(), "nearest": make_nearest(search),
         "insert": insert, "link": link, "order": order,
     }  # fmt: skip
