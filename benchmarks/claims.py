@@ -33,6 +33,7 @@ def _group_speed(record: Record) -> float | None:
 
 
 WIDE = ("avx512", "amx")
+OTHER = "128 dimensions, inner product"
 KINDS = {
     "unfiltered": "unfiltered", "one_percent": "filter of 1%", "ten_percent": "filter of 10%",
     "half": "filter of 50%", "label": "filter of a correlated label",
@@ -173,6 +174,16 @@ CLAIMS = (
           path("bytes_per_vector")),
     Claim("graph_index", "file with a graph, times the raw vectors", "<= 1.45",
           path("disk_of_raw")),
+    *(
+        Claim("graph_index_ip128", f"{OTHER}: graph search at recall {target}, times faster (CPU)",
+              ">= 3.5", path("tarsdb_times", "hnswlib", target), "hnswlib", WIDE)
+        for target in ("0.95", "0.99")
+    ),
+    *(
+        Claim("graph_index_ip128", f"{OTHER}: building a graph{how}, share of the time (CPU)",
+              f"<= {bar}", path(key, "hnswlib"), "hnswlib", WIDE)
+        for how, key, bar in (("", "build_share_of", 0.35), (" fast", "fast_build_share_of", 0.2))
+    ),
     *(
         Claim("end_to_end", f"through SQL, {words}, share of the time (CPU)", f"<= {bar}",
               path("tarsdb_share_of", kind, rival), words_of)

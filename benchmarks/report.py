@@ -157,6 +157,11 @@ def _speeds(records: Records) -> list[str]:
         parts.append(("kNN among 1% of the rows, ms CPU", reads["filtered"]["seconds"], 1e3))
         parts.append(("Point read, microseconds CPU", reads["point"]["seconds"], 1e6))
     lines = []
+    if peers := widest(records, "graph_index_peers"):
+        reached = {n: f["0.95"] for n, f in peers["queries_per_second"].items() if f["0.95"]}
+        ordered = sorted(reached.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name} {_short(speed)}" for name, speed in ordered)
+        lines.append(f"- One query by an index at recall 0.95, queries/s of CPU: {shown}")
     for title, seconds, scale in parts:
         ordered = sorted(seconds.items(), key=lambda item: item[1]["median"])
         shown = ", ".join(f"{name} {_short(f['median'] * scale)}" for name, f in ordered)
