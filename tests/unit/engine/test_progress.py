@@ -173,6 +173,7 @@ def test_no_work_is_announced_for_no_rows(db: tarsdb.Connection, method: str) ->
         ("VECTOR(64)", "ivf (emb) WITH (metric = 'ip', lists = 40)"),
         ("VECTOR(200)", "ivf (emb) WITH (codes = 'bits', sample = 10)"),
         ("VECTOR(200)", "ivf (emb) WITH (codes = 'bits', refine_bits = 2)"),
+        ("VECTOR(200)", "ivf (emb) WITH (codes = 'pq')"),
         ("VECTOR(100)", "ivf (emb) WITH (codes = 'none', metric = 'cosine')"),
     ],
 )

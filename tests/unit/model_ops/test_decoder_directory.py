@@ -50,6 +50,16 @@ def test_a_language_model_is_recognised(decoder_dir) -> None:
         read_model_directory(str(decoder_dir), {"pooling": "mean"})
 
 
+def test_weights_of_no_float_type_are_named_with_it(decoder_dir) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = safetensors.numpy.load_file(decoder_dir / "model.safetensors")
+    tensors[name] = tensors[name].astype(np.int32)
+    safetensors.numpy.save_file(tensors, decoder_dir / "model.safetensors")
+    with pytest.raises(ModelFormatError, match=name) as caught:
+        read_model_directory(str(decoder_dir))
+    assert f"{name} (int32)" in (caught.value.hint or "")
+
+
 def test_shards_are_put_together(decoder_dir) -> None:
     whole = read_model_directory(str(decoder_dir)).tensors
     parts = [dict(list(whole.items())[start::2]) for start in range(2)]

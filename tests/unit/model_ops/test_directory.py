@@ -125,6 +125,22 @@ def test_missing_tensors_are_named(model_dir) -> None:
     assert "encoder.layer.1.output.LayerNorm.weight" in caught.value.message
 
 
+@pytest.mark.parametrize("kind", ["int64", "int8", "uint8", "bool"])
+def test_weights_of_no_float_type_are_named_with_it(model_dir, kind: str) -> None:
+    name = "encoder.layer.0.attention.self.key.weight"
+    rewrite(model_dir, lambda tensors: tensors.update({name: tensors[name].astype(kind)}))
+    with pytest.raises(ModelFormatError, match=f"lacks 1 tensors: {name}") as caught:
+        read_model_directory(str(model_dir))
+    assert f"{name} ({kind})" in (caught.value.hint or "")
+
+
+def test_weights_of_another_float_type_are_read(model_dir) -> None:
+    name = "encoder.layer.0.attention.self.key.weight"
+    before = read_model_directory(str(model_dir)).tensors[name]
+    rewrite(model_dir, lambda tensors: tensors.update({name: tensors[name].astype(np.float64)}))
+    assert np.array_equal(read_model_directory(str(model_dir)).tensors[name], before)
+
+
 def test_wrong_shapes_are_named_with_both(model_dir) -> None:
     edit(model_dir, "config.json", intermediate_size=41)
     with pytest.raises(ModelFormatError, match=r"intermediate\.dense\.\w+'.*\(40.*\(41"):
