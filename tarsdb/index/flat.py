@@ -285,6 +285,10 @@ class FlatIndex:
         runs = self._runs()
         if runs is not None:
             lows, starts, stops = runs
+            if len(lows) == 1 and len(rowids):
+                places: np.ndarray = rowids + (starts[0] - lows[0])
+                if starts[0] <= places.min() and places.max() < stops[0]:
+                    return places
             block = np.searchsorted(lows, rowids, side="right") - 1
             places = rowids + (starts - lows)[block]
             return np.where((block >= 0) & (places < stops[block]), places, -1)
@@ -367,7 +371,10 @@ class FlatIndex:
                 yield block.rowids[at], rows
 
     def _runs(self) -> _Runs | None:
-        """Return first row id, first position and end of blocks, where all are ascending runs."""
+        """Return first row id, first position and end of runs that all blocks are made of.
+
+        Row ids ascend by one in a run, and from one run to the next. None where blocks have others.
+        """
         if self._run_bounds is None:
             self._run_bounds = (_runs_of(self._blocks, self._starts),)
         return self._run_bounds[0]
@@ -481,7 +488,9 @@ def _runs_of(blocks: Sequence[VectorBlock], starts: np.ndarray) -> _Runs | None:
         return None
     if any((np.diff(block.rowids) != 1).any() for block in blocks):
         return None
-    return lows, starts[:-1], starts[1:]
+    first = np.concatenate(([True], lows[1:] != highs[:-1] + 1))  # others go on with a run
+    begins = np.flatnonzero(first)
+    return lows[begins], starts[begins], np.append(starts[begins[1:]], starts[-1])
 
 
 def _not_beyond(worst: np.ndarray, values: np.ndarray, descending: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, cast
 
@@ -37,8 +38,8 @@ _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
 FEW = 10
 """A filter leaves few rows where these are at most one in so many."""
-KEPT_POSITIONS = 1 << 16
-"""Rows of a predicate's answer up to which it is kept with the plan."""
+KEPT_POSITIONS = 1 << 23
+"""Rows of predicates' answers that a process keeps with their plans, in all."""
 # A batch is searched in parts, between which it can be interrupted: of a second or so each, and
 # of a fifth while NumPy answers for kernels that are not compiled yet.
 MIN_QUERIES, PRODUCTS_AT_ONCE, REFERENCE_PRODUCTS = 256, 2_000_000_000, 200_000_000
@@ -397,7 +398,20 @@ def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -
     positions = _find_positions(context, plan, view, index)
     if constants is not None and positions is not None and len(positions) <= KEPT_POSITIONS:
         plan.memo["positions"] = (view.state, index, constants, positions)
+        _forget_positions(context, plan)
     return positions
+
+
+def _forget_positions(context: Context, plan: Knn) -> None:
+    """Forget what plans keep, but for this one's and the latest, where it is too much."""
+    plans: OrderedDict[int, Knn]
+    plans = context.snapshot.env.caches.setdefault("plans with positions", OrderedDict())
+    plans[id(plan)] = plan
+    plans.move_to_end(id(plan))
+    kept = sum(len(each.memo["positions"][3]) for each in list(plans.values()))
+    while kept > KEPT_POSITIONS:
+        _, oldest = plans.popitem(last=False)
+        kept -= len(oldest.memo.pop("positions")[3])
 
 
 def _kept_positions(

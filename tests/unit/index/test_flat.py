@@ -116,6 +116,24 @@ def test_positions_restrict_the_search(level: str, name: str) -> None:
         assert none.shape == (1, 0)
 
 
+@pytest.mark.parametrize(
+    "runs",
+    [[(5, 9)], [(5, 9), (14, 3), (17, 20)], [(5, 9), (15, 3), (18, 7)], [(0, 1), (9, 1), (3, 5)],
+     [(5, 4), (9, 4), (20, 4), (24, 1), (30, 2)]],
+)  # fmt: skip
+def test_positions_of_rows_that_follow_one_another(runs: list[tuple[int, int]]) -> None:
+    data = small_integers(parse_type("VECTOR(4)"), 60)
+    rowids = [np.arange(low, low + rows) for low, rows in runs]
+    blocks = [VectorBlock(ids, data[: len(ids)]) for ids in rowids]
+    index = FlatIndex(blocks, parse_type("VECTOR(4)"))
+    where = {r: i for i, r in enumerate(np.concatenate(rowids).tolist())}
+    rng = np.random.default_rng(1)
+    every = np.concatenate(rowids)
+    for asked in (np.arange(45), every, rng.permutation(45), every[:1],
+                  np.empty(0, np.int64), np.array([-3, 6]), np.array([6, 44])):  # fmt: skip
+        assert index.positions(asked).tolist() == [where.get(r, -1) for r in asked.tolist()]
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_within_gives_all_rows_of_the_radius(level: str, name: str) -> None:
     sql_type = parse_type(f"{name}(40)")
