@@ -23,6 +23,7 @@ from tarsdb.errors import (
     ProgrammingError,
     ReadOnlyError,
 )
+from tarsdb.metrics import METRICS
 from tarsdb.schema import ModelDef, TableDef
 from tarsdb.sql import explain as explain_plan
 from tarsdb.sql.plan import (
@@ -127,9 +128,12 @@ def explain(context: Context, plan: Explain) -> Result:
             raise NotSupportedError("EXPLAIN ANALYZE runs queries only, it would change data")
         start = time.perf_counter()
         before = context.engines.done.snapshot()
-        result = executor.run(context, plan.target)
+        with METRICS.recorded() as done:
+            result = executor.run(context, plan.target)
         took = (time.perf_counter() - start) * 1000
         lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
+        if done.get("index.exact_instead"):
+            lines.append("search: exact instead: by the index it took longer or found too few rows")
         after = context.engines.done.snapshot()
         lines += inference_figures.lines({n: v - before.get(n, 0) for n, v in after.items()})
         if context.budget is not None:
