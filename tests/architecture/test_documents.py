@@ -13,6 +13,7 @@ import pytest
 import tarsdb
 from benchmarks import claims, harness, plots
 from benchmarks.claim import Records
+from tarsdb.engine.search import index_methods
 from tests.conftest import ROOT
 from tests.golden.models.tiny_decoders import write_tiny_decoder
 from tests.golden.models.tiny_heads import HEADS, write_head_model
@@ -130,6 +131,13 @@ def test_every_statement_is_described() -> None:
     words |= {"ALTER TABLE", "DROP TABLE", "INSERT", "UPDATE", "DELETE", "COPY", "EXPLAIN"}
     assert len(words) > 20
     assert missing_words(words, (ROOT / "docs" / "sql.md").read_text("utf-8")) == set()
+
+
+def test_the_rules_of_filters_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "tuning-index.md").read_text("utf-8")
+    for work in (index_methods.EXACT_WORK, index_methods.CODED_WORK):
+        assert f"{work:g} * ef * n" in text
+    assert f"{index_methods.VECTOR_WORK} * m is at most" in text
 
 
 def test_word_check_can_fail() -> None:
