@@ -41,6 +41,7 @@ _TILE_BYTES = 24576
 _FAR, _SOON = 262144, 8192
 """Most bytes that memory is asked for ahead: they wait in the L2 cache, beside as many in use; and
 how many instead where tiles are longer."""
+NOT_AT_ALL, BY_TILE, IN_A_ROW = range(3)
 _SUMS = 128  # places in the scratch memory: a line of zeros, sums, scales and codes of rows
 _SCALES = _SUMS + 128 * ROWS_AT_ONCE
 _CODES = _SCALES + 4 * ROWS_AT_ONCE
@@ -56,7 +57,7 @@ def scratch_bytes(kind: str, variant: str, depth: int) -> int:
     return _CODES + ROWS_AT_ONCE * form.row_bytes(depth)
 
 
-def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args: Any) -> None:
+def _emit_products(b: Any, form: Form, count: int, width: int, asks: int, args: Any) -> None:
     """Emit the micro-kernel of ``count`` rows and ``width`` tiles."""
     a, a_stride, weights, line, tile, depth, sums, sums_stride, fresh, ahead, pace = args
     is_fresh = b.icmp_signed("!=", fresh, ir.Constant(I64, 0))
@@ -86,9 +87,12 @@ def _emit_products(b: Any, form: Form, count: int, width: int, asks: bool, args:
 
     def step(number: Any, totals: Any) -> None:
         down, along = b.mul(number, line), b.mul(number, ir.Constant(I64, form.row_step))
-        for column in columns if asks else ():
+        wanted, size = ([], columns, columns[:1])[asks], form.line_bytes
+        if asks == IN_A_ROW:
+            size *= width
+        for column in wanted:
             soon = b.add(b.add(column, ahead), b.mul(number, pace))
-            for offset in range(0, form.line_bytes, 64):
+            for offset in range(0, size, 64):
                 emit_prefetch(b, b.add(soon, ir.Constant(I64, offset)), cache=2)
         form.step(
             b, totals, [b.add(column, down) for column in columns],
@@ -119,17 +123,17 @@ def accumulate(  # type: ignore[no-untyped-def]
 
     Line i of tile t lies at ``weights + t * tile + i * line``; the sums of row r are numbers of
     32 bits at ``sums + r * sums_stride``, tile after tile. They start at zero if ``fresh`` is not
-    0. ``form`` is a literal number of FORMS. With line i, if the literal ``asks`` is not 0, memory
-    is asked for what lies ``ahead`` + i * ``pace`` bytes behind a tile's first line.
+    0. ``form`` is a literal number of FORMS. ``asks`` is a literal: NOT_AT_ALL; BY_TILE, with line
+    i memory is asked for a line ``ahead`` + i * ``pace`` bytes behind a tile's first; IN_A_ROW, for
+    as much as all tiles' lines, one after another, as far behind the first tile's.
     """
-    chosen, width = FORMS[form.literal_value], tiles.literal_value
-    has_request = bool(asks.literal_value)
+    chosen, width, way = FORMS[form.literal_value], tiles.literal_value, asks.literal_value
     counts = range(1, most.literal_value + 1)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         for count in counts:
             with b.if_then(b.icmp_signed("==", args[4], ir.Constant(I64, count))):
-                _emit_products(b, chosen, count, width, has_request, args[5:])
+                _emit_products(b, chosen, count, width, way, args[5:])
         return context.get_dummy_value()
 
     return types.void(form, most, tiles, asks, *[types.int64] * 12), codegen
@@ -181,7 +185,7 @@ def make_multiply(variant: str, kind: str = "f32", asks: bool = False) -> Any:
     variant, kind : str
     asks : bool
         Whether memory is asked ahead for up to three rows, too. What they read of weights the
-        processor foresees.
+        processor foresees, unless the form says otherwise of one row.
 
     Parameters of the kernel
     ------------------------
@@ -201,7 +205,8 @@ def make_multiply(variant: str, kind: str = "f32", asks: bool = False) -> Any:
     form = form_of(kind, variant)
     number, (most, width), per_line = FORMS.index(form), form.shape(variant), form.per_line
     streams, tail, few = form.streams, form.tail_bytes, 2 if variant == AVX2 else 4
-    few_ask = int(asks)
+    few_ask = BY_TILE if asks else NOT_AT_ALL
+    one_asks, side = (IN_A_ROW, streams) if form.asks else (few_ask, 1)
 
     @linked
     def multiply(  # type: ignore[no-untyped-def]
@@ -210,8 +215,10 @@ def make_multiply(variant: str, kind: str = "f32", asks: bool = False) -> Any:
         keep_apart()
         done = 0
         while rows == 1 and done + streams <= tiles:
-            accumulate(number, 1, streams, few_ask, 1, a, a_stride, weights + done * tile, line,
-                       tile, depth, sums + 64 * done, sums_stride, fresh, ahead, line)  # fmt: skip
+            soon = ahead if ahead else streams * tile
+            accumulate(number, 1, streams, one_asks, 1, a, a_stride, weights + done * tile, line,
+                       tile, depth, sums + 64 * done, sums_stride, fresh, soon,
+                       side * line)  # fmt: skip
             done += streams
         while rows < 4 and done + few <= tiles:
             accumulate(number, 3, few, few_ask, rows, a, a_stride, weights + done * tile, line,
@@ -233,11 +240,11 @@ def make_multiply(variant: str, kind: str = "f32", asks: bool = False) -> Any:
                 if blocks == 1:
                     soon, pace = once, line
                 if here == width:
-                    accumulate(number, most, width, 1, count, row, a_stride, at, line, tile, depth,
-                               place, sums_stride, fresh, soon, pace)  # fmt: skip
+                    accumulate(number, most, width, BY_TILE, count, row, a_stride, at, line, tile,
+                               depth, place, sums_stride, fresh, soon, pace)  # fmt: skip
                 else:
-                    accumulate(number, most, 1, 1, count, row, a_stride, at, line, tile, depth,
-                               place, sums_stride, fresh, soon, pace)  # fmt: skip
+                    accumulate(number, most, 1, BY_TILE, count, row, a_stride, at, line, tile,
+                               depth, place, sums_stride, fresh, soon, pace)  # fmt: skip
             done += here
 
     return multiply

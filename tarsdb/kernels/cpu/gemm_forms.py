@@ -54,6 +54,8 @@ class Form:
         Of one row: sums that are added up at the end, where they are exact and lines come in
         multiples of it, and tiles read at a time. Memory gives one stream faster than four (int4
         from main memory in 0.6 of the time), sums of floats need four to keep the units busy.
+    asks : bool
+        Whether memory is asked for the next tiles of one row, in their order.
     """
 
     per_line: int
@@ -70,6 +72,7 @@ class Form:
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((6, 1), (12, 2))
     chains: int = 1
     streams: int = 4
+    asks: bool = False
 
     def shape(self, variant: str) -> tuple[int, int]:
         """Return rows at most and tiles that a micro-kernel takes."""
@@ -169,7 +172,8 @@ takes four of AVX2's registers, which leaves none for a sixth row: in a whole de
 the speed."""
 HALVES = Form(1, 32, 4, 1, 0, (_F16,), _half_line, _float_word, _fma_in_order)
 """float32 rows, columns of bfloat16 in the order of k: keys and values of a decoder's cache."""
-DOTS = Form(2, 64, 4, 32, 0, (_F16,), _words_line, _whole_word, _add_dots, "bfloat16")
+DOTS = Form(2, 64, 4, 32, 0, (_F16,), _words_line, _whole_word, _add_dots, "bfloat16",
+            asks=True)  # fmt: skip
 """bfloat16, two steps at once (AVX512-BF16)."""
 PAIRS = Form(2, 32, 4, 16, 64, (_W8, _W8), _byte_pairs, _whole_word, _add_pairs, "int16", 0,
              ((6, 1), (12, 1)), 4, 1)  # fmt: skip
