@@ -12,7 +12,7 @@ from tarsdb.engine.context import Context
 from tarsdb.engine.reading import access, found_rows, project
 from tarsdb.engine.reading.key_lookup import KeyLookup
 from tarsdb.engine.result import Result
-from tarsdb.engine.search import vector_search
+from tarsdb.engine.search import filtered_rows
 from tarsdb.sql.plan import PointLookup
 from tarsdb.storage import TableView
 
@@ -48,6 +48,6 @@ def _rowids(context: Context, lookup: KeyLookup, view: TableView) -> list[int]:
     try:
         rowid = lookup.rowid(context, view)
     except access.NoKey:
-        found = vector_search.filtered_rowids(context, view, lookup.terms())
+        found = filtered_rows.filtered_rowids(context, view, lookup.terms())
         return [] if found is None else found.tolist()
     return [] if rowid < 0 else [rowid]

@@ -135,9 +135,10 @@ def asked(context: Context, plan: Knn) -> Asked | None:
 
 def _keys(plan: Knn) -> tuple[int | str, ...]:
     """Return the parameters an answer depends on, the query first; none where more than these."""
+    from tarsdb.engine.search.filtered_rows import parameters_of
     from tarsdb.engine.search.vector_search import Shape
 
-    shape = Shape.of(plan)
+    shape, parameters = Shape.of(plan), parameters_of(plan)
     node = plan.distance.right
     is_simple = (
         isinstance(node, ex.Parameter)
@@ -148,10 +149,10 @@ def _keys(plan: Knn) -> tuple[int | str, ...]:
         and plan.within is None
         and plan.needs_filter_sql is None
     )
-    if not is_simple or (plan.predicate is not None and shape.parameters is None):
+    if not is_simple or (plan.predicate is not None and parameters is None):
         return ()
     assert isinstance(node, ex.Parameter)
-    return (node.key, *(shape.parameters or ()))
+    return (node.key, *(parameters or ()))
 
 
 def _values(context: Context, keys: Sequence[int | str]) -> tuple[Any, ...] | None:

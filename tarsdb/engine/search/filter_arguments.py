@@ -1,7 +1,8 @@
-"""What sandboxed filters of searches read of all rows of a table, kept while it stays the same.
+"""What conditions of searches read of all rows of a table, kept while it stays the same.
 
-These are plain numbers, in the order of the vectors: what a filter reads of rows found here and
-there costs many times what it does with them (docs/decisions/0009).
+These are plain numbers, in the order of the vectors: what a sandboxed filter reads of rows
+found here and there costs many times what it does with them (docs/decisions/0009), and conditions
+are looked at in one go.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tarsdb.engine.udf.functions import cast
 from tarsdb.index.flat import FlatIndex
 from tarsdb.records import dataclass
 from tarsdb.schema import ColumnDef
+from tarsdb.sql import expressions as ex
 from tarsdb.sql.plan import Knn
 from tarsdb.storage import TableView
 from tarsdb.types import SqlType
@@ -73,27 +75,35 @@ class Arguments:
         return spread
 
 
-def columns_of(plan: Knn) -> dict[int, ColumnDef] | None:
-    """Return the columns the filters read, by id; None where one is not a plain number."""
-    if "filter columns" not in plan.memo:
-        columns = evaluate.columns_of(*plan.filters)
+def columns_of(plan: Knn, what: str = "filters") -> dict[int, ColumnDef] | None:
+    """Return the columns the filters read, by id; None where one is not a plain number.
+
+    ``what`` may be ``'predicate'``, for those of the rest of the condition.
+    """
+    key = f"columns of {what}"
+    if key not in plan.memo:
+        nodes = plan.filters if what == "filters" else (plan.predicate,)
+        columns = evaluate.columns_of(*nodes)
         plain = all(not (c.type.is_vector or c.type.is_variable) for c in columns.values())
-        plan.memo["filter columns"] = columns if plain and columns else None
-    found: dict[int, ColumnDef] | None = plan.memo["filter columns"]
+        plain = plain and not any(isinstance(node, ex.RowidRef) for node in ex.walk(*nodes))
+        plan.memo[key] = columns if plain and columns else None
+    found: dict[int, ColumnDef] | None = plan.memo[key]
     return found
 
 
-def of(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
+def of(
+    context: Context, plan: Knn, view: TableView, flat: FlatIndex, what: str = "filters"
+) -> Arguments | None:
     """Return the filters' arguments for all rows; None where they are not kept.
 
     Those are texts and vectors, what takes much memory, and the rows of a transaction that writes.
     """
-    columns = columns_of(plan)
+    columns = columns_of(plan, what)
     if columns is None or context.writes is not None:
         return None
     if flat.rows * sum(c.type.dtype.itemsize for c in columns.values()) > MOST_ARGUMENT_BYTES:
         return None
-    found = kept(context, plan, view, flat)
+    found = kept(context, plan, view, flat, what)
     if found is None:
         places = np.flatnonzero(flat.live())
         read = [column.owned() for column in view.rows(flat.rowids(places), list(columns))]
@@ -105,9 +115,11 @@ def of(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Argumen
     return found
 
 
-def kept(context: Context, plan: Knn, view: TableView, flat: FlatIndex) -> Arguments | None:
+def kept(
+    context: Context, plan: Knn, view: TableView, flat: FlatIndex, what: str = "filters"
+) -> Arguments | None:
     """Return the arguments where they were read in this state of the table before."""
-    columns = columns_of(plan)
+    columns = columns_of(plan, what)
     if columns is None or context.writes is not None:
         return None
     found = _known(context).get((plan.table.id, plan.column.id, *columns))

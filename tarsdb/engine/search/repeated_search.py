@@ -21,7 +21,7 @@ import numpy as np
 
 from tarsdb.engine.reading.cells import Cells, kernels
 from tarsdb.engine.result import Result
-from tarsdb.engine.search import vector_search
+from tarsdb.engine.search import filtered_rows, vector_search
 from tarsdb.engine.search.vector_search import Shape
 from tarsdb.index.base import OFTEN
 from tarsdb.kernels import dispatch
@@ -69,7 +69,7 @@ class RepeatedSearch:
         self._table, self._shape = plan.table, Shape.of(plan)
         self._memo, self._most = plan.memo, most
         self._query, self._dim = node.key, (plan.column.type.dim,)
-        self._filter = vector_search.filtered_by(context, plan)
+        self._filter = filtered_rows.filtered_by(context, plan)
         self._prepared = weakref.ref(prepared)
         self._settings = context.engines.settings
         self._version = self._settings.version
@@ -77,7 +77,7 @@ class RepeatedSearch:
 
     def stands(self, context: Context, plan: Knn) -> bool:
         """Return whether it serves searches like this one, if not this query or these rows."""
-        return self._usable() is not None and self._filter == vector_search.filtered_by(
+        return self._usable() is not None and self._filter == filtered_rows.filtered_by(
             context, plan
         )
 

@@ -8,7 +8,6 @@ addresses it holds are used only under a snapshot that gave the same blocks.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,9 +15,9 @@ import numpy as np
 
 from tarsdb.columns import Column
 from tarsdb.engine.context import Context
-from tarsdb.engine.reading import batches, evaluate, project
+from tarsdb.engine.reading import evaluate, project
 from tarsdb.engine.search import asked as searches
-from tarsdb.engine.search import inside_filter, lazy_filter, vector_index
+from tarsdb.engine.search import filtered_rows, inside_filter, lazy_filter, vector_index
 from tarsdb.errors import DataError, DimensionMismatchError, ProgrammingError
 from tarsdb.index.base import Found, OneCall
 from tarsdb.index.coded import CERTIFIED, CodeCache
@@ -38,12 +37,9 @@ _Asked = tuple[np.ndarray, int, np.ndarray | None]
 """Queries, rows wanted, positions allowed."""
 FEW = 10
 """A filter leaves few rows where these are at most one in so many."""
-KEPT_POSITIONS = 1 << 23
-"""Rows of predicates' answers that a process keeps with their plans, in all."""
 # A batch is searched in parts, between which it can be interrupted: of a second or so each, and
 # of a fifth while NumPy answers for kernels that are not compiled yet.
 MIN_QUERIES, PRODUCTS_AT_ONCE, REFERENCE_PRODUCTS = 256, 2_000_000_000, 200_000_000
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 @dataclass(slots=True)
@@ -88,7 +84,7 @@ def _answer(
     shape = Shape.of(plan)
     positions = None
     if shape.is_filtered:
-        positions = _positions(context, plan, view, index)
+        positions = filtered_rows.positions(context, plan, view, index)
     if plan.filters and (plan.within is not None or plan.descending or is_batch):
         positions = lazy_filter.passing(context, plan, view, index, positions)
     if plan.within is not None:
@@ -237,7 +233,7 @@ def prepared(
     shape, op, positions, placed, tally = Shape.of(plan), plan.distance.op, None, None, [0]
     assert shape.window is not None
     if shape.is_filtered:
-        positions = _kept_positions(plan, view, flat, _constants(context, plan))
+        positions = filtered_rows.kept_positions(context, plan, view, flat)
         if positions is None:
             return None
     k = min(sum(shape.window), view.count())
@@ -290,7 +286,7 @@ def _explained(context: Context, plan: Knn) -> str:
         return f"exact (flat){compared}: {vector_index.unplaced(context, definition)}"
     try:
         filtered = Shape.of(plan).is_filtered
-        positions = _positions(context, plan, view, flat) if filtered else None
+        positions = filtered_rows.positions(context, plan, view, flat) if filtered else None
         limit = context.constant(plan.limit)
     except ProgrammingError:  # parameters are not bound
         return f"index {definition.name} ({definition.method}), or exact where few rows match"
@@ -389,87 +385,6 @@ def count_of(value: Any, clause: str) -> int:
     return int(value)
 
 
-def _positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) -> np.ndarray | None:
-    """Return the positions a filtered search may look at; kept while nothing changes."""
-    constants = _constants(context, plan)
-    known = _kept_positions(plan, view, index, constants)
-    if known is not None:
-        return known
-    positions = _find_positions(context, plan, view, index)
-    if constants is not None and positions is not None and len(positions) <= KEPT_POSITIONS:
-        plan.memo["positions"] = (view.state, index, constants, positions)
-        _forget_positions(context, plan)
-    return positions
-
-
-def _forget_positions(context: Context, plan: Knn) -> None:
-    """Forget what plans keep, but for this one's and the latest, where it is too much."""
-    plans: OrderedDict[int, Knn]
-    plans = context.snapshot.env.caches.setdefault("plans with positions", OrderedDict())
-    plans[id(plan)] = plan
-    plans.move_to_end(id(plan))
-    kept = sum(len(each.memo["positions"][3]) for each in list(plans.values()))
-    while kept > KEPT_POSITIONS:
-        _, oldest = plans.popitem(last=False)
-        kept -= len(oldest.memo.pop("positions")[3])
-
-
-def _kept_positions(
-    plan: Knn, view: TableView, index: FlatIndex, constants: tuple[Any, ...] | None
-) -> np.ndarray | None:
-    kept = None if constants is None else plan.memo.get("positions")
-    if kept is not None and kept[0] is view.state and kept[1] is index and kept[2] == constants:
-        known: np.ndarray = kept[3]
-        return known
-    return None
-
-
-def filtered_by(context: Context, plan: Knn) -> list[tuple[int | str, type, Any]]:
-    """Return key, type and value of the parameters that what is kept of a filter depends on."""
-    parameters, constants = Shape.of(plan).parameters, _constants(context, plan)
-    return [(key, *each) for key, each in zip(parameters or (), constants or (), strict=True)]
-
-
-def _constants(context: Context, plan: Knn) -> tuple[Any, ...] | None:
-    """Return what a predicate's answer depends on besides the rows, or None for more than that."""
-    if context.writes is not None or plan.needs_filter_sql is not None or plan.predicate is None:
-        return None
-    shape = Shape.of(plan)
-    if shape.parameters is None:
-        return None
-    values = [context.parameter(key) for key in shape.parameters]
-    if any(type(value) not in _PLAIN for value in values):
-        return None
-    return tuple((type(value), value) for value in values)
-
-
-def _find_positions(
-    context: Context, plan: Knn, view: TableView, index: FlatIndex
-) -> np.ndarray | None:
-    rowids = filtered_rowids(context, view, plan.predicate)
-    if plan.needs_filter_sql is not None:
-        from tarsdb.engine.executor import relational_result
-
-        passed = relational_result(context, plan.needs_filter_sql).numpy()
-        chosen = np.unique(next(iter(passed.values())).astype(np.int64))
-        rowids = chosen if rowids is None else np.intersect1d(rowids, chosen)
-    if rowids is None:
-        return None
-    positions = index.positions(rowids)
-    return positions[positions >= 0]
-
-
-def filtered_rowids(
-    context: Context, view: TableView, predicate: ex.Expr | None
-) -> np.ndarray | None:
-    """Return the row ids a predicate keeps; None means all rows."""
-    if predicate is None:
-        return None
-    parts = batches.passing(context, view, predicate, (ex.RowidRef(),))
-    kept = [batch.rowids for batch in parts if batch.rowids is not None]
-    return np.concatenate(kept) if kept else np.empty(0, np.int64)
-
-
 class Shape:
     """What a search plan alone decides: columns to fetch, names, types; kept with the plan."""
 
@@ -481,7 +396,6 @@ class Shape:
             for node in self.nodes
         ]
         self.columns = [column.id for column in dict.fromkeys(c for each in beside for c in each)]
-        self.parameters = None if plan.predicate is None else evaluate.parameters_of(plan.predicate)
         self._is_distance = [node == plan.distance for node in self.nodes]
         names, types = project.header(plan.outputs)
         self.names = tuple(names)

@@ -13,7 +13,7 @@ from tarsdb.engine.context import Context, Parameters
 from tarsdb.engine.executor import relational_result, run
 from tarsdb.engine.reading.compare import Constant
 from tarsdb.engine.result import Result
-from tarsdb.engine.search import vector_search
+from tarsdb.engine.search import filtered_rows
 from tarsdb.engine.writing import derive, row_change, row_insert, triggers, upsert, upsert_many
 from tarsdb.engine.writing.changes import (
     Changes,
@@ -290,7 +290,7 @@ def _updates(
 
 def _matching(context: Context, table: TableDef, predicate: ex.Expr | None) -> Iterator[np.ndarray]:
     view = context.view(table)
-    rowids = vector_search.filtered_rowids(context, view, predicate)
+    rowids = filtered_rows.filtered_rowids(context, view, predicate)
     if rowids is None:
         parts = [chunk.rowids for chunk in view.chunks([])]
         rowids = np.concatenate(parts) if parts else np.empty(0, np.int64)
