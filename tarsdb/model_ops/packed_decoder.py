@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from tarsdb.kernels import packing
 from tarsdb.kernels.packed_plan import Plan, Slot, Weight, bias_slot, matrix_slot, store
 from tarsdb.model_ops.decoder_spec import DecoderSpec
 from tarsdb.model_ops.decoder_weights import DecoderReader
+
+_ROWS = 1024  # of vectors of tokens rounded at a time
 
 
 def decoder_plan(spec: DecoderSpec, kind: str, form: str) -> Plan:
@@ -61,11 +64,19 @@ def _vector(size: int) -> Slot:
     return Slot("float32", (size,))
 
 
+def _store_words(view: Weight, words: npt.NDArray[np.float32]) -> None:
+    """Store vectors of tokens, as bfloat16 where the view is: some rows at a time."""
+    if not isinstance(view, np.ndarray) or view.dtype != np.uint16:
+        store(view, words)
+        return
+    for start in range(0, len(words), _ROWS):
+        view[start : start + _ROWS] = packing.to_bfloat16(words[start : start + _ROWS])
+
+
 def pack_decoder(spec: DecoderSpec, read: DecoderReader, views: Mapping[str, Weight]) -> None:
     """Read the weights, one layer at a time, and pack them into the arrays of a plan."""
     words = read.words()
-    halved = getattr(views["words"], "dtype", None) == np.uint16
-    store(views["words"], packing.to_bfloat16(words) if halved else words)
+    _store_words(views["words"], words)
     if not spec.tied:
         del words  # before the next one of its size
         words = read.head()

@@ -38,6 +38,7 @@ F32 = npt.NDArray[np.float32]
 QUANTIZE = {"none": "f32", "bf16": "bf16", "int8": "int8", "int4": "int4"}
 """How matrices are kept: value of the option ``quantize`` -> kind of ``kernels/packing``."""
 LOG2E = np.float32(math.log2(math.e))
+_AT_A_TIME = 1 << 20  # elements looked at
 _NAMED = 8  # missing tensors spelled out in an error
 _LAYER_NORMS = ("context_norm", "output_norm")
 _ALIASES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
@@ -328,7 +329,9 @@ class _Reader:
 
 
 def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> F32:
-    """Return a checked float32 copy of one tensor.
+    """Return a checked float32 copy of one tensor, the caller's to write to.
+
+    A mapping that says ``makes_arrays`` gives away the writeable ones: these are not copied again.
 
     Raises
     ------
@@ -342,9 +345,12 @@ def read_tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple
         )
     if tensor.dtype.kind != "f":
         raise ModelFormatError(f"tensor {name!r} has dtype {tensor.dtype}, not a float type")
+    given = bool(getattr(tensors, "makes_arrays", False)) and tensor.flags.writeable
     with np.errstate(over="ignore"):  # a float64 beyond float32 is refused below
-        values = np.array(tensor, dtype=np.float32, order="C")
-    if not np.isfinite(values).all():
+        values = np.array(tensor, np.float32, order="C", copy=None if given else True)
+    flat = values.reshape(-1)
+    starts = range(0, len(flat), _AT_A_TIME)
+    if not all(np.isfinite(flat[start : start + _AT_A_TIME]).all() for start in starts):
         raise ModelFormatError(f"tensor {name!r} holds NaN or infinity")
     return values
 

@@ -229,6 +229,9 @@ class _Source:
 class _Tensors(Mapping[str, np.ndarray]):
     """The tensors of a version, each read when asked for: never a second copy of a whole model."""
 
+    makes_arrays = True
+    """Writeable arrays that it gives are the caller's."""
+
     def __init__(self, context: Context, version: ModelVersion) -> None:
         self._context = context
         self._stored = version.tensors

@@ -15,6 +15,7 @@ from tarsdb.engine.inference import models
 from tarsdb.engine.inference.loaded_models import loaded_models
 from tarsdb.errors import CorruptionError, NotSupportedError
 from tarsdb.kernels import decoder
+from tarsdb.model_ops import packed_decoder
 from tarsdb.model_ops.gguf import model as gguf_model
 from tarsdb.model_ops.gguf.blocks import CODINGS
 from tarsdb.schema import BFLOAT16, BLOCKS, ModelVersion, stored_bytes
@@ -24,21 +25,27 @@ from tests.unit.model_ops.test_decoder import together
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "models" / "gguf_blocks.npz"
 WORDS = 90
-HEAD: dict[str, Any] = {
-    "general.architecture": "llama", "llama.block_count": 2, "llama.context_length": 128,
-    "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10_000.0,
-    "tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(chr(33 + n) for n in range(3, WORDS))],
-    "tokenizer.ggml.scores": [0.0] * WORDS, "tokenizer.ggml.token_type": [2, 3, 3] + [1] * 87,
-    "tokenizer.ggml.eos_token_id": 2,
-}  # fmt: skip
 
 
-def write_model(path: pathlib.Path, hidden: int = 256, layers: int = 2, codings: Any = ()) -> int:
+def head(words: int) -> dict[str, Any]:
+    tokens = [f"<{n}>" for n in range(3)] + [chr(33 + n) for n in range(3, words)]
+    return {
+        "general.architecture": "llama", "llama.context_length": 128,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10_000.0,
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * words, "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.token_type": [2, 3, 3, *[1] * (words - 3)],
+        "tokenizer.ggml.eos_token_id": 2,
+    }  # fmt: skip
+
+
+def write_model(
+    path: pathlib.Path, hidden: int = 256, layers: int = 2, codings: Any = (), words: int = WORDS
+) -> int:
     """Write a decoder whose matrices are coded in turn; returns the bytes of its tensors."""
     sizes = {"llama.embedding_length": hidden, "llama.feed_forward_length": hidden}
-    shapes = {"token_embd": (WORDS, hidden), "output": (WORDS, hidden)}
+    shapes = {"token_embd": (words, hidden), "output": (words, hidden)}
     for number in range(layers):
         for part in ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
             shapes[f"blk.{number}.{part}"] = (hidden, hidden)
@@ -57,7 +64,7 @@ def write_model(path: pathlib.Path, hidden: int = 256, layers: int = 2, codings:
         for part in ("attn_norm", "ffn_norm"):
             tensors[f"blk.{number}.{part}.weight"] = (random.rand(hidden) / 50, F32)
     tensors["output_norm.weight"] = (random.rand(hidden) / 50, F32)
-    write_gguf(path, {**HEAD, "llama.block_count": layers, **sizes}, tensors)
+    write_gguf(path, {**head(words), "llama.block_count": layers, **sizes}, tensors)
     return sum(
         len(values.data) if isinstance(values, Blocks) else 4 * values.size
         for values, _ in tensors.values()
@@ -124,34 +131,57 @@ def test_the_comparison_sees_rows_left_where_the_file_has_them(
     assert not np.array_equal(answers(path, "right")[1], answers(path, "wrong")[1])
 
 
+def peak_of_loading(folder: pathlib.Path) -> int:
+    """Return the bytes that loading takes beside packed weights, which are mapped."""
+    create(folder / "db.tars", folder / "m.gguf", "m", "int8")
+    with tarsdb.connect(folder / "db.tars") as db:
+        db.execute("SET kv_cache_memory = '1MB'")
+        db.execute("SELECT 1").fetchall()
+        tracemalloc.start()
+        try:
+            db.generate("m", "BCD", max_tokens=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.fixture
+def warm(tmp_path: pathlib.Path) -> None:
+    """Have imported and compiled what loading needs."""
+    (tmp_path / "warm").mkdir()
+    write_model(tmp_path / "warm" / "m.gguf")
+    peak_of_loading(tmp_path / "warm")
+
+
 @pytest.mark.skipif(decoder.wait("int8") is None, reason="no compiled kernels here")
 @pytest.mark.parametrize("held", [False, True])
 def test_loading_makes_one_layer_of_floats_at_a_time(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, held: bool
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, warm: None, held: bool
 ) -> None:
-    hidden, layers = 512, 12
-    write_model(tmp_path / "warm.gguf")
-    write_model(tmp_path / "m.gguf", hidden, layers, (12, 14))
-    create(tmp_path / "warm.tars", tmp_path / "warm.gguf", "m", "int8")
-    create(tmp_path / "db.tars", tmp_path / "m.gguf", "m", "int8")
-    answers(tmp_path / "warm.tars", "m")
+    hidden = 512
+    write_model(tmp_path / "m.gguf", hidden, 12, (12, 14))
     if held:  # what the bar is to see: all tensors in memory at a time
         kept: list[Any] = []
         read = models._Tensors.__getitem__
         monkeypatch.setattr(
             models._Tensors, "__getitem__", lambda t, name: kept.append(read(t, name)) or kept[-1]
         )
-    with tarsdb.connect(tmp_path / "db.tars") as db:
-        db.execute("SET kv_cache_memory = '1MB'")
-        db.execute("SELECT 1").fetchall()
-        tracemalloc.start()
-        try:
-            db.generate("m", "BCD", max_tokens=1)
-            _, peak = tracemalloc.get_traced_memory()  # packed weights are mapped, not counted
-        finally:
-            tracemalloc.stop()
     layer = 4 * 6 * hidden * hidden
-    assert (peak < 3 * layer) is not held
+    assert (peak_of_loading(tmp_path) < 3 * layer) is not held
+
+
+@pytest.mark.skipif(decoder.wait("int8") is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("spoiled", ["", "copied", "rounded at once"])
+def test_loading_makes_vectors_of_tokens_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, warm: None, spoiled: str
+) -> None:
+    write_model(tmp_path / "m.gguf", 512, 1, (12, 14), words=16_000)
+    if spoiled == "copied":
+        monkeypatch.setattr(models._Tensors, "makes_arrays", False)
+    if spoiled == "rounded at once":
+        monkeypatch.setattr(packed_decoder, "_ROWS", 1 << 30)
+    vectors = 4 * 16_000 * 512
+    assert (peak_of_loading(tmp_path) < 1.7 * vectors) is not bool(spoiled)
 
 
 def test_what_is_stored_is_compared_with_what_its_shape_takes() -> None:
