@@ -49,11 +49,18 @@ def test_statement_timeout_and_interrupt_are_asked_in_a_template(db: tarsdb.Conn
         db.execute(SQL).fetchall()
     db.execute("SET statement_timeout = 0")
     for call in (lambda: db.execute(SQL).fetchall(), lambda: db.generate("endless", "Hi")):
-        timer = threading.Timer(0.05, db.interrupt)
-        timer.start()
+        ended = threading.Event()
+
+        def interrupt(ended: threading.Event = ended) -> None:
+            while not ended.wait(0.05):  # the first may come before the call has begun
+                db.interrupt()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         with pytest.raises(InterruptError):
             call()
-        timer.join()
+        ended.set()
+        thread.join()
 
 
 def test_a_timeout_of_the_call_is_asked_in_a_template(db: tarsdb.Connection) -> None:
