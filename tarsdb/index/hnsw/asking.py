@@ -15,8 +15,8 @@ from tarsdb.records import dataclass
 _ERROR, _LEFT, _CALLS, _PASSED, _PLACES = 7, 10, 11, 12, 13  # words of kernels/cpu/asking.py
 UNKNOWN = 2
 """Stands in ``allowed`` for a node that the filter was not asked about; a test compares both."""
-AT_ONCE = 1024
-"""Rows asked about by one call at most; a step of a search comes to fewer nodes."""
+AT_ONCE = 2048
+"""Rows asked about by one call at most; a step comes to fewer nodes in graphs of any ``m``."""
 
 
 class Batch(Protocol):

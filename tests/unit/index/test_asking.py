@@ -115,6 +115,27 @@ def test_all_of_some_positions(data: tuple[Graph, np.ndarray, np.ndarray]) -> No
     assert Asked(function, [Argument(values)], 0).passing(positions[:0]).tolist() == []  # type: ignore[union-attr]
 
 
+def test_a_step_comes_to_as_many_nodes_as_the_largest_m_lets_it(
+    data: tuple[Graph, np.ndarray, np.ndarray],
+) -> None:
+    graph, queries, positions = data
+    most, rng = GraphOptions(m=256).degree, np.random.default_rng(2)
+    edges = np.stack([rng.choice(ROWS, most, replace=False) for _ in range(ROWS)])
+    wide = Graph(
+        graph.rowids, graph.codes, graph.constants, edges.astype(np.int32), graph.entries,
+        graph.space,
+    )  # fmt: skip
+    function = Filter(lambda value, constant: constant == 7, [np.int64, np.int64])
+    given = [Argument(np.arange(ROWS)), Argument(np.array([7]), is_constant=True)]
+    asked = Asked(function, given, ROWS)
+    found = wide.search(queries[0], 12, 20, asked.of(positions, unknown()), ROWS)
+    assert 1024 < max(len(values) for values, _ in function.seen) <= asking.AT_ONCE
+    assert all((constants == 7).all() for _, constants in function.seen)
+    everything = np.ones(ROWS, np.uint8)
+    np.testing.assert_array_equal(found, wide.search(queries[0], 12, 20, everything, ROWS))
+    assert kernels.TOGETHER * most <= asking.AT_ONCE
+
+
 @pytest.mark.parametrize("what", ["error", "trap", "most"])
 def test_what_ends_it(data: tuple[Graph, np.ndarray, np.ndarray], what: str) -> None:
     graph, queries, positions = data
