@@ -129,7 +129,7 @@ def read_gguf_decoder(path: str) -> tuple[dict[str, bytes], DecoderTensors]:
         A family, a coding of weights or a tokenizer that is not computed.
     """
     metadata, tensors = read_gguf(path)
-    architecture = metadata.get("general.architecture")
+    architecture = str(metadata.get("general.architecture"))
     if architecture not in _FAMILIES:
         raise NotSupportedError(
             f"{path} holds a model of the architecture {architecture!r:.60}",
@@ -140,7 +140,7 @@ def read_gguf_decoder(path: str) -> tuple[dict[str, bytes], DecoderTensors]:
         raise NotSupportedError(
             f"{path} is one of {parts!r:.20} files of a model", "llama-gguf-split --merge makes one"
         )
-    config = _config(path, str(architecture), metadata, tensors)
+    config = _config(path, architecture, metadata, tensors)
     files = {"config.json": json.dumps(config).encode()}
     beside = os.path.join(os.path.dirname(path), "tokenizer.json")
     if not os.path.isfile(beside):
@@ -148,7 +148,7 @@ def read_gguf_decoder(path: str) -> tuple[dict[str, bytes], DecoderTensors]:
     template = read_chat_template(metadata)
     if template is not None:
         files["tokenizer_config.json"] = template
-    return files, DecoderTensors(tensors, str(architecture), config)
+    return files, DecoderTensors(tensors, architecture, config)
 
 
 def _config(

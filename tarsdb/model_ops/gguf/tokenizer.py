@@ -51,7 +51,7 @@ def tokenizer_json(path: str, metadata: Mapping[str, Any]) -> bytes:
     whole = metadata.get("tokenizer.huggingface.json")
     if isinstance(whole, str):
         return whole.encode()
-    kind, tokens = metadata.get(f"{_PREFIX}model"), metadata.get(f"{_PREFIX}tokens")
+    kind, tokens = str(metadata.get(f"{_PREFIX}model")), metadata.get(f"{_PREFIX}tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ModelFormatError(f"{path} holds no vocabulary ({_PREFIX}tokens)", _BESIDE)
     makers = {"gpt2": _byte_pairs, "llama": _sentence_pieces}
@@ -74,14 +74,23 @@ def tokenizer_json(path: str, metadata: Mapping[str, Any]) -> bytes:
 def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
     """Return the tokens that end a text: those that a file names so, and those called so."""
     named = [metadata.get(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot", "eom")]
-    tokens = metadata.get(f"{_PREFIX}tokens") or []
-    types = metadata.get(f"{_PREFIX}token_type") or []
+    tokens, types = _list(metadata, "tokens"), _list(metadata, "token_type")
     called = [
         number
         for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
         if kind in (_CONTROL, _USER) and token in _ENDS
     ]
-    return list(dict.fromkeys([token for token in named if token is not None] + called))
+    found: list[int] = []
+    for token in [*named, *called]:
+        if token is not None and token not in found:
+            found.append(token)
+    return found
+
+
+def _list(metadata: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a list of the metadata; an empty one where there is none, or something else."""
+    found = metadata.get(f"{_PREFIX}{name}")
+    return found if isinstance(found, list) else []
 
 
 def read_chat_template(metadata: Mapping[str, Any]) -> bytes | None:
@@ -89,7 +98,7 @@ def read_chat_template(metadata: Mapping[str, Any]) -> bytes | None:
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str):
         return None
-    tokens = metadata.get(f"{_PREFIX}tokens") or []
+    tokens = _list(metadata, "tokens")
     config = {"chat_template": template}
     for name in ("bos", "eos"):
         token = metadata.get(f"{_PREFIX}{name}_token_id")

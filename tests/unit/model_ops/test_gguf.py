@@ -184,6 +184,21 @@ def test_every_byte_changed_is_an_error_or_another_file(tmp_path: pathlib.Path) 
     assert 0 < refused < 300
 
 
+@pytest.mark.parametrize("value", [7, 0.5, "x", [7], ["x"]])
+def test_metadata_of_another_type_are_an_error_or_not_read(
+    tmp_path: pathlib.Path, value: Any
+) -> None:
+    named = metadata(**{"split.count": 1, "tokenizer.ggml.eot_token_id": 2})
+    for key in named:
+        try:
+            read(tmp_path / "m.gguf", {**named, key: value}, tensors())
+        except (ModelFormatError, NotSupportedError):
+            continue
+        assert "tokenizer" in key or key in (
+            "llama.rope.freq_base", "llama.context_length",
+        )  # fmt: skip
+
+
 def pieces_of(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """Return a sentence piece vocabulary that has the merges of a tokenizer.json as scores."""
     vocabulary = tokenizer["model"]["vocab"]
