@@ -134,6 +134,8 @@ def explain(context: Context, plan: Explain) -> Result:
         lines.append(f"actual: {len(result)} rows in {took:.3f} ms")
         if done.get("index.exact_instead"):
             lines.append("search: exact instead: by the index it took longer or found too few rows")
+        if done.get("udf_filter_inside"):
+            lines.append("search: the filter was asked about the nodes the graph's search came to")
         after = context.engines.done.snapshot()
         lines += inference_figures.lines({n: v - before.get(n, 0) for n, v in after.items()})
         if context.budget is not None:

@@ -172,6 +172,15 @@ def test_what_it_did_is_counted(db: tarsdb.Connection) -> None:
     assert fuel / made == pytest.approx(before[2] / before[1], rel=0.5)
 
 
+def test_explain_analyze_tells(db: tarsdb.Connection) -> None:
+    told = "asked about the nodes the graph's search came to"
+    sql = f"EXPLAIN ANALYZE {SQL.format('keeps')}"
+    for most, is_inside in ((900, True), (1, False)):
+        lines = [row[0] for row in db.execute(sql, (88_000, most, query(3))).fetchall()]
+        assert any(told in line for line in lines) == is_inside
+        assert any(line.startswith("function keeps: ") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("mark", "error", "text"),
     [(-1, errors.UdfTrapError, "unreachable|UNREACHABLE"), (-2, errors.UdfLimitError, "fuel")],
