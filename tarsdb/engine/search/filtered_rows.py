@@ -146,10 +146,7 @@ def _by_columns(
             return None
         columns = filter_arguments.of(context, plan, view, index, "predicate")
     mask = None if columns is None else evaluate.select(plan.predicate, columns.batch(context))
-    if mask is None or columns is None:
-        return None
-    rows = np.flatnonzero(mask)
-    return rows if len(columns.places) == index.rows else columns.places[rows]
+    return None if mask is None or columns is None else columns.where(mask)
 
 
 def filtered_rowids(

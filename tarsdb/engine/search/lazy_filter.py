@@ -159,7 +159,7 @@ def passing(
     if positions is None:
         whole = filter_arguments.of(context, plan, view, flat)
         if whole is not None:
-            passed: np.ndarray = whole.places[_true(plan, whole.batch(context))]
+            passed = whole.where(_true(plan, whole.batch(context)))
             _keep(context, plan, view, flat, passed)
             habit = habit_of(context, plan)
             habit.learn(len(passed), len(whole.places))
