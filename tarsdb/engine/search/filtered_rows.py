@@ -1,6 +1,7 @@
 """The rows that the condition of a search keeps, as positions in the exact index.
 
-They are kept with the plan as long as the table and the condition's constants stay the same.
+They are kept with the plan as long as the table and the condition's constants stay the same. A plan
+that is not run again keeps neither a state of the table nor an index in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def positions(context: Context, plan: Knn, view: TableView, index: FlatIndex) ->
         return known
     found = _find(context, plan, view, index)
     if constants is not None and found is not None and len(found) <= KEPT_POSITIONS:
-        plan.memo["positions"] = (view.state, index, constants, found)
+        plan.memo["positions"] = (_of(view, index), constants, found)
         if len(found) > FEW_POSITIONS:
             _forget_others(context, plan)
     return found
@@ -48,25 +49,30 @@ def _forget_others(context: Context, plan: Knn) -> None:
     """Forget what other plans keep, the oldest first, where all of it is too much."""
     plans: OrderedDict[int, weakref.ref[Knn]]
     plans = context.snapshot.env.caches.setdefault("plans with positions", OrderedDict())
+    plans.pop(id(plan), None)
     plans[id(plan)] = weakref.ref(plan)
-    plans.move_to_end(id(plan))
     kept = 0
     for number, reference in reversed(list(plans.items())):
         other = reference()
         found = None if other is None else other.memo.get("positions")
-        kept += 0 if found is None else len(found[3])
+        kept += 0 if found is None else len(found[2])
         if other is None or kept > KEPT_POSITIONS:
             plans.pop(number, None)
             if other is not None:
                 other.memo.pop("positions", None)
 
 
+def _of(view: TableView, index: FlatIndex) -> tuple[weakref.ref[Any], weakref.ref[Any]]:
+    """Return what tells one state of a table and its vectors from another."""
+    return weakref.ref(view.state), weakref.ref(index)
+
+
 def _kept(
     plan: Knn, view: TableView, index: FlatIndex, constants: tuple[Any, ...] | None
 ) -> np.ndarray | None:
     kept = None if constants is None else plan.memo.get("positions")
-    if kept is not None and kept[0] is view.state and kept[1] is index and kept[2] == constants:
-        known: np.ndarray = kept[3]
+    if kept is not None and kept[0] == _of(view, index) and kept[1] == constants:
+        known: np.ndarray = kept[2]
         return known
     return None
 
@@ -139,9 +145,10 @@ def _by_columns(
         return None
     columns = filter_arguments.kept(context, plan, view, index, "predicate")
     if columns is None:
-        state, scans = plan.memo.get("scans", (view.state, 0))
-        scans = scans + 1 if state is view.state else 1
-        plan.memo["scans"] = view.state, scans
+        current = _of(view, index)
+        state, scans = plan.memo.get("scans", (current, 0))
+        scans = scans + 1 if state == current else 1
+        plan.memo["scans"] = current, scans
         if scans <= SCANS:
             return None
         columns = filter_arguments.of(context, plan, view, index, "predicate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import tarsdb
 from tarsdb.engine.search import filtered_rows
+from tarsdb.index.flat import FlatIndex
 
 ROWS = 200
 SQL = "SELECT id FROM t WHERE n < {} ORDER BY v <-> ? LIMIT 3"
@@ -56,6 +58,24 @@ def test_the_latest_are_kept(
         assert looked(150) == [151]
         monkeypatch.setattr(filtered_rows, "KEPT_POSITIONS", 99)
         assert [looked(110), looked(110)] == [[111], [111]]  # more than is kept at all
+
+
+def test_plans_that_are_not_run_again_keep_no_index_of_an_old_commit(
+    tmp_path: pathlib.Path,
+) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(each, FlatIndex) for each in gc.get_objects())
+
+    before = alive()
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, n BIGINT, v VECTOR(2))")
+        vectors = np.stack([np.arange(ROWS), np.ones(ROWS)], 1)
+        db.table("t").insert({"id": np.arange(ROWS), "n": np.arange(ROWS), "v": vectors})
+        for number in range(20):
+            db.execute("UPDATE t SET v = ? WHERE id = ?", ([number, 2], number))
+            assert len(db.execute(SQL.format(50 + number), ([1, 1],)).fetchall()) == 3
+        assert alive() <= before + 2
 
 
 CONDITIONS = [
