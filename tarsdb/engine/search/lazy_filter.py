@@ -291,5 +291,6 @@ def _key(context: Context, plan: Knn) -> Any:
             value = context.parameter(node.key) if isinstance(node, ex.Parameter) else None
             if type(value) not in _PLAIN:
                 return None
-            key += [type(value), value]
+            # -0.0 equals 0.0, but functions tell them apart
+            key += [type(value), str(value) if isinstance(value, float) else value]
     return tuple(key)

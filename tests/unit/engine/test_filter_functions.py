@@ -336,3 +336,20 @@ def test_what_is_refused(
     with pytest.raises(error) as caught:
         db.execute(sql)
     assert message in str(caught.value)
+
+
+def test_what_is_kept_of_0_is_no_answer_for_minus_0(tmp_path: pathlib.Path) -> None:
+    code = (
+        '(module (func (export "above") (param f64 f64) (result i32) '
+        "(f64.gt (f64.div (local.get 0) (local.get 1)) (f64.const 0))))"
+    )
+    with tarsdb.connect(tmp_path / "a.tars") as db:
+        db.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, r DOUBLE, emb VECTOR(2))")
+        db.execute("INSERT INTO t VALUES (1, 1, '[1, 0]'), (2, -1, '[0, 1]')")
+        db.execute(
+            f"CREATE FUNCTION above(r DOUBLE, c DOUBLE) RETURNS BOOLEAN LANGUAGE wasm AS '{code}' "
+            "WITH (role = 'filter')"
+        )
+        sql = "SELECT id FROM t WHERE above(r, ?) ORDER BY emb <-> ? LIMIT 2"
+        for zero, found in ((0.0, 1), (0.0, 1), (-0.0, 2), (-0.0, 2), (0.0, 1)):
+            assert rows(db, sql, zero, [1, 0]) == [(found,)]
