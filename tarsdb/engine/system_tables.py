@@ -11,7 +11,12 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine import definitions
 from tarsdb.engine.context import Context
 from tarsdb.engine.inference import inference_figures, model_device
-from tarsdb.engine.inference.loaded_models import loaded_models, numeric_mode
+from tarsdb.engine.inference.loaded_models import (
+    adapted_model,
+    key_of,
+    loaded_models,
+    numeric_mode,
+)
 from tarsdb.engine.standard_tables import STANDARD_TABLES
 from tarsdb.engine.udf import function_figures
 from tarsdb.errors import CatalogError
@@ -124,13 +129,14 @@ def model_sizes(context: Context, model: ModelDef) -> tuple[str, int, int, int]:
             tensors[digest] = stored_bytes(dtype, shape)
     loaded = loaded_models(context.engines.env)
     in_memory = {version.weights_digest for version in model.versions}
+    starts = [(w,) if adapted_model(model) else key_of(model, w) for w in in_memory]
     device = model_device.choose(context.engines.settings, [model], may_refuse=False)
     mode = numeric_mode(model.options, device)
     txn = context.snapshot.txn
     return (
         mode,
         sum(tensors.values()),
-        sum(loaded.nbytes(weights) for weights in in_memory),
+        sum(loaded.nbytes(*start) for start in starts),
         sum(packed.size_bytes(txn, weights) for weights in in_memory),
     )
 

@@ -106,13 +106,11 @@ class LoadedModels:
                 del self._models[key]
                 METRICS.add("models.evicted")
 
-    def nbytes(self, weights: bytes | None = None) -> int:
-        """Return the bytes of the models of some weights, or of all."""
+    def nbytes(self, *start: Any) -> int:
+        """Return the bytes of the models whose keys start so; of all, where nothing is said."""
         with self._lock:
             return sum(
-                each.nbytes
-                for key, each in self._models.items()
-                if weights is None or key[0] == weights
+                each.nbytes for key, each in self._models.items() if key[: len(start)] == start
             )
 
 
@@ -122,6 +120,11 @@ def too_large(name: str, nbytes: int, budget: int) -> ModelError:
         f"model {name} takes {nbytes} bytes of memory, model_memory is {budget}",
         hint=f"SET model_memory = '{nbytes // 10**6 + 1}MB', or more",
     )
+
+
+def key_of(model: ModelDef, weights: bytes) -> Key:
+    """Return what a model of these weights, which is no adapter, is loaded as."""
+    return weights, model.task, tuple(sorted(model.options.items()))
 
 
 def loaded_models(env: Environment) -> LoadedModels:

@@ -18,7 +18,12 @@ from tarsdb.columns import Column, from_list
 from tarsdb.engine.inference import model_device
 from tarsdb.engine.inference.generation import Lease, naming, with_draft
 from tarsdb.engine.inference.inference_cache import question_of, through
-from tarsdb.engine.inference.loaded_models import Key, adapted_model, loaded_models, memory_bytes
+from tarsdb.engine.inference.loaded_models import (
+    adapted_model,
+    key_of,
+    loaded_models,
+    memory_bytes,
+)
 from tarsdb.engine.inference.model_functions import FUNCTIONS, Request, Values
 from tarsdb.engine.inference.packed_weights import shelf_for
 from tarsdb.engine.progress import SILENT, Listener, Work
@@ -121,7 +126,7 @@ class ModelRuntime:
         found = _version(model)
         if adapted_model(model):
             return self._adapted(context, model, found, device)
-        key: Key = (found.weights_digest, model.task, tuple(sorted(model.options.items())))
+        key = key_of(model, found.weights_digest)
         key += () if device is None else (device.name,)
         budget = memory_bytes(context.engines.settings["model_memory"])
 

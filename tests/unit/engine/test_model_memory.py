@@ -11,6 +11,7 @@ import pytest
 
 import tarsdb
 from tarsdb.engine.inference import models
+from tarsdb.engine.inference.loaded_models import loaded_models
 from tarsdb.errors import ModelError
 from tarsdb.kernels import dispatch
 from tarsdb.metrics import METRICS
@@ -74,6 +75,13 @@ def sizes(db: tarsdb.Connection, name: str) -> tuple[int, int]:
     return row
 
 
+def opened_without_models(path: pathlib.Path) -> tarsdb.Connection:
+    """Return a connection; a thread in the background may have kept the file, and models, open."""
+    db = tarsdb.connect(path)
+    loaded_models(db._require_session().env).keep_only([])
+    return db
+
+
 def bound(db: tarsdb.Connection, nbytes: int) -> None:
     db.execute(f"SET model_memory = '{nbytes / 1000:.3f}KB'")
 
@@ -86,7 +94,7 @@ def test_a_model_smaller_in_memory_than_in_the_file_is_loaded(
     stored, loaded = sizes(db, "wide")
     assert loaded < stored
     db.close()
-    with tarsdb.connect(tmp_path / "db.tars") as fresh:
+    with opened_without_models(tmp_path / "db.tars") as fresh:
         bound(fresh, loaded)
         fresh.generate("wide", "abc", max_tokens=1)
 
@@ -98,7 +106,7 @@ def test_a_model_larger_in_memory_than_in_the_file_is_refused_unread(
     _, other = sizes(db, "wide")
     assert 1.9 * stored < loaded
     db.close()
-    with tarsdb.connect(tmp_path / "db.tars") as fresh:
+    with opened_without_models(tmp_path / "db.tars") as fresh:
         fresh.generate("wide", "abc", max_tokens=1)
         bound(fresh, loaded - 1)
         evicted = METRICS.snapshot().get("models.evicted", 0)
@@ -114,3 +122,18 @@ def test_a_model_larger_in_memory_than_in_the_file_is_refused_unread(
         bound(fresh, loaded)
         fresh.generate("narrow", "abc", max_tokens=1)
         assert METRICS.snapshot()["models.evicted"] == evicted + 1
+
+
+def test_models_of_the_same_weights_each_say_what_they_take(
+    db: tarsdb.Connection, tmp_path: pathlib.Path
+) -> None:
+    write_tiny_decoder(tmp_path / "same", "llama")
+    for mode in ("none", "int4"):
+        db.execute(f"CREATE MODEL {mode}s FROM '{tmp_path / 'same'}' WITH (quantize = '{mode}')")
+    _, alone = sizes(db, "nones")
+    query = "SELECT bytes_loaded FROM tars_models WHERE name = '{}s'"
+    assert db.execute(query.format("int4")).fetchall() == [(0,)]
+    _, packed = sizes(db, "int4s")
+    assert db.execute(query.format("none")).fetchall() == [(alone,)]
+    if dispatch.level() != "portable":
+        assert 0 < packed < alone
