@@ -137,6 +137,7 @@ def test_the_rules_of_filters_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "tuning-index.md").read_text("utf-8")
     for work in (index_methods.EXACT_WORK, index_methods.CODED_WORK):
         assert f"{work:g} * ef * n" in text
+    assert f"(m / {index_methods.REACH}, and at least 4 * ef)" in text
     assert f"{index_methods.VECTOR_WORK} * m is at most" in text
 
 

@@ -205,7 +205,7 @@ def test_few_allowed_rows_are_compared_exactly(method: Method) -> None:
         """Return how many rows are compared exactly at most."""
         exact = [
             allowed
-            for allowed in range(0, 3001, 10)
+            for allowed in range(0, 30_001, 10)
             if method.prefers_exact(50, (allowed, 30_000), [part], is_coded=is_coded)
         ]
         assert exact == list(range(0, len(exact) * 10, 10))
