@@ -19,6 +19,7 @@ class GraphKernels:
     variant: str
     sketch: Callable[..., None]
     search: Callable[..., int]
+    search_asking: Callable[..., int]
     ask: Callable[..., int]
     nearest: Callable[..., int]
     insert: Callable[..., None]

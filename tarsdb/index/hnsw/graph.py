@@ -133,13 +133,18 @@ class Graph:
                 f"the query has shape {given.shape}, the graph is of {dim} elements"
             )
         ef, room = list_and_room((ef, wanted, reach), is_filtered=allowed is not None)
-        asked = address(allowed.words) if isinstance(allowed, Unknown) else 0
-        mask = allowed.allowed if isinstance(allowed, Unknown) else allowed
-        count: int = found.search(
-            table, address(given), wanted, ef, room, 0 if mask is None else address(mask),
-            asked, 0 if places is None else address(places), address(out),
+        rest = (
+            0 if places is None else address(places), address(out),
             scratch.of(self.scratch_bytes(room)),
         )  # fmt: skip
+        first = table, address(given), wanted, ef, room
+        count: int
+        if isinstance(allowed, Unknown):
+            asked = address(allowed.allowed), address(allowed.words)
+            count = found.search_asking(*first, *asked, *rest)
+        else:
+            mask = 0 if allowed is None else address(allowed)
+            count = found.search(*first, mask, *rest)
         return out[:count] if count >= 0 else None
 
     def search_others(self, node: int, query: np.ndarray, wanted: int, ef: int) -> np.ndarray:

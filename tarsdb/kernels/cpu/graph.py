@@ -43,7 +43,8 @@ _CODES, _EDGES, _CONSTANTS = _U8[:, ::1], _I4[:, ::1], _F4[:, ::1]
 _LIST, _NODES, _MARKS = _I8A[::1], _I4[::1], _U8[::1]
 SIGNATURES = {
     "sketch": types.void(_CODES, _CONSTANTS, types.int64, types.int64, _CODES),
-    "search": types.int64(*[types.int64] * 10),
+    "search": types.int64(*[types.int64] * 9),
+    "search_asking": types.int64(*[types.int64] * 10),
     "ask": types.int64(*[types.int64] * 4),
     "nearest": types.int64(*[types.int64] * 7),
     "insert": types.void(types.int64, _EDGES, *[types.int64] * 4, _F4, _LIST, _MARKS),
@@ -86,13 +87,15 @@ def make_kernels(variant: str) -> dict[str, Any]:
     sketch(codes, constants, bits, width, sketches)
         Writes of each node the signs of its codes, a bit each, then float32 squared norm, scale,
         factor of the estimate and its standard deviation a unit of the query's norm.
-    search(graph, query, wanted, ef, room, allowed, asked, places, out, scratch)
+    search(graph, query, wanted, ef, room, allowed, places, out, scratch)
         ``graph`` is a table as ``graph_search.py`` says, ``query`` float32 (dim,), ``allowed``
-        uint8 (n,) or 0, ``asked`` the words of ``ask`` or 0, ``places`` int64 (n,) or 0. ``out``
-        int64 (wanted,) gets nodes in order, or their places; returns how many. ``room`` is ``ef``
-        without ``allowed``; with it ``ef`` of the nearest allowed are looked for, the search goes
-        on until what is left is farther, and ``room`` bounds its work: -1 when that did not
-        suffice, or a filter ended it. ``scratch``: see ``Graph``.
+        uint8 (n,) or 0, ``places`` int64 (n,) or 0. ``out`` int64 (wanted,) gets nodes in order, or
+        their places; returns how many. ``room`` is ``ef`` without ``allowed``; with it ``ef`` of
+        the nearest allowed are looked for, the search goes on until what is left is farther, and
+        ``room`` bounds its work: -1 when that did not suffice. ``scratch``: see ``Graph``.
+    search_asking(graph, query, wanted, ef, room, allowed, asked, places, out, scratch)
+        The same; it asks about nodes that ``allowed`` does not know. ``asked`` are the words of
+        ``ask``; -1, too, when a filter ended the search.
     ask(words, nodes, count, allowed)
         Asks a filter of another library about nodes that are unknown; ``asking.py`` says what the
         words are, ``nodes`` are int32.
@@ -110,6 +113,7 @@ def make_kernels(variant: str) -> dict[str, Any]:
         ``lost``, no edge led to from those before.
     """
     search, traverse, apart = make_search(variant)
+    search_asking, _, _ = make_search(variant, asks=True)
 
     @njit(nogil=True)
     def sketch(codes, constants, bits, width, sketches):  # type: ignore[no-untyped-def]
@@ -250,6 +254,6 @@ def make_kernels(variant: str) -> dict[str, Any]:
             apart += 1
 
     return {
-        "sketch": sketch, "search": search, "ask": make_ask(), "nearest": make_nearest(search),
-        "insert": insert, "link": link, "order": order,
+        "sketch": sketch, "search": search, "search_asking": search_asking, "ask": make_ask(),
+        "nearest": make_nearest(search), "insert": insert, "link": link, "order": order,
     }  # fmt: skip

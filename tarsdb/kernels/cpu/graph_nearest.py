@@ -122,7 +122,7 @@ def make_nearest(search: Any) -> Any:
         """Search one part with the list of a word (SHORT or WHOLE); return how many it gave."""
         return search(
             read_long(line, GRAPH), numbers, read_long(line, TAKEN), read_long(line, size),
-            read_long(line, size + 1), read_long(line, ALLOWED), 0, read_long(line, PLACES), slot,
+            read_long(line, size + 1), read_long(line, ALLOWED), read_long(line, PLACES), slot,
             memory,
         )  # fmt: skip
 

@@ -111,8 +111,11 @@ def rows_of(graph):  # type: ignore[no-untyped-def]
     return codes, numbers, padded * bits >> 3, read_long(graph, STRIDE), padded, bits
 
 
-def make_search(variant: str) -> tuple[Any, Any, Any]:
-    """Return ``search``, and ``traverse`` and ``apart`` it is made of; see ``graph.py``."""
+def make_search(variant: str, asks: bool = False) -> tuple[Any, Any, Any]:
+    """Return ``search``, and ``traverse`` and ``apart`` it is made of; see ``graph.py``.
+
+    One that ``asks`` is another kernel: the call alone makes searches without it slower.
+    """
     dot, pick = make_products(variant)
 
     @linked
@@ -132,7 +135,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
         ``beam`` is memory for a list of ``room`` entries, of which ``wanted`` are allowed at most,
         ``near`` for int32, ``TOGETHER`` times the degree or ``START``. ``limit`` is of entries:
         edges of nodes below it lead to nodes below it. Returns -1 when ``room`` did not suffice, or
-        what ``asked`` names (see ``asking.py``; 0: all of ``allowed`` is known) ended the search.
+        what ``asked`` names (see ``asking.py``) ended the search.
         """
         rows = rows_of(graph)
         codes, numbers, lines, stride, padded, bits = rows
@@ -195,7 +198,7 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                     for i in range(degree):  # where there is none, what is harmless to ask for
                         prefetch(signs + read_int(other, i) * stride)
             # the answers come while memory brings the codes
-            if asked and call_at(read_long(asked, 0), (asked, near, count, allowed)):
+            if asks and call_at(read_long(asked, 0), (asked, near, count, allowed)):
                 return np.int64(-1)
             lowest = size
             for i in range(count):
@@ -244,8 +247,8 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                     return np.int64(-1)  # there may be nearer ones beyond what the list holds
                 return size
 
-    @njit(nogil=True)
-    def search(graph, query, wanted, ef, room, allowed, asked, places, out, scratch):  # type: ignore[no-untyped-def]
+    @linked
+    def look(graph, query, wanted, ef, room, allowed, asked, places, out, scratch):  # type: ignore[no-untyped-def]
         code = scratch
         near = code + read_long(graph, PADDED)
         beam = near + 4 * max(TOGETHER * read_long(graph, DEGREE), START)
@@ -266,5 +269,17 @@ def make_search(variant: str) -> tuple[Any, Any, Any]:
                 put_long(out, taken, read_long(places, node) if places else node)
                 taken += 1
         return taken
+
+    if asks:
+
+        @njit(nogil=True)
+        def search_asking(graph, query, wanted, ef, room, allowed, asked, places, out, scratch):  # type: ignore[no-untyped-def]
+            return look(graph, query, wanted, ef, room, allowed, asked, places, out, scratch)
+
+        return search_asking, traverse, apart
+
+    @njit(nogil=True)
+    def search(graph, query, wanted, ef, room, allowed, places, out, scratch):  # type: ignore[no-untyped-def]
+        return look(graph, query, wanted, ef, room, allowed, 0, places, out, scratch)
 
     return search, traverse, apart
